@@ -1,0 +1,105 @@
+"""Tokenised examples and the padded batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.runtime.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised record.
+
+    `tokens` [T] int64; `loss_mask` [T] bool, True where the token is *predicted* and its loss counts
+    (position 0 is never predicted); `text` is for people.
+    """
+
+    id: str
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    text: str
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+
+class Examples(Sequence[Example]):
+    """An ordered list of examples with a fingerprint of all that a gradient can depend on."""
+
+    def __init__(self, items: Sequence[Example]) -> None:
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        """Return one example, or the examples of a slice."""
+        return Examples(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return [item.id for item in self.items]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Token counts [N]."""
+        return np.array([item.length for item in self.items], dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """Hash of ids, tokens and loss masks in order."""
+        return fingerprint([[item.id, item.tokens, item.loss_mask] for item in self.items])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded tensors of B examples: `tokens` [B, T] int64, `attention` [B, T] int64 (1 = real token),
+    `loss_mask` [B, T] bool (True where the token at t is predicted from the logits at t - 1).
+    """
+
+    tokens: Tensor
+    attention: Tensor
+    loss_mask: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device."""
+        return Batch(self.tokens.to(device), self.attention.to(device), self.loss_mask.to(device))
+
+
+def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """Pad to the longest example on the right: under causal attention no real token sees the padding."""
+    width = max(example.length for example in examples)
+    tokens = torch.full((len(examples), width), pad_id, dtype=torch.int64)
+    attention = torch.zeros((len(examples), width), dtype=torch.int64)
+    loss_mask = torch.zeros((len(examples), width), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        tokens[row, : example.length] = torch.from_numpy(example.tokens)
+        attention[row, : example.length] = 1
+        loss_mask[row, : example.length] = torch.from_numpy(example.loss_mask)
+    loss_mask[:, 0] = False
+    return Batch(tokens, attention, loss_mask)
+
+
+def token_budget_batches(lengths: np.ndarray, order: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Cut `order` into consecutive batches whose padded size (count × longest) stays within the budget.
+
+    A single example longer than the budget gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, int(lengths[index]))
+        if batches and longest * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest = int(lengths[index])
+    return batches

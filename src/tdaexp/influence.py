@@ -1,0 +1,198 @@
+"""The influence tensor: one labelled array that every method fills and every metric reads, and its store.
+
+In memory it is an `xarray.Dataset`; on disk a zarr store. The full tensor of DESIGN has the axes
+`query, train, component, step, output`; a method fills those that have a meaning for it. Most (query, train) pairs
+are never computed, so the train axis is kept *compactly*: axis `candidate` with a coordinate `train[query, candidate]`
+that names the training example ("" where a query has fewer candidates). `dense` gives the query × train form, in
+which a pair that was not computed is NaN.
+
+Variables (Q queries, C candidates, K components):
+
+    influence [Q, C] or [Q, C, K]   positive: training on the example made the query more likely; additive over K
+    query_sq  [Q, K]                self-products, present where the similarity is a cosine
+    train_sq  [Q, C, K]
+    truth     [Q, C] bool           the candidate is a source of the query
+    bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
+    weight    [query_set, K]        1 for the components that count in the method's answer (select), absent = all
+
+Coordinates: query, query_set (per query), train, component, size (parameters per component), text coordinates
+`query_text` and `train_text` where known. Attributes: `method`, `label`, `normalise` ("cosine" or "none"),
+`format_version`, and provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import atomic_path
+
+FORMAT_VERSION = 1
+EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
+
+
+def build(
+    influence: np.ndarray,
+    *,
+    query: list[str],
+    query_set: list[str],
+    train: np.ndarray,
+    truth: np.ndarray,
+    bm25: np.ndarray | None = None,
+    component: list[str] | None = None,
+    size: np.ndarray | None = None,
+    query_sq: np.ndarray | None = None,
+    train_sq: np.ndarray | None = None,
+    attrs: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Label raw arrays (shapes in the module's docstring) as an influence data set.
+
+    `train` [Q, C] holds training ids as strings, "" where there is no candidate; influence there must be NaN.
+    The answer is a cosine when both self-products are given, else a plain sum over components.
+    """
+    dims = ("query", "candidate", "component")[: influence.ndim]
+    data: dict[str, Any] = {
+        "influence": (dims, influence),
+        "truth": (("query", "candidate"), truth.astype(bool)),
+        "bm25": (("query", "candidate"), np.full(train.shape, np.nan) if bm25 is None else bm25),
+    }
+    coords: dict[str, Any] = {
+        "query": np.array(query, dtype=object),
+        "query_set": ("query", np.array(query_set, dtype=object)),
+        "train": (("query", "candidate"), train.astype(object)),
+    }
+    if component is not None:
+        coords["component"] = np.array(component, dtype=object)
+        coords["size"] = ("component", np.asarray(size, dtype=np.int64))
+    cosine = query_sq is not None and train_sq is not None
+    if cosine:
+        data["query_sq"] = (("query", "component"), query_sq)
+        data["train_sq"] = (("query", "candidate", "component"), train_sq)
+    attributes = {"format_version": FORMAT_VERSION, "normalise": "cosine" if cosine else "none", **(attrs or {})}
+    return xr.Dataset(data, coords, attributes)
+
+
+def scores(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the method's answer [query, candidate]: the (weighted) sum over components, as a cosine if it is one."""
+    if "component" not in dataset["influence"].dims:
+        return dataset["influence"]
+    weight = _weights(dataset)
+    if dataset.attrs["normalise"] == "cosine":
+        return cosine(dataset, weight)
+    return (dataset["influence"] * weight).sum("component", skipna=False)
+
+
+def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataArray:
+    """Reconstruct the cosine of a subset of components from sums (Select or Project, A.2).
+
+    `weight` [component] or [query, component] is 1 for the components in the subset, else 0.
+    """
+    dot = (dataset["influence"].astype(np.float64) * weight).sum("component", skipna=False)
+    query_norm = np.sqrt((dataset["query_sq"].astype(np.float64) * weight).sum("component", skipna=False))
+    train_norm = np.sqrt((dataset["train_sq"].astype(np.float64) * weight).sum("component", skipna=False))
+    return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
+
+
+def dense(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the answer as [query, train] over all training ids that occur, NaN where a pair was not computed."""
+    values, names = scores(dataset).values, dataset["train"].values
+    ids = sorted(set(names.ravel()) - {""})
+    column = {name: k for k, name in enumerate(ids)}
+    full = np.full((len(names), len(ids)), np.nan)
+    for row in range(len(names)):
+        for name, value in zip(names[row], values[row], strict=True):
+            if name:
+                full[row, column[name]] = value
+    return xr.DataArray(full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids})
+
+
+def save(dataset: xr.Dataset, path: Path) -> None:
+    """Write the data set as a zarr store that appears complete or not at all."""
+    plain = dataset.copy()
+    plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
+    with atomic_path(path) as temporary:
+        plain.to_zarr(temporary, zarr_format=2, consolidated=True)
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read a store; a missing, foreign, damaged or older one is a `UserError`."""
+    if not path.exists():
+        raise UserError(f"{path}: no such influence store; run attribute.py first or name another folder")
+    try:
+        with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
+            dataset = _plain_strings(stored.load())
+        dataset.attrs = json.loads(dataset.attrs["tdaexp"])
+    except Exception as error:
+        raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
+    if dataset.attrs.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "delete the store and run attribute.py again"
+        )
+    return dataset
+
+
+def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
+    """Per-query component weights: each query takes the subset of its own query set."""
+    if "weight" not in dataset:
+        return 1.0
+    return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
+
+
+def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
+    """Zarr hands back numpy's StringDType, which few libraries know: use object arrays of str, as `build` does."""
+    strings = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
+    return dataset.assign_coords({name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings})
+
+
+class BlockStore:
+    """Arrays on disk that are computed block by block along their first axis, and that survive a kill.
+
+    A block counts only once all its arrays are written and its flag is set, so a run that was killed goes on at the
+    block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
+    """
+
+    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
+        self.path, self.blocks = path, blocks
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                self._create(temporary, arrays, blocks)
+        try:
+            self.group = zarr.open_group(path, mode="r+")
+            stored = {name: self.group[name].shape for name in arrays}
+            self.done = self.group["done"]
+        except Exception as error:
+            raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
+        if any(stored[name] != shape for name, (shape, _) in arrays.items()) or self.done.shape != (len(blocks),):
+            raise UserError(f"{path}: cache of another run; delete this folder and run again")
+
+    @staticmethod
+    def _create(path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+        group = zarr.open_group(path, mode="w")
+        rows = max(1, min(block.stop - block.start for block in blocks))
+        for name, (shape, dtype) in arrays.items():
+            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
+        group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
+
+    def missing(self) -> list[int]:
+        """Numbers of the blocks that are still to be computed, in order."""
+        return [int(k) for k in np.flatnonzero(~self.done[:])]
+
+    def write(self, block: int, values: dict[str, np.ndarray]) -> None:
+        """Store one block of every array, then mark it done."""
+        for name, value in values.items():
+            self.group[name][self.blocks[block]] = value
+        self.done[block] = True
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Return all arrays; an incomplete store is a programming error."""
+        if self.missing():
+            raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
+        return {name: array[:] for name, array in self.group.arrays() if name != "done"}

@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, fingerprints, the cache, atomic files, devices and progress."""

@@ -1,0 +1,31 @@
+"""The one exception that a user is meant to see, and the wording of its hints."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: its message is one line that says what, where, and what to do.
+
+    The command line prints the message alone, without a traceback, and exits with code 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that is spelt most like `name`, or None when nothing comes near."""
+    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, name: str, choices: Iterable[str], where: str) -> UserError:
+    """Build the error for a name that does not exist: what it is, where it stands, the nearest one, all of them.
+
+    `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it.
+    """
+    choices = sorted(choices)
+    near = nearest(name, choices)
+    hint = f"did you mean '{near}'? " if near else ""
+    shown = ", ".join(choices[:30]) + (", …" if len(choices) > 30 else "")
+    return UserError(f"{where}: unknown {what} '{name}'; {hint}choices: {shown}")

@@ -1,0 +1,70 @@
+"""Files and folders that appear complete or not at all, and a cache of them keyed by fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; rename it to `path` when the block ends without an error.
+
+    Works for files and for folders. A full disk leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, two spaces of indent, non-ASCII kept."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an inter-process lock named after `path`, so that two jobs of a sweep do not build it twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def cached_folder(path: Path, build: Callable[[Path], None]) -> Path:
+    """Return the folder `path`, calling `build(temporary)` to fill it when it does not exist yet.
+
+    The folder's name is expected to carry the fingerprint of all that its content depends on.
+    """
+    with locked(path):
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.mkdir()
+                build(temporary)
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

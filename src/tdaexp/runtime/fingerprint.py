@@ -1,0 +1,81 @@
+"""Fingerprints: short hashes of exactly what a result depends on, and where a result came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("tdaexp", "torch", "transformers", "lightning", "numpy", "xarray", "zarr", "traker")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash nested plain data (dicts, lists, dataclasses, numpy arrays, paths, numbers) to 16 hex digits.
+
+    Dict order does not matter; list order does. Arrays count by dtype, shape and bytes.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(json.dumps([_plain(part) for part in parts], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash a file's bytes, or a folder's files with their relative names."""
+    digest = hashlib.blake2b(digest_size=8)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Package versions and the git commit of the working folder (None outside a checkout)."""
+    return {"versions": {name: _version(name) for name in PACKAGES}, "git_commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """Return the working folder's git commit, with `+` behind it when there are uncommitted changes."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return _plain({"class": type(value).__qualname__, **fields})
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        data = np.ascontiguousarray(value)
+        if data.dtype.kind in "US":
+            return _plain(data.tolist())
+        return ["array", str(data.dtype), list(data.shape), hashlib.blake2b(data.tobytes()).hexdigest()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    return value
