@@ -23,6 +23,7 @@ Coordinates: query, query_set (per query), train, component, size (parameters pe
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import zarr
 
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
+from tdaexp.runtime.fingerprint import fingerprint
 
 FORMAT_VERSION = 1
 EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
@@ -115,7 +117,7 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
 def save(dataset: xr.Dataset, path: Path) -> None:
     """Write the data set as a zarr store that appears complete or not at all."""
     plain = dataset.copy()
-    plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
+    plain.attrs = {"tdaexp": json.dumps(dataset.attrs), "checksum": _checksum(dataset)}
     with atomic_path(path) as temporary:
         plain.to_zarr(temporary, zarr_format=2, consolidated=True)
 
@@ -127,6 +129,7 @@ def load(path: Path) -> xr.Dataset:
     try:
         with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
             dataset = _plain_strings(stored.load())
+        checksum = dataset.attrs["checksum"]
         dataset.attrs = json.loads(dataset.attrs["tdaexp"])
     except Exception as error:
         raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
@@ -135,6 +138,8 @@ def load(path: Path) -> xr.Dataset:
             f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
             "delete the store and run attribute.py again"
         )
+    if _checksum(dataset) != checksum:  # zarr reads a chunk that was lost as NaN, without a word
+        raise UserError(f"{path}: not a readable influence store (checksum differs); delete it and run again")
     return dataset
 
 
@@ -143,6 +148,10 @@ def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
     if "weight" not in dataset:
         return 1.0
     return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
+
+
+def _checksum(dataset: xr.Dataset) -> str:
+    return fingerprint({str(name): dataset[name].values for name in dataset.variables})
 
 
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
@@ -170,6 +179,7 @@ class BlockStore:
             self.done = self.group["done"]
         except Exception as error:
             raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
+        self._clock = time.monotonic()
         if any(stored[name] != shape for name, (shape, _) in arrays.items()) or self.done.shape != (len(blocks),):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
 
@@ -180,6 +190,7 @@ class BlockStore:
         for name, (shape, dtype) in arrays.items():
             group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
+        group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are still to be computed, in order."""
@@ -189,10 +200,16 @@ class BlockStore:
         """Store one block of every array, then mark it done."""
         for name, value in values.items():
             self.group[name][self.blocks[block]] = value
+        now = time.monotonic()
+        self.group["seconds"][block], self._clock = now - self._clock, now
         self.done[block] = True
+
+    def seconds(self) -> float:
+        """Wall-clock seconds that the stored blocks took, over all the runs that computed them."""
+        return float(self.group["seconds"][:].sum())
 
     def read(self) -> dict[str, np.ndarray]:
         """Return all arrays; an incomplete store is a programming error."""
         if self.missing():
             raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
-        return {name: array[:] for name, array in self.group.arrays() if name != "done"}
+        return {name: array[:] for name, array in self.group.arrays() if name not in ("done", "seconds")}

@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value)
-        if data.dtype.kind in "US":
+        if data.dtype.kind in "USOT":
             return _plain(data.tolist())
         return ["array", str(data.dtype), list(data.shape), hashlib.blake2b(data.tobytes()).hexdigest()]
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,26 @@
+"""What a method is: a dataclass of settings and one function from a study to a labelled influence data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import xarray as xr
+
+from tdaexp.methods.study import Study
+from tdaexp.runtime.errors import UserError
+
+
+class Method(ABC):
+    """Base of every method. A subclass is a `@dataclass`: its fields are the keys of its YAML in `conf/method/`.
+
+    A method that depends on the run's budget declares a field `budget: float`.
+    """
+
+    @abstractmethod
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Score the study's pairs; positive means that training on the example made the query more likely."""
+
+    def from_products(self, products: xr.Dataset) -> xr.Dataset:
+        """Answer from stored component products alone, without a model; most methods cannot."""
+        name = type(self).__name__.lower()
+        raise UserError(f"products=…: method '{name}' needs a model; on stored products use select, full or dot")

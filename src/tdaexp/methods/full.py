@@ -1,0 +1,48 @@
+"""Full-gradient similarity: the cosine of two examples' whole loss gradients.
+
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.2 and A.2; the reference that surrogates are
+compared with. Sign: positive cosine = a step on the training example lowers the query's loss. Fills query, train and
+component. Cost: one forward-backward pass per example, and the component dot products of the candidate pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import xarray as xr
+
+from tdaexp.gradients.products import component_products
+from tdaexp.methods.base import Method
+from tdaexp.methods.study import Study
+
+
+@dataclass
+class Full(Method):
+    """Keys: `components` (names to restrict the gradient to; null = all), `reduction` of the loss over an example's
+    tokens (`mean`, as in the paper, or `sum`).
+    """
+
+    components: list[str] | None = None
+    reduction: str = "mean"
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Component dot products and self-products of all candidate pairs."""
+        components = study.components(self.components)
+        names = [component.name for component in components.components]
+        products = component_products(
+            study.loaded.model,
+            components,
+            study.train,
+            study.queries,
+            study.pairs,
+            store=study.store("products", names, self.reduction),
+            reduction=self.reduction,
+            tokens_per_batch=study.compute.tokens_per_batch,
+            cache_gb=study.compute.cache_gb,
+            device=study.compute.device,
+        )
+        return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
+
+    def from_products(self, products: xr.Dataset) -> xr.Dataset:
+        """Stored products are the answer."""
+        return products

@@ -1,0 +1,64 @@
+"""Representation similarity: the cosine of two examples' hidden states, without any gradient.
+
+Source: the RepSim baseline of Bao et al. 2025 and of earlier fact-tracing work. Sign: closer = higher. Fills query and
+train. Cost: one forward pass per example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from tdaexp.data.examples import Examples, collate, token_budget_batches
+from tdaexp.methods.base import Method
+from tdaexp.methods.study import Study
+from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.progress import track
+
+POOLINGS = ("mean", "last")
+
+
+@dataclass
+class RepSim(Method):
+    """Keys: `layer` (index into the hidden states, -1 = after the last block), `pooling` over an example's tokens
+    (`last`: the last token's state, `mean`: the average).
+    """
+
+    layer: int = -1
+    pooling: str = "last"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown pooling."""
+        if self.pooling not in POOLINGS:
+            raise unknown("pooling", self.pooling, POOLINGS, "method.pooling")
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Cosine of pooled hidden states for every candidate pair."""
+        queries, train = self.states(study, study.queries), self.states(study, study.train)
+        return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
+
+    def states(self, study: Study, examples: Examples) -> np.ndarray:
+        """Unit-length pooled hidden states [N, d] float32, in the examples' order."""
+        model, device = study.loaded.model, study.compute.device
+        depth = model.config.num_hidden_layers
+        if not -depth - 1 <= self.layer <= depth:
+            raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
+        by_length = np.argsort(examples.lengths, kind="stable").tolist()
+        batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
+        states = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32)
+        for batch in track(batches, "hidden states", len(batches)):
+            inputs = collate([examples[i] for i in batch]).to(device)
+            with torch.no_grad():
+                output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
+            states[batch] = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+        return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
+
+    def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """[B, T, d] and [B, T] to [B, d]."""
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden)), attention.sum(1) - 1]
+        weight = attention.unsqueeze(-1).float()
+        return (hidden * weight).sum(1) / weight.sum(1)

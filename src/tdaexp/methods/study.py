@@ -1,0 +1,96 @@
+"""The study: all that a method may look at, and the label it puts on its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from tdaexp import influence
+from tdaexp.data.candidates import Candidates
+from tdaexp.data.examples import Examples
+from tdaexp.models.build import LoadedModel
+from tdaexp.models.components import ComponentMap, component_map
+from tdaexp.runtime.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the passes are run: none of this may change a result beyond rounding.
+
+    `tokens_per_batch` bounds a batch's padded size, `cache_gb` the memory for captured factors.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    tokens_per_batch: int
+    cache_gb: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model, one training set, its queries and the pairs to score.
+
+    `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
+    `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again.
+    """
+
+    train: Examples
+    queries: Examples
+    query_set: list[str]
+    candidates: Candidates
+    truth: np.ndarray
+    loaded: LoadedModel
+    compute: Compute
+    cache: Path
+    seed: int
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
+        return self.candidates.indices
+
+    def components(self, names: list[str] | None = None) -> ComponentMap:
+        """The model's components in parameter order, or the named ones."""
+        whole = component_map(self.loaded.model)
+        return whole if names is None else whole.select(names)
+
+    def store(self, kind: str, *depends_on: Any) -> Path:
+        """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`."""
+        key = fingerprint(
+            self.loaded.fingerprint,
+            self.train.fingerprint(),
+            self.queries.fingerprint(),
+            self.pairs,
+            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
+            *depends_on,
+        )
+        return self.cache / kind / key
+
+    def label(
+        self,
+        values: np.ndarray,
+        components: ComponentMap | None = None,
+        query_sq: np.ndarray | None = None,
+        train_sq: np.ndarray | None = None,
+    ) -> xr.Dataset:
+        """Label values [Q, C] or [Q, C, K] on this study's pairs; pairs that do not exist become NaN."""
+        absent = self.pairs < 0
+        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
+        ids = np.array([*self.train.ids, ""], dtype=object)
+        return influence.build(
+            values,
+            query=self.queries.ids,
+            query_set=self.query_set,
+            train=ids[self.pairs],
+            truth=self.truth,
+            bm25=self.candidates.bm25,
+            component=None if components is None else [c.name for c in components.components],
+            size=None if components is None else np.array([c.size for c in components.components]),
+            query_sq=query_sq,
+            train_sq=train_sq,
+        )

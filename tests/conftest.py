@@ -1,0 +1,28 @@
+"""Shared set-up: one thread per process, nothing online."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real data beside the checkout; tests that need it skip where it is missing."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data (../shared/data) is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout: conf/ and the three commands."""
+    return REPOSITORY

@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from tdaexp.runtime.files import atomic_path, cached_folder, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    target = tmp_path / "metrics.json"
+    write_json(target, {"accuracy": 1.0})
+    with pytest.raises(OSError, match="No space left"), atomic_path(target) as temporary:
+        temporary.write_text("{half")
+        raise OSError(28, "No space left on device")
+    assert json.loads(target.read_text()) == {"accuracy": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_folder_replaces_an_older_one_whole(tmp_path):
+    for name in ("old", "new"):
+        with atomic_path(tmp_path / "store") as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
+
+
+def test_a_cached_folder_is_built_once_and_only_when_the_build_succeeds(tmp_path):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "file").write_text("x")
+        if len(calls) == 1:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        cached_folder(tmp_path / "key", build)
+    assert not (tmp_path / "key").exists()
+    for _ in range(2):
+        assert (cached_folder(tmp_path / "key", build) / "file").read_text() == "x"
+    assert len(calls) == 2
