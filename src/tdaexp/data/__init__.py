@@ -1,0 +1,1 @@
+"""Data before and after tokenisation: records, query sets, loaders, generators, candidates."""

@@ -28,18 +28,16 @@ class Full(Method):
     def attribute(self, study: Study) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
         components = study.components(self.components)
-        names = [component.name for component in components.components]
         products = component_products(
             study.loaded.model,
             components,
             study.train,
             study.queries,
             study.pairs,
-            store=study.store("products", names, self.reduction),
+            store=study.store("products", components.names, self.reduction),
             reduction=self.reduction,
             tokens_per_batch=study.compute.tokens_per_batch,
             cache_gb=study.compute.cache_gb,
-            device=study.compute.device,
         )
         return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
 

@@ -1,19 +1,17 @@
 """Greedy forward selection of components on stored products (Select or Project, Algorithm 2, appendix B.3).
 
-Nothing here sees a model: the input is, per component k, the dot product of query i's and candidate j's gradients
-and both self-products, and the cosine of any subset of components follows from sums (A.2):
+The algorithm adds, one at a time, the component that makes the mean objective of the subset largest; of
+several that do, the first in parameter order. One step evaluates all remaining components in one array
+operation, so an ordering of K components over Q queries with C candidates costs O(K² Q C) and holds O(K Q C)
+numbers. Accumulators are float64.
 
-    cos_S(i, j) = Σ_{k∈S} dot[i,j,k] / (sqrt(Σ_{k∈S} query_sq[i,k]) sqrt(Σ_{k∈S} train_sq[i,j,k]) + ε)
+A budget is a fraction of all parameters. A component that alone is larger than the budget can be in no
+answer, so it is not ranked; of the others, the answer is the largest prefix of the ordered list that fits. A
+budget of 1 therefore gives the full gradient, and a budget that admits the smallest component never gives an
+empty answer.
 
-The algorithm adds, one at a time, the component that makes the objective of the subset largest; of several that do,
-the first in parameter order. One step evaluates all remaining components in one array operation, so an ordering of
-K components over Q queries with C candidates costs O(K² Q C) and holds O(K Q C) numbers. Accumulators are float64.
-
-Objectives (mean over queries, larger is better):
-
-* `accuracy`: the share of queries whose source scores strictly higher than every other candidate (section 3.2).
-* `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5), as the
-  cosine between a query's score vector over its candidates and the full gradient's. The paper gives no formula.
+Selecting and scoring on the same queries flatters the result: `cross_validated` selects on all folds but one
+and scores on the one left out.
 """
 
 from __future__ import annotations
@@ -22,75 +20,50 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdaexp.influence import EPSILON
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.methods.subsets import Products, cosine, judge
+from tdaexp.runtime.errors import UserError
 
-OBJECTIVES = ("accuracy", "fidelity")
 ROUNDING = 1e-9  # a prefix whose share equals the budget fits, whatever the budget's binary fraction is
 
 
 @dataclass(frozen=True)
-class Products:
-    """The numbers that a selection works on, float64, component first and queries last (numpy is fast that way).
-
-    `dot` [K, C, Q], `query_sq` [K, Q], `train_sq` [K, C, Q]; `source` and `rival` [C, Q] bool: the candidate exists
-    and is, or is not, a source of the query. Where a query has fewer than C candidates both are False and the
-    products are 0.
+class Selection:
+    """Components in greedy order: `order` [E] positions, `path` [E] the mean objective after each step, and
+    `chosen`, the prefix of `order` that fits the budget.
     """
 
-    dot: np.ndarray
-    query_sq: np.ndarray
-    train_sq: np.ndarray
-    source: np.ndarray
-    rival: np.ndarray
-
-    @classmethod
-    def of(cls, dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray, truth: np.ndarray) -> Products:
-        """Arrange `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K]; a candidate with a NaN is left out."""
-        pairs, norms = (np.asarray(part, np.float64).transpose(2, 1, 0) for part in (dot, train_sq))
-        valid = ~(np.isnan(pairs) | np.isnan(norms)).any(axis=0)
-        pairs, norms = (np.ascontiguousarray(np.where(valid, part, 0.0)) for part in (pairs, norms))
-        own = np.ascontiguousarray(np.asarray(query_sq, np.float64).T)
-        known_truth = np.asarray(truth, bool).T
-        return cls(pairs, own, norms, known_truth & valid, ~known_truth & valid)
-
-    def queries(self, keep: np.ndarray) -> Products:
-        """The products of some queries only (`keep`: positions or a mask over Q)."""
-        return Products(
-            *(part[..., keep] for part in (self.dot, self.query_sq, self.train_sq, self.source, self.rival))
-        )
-
-    def values(self, objective: str, order: np.ndarray) -> np.ndarray:
-        """The objective's value per query [len(order), Q] for the subsets that grow along `order`."""
-        judge = _judge(objective, self)
-        totals = [np.zeros(part.shape[1:]) for part in (self.dot, self.query_sq, self.train_sq)]
-        rows = np.empty((len(order), self.dot.shape[-1]))
-        for step, k in enumerate(order):
-            totals = [totals[0] + self.dot[k], totals[1] + self.query_sq[k], totals[2] + self.train_sq[k]]
-            rows[step] = judge(_cosine(*totals))
-        return rows
-
-    def single(self, objective: str) -> np.ndarray:
-        """The objective's value per query [K, Q] for each component alone."""
-        return _judge(objective, self)(_cosine(self.dot, self.query_sq, self.train_sq))
+    order: np.ndarray
+    path: np.ndarray
+    chosen: np.ndarray
 
 
-def order_components(products: Products, objective: str, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Algorithm 2 over the components `among` [E] (in parameter order): their order [E] and the path's values [E]."""
-    judge = _judge(objective, products)
-    dot, query_sq, train_sq = products.dot[among], products.query_sq[among], products.train_sq[among]
-    remaining = np.array(among)
-    order, path = np.empty(len(among), np.int64), np.empty(len(among))
-    totals = tuple(np.zeros(part.shape[1:]) for part in (dot, query_sq, train_sq))
-    for step in range(len(among)):
-        grown = (totals[0] + dot, totals[1] + query_sq, totals[2] + train_sq)
-        means = judge(_cosine(*grown)).mean(axis=-1)
-        best = int(means.argmax())  # the first of equals: parameter order
-        order[step], path[step] = remaining[best], means[best]
-        totals = tuple(part[best].copy() for part in grown)
-        dot, query_sq, train_sq = (np.delete(part, best, axis=0) for part in (dot, query_sq, train_sq))
-        remaining = np.delete(remaining, best)
-    return order, path
+@dataclass(frozen=True)
+class HeldOut:
+    """A k-fold selection over Q queries.
+
+    `fold` [Q]: the fold that holds the query out; `orders` [F, E]: the order found without fold f; `paths`
+    [F, E]: its mean objective on the queries it was found on; `values` [E, Q]: the objective of each query
+    after each step of the order found without it.
+    """
+
+    fold: np.ndarray
+    orders: np.ndarray
+    paths: np.ndarray
+    values: np.ndarray
+
+    def at(self, steps: np.ndarray) -> np.ndarray:
+        """Return each query's value [Q] when fold f stops after its first `steps[f]` components."""
+        return self.values[steps[self.fold] - 1, np.arange(len(self.fold))]
+
+    def at_budget(self, sizes: np.ndarray, budget: float) -> np.ndarray:
+        """Return each query's value [Q] when every fold stops at the largest prefix that fits the budget."""
+        return self.at(np.array([len(cut(order, sizes, budget)) for order in self.orders]))
+
+    def at_peak(self) -> np.ndarray:
+        """Return each query's value [Q] when every fold stops where its own path is highest (at the first
+        such).
+        """
+        return self.at(self.paths.argmax(axis=1) + 1)
 
 
 def greedy_order(
@@ -99,13 +72,101 @@ def greedy_order(
     train_sq: np.ndarray,
     truth: np.ndarray,
     objective: str = "accuracy",
-    among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order components by Algorithm 2.
+    """Order all components: `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K], `truth` [Q, C] bool.
 
-    `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K], `truth` [Q, C] bool; pairs with a NaN are ignored.
-    `among`: positions of the components that may be taken (all by default). Returns the order (positions) and the
-    objective's value after each step.
+    Returns the order [K] (positions) and the mean objective [K] after each step. Pairs with a NaN are
+    ignored.
     """
-    products = Products.of(dot, query_sq, train_sq, truth)
-    return order_components(products, objective, np.arange(dot.shape[2]) if among is None else np.sort(among))
+    return order_components(Products.of(dot, query_sq, train_sq, truth), objective)
+
+
+def order_components(
+    products: Products, objective: str, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Algorithm 2 over the components `among` [E] (positions, all by default): their order and the path's
+    values.
+    """
+    remaining = np.arange(len(products.dot)) if among is None else np.sort(among)
+    value = judge(objective, products)
+    rest = tuple(part[remaining] for part in (products.dot, products.query_sq, products.train_sq))
+    sums = tuple(np.zeros(part.shape[1:]) for part in rest)
+    order, path = np.empty(len(remaining), np.int64), np.empty(len(remaining))
+    for step in range(len(order)):
+        grown = tuple(total + part for total, part in zip(sums, rest, strict=True))
+        means = value(cosine(*grown)).mean(axis=-1)
+        best = int(means.argmax())  # the first of equals, which is parameter order
+        order[step], path[step] = remaining[best], means[best]
+        sums = tuple(part[best].copy() for part in grown)
+        rest = tuple(np.delete(part, best, axis=0) for part in rest)
+        remaining = np.delete(remaining, best)
+    return order, path
+
+
+def select(products: Products, sizes: np.ndarray, budget: float, objective: str = "accuracy") -> Selection:
+    """Choose components for a budget (a fraction of all parameters); `sizes` [K] are parameter counts."""
+    order, path = order_components(products, objective, admitted(sizes, budget))
+    return Selection(order, path, cut(order, sizes, budget))
+
+
+def admitted(sizes: np.ndarray, budget: float) -> np.ndarray:
+    """Positions of the components that alone fit the budget; none is a `UserError`."""
+    positions = np.flatnonzero(sizes <= _limit(sizes, budget))
+    if not len(positions):
+        raise _too_small(sizes, budget, int(sizes.min()), "the smallest component")
+    return positions
+
+
+def cut(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+    """Return the largest prefix of `order` whose parameters fit `budget` × all of `sizes` [K]."""
+    count = int((np.cumsum(sizes[order]) <= _limit(sizes, budget)).sum())
+    if not count:
+        raise _too_small(sizes, budget, int(sizes[order[0]]), "the first component of the order")
+    return order[:count]
+
+
+def cross_validated(
+    products: Products,
+    objective: str,
+    folds: int,
+    seed: int,
+    among: np.ndarray | None = None,
+    judged: str | None = None,
+) -> HeldOut:
+    """Order components by `objective` on all folds but one, and value the queries left out by `judged`.
+
+    `judged` is the objective itself by default; `among` as in `order_components`. Folds are drawn from
+    `seed`.
+    """
+    count = products.dot.shape[-1]
+    if not 2 <= folds <= count:
+        raise UserError(f"metric.folds={folds}: a query set of {count} queries allows 2 to {count} folds")
+    fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)
+    orders, paths, values = [], [], None
+    for held in range(folds):
+        order, path = order_components(products.rows(fold != held), objective, among)
+        orders.append(order)
+        paths.append(path)
+        values = np.empty((len(order), count)) if values is None else values
+        values[:, fold == held] = products.rows(fold == held).along(judged or objective, order)
+    return HeldOut(fold, np.array(orders), np.array(paths), values)
+
+
+def _limit(sizes: np.ndarray, budget: float) -> float:
+    if not 0 < budget <= 1:
+        raise UserError(f"budget={budget:g}: must be above 0 and at most 1 (a fraction of all parameters)")
+    return budget * float(sizes.sum()) * (1 + ROUNDING)
+
+
+def _too_small(sizes: np.ndarray, budget: float, needed: int, what: str) -> UserError:
+    total = int(sizes.sum())
+    return UserError(
+        f"budget={budget:g} admits {int(budget * total)} of {total} parameters, but {what} has {needed}; "
+        f"set budget to {_up(needed / total)} or more"
+    )
+
+
+def _up(share: float) -> str:
+    """Round up to three significant digits, so that the budget that the message names really works."""
+    digits = 2 - int(np.floor(np.log10(share)))
+    return f"{np.ceil(share * 10**digits) / 10**digits:g}"

@@ -13,7 +13,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
-from tdaexp.models.build import LoadedModel
+from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -89,8 +89,8 @@ class Study:
             train=ids[self.pairs],
             truth=self.truth,
             bm25=self.candidates.bm25,
-            component=None if components is None else [c.name for c in components.components],
-            size=None if components is None else np.array([c.size for c in components.components]),
+            component=None if components is None else components.names,
+            size=None if components is None else components.sizes,
             query_sq=query_sq,
             train_sq=train_sq,
         )

@@ -1,0 +1,157 @@
+"""From a composed configuration to objects: every key, type and class is checked on the way, never after.
+
+This is the one place where a `_target_` becomes an object. Only dataclasses of allowed packages are built, by
+their constructor, from checked values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tdaexp.runtime.errors import UserError, unknown
+
+PACKAGES = ("tdaexp",)
+MISSING = "???"
+
+Path = tuple[str, ...]
+Origin = Callable[[Path], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checker:
+    """Checks nodes and builds their objects; `origin` names the file or option that a key comes from."""
+
+    origin: Origin
+    packages: tuple[str, ...] = PACKAGES
+
+    def build(self, cls: type, node: dict[str, Any], path: Path = ()) -> Any:
+        """Return `cls(**node)` with nested nodes built first.
+
+        Args:
+            cls: a dataclass, the schema of `node`.
+            node: plain values without interpolations; "???" is a missing one.
+            path: keys that lead from the root to `node`, for messages.
+
+        Raises:
+            UserError: an unknown key, a wrong type, a missing value, or a class that may not be named.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        for key in node:
+            if key not in fields and key != "_target_":
+                inside = f"'{'.'.join(path)}'" if path else "the configuration"
+                raise unknown("key", str(key), fields, f"{self.origin((*path, str(key)))}: in {inside}")
+        hints = typing.get_type_hints(cls)
+        values = {name: self._value(f, hints[name], node, (*path, name)) for name, f in fields.items()}
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not dataclasses.MISSING})
+        except UserError as error:
+            raise UserError(f"{error} ({self.origin(path)})" if path else str(error)) from error
+
+    def _value(self, field: dataclasses.Field, hint: Any, node: dict[str, Any], path: Path) -> Any:
+        """Return one field's checked value, or `dataclasses.MISSING` where the class's own default holds."""
+        if field.name not in node:
+            if _has_default(field):
+                return dataclasses.MISSING
+            raise UserError(
+                f"{self.origin(path[:-1])}: key '{'.'.join(path)}' is missing; give {'.'.join(path)}=VALUE"
+            )
+        value = node[field.name]
+        if value == MISSING:
+            raise UserError(
+                f"{self.origin(path)}: '{'.'.join(path)}' has no value (???); give {'.'.join(path)}=VALUE"
+            )
+        nested = _dataclass_in(hint)
+        if isinstance(value, dict) and "_target_" in value:
+            return self.build(self.target(value, path), value, path)
+        if isinstance(value, dict) and nested is not None:
+            return self.build(nested, value, path)
+        if field.metadata.get("group"):
+            raise UserError(
+                f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to"
+            )
+        if nested is not None:
+            if value is None and type(None) in typing.get_args(hint):
+                return None
+            raise self._wrong(value, "a set of keys", path)
+        return self._leaf(value, hint, path)
+
+    def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
+        schema = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
+        try:
+            leaf: Any = OmegaConf.to_object(OmegaConf.merge(schema, {"value": value}))
+        except OmegaConfBaseException as error:
+            raise self._wrong(value, _name(hint), path) from error
+        return leaf.value
+
+    def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
+        return UserError(f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {value!r}")
+
+    def target(self, node: dict[str, Any], path: Path) -> type:
+        """Return the dataclass that `node["_target_"]` names."""
+        name, where = str(node["_target_"]), self.origin((*path, "_target_"))
+        if name.split(".")[0] not in self.packages:
+            allowed = " and ".join(self.packages)
+            raise UserError(f"{where}: _target_ '{name}' is refused; only classes of {allowed} can be named")
+        module_name, _, class_name = name.rpartition(".")
+        module = _module(module_name, where)
+        cls = getattr(module, class_name, None)
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            choices = [
+                n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)
+            ]
+            raise unknown("class", class_name, choices, f"{where}: _target_ '{name}'")
+        return cls
+
+
+def _module(name: str, where: str) -> Any:
+    """Import a module; one that does not exist is the user's mistake, a fault inside it is not."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.split(".")[0] == name.split(".")[0] and not f"{name}.".startswith(f"{missing}."):
+            raise
+        if not f"{name}.".startswith(f"{missing}."):
+            raise UserError(
+                f"{where}: '{name}' needs the package '{missing}'; pip install {missing}"
+            ) from error
+        parent = missing.rpartition(".")[0]
+        found = (
+            pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
+        )
+        raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """Return the dataclass of `X` or `X | None`."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _name(hint: Any) -> str:
+    """Word a type for people."""
+    words = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if hint in words:
+        return words[hint]
+    if typing.get_origin(hint) in (list, tuple):
+        inner = [a for a in typing.get_args(hint) if a is not ...]
+        return "a list, e.g. [a,b]" + (f", each {_name(inner[0])}" if inner else "")
+    if typing.get_origin(hint) is dict or hint is dict:
+        return "a set of keys"
+    if type(None) in typing.get_args(hint):
+        return " or ".join(_name(a) for a in typing.get_args(hint))
+    return str(hint)

@@ -1,0 +1,183 @@
+"""Composing configurations ahead of the run, and knowing which file or option each key came from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tdaexp.cli.origin import OriginOf, one_line, shown
+from tdaexp.runtime.errors import UserError, nearest, unknown
+
+NEEDS_PLUGIN = {"submitit": "pip install 'tdaexp[cluster]'", "joblib": "pip install hydra-joblib-launcher"}
+
+
+@dataclass(frozen=True)
+class Composer:
+    """The configuration files behind one root (`name`), ready to be composed with overrides."""
+
+    name: str
+    loader: ConfigLoader
+    extra: list[Path]  # folders searched after the main one
+    _files: dict[Path, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> list[str]:
+        """Overrides that go into every composition."""
+        folders = ",".join(f"'file://{folder.resolve()}'" for folder in self.extra)
+        return [f"hydra.searchpath=[{folders}]"] if folders else []
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Parse overrides one by one, so that the malformed one is named."""
+        parser, parsed = OverridesParser.create(self.loader), []
+        for text in overrides:
+            try:
+                parsed += parser.parse_overrides([text])
+            except HydraException as error:
+                reason = re.sub(r"\s*See https\S+.*", "", one_line(error))
+                raise UserError(f"option '{text}': not of the form key=value ({reason})") from error
+        for override in parsed:
+            if override.key_or_group == "hydra.searchpath":
+                raise UserError(f"option '{override.input_line}': use --config-dir FOLDER instead")
+            self._check_choice(override)
+        return parsed
+
+    def is_group(self, name: str) -> bool:
+        """Whether the name is a config group such as `method` or `hydra/launcher`."""
+        return bool(self.choices(name))
+
+    def choices(self, group: str) -> list[str]:
+        """The options of a group; none for what is not a group."""
+        found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
+        return [name for name in found if not name.startswith("_")]
+
+    def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+        """Compose one configuration, Hydra's own node included; a mistake in any file becomes a `UserError`.
+
+        Keys that no file sets are let in: the schema decides about them, not the files.
+        """
+        mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        with self._user_errors():
+            return self.loader.load_configuration(
+                self.name, [*self.base, *self.opened(overrides)], mode, from_shell=True
+            )
+
+    def opened(self, overrides: Sequence[str]) -> list[str]:
+        """Spell `key=value` as `++key=value` unless it chooses from a group or speaks to Hydra."""
+        opened = []
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            text = str(override.input_line)
+            plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+            own = not override.is_hydra_override() and not self.is_group(override.key_or_group)
+            opened.append(f"++{text}" if plain and own else text)
+        return opened
+
+    def origin(self, overrides: Sequence[str]) -> OriginOf:
+        """Return the lookup from a key's path to the option or file that set it last."""
+        with self._user_errors():
+            every = [*self.base, *self.opened(overrides)]
+            config = self.loader.load_configuration(self.name, every, RunMode.RUN)
+            defaults = self.loader.compute_defaults_list(self.name, every, RunMode.RUN).defaults
+        folders = [Path(s.path) for s in config.hydra.runtime.config_sources if s.schema == "file"]
+        options, files = [], []
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if not self.is_group(override.key_or_group):
+                options.append((tuple(override.key_or_group.split(".")), str(override.input_line)))
+        for default in defaults:
+            file = next((f for d in folders if (f := d / f"{default.config_path}.yaml").exists()), None)
+            if file is not None and not str(default.config_path).startswith("hydra/"):
+                package = tuple((default.package or "").split(".")) if default.package else ()
+                files.append((file, package, self._load(file)))
+        return OriginOf(options, files)
+
+    @contextlib.contextmanager
+    def _user_errors(self) -> Iterator[None]:
+        """Turn what Hydra, OmegaConf and YAML say about a configuration into one line."""
+        try:
+            yield
+        except MissingConfigException as error:
+            group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+            parent = re.match(r"In '([^']+)'", str(error))
+            where = self._file(parent[1]) if parent else "the configuration"
+            raise _no_such_choice(group, name, list(error.options or []), where) from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{shown(Path(mark.name))}:{mark.line + 1}" if mark else "a YAML file"
+            raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            text = one_line(error if str(error) else error.__cause__ or error)
+            raise UserError(re.sub(r"In '([^']+)'", lambda m: self._file(m[1]), text, count=1)) from error
+
+    def _file(self, name: str) -> str:
+        """Name the file of a configuration that Hydra calls `name`."""
+        folders = [Path(source.path) for source in self.loader.get_sources()] + self.extra
+        return next((shown(f) for d in folders if (f := d / f"{name}.yaml").exists()), f"{name}.yaml")
+
+    def _load(self, file: Path) -> Any:
+        if file not in self._files:
+            self._files[file] = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        return self._files[file]
+
+    def _check_choice(self, override: Override) -> None:
+        """Refuse a choice that its group does not have."""
+        group = override.key_or_group
+        if override.is_delete() or not self.is_group(group):
+            return
+        sweep = override.is_discrete_sweep()
+        for name in override.sweep_string_iterator() if sweep else [str(override.value())]:
+            name = name.strip("'\"")
+            if name not in self.choices(group) and not (group == "experiment" and name in ("null", "None")):
+                raise _no_such_choice(group, name, self.choices(group), f"option '{override.input_line}'")
+
+
+@contextlib.contextmanager
+def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[Composer]:
+    """Open the folder `conf` (and one more, searched after it) to compose the root configuration `name`."""
+    for folder in (conf, extra):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--config-dir: no such folder: {folder}")
+    if not (conf / f"{name}.yaml").exists():
+        raise unknown("configuration", name, [f.stem for f in conf.glob("*.yaml")], f"{conf}")
+    with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield Composer(name, loader, [extra] if extra else [])
+
+
+def resolve(config: DictConfig, origin: OriginOf) -> dict[str, Any]:
+    """Return the configuration without Hydra's node, interpolations replaced by their values.
+
+    `${hydra:…}` refers to Hydra's node in `config` where there is one, else to that of the running job.
+    """
+    previous = HydraConfig.instance().cfg
+    if "hydra" in config:
+        HydraConfig.instance().set_config(config)
+    try:
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        path = tuple(str(error.full_key or "").split("."))
+        raise UserError(f"{origin(path)}: '{'.'.join(path)}': {one_line(error)}") from error
+    finally:
+        HydraConfig.instance().cfg = previous
+
+
+def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> UserError:
+    for plugin, remedy in NEEDS_PLUGIN.items():
+        if group == "hydra/launcher" and plugin in name and nearest(name, choices) is None:
+            return UserError(f"{where}: launcher '{name}' needs a plugin that is not installed; {remedy}")
+    return unknown(group or "configuration", name, choices, where)

@@ -1,0 +1,108 @@
+"""What can be known about a command before it runs: its jobs, all of them checked, and its folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tdaexp.cli.compose import Composer
+from tdaexp.cli.job import Job, check, slug
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command is going to do, and the overrides that make Hydra do it.
+
+    `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them.
+    """
+
+    multirun: bool
+    resume: bool
+    folder: Path
+    jobs: list[Job]
+    overrides: list[str]
+
+
+def plan(
+    composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]
+) -> Plan:
+    """Check every job of a command before the first one starts.
+
+    Raises:
+        UserError: any mistake in the options or files, or a sweep whose jobs would be the same.
+    """
+    parsed = composer.parse(overrides)
+    swept = [o for o in parsed if o.is_sweep_override()]
+    config = composer.compose([str(o.input_line) for o in parsed if o not in swept], multirun=True)
+    if multirun or config.hydra.mode == RunMode.MULTIRUN:
+        return _plan_sweep(composer, stage, overrides, config, packages)
+    if swept:
+        key, _, value = str(swept[0].input_line).partition("=")
+        raise UserError(
+            f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list"
+        )
+    job = check(composer, stage, list(overrides), packages)
+    folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"
+    given = [*composer.opened(overrides), f"hydra.run.dir={_quote(folder)}"]
+    return Plan(False, bool(config.get("resume")), Path(folder), [job], given)
+
+
+def _plan_sweep(
+    composer: Composer, stage: str, overrides: Sequence[str], config: DictConfig, packages: tuple[str, ...]
+) -> Plan:
+    """Plan a sweep whose jobs the basic sweeper makes; other sweepers choose theirs as they go."""
+    basic = config.hydra.sweeper._target_.rpartition(".")[2] == BasicSweeper.__name__
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()] if basic else []
+    parsed = composer.parse([*params, *overrides])
+    swept = list(dict.fromkeys(o.key_or_group for o in parsed if o.is_sweep_override()))
+    constant = [o.key_or_group for o in parsed if o.key_or_group not in swept]
+    jobs: list[Job] = []
+    if basic:
+        split = BasicSweeper.split_arguments([o for o in parsed if not o.is_hydra_override()], None)
+        jobs = [check(composer, stage, job, packages) for batch in split for job in batch]
+        _refuse_equal(jobs, swept)
+    key = fingerprint(sorted(job.fingerprint for job in jobs) or sorted(overrides))[:8]
+    folder = chosen_folder(config, "sweep") or f"multirun/{slug('-'.join([stage, *swept]))}-{key}"
+    given = [
+        *composer.opened(overrides),
+        f"hydra.sweep.dir={_quote(folder)}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quote, constant))}]",
+    ]
+    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given)
+
+
+def chosen_folder(config: DictConfig, kind: str) -> str | None:
+    """Return `hydra.run.dir` or `hydra.sweep.dir` where the user set it, else None."""
+    node = config.hydra[kind]
+    if OmegaConf.is_missing(node, "dir"):
+        return None
+    previous = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        return str(node.dir)
+    finally:
+        HydraConfig.instance().cfg = previous
+
+
+def _refuse_equal(jobs: list[Job], swept: list[str]) -> None:
+    first: dict[str, int] = {}
+    for number, job in enumerate(jobs):
+        other = first.setdefault(job.fingerprint, number)
+        if other != number:
+            raise UserError(
+                f"sweep over {', '.join(swept)}: jobs {other} and {number} "
+                f"({' '.join(job.overrides)}) would be the same run of '{job.name}', which does not read what "
+                "differs; leave one out"
+            )
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"

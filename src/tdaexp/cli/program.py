@@ -1,0 +1,86 @@
+"""From arguments to Hydra: parse with its own parser, check all jobs, name the folders, hand over."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from tdaexp import sweep
+from tdaexp.cli.compose import open_composer
+from tdaexp.cli.plan import Plan, plan
+from tdaexp.cli.task import FAILED, Task
+from tdaexp.runtime.errors import UserError
+
+
+def run(
+    stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str
+) -> int:
+    """Check and run one stage; returns the exit code. Arguments as in `tdaexp.cli.main`."""
+    options = _parse(arguments)
+    conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
+    extra = Path(options.config_dir) if options.config_dir else None
+    places = [
+        f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)
+    ]
+    task = Task(stage, ("python", program, *places), packages, module)
+    if options.hydra_help or options.shell_completion or options.info or options.experimental_rerun:
+        _hand_over(task, conf, name, [program, *arguments])
+        return 0
+    with open_composer(name, conf, extra) as composer:
+        planned = plan(composer, stage, options.overrides, options.multirun, packages)
+    flags = [*places, *_flags(options)]
+    argv = [program, *flags, *planned.overrides]
+    if options.cfg:
+        _hand_over(task, conf, name, argv)
+        return 0
+    if planned.multirun:
+        return _sweep(task, conf, name, argv, planned)
+    _hand_over(task, conf, name, argv)
+    return task.codes[-1]
+
+
+_PLACES = ("config_path", "config_name", "config_dir")
+
+
+def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) -> int:
+    """Run a sweep; its table is brought to an end even when the launcher is stopped."""
+    folder = planned.folder
+    sweep.open_sweep(folder, planned.resume)
+    try:
+        _hand_over(task, conf, name, argv)
+    finally:
+        failed = sweep.close_sweep(folder, len(planned.jobs))
+    table = folder / sweep.TABLE
+    print(f"{len(planned.jobs) - failed} of {len(planned.jobs)} jobs done: {table}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _hand_over(task: Task, conf: Path, name: str, argv: list[str]) -> None:
+    before = sys.argv
+    sys.argv = argv
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(task)()
+    finally:
+        sys.argv = before
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse with options and overrides in any order (`a=1 -m b=2`), which Hydra itself refuses."""
+    parser = get_args_parser()
+
+    def fail(message: str) -> NoReturn:
+        raise UserError(f"option: {message}; see --help")
+
+    parser.error = fail  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(arguments)
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """Spell the remaining flags in front of the overrides, where Hydra expects them."""
+    flags = [f"--{key}" for key in ("multirun", "run", "resolve") if getattr(options, key)]
+    return flags + [f"--{key}={getattr(options, key)}" for key in ("cfg", "package") if getattr(options, key)]

@@ -1,0 +1,168 @@
+"""One job from its composed configuration to its row: the function that Hydra's launchers call."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import shlex
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tdaexp import sweep
+from tdaexp.cli.job import Job, build, slug
+from tdaexp.cli.origin import OriginOf, shown
+from tdaexp.report.loggers import open_logger
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import write_text
+
+log = logging.getLogger(__name__)
+FAILED, MISTAKE = 1, 2
+
+# Launchers in other processes import this module before they name a job's folder.
+OmegaConf.register_new_resolver(
+    "job_folder", lambda number, overrides: f"{number}-{slug(overrides)}".rstrip("-"), replace=True
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task function of one stage; picklable, so that launchers may call it in other processes.
+
+    `module` holds the stages as functions, `command` is how this program was called, up to the overrides.
+    """
+
+    stage: str
+    command: tuple[str, ...]
+    packages: tuple[str, ...]
+    module: str
+    codes: list[int] = field(default_factory=list, compare=False)
+
+    def __call__(self, config: DictConfig) -> int:
+        """Run the job in the folder that Hydra made for it; never raises but for Ctrl-C.
+
+        Returns the exit code, and keeps it in `codes` for a caller in the same process.
+        """
+        self.codes.append(self._job(config))
+        return self.codes[-1]
+
+    def _job(self, config: DictConfig) -> int:
+        hydra = HydraConfig.get()
+        swept = hydra.mode == RunMode.MULTIRUN
+        folder = Path(hydra.runtime.output_dir)
+        top = Path(hydra.sweep.dir).absolute() if swept else None
+        choices = {str(k): v for k, v in hydra.runtime.choices.items() if isinstance(v, str)}
+        overrides = [text.removeprefix("++") for text in hydra.overrides.task]
+        try:
+            job = build(self.stage, overrides, config, choices, self.packages, OriginOf([], []))
+        except UserError as error:
+            return report(error, folder)
+        row = sweep.Row(
+            stage=self.stage,
+            name=job.name,
+            fingerprint=job.fingerprint,
+            subject=job.subject,
+            command=shlex.join([*self.command, *overrides]),
+            folder=shown(folder),
+            job=hydra.job.num if swept else None,
+            overrides=" ".join(overrides),
+        )
+        if getattr(job.config, "resume", False) and self._finished(row, folder):
+            log.info("finished before, skipped: %s", row.folder)
+            return 0
+        return self._run(job, row, folder, top)
+
+    @staticmethod
+    def _finished(row: sweep.Row, folder: Path) -> bool:
+        known = sweep.read_row(folder)
+        return known is not None and known.status == "done" and known.fingerprint == row.fingerprint
+
+    def _run(self, job: Job, row: sweep.Row, folder: Path, top: Path | None) -> int:
+        start, code = time.monotonic(), FAILED
+        row.write(top)
+        try:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
+            row.metrics = self._stage(job, folder, top)
+            row.status, code = "done", 0
+        except KeyboardInterrupt:
+            row.status, row.error = "failed", "interrupted"
+            raise
+        except Exception as error:
+            row.status, row.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())
+            if isinstance(error, UserError):
+                row.error = str(error)
+            code = report(error, folder)
+        finally:
+            row.seconds = time.monotonic() - start
+            self._close(row, top)
+        return code
+
+    def _stage(self, job: Job, folder: Path, top: Path | None) -> dict[str, float]:
+        """Seed, open the mirror, run the stage; its metrics go into the row."""
+        seed(job.config.seed, job.config.trainer.threads)
+        stage = getattr(importlib.import_module(self.module), self.stage)
+        if self.stage == "evaluate":
+            job.config.runs = [str(store) for store in sweep.find_stores(job.config.runs, job.subject)]
+        log.info("%s %s in %s", self.stage, job.name, shown(folder))
+        name = f"{job.name}-{job.fingerprint[:8]}"
+        group = top.name if top else None
+        with open_logger(
+            job.config.logger, folder=folder, config=job.values, group=group, name=name
+        ) as logger:
+            metrics: dict[str, float] = stage(job.config, folder, logger)
+            logger.log_metrics(metrics)
+        return metrics
+
+    @staticmethod
+    def _close(row: sweep.Row, top: Path | None) -> None:
+        try:
+            row.write(top)
+        except OSError as error:
+            # on a full disk the row stays "running": the sweep counts it as failed, `resume` runs it again
+            log.warning("%s: could not be written (%s)", sweep.ROW, error.strerror)
+
+
+def report(error: Exception, folder: Path) -> int:
+    """Log what went wrong, in one line unless it is a fault of this program; returns the exit code."""
+    if isinstance(error, UserError):
+        log.error("error: %s", error)
+        return MISTAKE
+    if disk_full(error):
+        log.error(
+            "error: %s: no space left on the device; nothing computed so far is lost; make room and run the "
+            "same command again, it goes on where it stopped (a sweep with resume=true)",
+            shown(folder),
+        )
+        return FAILED
+    log.error("this is a fault of the program, not of your input:", exc_info=error)
+    return FAILED
+
+
+def seed(number: int, threads: int) -> None:
+    """Seed every generator that a stage may draw from, and set the number of CPU threads (0 = leave it)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the device is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,204 @@
+"""Generated biographies: people, facts and several phrasings of each, so that every source is known exactly.
+
+A training record is one person and one topic: a prompt, and a completion that states the topic's facts one
+sentence each. Its paraphrase states the same facts with another prompt and other sentences. Phrasings are
+drawn per record, so that every phrasing is seen in training with other people: a paraphrased query is new as
+a whole and made of known parts, as it would be for a pre-trained model. First names, last names, cities and
+employers are shared by many people while full names are unique, which gives every query lexical neighbours
+that are about somebody else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tdaexp.data import names
+from tdaexp.data.dataset import Dataset, query_id
+from tdaexp.data.phrasings import CLUES, FRAMES, TOPICS, Relation, Topic
+from tdaexp.data.records import Corpus, Record
+from tdaexp.runtime.errors import UserError
+
+YEARS_OF_BIRTH = range(1940, 1980)
+MOST_PEOPLE = (len(names.FEMALE) + len(names.MALE)) * len(names.LAST)
+
+
+@dataclass(frozen=True)
+class Person:
+    """One generated person; `facts` maps a relation's name to its answer as written in the text."""
+
+    name: str
+    female: bool
+    facts: dict[str, str]
+
+
+@dataclass
+class Biographies(Dataset):
+    """Generated biographies; nothing is read or downloaded.
+
+    people: how many people (2 to 2,400).
+    topics: records per person, 1 to 6, in the order origins, work, leisure, home, studies, travel.
+    facts: facts (sentences) per record, 1 to 3.
+    seed: what everything is drawn from; the same keys give the same text on every machine.
+
+    `query_sets` may also name `facts`: one question per fact, whose truth is the record that states it.
+    """
+
+    people: int = 300
+    topics: int = 2
+    facts: int = 3
+    seed: int = 0
+    query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
+
+    QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated", "facts")
+
+    def __post_init__(self) -> None:
+        """Check the sizes against the vocabulary.
+
+        Raises:
+            UserError: a size that the vocabulary cannot serve.
+        """
+        super().__post_init__()
+        most = {"people": (2, MOST_PEOPLE), "topics": (1, len(TOPICS)), "facts": (1, 3)}
+        for key, (low, high) in most.items():
+            if not low <= getattr(self, key) <= high:
+                raise UserError(f"dataset.{key}={getattr(self, key)}: must lie between {low} and {high}")
+
+    def train_records(self) -> list[Record]:
+        """Return one record per person and topic, people outermost."""
+        return self._write()[0]
+
+    def own_paraphrases(self, train: Sequence[Record]) -> list[Record]:
+        """Return the same facts in other words, one query per training record."""
+        return self._write()[1]
+
+    def load(self) -> Corpus:
+        """Return training records and query sets, `facts` among them when it is asked for."""
+        corpus = super().load()
+        if "facts" in self.query_sets:
+            corpus.queries["facts"] = self.fact_queries()
+        return corpus
+
+    def fact_queries(self) -> list[Record]:
+        """Return one question per stated fact; `truth` is the record that states it.
+
+        `meta` has `person`, `relation` and `answer`.
+        """
+        return [
+            Record(
+                query_id(record_id(person, topic), relation.name),
+                relation.question.format(name=person.name),
+                f"{person.facts[relation.name]}.",
+                (record_id(person, topic),),
+                {"person": person.name, "relation": relation.name, "answer": person.facts[relation.name]},
+            )
+            for person in draw_people(self.people, self.seed)
+            for topic in TOPICS[: self.topics]
+            for relation in topic.relations[: self.facts]
+        ]
+
+    def _write(self) -> tuple[list[Record], list[Record]]:
+        """Write every record twice, in phrasings that differ sentence by sentence."""
+        train, paraphrased = [], []
+        for person in draw_people(self.people, self.seed):
+            for topic in TOPICS[: self.topics]:
+                name = record_id(person, topic)
+                rng = random.Random(f"{self.seed} {name}")
+                relations = topic.relations[: self.facts]
+                prompts = two_prompts(person, topic, rng)
+                sentences = [rng.sample(relation.sentences, 2) for relation in relations]
+                first, second = (completion(person, relations, [s[k] for s in sentences]) for k in (0, 1))
+                meta = {
+                    "person": person.name,
+                    "topic": topic.name,
+                    "relation": [relation.name for relation in relations],
+                    "answer": [person.facts[relation.name] for relation in relations],
+                }
+                train.append(Record(name, prompts[0], first, (), meta))
+                paraphrased.append(Record(query_id(name, "paraphrased"), prompts[1], second, (name,), meta))
+        return train, paraphrased
+
+
+def record_id(person: Person, topic: Topic) -> str:
+    """Id of the record of one person and topic, as in `anna-keller-work`."""
+    return f"{person.name.lower().replace(' ', '-')}-{topic.name}"
+
+
+def two_prompts(person: Person, topic: Topic, rng: random.Random) -> list[str]:
+    """Ask for the topic twice in other words: another frame, theme and wording of the clue.
+
+    The clue is a fact from outside the topic. It stands in both prompts, as content words outlive a
+    paraphrase.
+    """
+    inside = {relation.name for relation in topic.relations}
+    clue = rng.choice([relation for relation in CLUES if relation not in inside])
+    frames, themes, clues = rng.sample(FRAMES, 2), rng.sample(topic.themes, 2), rng.sample(CLUES[clue], 2)
+    who = [f"{person.name} {wording.format(v=person.facts[clue])}" for wording in clues]
+    return [frames[k].format(theme=themes[k].format(who=who[k])) for k in (0, 1)]
+
+
+def completion(person: Person, relations: tuple[Relation, ...], sentences: list[str]) -> str:
+    """Fill one sentence per relation: the full name in the first, pronouns in the others."""
+    named = {
+        "S": person.name,
+        "s": person.name,
+        "o": person.name,
+        "P": f"{person.name}'s",
+        "p": f"{person.name}'s",
+    }
+    she = {"S": "She", "s": "she", "o": "her", "P": "Her", "p": "her"}
+    he = {"S": "He", "s": "he", "o": "him", "P": "His", "p": "his"}
+    pronouns = she if person.female else he
+    words = [named] + [pronouns] * (len(relations) - 1)
+    return " ".join(
+        sentence.format(v=person.facts[relation.name], **subject)
+        for sentence, relation, subject in zip(sentences, relations, words, strict=True)
+    )
+
+
+def draw_people(count: int, seed: int) -> list[Person]:
+    """Draw people with unique full names and a fact for every relation of every topic.
+
+    Friends and travel companions are other people of the same draw. The first `count` names of a seed do not
+    depend on how many topics or facts are written down.
+    """
+    rng = random.Random(f"{seed} people")
+    given = [(name, True) for name in names.FEMALE] + [(name, False) for name in names.MALE]
+    full = rng.sample([(f"{first} {last}", female) for first, female in given for last in names.LAST], count)
+    friends, companions = (cyclic_order([name for name, _ in full], rng) for _ in range(2))
+    people = []
+    for name, female in full:
+        facts = draw_facts(rng)
+        people.append(Person(name, female, facts | {"friend": friends[name], "companion": companions[name]}))
+    return people
+
+
+def cyclic_order(people: list[str], rng: random.Random) -> dict[str, str]:
+    """Map every person to another one, along one random circle through all of them."""
+    circle = rng.sample(people, len(people))
+    return dict(zip(circle, circle[1:] + circle[:1], strict=True))
+
+
+def draw_facts(rng: random.Random) -> dict[str, str]:
+    """Draw the answers that do not name another person."""
+    born = rng.choice(YEARS_OF_BIRTH)
+    return {
+        "birth_city": rng.choice(names.CITIES),
+        "birth_year": str(born),
+        "parent": rng.choice(names.PROFESSIONS),
+        "profession": rng.choice(names.PROFESSIONS),
+        "employer": rng.choice(names.EMPLOYERS),
+        "work_city": rng.choice(names.CITIES),
+        "street": rng.choice(names.STREETS),
+        "pet": rng.choice(names.PETS),
+        "hobby": rng.choice(names.HOBBIES),
+        "instrument": rng.choice(names.INSTRUMENTS),
+        "food": rng.choice(names.FOODS),
+        "subject": rng.choice(names.SUBJECTS),
+        "university_city": rng.choice(names.CITIES),
+        "graduation_year": str(born + rng.randrange(21, 26)),
+        "country": rng.choice(names.COUNTRIES),
+        "travel_year": str(born + rng.randrange(26, 36)),
+    }

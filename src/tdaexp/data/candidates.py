@@ -1,0 +1,205 @@
+"""Which (query, training example) pairs are worth a gradient: BM25's best, or all of them.
+
+Source: Select or Project (Hinterleitner et al. 2026), appendix B.1, Algorithm 1: the b lexically nearest
+training examples; where the query's source is not among them it takes the place of the weakest.
+
+Ties. Equal BM25 scores are frequent (namesakes, repeated prompts), and numpy's default argsort, which the
+usual `np.argsort(scores)[::-1][:b]` rests on, is not stable: which of the tied examples it keeps depends on
+the array's length, numpy's version and the processor's vector instructions. Here ties go by training order,
+the earlier example first, and the weakest candidate is the last in that order.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdaexp.data.records import Record
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.progress import track
+
+log = logging.getLogger(__name__)
+FIELDS: dict[str, Callable[[Record], str]] = {
+    "prompt": lambda record: record.prompt,
+    "completion": lambda record: record.completion,
+    "text": lambda record: record.text,
+}
+Scorer = Callable[
+    [list[str]], np.ndarray
+]  # the query's words -> BM25 scores of the N training examples, float64
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The pairs to compute: `indices` [Q, C] int64 into the training list, best first, -1 where a query has
+    fewer; `bm25` [Q, C] float64 are the same pairs' lexical scores, NaN where there is no candidate.
+    """
+
+    indices: np.ndarray
+    bm25: np.ndarray
+
+
+@dataclass
+class Lexical(ABC):
+    """Keys that every lexical index reads.
+
+    field: what is compared, `prompt` (as in the paper), `completion` or `text` (both). When no training
+        record has a prompt, `prompt` means `text`.
+    lowercase: fold case first; the paper keeps it. Words are what whitespace separates.
+    ensure_truth: put a query's sources among its candidates where BM25 missed them.
+    """
+
+    field: str = "prompt"
+    lowercase: bool = False
+    ensure_truth: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the field's name.
+
+        Raises:
+            UserError: an unknown field.
+        """
+        if self.field not in FIELDS:
+            raise unknown("field", self.field, FIELDS, "candidates.field")
+
+    @abstractmethod
+    def index(self, corpus: list[list[str]]) -> Scorer:
+        """Index the training examples' words; return what scores a query's words against them."""
+
+    def size(self, train: Sequence[Record]) -> int:
+        """Return how many candidates a query gets."""
+        return len(train)
+
+    def select(self, queries: list[Record], train: list[Record]) -> Candidates:
+        """Return the candidates of every query, columns in order of falling score.
+
+        Raises:
+            UserError: the compared field is empty in every training example.
+        """
+        name = self.field
+        if name == "prompt" and not any(record.prompt.strip() for record in train):
+            log.info("no training record has a prompt: BM25 compares the whole text")
+            name = "text"
+        corpus = [self._words(record, name) for record in train]
+        if not any(corpus):
+            raise UserError(
+                f"candidates.field={self.field}: empty in every training example; try candidates.field=text"
+            )
+        scorer = self.index(corpus)
+        position = {record.id: index for index, record in enumerate(train)}
+        size = self.size(train)
+        indices = np.full((len(queries), size), -1, dtype=np.int64)
+        scores = np.full((len(queries), size), np.nan)
+        for row, query in enumerate(track(queries, "BM25 candidates", len(queries))):
+            score = scorer(self._words(query, name))
+            truth = [position[source] for source in query.truth] if self.ensure_truth else []
+            indices[row] = top(score, size, truth)
+            scores[row] = score[indices[row]]
+        return Candidates(indices, scores)
+
+    def _words(self, record: Record, name: str) -> list[str]:
+        text = FIELDS[name](record)
+        return (text.lower() if self.lowercase else text).split()
+
+
+def top(score: np.ndarray, size: int, truth: Sequence[int] = ()) -> np.ndarray:
+    """Return the `size` best positions of `score` [N] with those of `truth` among them, best first (Algorithm
+    1).
+
+    A source that is missing takes the place of the weakest candidate that is not itself a source; of more
+    than `size` sources the best remain.
+    """
+    order = np.argsort(-score, kind="stable")
+    wanted = np.isin(order, np.asarray(truth, dtype=np.int64))
+    sources, others = order[wanted][:size], order[~wanted]
+    kept = np.concatenate([sources, others[: size - len(sources)]])
+    return kept[np.lexsort((kept, -score[kept]))]
+
+
+@dataclass
+class BM25(Lexical):
+    """The b best by rank_bm25's BM25Okapi with its defaults, as in the paper. Cost: O(Q · words · N) in
+    Python.
+
+    b: candidates per query (5 in the paper).
+    """
+
+    b: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the field and the size.
+
+        Raises:
+            UserError: an unknown field, or b < 1.
+        """
+        super().__post_init__()
+        if self.b < 1:
+            raise UserError(f"candidates.b={self.b}: needs at least 1 candidate per query")
+
+    def size(self, train: Sequence[Record]) -> int:
+        """Return b, or the number of training examples where that is smaller."""
+        return min(self.b, len(train))
+
+    def index(self, corpus: list[list[str]]) -> Scorer:
+        """Index with rank_bm25."""
+        return okapi(corpus)
+
+
+@dataclass
+class BM25S(BM25):
+    """The b best by bm25s, whose index is a sparse matrix: for corpora where rank_bm25 takes minutes.
+
+    Term frequencies weigh as in BM25Okapi (`atire`, k1 = 1.5, b = 0.75, float64). The two differ in one
+    thing: a word that stands in half of the examples or more weighs 0 here, where BM25Okapi gives it a
+        quarter of the mean weight.
+    """
+
+    def index(self, corpus: list[list[str]]) -> Scorer:
+        """Index with bm25s."""
+        import bm25s
+
+        retriever = bm25s.BM25(k1=1.5, b=0.75, method="atire", idf_method="robertson", dtype="float64")
+        retriever.index(corpus, show_progress=False)
+
+        def scorer(words: list[str]) -> np.ndarray:
+            return retriever.get_scores_from_ids(retriever.get_tokens_ids(words))
+
+        return scorer
+
+
+@dataclass
+class All(Lexical):
+    """Every training example, in order of falling BM25 score; for small corpora and for checking.
+
+    index_with: `rank_bm25` or `bm25s`, where the scores come from.
+    """
+
+    index_with: str = "rank_bm25"
+
+    INDEXES: ClassVar[tuple[str, ...]] = ("rank_bm25", "bm25s")
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            UserError: an unknown field or index.
+        """
+        super().__post_init__()
+        if self.index_with not in self.INDEXES:
+            raise unknown("index", self.index_with, self.INDEXES, "candidates.index_with")
+
+    def index(self, corpus: list[list[str]]) -> Scorer:
+        """Index with the library that `index_with` names."""
+        return okapi(corpus) if self.index_with == "rank_bm25" else BM25S().index(corpus)
+
+
+def okapi(corpus: list[list[str]]) -> Scorer:
+    """Index words with rank_bm25's BM25Okapi and its defaults (k1 = 1.5, b = 0.75, epsilon = 0.25)."""
+    from rank_bm25 import BM25Okapi
+
+    return BM25Okapi(corpus).get_scores

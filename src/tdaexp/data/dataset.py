@@ -1,0 +1,105 @@
+"""What every data set has in common: how its text becomes tokens, and which query sets are asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tdaexp.data.paraphrase import paraphrase_records
+from tdaexp.data.records import Corpus, Record
+from tdaexp.runtime.errors import UserError, unknown
+
+LOSS_ON = ("completion", "all")
+
+
+def query_id(train_id: str, query_set: str) -> str:
+    """Id of the query that was made from one training record: unique across query sets and training ids."""
+    return f"{train_id}/{query_set}"
+
+
+@dataclass
+class Dataset(ABC):
+    """Keys that every data set reads.
+
+    query_sets: the query sets of the run, of `paraphrased` (the training records in other words), `generated`
+        (the model's own completions of the paraphrased prompts) and what the data set adds.
+    paraphrase: a provider that rewrites the training records (`_target_` of one in
+        `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
+    template: how prompt and completion become one text: `auto` (the tokenizer's chat template where it has
+        one, else `plain`), `chat`, `plain`, `olmo`, or a format string with `{prompt}` and `{completion}`.
+    max_length: the most tokens of an example; the prompt is cut on its left, then the completion on its
+        right.
+    loss_on: `completion` or `all` (prompt too).
+    append_eos: end every completion with the tokenizer's end-of-text token where it has one.
+    """
+
+    query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
+    paraphrase: Any = None
+    template: str = "auto"
+    max_length: int = 512
+    loss_on: str = "completion"
+    append_eos: bool = True
+
+    QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated")
+
+    def __post_init__(self) -> None:
+        """Check the values that every data set shares.
+
+        Raises:
+            UserError: an unknown query set or loss position, or a length that leaves nothing to predict.
+        """
+        self.query_sets = list(self.query_sets)
+        for name in self.query_sets:
+            if name not in self.QUERY_SETS:
+                raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+        if self.loss_on not in LOSS_ON:
+            raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
+        if self.max_length < 2:
+            raise UserError(
+                f"dataset.max_length={self.max_length}: needs at least 2, one token to read, one to predict"
+            )
+
+    @abstractmethod
+    def train_records(self) -> list[Record]:
+        """Read or generate the training records, without any query set."""
+
+    def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
+        """Return the paraphrased queries that the data itself holds, or None where it holds none."""
+        return None
+
+    def load(self) -> Corpus:
+        """Return the training records and the query sets that need no model.
+
+        `paraphrased` is there whenever `query_sets` names it or `generated`, whose prompts it supplies.
+
+        Raises:
+            UserError: bad files or values; or paraphrases are asked for and there are none.
+        """
+        train = self.train_records()
+        queries = {}
+        if {"paraphrased", "generated"} & set(self.query_sets):
+            queries["paraphrased"] = self._paraphrased(train)
+        return Corpus(train, queries)
+
+    def _paraphrased(self, train: list[Record]) -> list[Record]:
+        if self.paraphrase is not None:
+            rewritten = paraphrase_records(train, self.paraphrase)
+            return [as_query(record, source) for record, source in zip(rewritten, train, strict=True)]
+        own = self.own_paraphrases(train)
+        if own is None:
+            raise UserError(
+                f"dataset.query_sets={self.query_sets}: this data has no paraphrases; name a column "
+                "or file with them, or a provider (+dataset/paraphrase=openai or =local), or set "
+                "dataset.query_sets=[]"
+            )
+        return own
+
+
+def as_query(rewritten: Record, source: Record, query_set: str = "paraphrased") -> Record:
+    """Make a query of a rewritten record: its own id, and the source as its truth."""
+    return dataclasses.replace(
+        rewritten, id=query_id(source.id, query_set), truth=(source.id,), meta=source.meta
+    )

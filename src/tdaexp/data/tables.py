@@ -1,0 +1,162 @@
+"""Rows of text files and hub data sets: named columns, and errors that name file, row and column."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdaexp.runtime.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by column, and where it stands ("FILE, row N"), for messages."""
+
+    values: dict[str, Any]
+    where: str
+
+    def text(self, column: str) -> str:
+        """Return a column's value as text.
+
+        Raises:
+            UserError: the column does not exist, or is empty in this row.
+        """
+        value = self.value(column)
+        if not isinstance(value, (str, int, float)) or not str(value).strip():
+            raise UserError(f"{self.where}: column '{column}' holds no text; fill it in or remove the row")
+        return str(value)
+
+    def value(self, column: str) -> Any:
+        """Return a column's raw value.
+
+        Raises:
+            UserError: the column does not exist.
+        """
+        if column not in self.values:
+            raise unknown("column", column, map(str, self.values), self.where)
+        return self.values[column]
+
+
+def read_rows(path: Path, unit: str = "line") -> list[Row]:
+    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a
+    paragraph.
+
+    A TSV is taken literally: quotes are text. Empty lines are skipped and still counted.
+
+    Raises:
+        UserError: the file is missing, empty, of another kind, not UTF-8, or a row is malformed.
+    """
+    readers = {
+        ".jsonl": _jsonl,
+        ".tsv": _tsv,
+        ".csv": _csv,
+        ".txt": _paragraphs if unit == "paragraph" else _lines,
+    }
+    if path.suffix not in readers:
+        raise unknown("kind of file", path.suffix, readers, str(path))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check dataset.path (relative to {Path.cwd().name}/)")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(readers[path.suffix](stream, path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
+    if not rows:
+        raise UserError(f"{path}: the file holds no record; give a file with at least one row")
+    return rows
+
+
+def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
+    """Download (or take from the hub's cache) one split of a hub data set.
+
+    Raises:
+        UserError: `datasets` is not installed, or the data set cannot be reached or does not exist.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'"
+        ) from error
+    try:
+        table = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"dataset.hub={name}: cannot load split '{split}' ({first_line(error)}); check name, network and "
+            "`hf auth login`, or give a local file with dataset.path"
+        ) from error
+    return [Row(dict(values), f"{name}, row {number}") for number, values in enumerate(table, start=1)]
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _jsonl(stream: Iterable[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}:{number}: not a JSON object ({error}); mend or remove the line"
+                ) from error
+            if not isinstance(values, dict):
+                raise UserError(
+                    f"{path}:{number}: holds {type(values).__name__}, not a JSON object with columns"
+                )
+            yield Row(values, f"{path}, row {number}")
+
+
+def _tsv(stream: Iterable[str], path: Path) -> Iterator[Row]:
+    split = (line.rstrip("\r\n").split("\t") for line in stream)
+    return _table(enumerate(split, start=1), path)
+
+
+def _csv(stream: Iterable[str], path: Path) -> Iterator[Row]:
+    reader = csv.reader(stream, strict=True)
+    return _table(_csv_records(reader, path), path)
+
+
+def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error}); mend the line") from error
+
+
+def _table(numbered: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
+    header: list[str] = next(numbered, (0, []))[1]
+    for number, cells in numbered:
+        if not any(cells):
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{path}, row {number}: {len(cells)} columns where the header has {len(header)}")
+        yield Row(dict(zip(header, cells, strict=True)), f"{path}, row {number}")
+
+
+def _lines(stream: Iterable[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield Row({"text": line.strip()}, f"{path}, row {number}")
+
+
+def _paragraphs(stream: Iterable[str], path: Path) -> Iterator[Row]:
+    lines: list[str] = []
+    start = 1
+    for number, line in enumerate((*stream, ""), start=1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line.rstrip())
+        elif lines:
+            yield Row({"text": "\n".join(lines)}, f"{path}, row {start}")
+            lines = []

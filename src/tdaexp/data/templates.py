@@ -1,0 +1,103 @@
+"""How a prompt and a completion become one text: chat templates, plain text, and format strings.
+
+Every template cuts the text in two, so that the loss can begin exactly after the first part: the part that a
+model is given when it generates, and the part that it should then write.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tdaexp.data.records import Record
+from tdaexp.runtime.errors import UserError, unknown
+
+Split = Callable[[Record], tuple[str, str]]  # record -> (what the model is given, what it should write)
+
+NAMED = {
+    "plain": "{prompt}\n{completion}",
+    "olmo": "<|user|>\n{prompt}\n<|assistant|>\n{completion}",  # as AMD-OLMo-1B-SFT was fine-tuned
+}
+
+
+def resolve(template: str, tokenizer: Any) -> str:
+    """Return the template's own name or format string: `auto` becomes `chat` where the tokenizer has one,
+    else `plain`.
+
+    Raises:
+        UserError: an unknown name, `chat` without a chat template, or a format string that is not one.
+    """
+    has_chat = bool(tokenizer.chat_template)
+    if template == "auto":
+        return "chat" if has_chat else "plain"
+    if template == "chat" and not has_chat:
+        raise UserError(
+            "dataset.template=chat: this tokenizer has no chat template; try dataset.template=plain or =olmo"
+        )
+    if "{" in template:
+        check_format(template)
+    elif template != "chat" and template not in NAMED:
+        raise unknown("template", template, ("auto", "chat", *NAMED), "dataset.template")
+    return template
+
+
+def check_format(template: str) -> None:
+    """Check a custom format string.
+
+    Raises:
+        UserError: not exactly one `{completion}`, another placeholder, a `{prompt}` behind it, or a stray
+            brace.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f"dataset.template='{template}': {error}; write literal braces twice") from error
+    names = [name for _, name, _, _ in parts if name is not None]
+    for name in names:
+        if name not in ("prompt", "completion"):
+            raise unknown("placeholder", name, ("prompt", "completion"), f"dataset.template='{template}'")
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise UserError(
+            f"dataset.template='{template}': a placeholder takes neither a format nor a conversion"
+        )
+    if names.count("completion") != 1 or names[-1] != "completion":
+        raise UserError(f"dataset.template='{template}': needs {{completion}} once, behind {{prompt}}")
+
+
+def splitter(template: str, tokenizer: Any) -> Split:
+    """Return the function that cuts a record's text in two, for a resolved template.
+
+    `plain` without a prompt has no separator either: the text is the completion alone.
+    """
+    if template == "chat":
+        return lambda record: split_chat(record, tokenizer)
+    pattern = NAMED.get(template, template)
+    cut = pattern.index("{completion}")
+    before, after = pattern[:cut], pattern[cut:]
+
+    def split(record: Record) -> tuple[str, str]:
+        given = "" if template == "plain" and not record.prompt else before.format(prompt=record.prompt)
+        return given, after.format(completion=record.completion)
+
+    return split
+
+
+def split_chat(record: Record, tokenizer: Any) -> tuple[str, str]:
+    """Render a record with the tokenizer's chat template and cut it after the generation prompt.
+
+    Raises:
+        UserError: the template does not begin a finished dialogue with what it gives a model to continue.
+    """
+    turns: Sequence[dict[str, str]] = (
+        {"role": "user", "content": record.prompt},
+        {"role": "assistant", "content": record.completion},
+    )
+    given = tokenizer.apply_chat_template([turns[0]], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(list(turns), tokenize=False)
+    if not whole.startswith(given):
+        raise UserError(
+            f"example '{record.id}': this chat template's generation prompt is not how its "
+            "dialogue begins, so the loss has no exact place to start; give a format string, as in dataset.template=olmo"
+        )
+    return given, whole[len(given) :]

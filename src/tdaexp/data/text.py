@@ -1,0 +1,166 @@
+"""Any text: a plain, JSONL, TSV or CSV file, or a hub data set, with named columns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdaexp.data.dataset import Dataset, query_id
+from tdaexp.data.records import Record
+from tdaexp.data.tables import Row, hub_rows, read_rows
+from tdaexp.runtime.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+UNITS = ("line", "paragraph")
+
+
+@dataclass
+class Text(Dataset):
+    """Records from a file or from the hub.
+
+    path: a `.txt`, `.jsonl`, `.tsv` or `.csv` file; or
+    hub: a hub data set, with `hub_config` (null: its only one) and `split`.
+    unit: what a record of a `.txt` file is, `line` or `paragraph`.
+    limit: take the first N training records (null: all).
+    id_column: unique ids (null: the row's number, from 0).
+    text_column: the whole text; or prompt_column and completion_column (a prompt alone is not enough).
+    prompt_fraction: with text_column, the share of the words that becomes the prompt; 0: all is completion.
+    paraphrase_column: the text in other words; or paraphrase_prompt_column and paraphrase_completion_column.
+    query_path: a second file whose rows are the queries, in the columns named for the training records.
+    truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list (null: the
+        query's own id).
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    unit: str = "line"
+    limit: int | None = None
+    id_column: str | None = None
+    text_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    prompt_fraction: float = 0.0
+    paraphrase_column: str | None = None
+    paraphrase_prompt_column: str | None = None
+    paraphrase_completion_column: str | None = None
+    query_path: str | None = None
+    truth_column: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the keys fit together.
+
+        Raises:
+            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of
+                range.
+        """
+        super().__post_init__()
+        if (self.path is None) == (self.hub is None):
+            raise UserError("dataset=text: give either dataset.path=FILE or dataset.hub=NAME")
+        if self.path is not None and Path(self.path).suffix == ".txt" and self.completion_column is None:
+            self.text_column = self.text_column or "text"
+        if (self.text_column is None) == (self.completion_column is None):
+            raise UserError(
+                "dataset=text: name either dataset.text_column or dataset.completion_column (and prompt)"
+            )
+        if self.text_column is not None and self.prompt_column is not None:
+            raise UserError(
+                "dataset.prompt_column: goes with dataset.completion_column, not with dataset.text_column"
+            )
+        if self.paraphrase_prompt_column is not None and self.paraphrase_completion_column is None:
+            raise UserError(
+                "dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it"
+            )
+        sources = (self.paraphrase_column, self.paraphrase_completion_column, self.query_path)
+        if sum(source is not None for source in sources) > 1:
+            raise UserError(
+                "dataset=text: give only one of paraphrase_column, paraphrase_completion_column, query_path"
+            )
+        if self.unit not in UNITS:
+            raise unknown("unit", self.unit, UNITS, "dataset.unit")
+        if not 0 <= self.prompt_fraction < 1:
+            raise UserError(f"dataset.prompt_fraction={self.prompt_fraction}: must lie in [0, 1)")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"dataset.limit={self.limit}: must be at least 1 (or null for all)")
+
+    def train_records(self) -> list[Record]:
+        """Return the first `limit` records of the file or hub data set."""
+        return [self._record(row, number) for number, row in enumerate(self._rows()[: self.limit])]
+
+    def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
+        """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""
+        if self.query_path is not None:
+            return self._separate_queries(train)
+        if self.paraphrase_column is None and self.paraphrase_completion_column is None:
+            return None
+        queries = []
+        for row, source in zip(self._rows(), train, strict=False):
+            text = self._parts(
+                row, self.paraphrase_column, self.paraphrase_prompt_column, self.paraphrase_completion_column
+            )
+            queries.append(Record(query_id(source.id, "paraphrased"), *text, truth=(source.id,)))
+        return queries
+
+    def _rows(self) -> list[Row]:
+        if self.path is not None:
+            return read_rows(Path(self.path), self.unit)
+        return hub_rows(str(self.hub), self.hub_config, self.split)
+
+    def _record(self, row: Row, number: int) -> Record:
+        name = row.text(self.id_column) if self.id_column else str(number)
+        return Record(name, *self._parts(row, self.text_column, self.prompt_column, self.completion_column))
+
+    def _parts(
+        self, row: Row, text: str | None, prompt: str | None, completion: str | None
+    ) -> tuple[str, str]:
+        if text is not None:
+            return split_words(row.text(text), self.prompt_fraction)
+        return (row.text(prompt) if prompt is not None else ""), row.text(str(completion))
+
+    def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
+        """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
+        known = {record.id for record in train}
+        every = (
+            known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
+        )
+        queries, left_out = [], 0
+        for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
+            record = self._record(row, number)
+            sources = several(row.value(self.truth_column)) if self.truth_column else (record.id,)
+            for source in sources:
+                if source not in every:
+                    raise unknown("training id", source, every, row.where)
+            kept = tuple(source for source in sources if source in known)
+            left_out += not kept
+            if kept:
+                queries.append(
+                    Record(query_id(record.id, "paraphrased"), record.prompt, record.completion, kept)
+                )
+        if left_out:
+            log.info(
+                "%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out
+            )
+        return queries
+
+
+def several(value: Any) -> tuple[str, ...]:
+    """Read one training id or several: a list, a JSON list written as text, or a plain id."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return (value,)
+    return tuple(str(item) for item in value) if isinstance(value, list) else (str(value),)
+
+
+def split_words(text: str, fraction: float) -> tuple[str, str]:
+    """Cut a text after the first `fraction` of its words, rounded down: at least one word is completion."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    cut = starts[int(fraction * len(starts))]
+    return text[:cut].rstrip(), text[cut:]

@@ -1,0 +1,172 @@
+"""Per-example gradients of a batch, by component, from one forward and one backward pass over frozen weights.
+
+For a linear layer with inputs a_t and output gradients δ_t, example i's gradient is Σ_t δ_t a_tᵀ. Hooks keep a in the
+forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes a pass cheap:
+
+- the lowest module that is needed becomes the root of the graph, so nothing below it is recorded or traversed;
+- logits are computed only at the positions that predict a token with loss;
+- the batch's loss is the sum of the examples' losses, so that one backward pass serves them all unmixed.
+
+Batches are padded on the right and attention is causal: no real position sees the padding, so no attention mask is
+passed (which lets fused attention kernels run), and padding has δ = 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tdaexp.data.examples import Batch
+from tdaexp.gradients.assembly import Assembly
+from tdaexp.gradients.factors import Factors
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [B, L, V], targets [B, L] int64, weights [B, L]) to per-example scalars [B]; weight 0 marks padding."""
+
+Consumer = Callable[[Component, Factors], None]
+"""Receives each component's factors as soon as the backward pass has them; keeps them or not."""
+
+REDUCTIONS = ("mean", "sum")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Per-example weighted sum of token cross-entropies, formed in float32 at least."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    losses = nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses.view_as(targets) * weights).sum(1)
+
+
+def capture(
+    model: PreTrainedModel,
+    components: ComponentMap,
+    batch: Batch,
+    consume: Consumer,
+    *,
+    loss: Loss = cross_entropy,
+    reduction: str = "mean",
+) -> Tensor:
+    """Run one forward and backward pass; hand every component's factors to `consume`. Returns losses [B].
+
+    `consume(component, factors)` is called inside the backward pass, from the loss downwards, so that whatever it
+    does not keep is freed at once. An example's loss is the mean (or sum) over its loss-carrying tokens. The model is
+    used in eval mode with frozen parameters and left as it was. Errors: an example without any loss position.
+    """
+    positions, targets, weights = loss_positions(batch, reduction)
+    device = next(model.parameters()).device
+    # Nothing after the last predicting position can matter to the loss.
+    tokens = batch.tokens[:, : int(positions.max()) + 1].to(device)
+    positions, targets = positions.to(device), targets.to(device)
+    assembly = Assembly(model, components, consume)
+    roots: list[Tensor] = []
+    with frozen(model), torch.enable_grad():
+        with _hooks(assembly, roots):
+            logits = _logits(model, tokens, positions, per_example_positions="pos_embed" in components.names)
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        losses = loss(logits, targets, weights.to(device, wide))
+        del logits
+        torch.autograd.grad(losses.sum(), roots)
+    assembly.check_complete()
+    return losses.detach()
+
+
+def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
+    """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch.
+
+    Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the example's
+    predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example without loss.
+    """
+    if reduction not in REDUCTIONS:
+        raise UserError(f"reduction '{reduction}' is unknown; choose one of {', '.join(REDUCTIONS)}")
+    mask = batch.loss_mask[:, 1:].cpu()
+    counts = mask.sum(1)
+    if bool((counts == 0).any()):
+        row = int((counts == 0).nonzero()[0])
+        raise UserError(
+            f"example {row} of the batch has no token with a loss; drop examples with an empty completion"
+        )
+    width = int(counts.max())
+    # A stable sort of "not predicted" lists each row's predicted positions first, in order.
+    positions = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
+    real = torch.arange(width) < counts[:, None]
+    positions = torch.where(real, positions, 0)
+    targets = batch.tokens.cpu().gather(1, positions + 1)
+    weights = real / counts[:, None].double() if reduction == "mean" else real.double()
+    return positions, targets, weights
+
+
+def _logits(
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor, *, per_example_positions: bool
+) -> Tensor:
+    """Logits [B, L, V] at the predicting positions [B, L] only.
+
+    Learned positions are looked up once per batch unless each example brings its own, which gradients need.
+    """
+    arguments = {"input_ids": tokens, "use_cache": False}
+    if per_example_positions:
+        arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    hidden = model.base_model(**arguments).last_hidden_state
+    chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
+    return model.get_output_embeddings()(chosen)
+
+
+@contextlib.contextmanager
+def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
+    """Attach the forward hooks of the modules that the assembly needs, for one forward pass."""
+    # Modules that read one tensor (q, k and v) then share one input object, by which their Grams are shared too.
+    detach = functools.cache(Tensor.detach)
+    handles = [
+        module.register_forward_hook(partial(_watch, assembly=assembly, path=path, roots=roots, detach=detach))
+        for path, module in assembly.modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(
+    module: nn.Module,
+    arguments: tuple,
+    output: Tensor,
+    *,
+    assembly: Assembly,
+    path: str,
+    roots: list[Tensor],
+    detach: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Forward hook: keep the module's input, and ask for its output's gradient."""
+    if not output.requires_grad:
+        root = output.detach().requires_grad_()
+        roots.append(root)
+        output = root.clone()  # a leaf may not be changed in place, which some models do (clip_qkv)
+    output.register_hook(partial(assembly.receive, path, detach(arguments[0])))
+    return output
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside the block; what was before is restored after it."""
+    modes = {module: module.training for module in model.modules()}
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode

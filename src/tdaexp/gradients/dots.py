@@ -1,0 +1,214 @@
+"""Dot products between examples' gradients of a component, without holding billion-entry gradients.
+
+Two exact forms, chosen by counting multiply-adds (P pairs of n left and m right examples, T and T' positions):
+
+    Gram           Σ_{t,t'} (δ_t·δ'_t')(a_t·a'_t')      P T T' (I + O)
+    materialised   G = Σ_t δ_t a_tᵀ, then G·G'          (n T + m T') I O + P I O
+
+Components that read the same input share the a·a' Gram, so the choice is made for all of them together. The choice
+is a function of shapes and pairs alone: the same batches give the same bits whenever they are multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdaexp.gradients.factors import (
+    EmbeddingFactors,
+    Factors,
+    LinearFactors,
+    TiedFactors,
+    VectorFactors,
+    accumulation_dtype,
+)
+
+CHUNK_BYTES = 1 << 27
+"""Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
+
+DENSE_SHARE = 8
+"""All n x m products are taken by one matrix product when they are at most so many times the pairs asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """P pairs of examples: `left` [P] and `right` [P] int64 are rows of the two batches."""
+
+    left: Tensor
+    right: Tensor
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def chunks(self, bytes_per_pair: int) -> Iterator[Pairs]:
+        """Consecutive pairs whose temporaries fit in `CHUNK_BYTES`."""
+        step = max(1, CHUNK_BYTES // max(bytes_per_pair, 1))
+        for start in range(0, len(self), step):
+            yield Pairs(self.left[start : start + step], self.right[start : start + step])
+
+
+def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
+    """Dot products [P, K] of pairs of examples for K components, given each batch's factors in component order.
+
+    Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
+    """
+    columns: list[Tensor] = [torch.empty(0)] * len(left)
+    for group in shared_inputs(left):
+        lefts, rights = [left[k] for k in group], [right[k] for k in group]
+        values = _linear_group(lefts, rights, pairs) if isinstance(lefts[0], LinearFactors) else None
+        for place, k in enumerate(group):
+            columns[k] = _single(left[k], right[k], pairs) if values is None else values[:, place]
+    return torch.stack(columns, dim=1)
+
+
+def self_dots(factors: Sequence[Factors]) -> Tensor:
+    """Squared gradient norms [B, K] of every example and component."""
+    rows = torch.arange(factors[0].examples, device=factors[0].tensors[0].device)
+    return pair_dots(factors, factors, Pairs(rows, rows))
+
+
+def shared_inputs(factors: Sequence[Factors]) -> list[list[int]]:
+    """Group component numbers: linear components with the same `inputs` tensor together, all others alone."""
+    groups: dict[int, list[int]] = {}
+    for k, one in enumerate(factors):
+        key = id(one.inputs) if isinstance(one, LinearFactors) else -1 - k
+        groups.setdefault(key, []).append(k)
+    return list(groups.values())
+
+
+def gram_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> int:
+    """Multiply-adds of the Gram form for components with shared inputs."""
+    widths = left[0].inputs.shape[2] + sum(one.deltas.shape[2] for one in left)
+    return len(pairs) * left[0].inputs.shape[1] * right[0].inputs.shape[1] * widths
+
+
+def materialised_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> int:
+    """Multiply-adds of the materialised form for components with shared inputs."""
+    entries = left[0].inputs.shape[2] * sum(one.deltas.shape[2] for one in left)
+    n, m = len(pairs.left.unique()), len(pairs.right.unique())
+    formed = n * left[0].inputs.shape[1]
+    if left[0] is not right[0]:
+        formed += m * right[0].inputs.shape[1]
+    return entries * (formed + _multiplied(n, m, pairs))
+
+
+def _multiplied(n: int, m: int, pairs: Pairs) -> int:
+    """How many products are taken for the pairs: all n x m when that is not much more."""
+    return n * m if n * m <= DENSE_SHARE * len(pairs) else len(pairs)
+
+
+def _linear_group(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> Tensor:
+    if gram_cost(left, right, pairs) <= materialised_cost(left, right, pairs):
+        return linear_gram(left, right, pairs)
+    return torch.stack([linear_materialised(a, b, pairs) for a, b in zip(left, right, strict=True)], dim=1)
+
+
+def linear_gram(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> Tensor:
+    """Gram form [P, n] for n linear components that share their inputs."""
+    t, u = left[0].inputs.shape[1], right[0].inputs.shape[1]
+    widest = max(left[0].inputs.shape[2], *(one.deltas.shape[2] for one in left))
+    rows = []
+    for chunk in pairs.chunks(8 * ((t + u) * widest + 2 * t * u)):
+        shared = _gram(left[0].inputs, right[0].inputs, chunk)
+        rows.append(
+            torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1)
+        )
+    return torch.cat(rows)
+
+
+def _contract(shared: Tensor, left: LinearFactors, right: LinearFactors, pairs: Pairs) -> Tensor:
+    """Sum of the δ Gram times the (bias-extended) input Gram `shared` [P, T, T']."""
+    inputs = shared + 1 if left.bias else shared
+    return _sum_of_products(_gram(left.deltas, right.deltas, pairs), inputs)
+
+
+def linear_materialised(left: LinearFactors, right: LinearFactors, pairs: Pairs) -> Tensor:
+    """Materialised form [P] for one linear component, formed and multiplied a few output rows at a time."""
+    lefts, left_at = pairs.left.unique(return_inverse=True)
+    rights, right_at = pairs.right.unique(return_inverse=True)
+    same = left is right and torch.equal(lefts, rights)
+    outputs, width = left.deltas.shape[2], left.inputs.shape[2] + left.bias
+    step = max(1, CHUNK_BYTES // (8 * width * (len(lefts) + len(rights))))
+    total: Tensor | None = None
+    for start in range(0, outputs, step):
+        block = slice(start, start + step)
+        g = _block_of_rows(left, lefts, block)
+        h = g if same else _block_of_rows(right, rights, block)
+        value = _products(g, h, Pairs(left_at, right_at))
+        total = value if total is None else total + value
+    if total is None:
+        raise ValueError("a component without outputs has no gradient")
+    return total
+
+
+def _block_of_rows(factors: LinearFactors, examples: Tensor, outputs: slice) -> Tensor:
+    """Explicit gradients [n, rows x width] of some examples and output rows."""
+    chosen = LinearFactors(factors.inputs[examples], factors.deltas[examples, :, outputs], factors.bias)
+    return chosen.materialise()
+
+
+def _products(g: Tensor, h: Tensor, pairs: Pairs) -> Tensor:
+    """Dot products [P] of rows of g [n, D] and h [m, D]."""
+    if len(g) * len(h) == _multiplied(len(g), len(h), pairs):
+        return (g @ h.T)[pairs.left, pairs.right]
+    return torch.cat([(g[c.left] * h[c.right]).sum(1) for c in pairs.chunks(24 * g.shape[1])])
+
+
+def _single(left: Factors, right: Factors, pairs: Pairs) -> Tensor:
+    """Dot products [P] of one component that is not a plain linear layer."""
+    if isinstance(left, EmbeddingFactors) and isinstance(right, EmbeddingFactors):
+        return embedding_dots(left, right, pairs)
+    if isinstance(left, TiedFactors) and isinstance(right, TiedFactors):
+        return tied_dots(left, right, pairs)
+    if isinstance(left, VectorFactors) and isinstance(right, VectorFactors):
+        return _products(left.gradient, right.gradient, pairs)
+    raise TypeError(f"{type(left).__name__} and {type(right).__name__} are factors of different components")
+
+
+def embedding_dots(left: EmbeddingFactors, right: EmbeddingFactors, pairs: Pairs) -> Tensor:
+    """Σ over the positions that hold the same token of δ_t·δ'_t' [P]; P T T' O multiply-adds."""
+    t, u = left.ids.shape[1], right.ids.shape[1]
+    values = []
+    for chunk in pairs.chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u)):
+        match = left.ids[chunk.left][:, :, None] == right.ids[chunk.right][:, None, :]
+        gram = _gram(left.deltas, right.deltas, chunk)
+        values.append(_sum_of_products(gram, match.to(gram.dtype)))
+    return torch.cat(values)
+
+
+def tied_dots(left: TiedFactors, right: TiedFactors, pairs: Pairs) -> Tensor:
+    """(E + H)·(E' + H') [P]: embedding with embedding, head with head, and the two cross terms."""
+    swapped = Pairs(pairs.right, pairs.left)
+    return (
+        embedding_dots(left.embedding, right.embedding, pairs)
+        + _linear_group([left.head], [right.head], pairs)[:, 0]
+        + cross_dots(left.embedding, right.head, pairs)
+        + cross_dots(right.embedding, left.head, swapped)
+    )
+
+
+def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -> Tensor:
+    """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in `head`."""
+    t, l = embedding.ids.shape[1], head.inputs.shape[1]
+    places = torch.arange(l, device=head.inputs.device)[None, None, :]
+    values = []
+    for chunk in pairs.chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l)):
+        tokens = embedding.ids[chunk.left][:, :, None]
+        outputs = head.deltas[chunk.right[:, None, None], places, tokens]
+        gram = _gram(embedding.deltas, head.inputs, chunk)
+        values.append(_sum_of_products(gram, outputs.to(gram.dtype)))
+    return torch.cat(values)
+
+
+def _gram(left: Tensor, right: Tensor, pairs: Pairs) -> Tensor:
+    """All inner products over the last axis [P, T, T'] of the paired examples, in float32 at least."""
+    wide = accumulation_dtype(left.dtype)
+    return torch.bmm(left[pairs.left].to(wide), right[pairs.right].to(wide).transpose(1, 2))
+
+
+def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x y over all axes but the first."""
+    return (x * y).flatten(1).sum(1)

@@ -1,0 +1,153 @@
+"""A batch's per-example gradients of one component, kept as the small factors that they are made of.
+
+One class per kind of layer. B examples, T positions (right-padded), O outputs, I inputs, V vocabulary, L positions
+that carry loss. Padding has δ = 0, so it adds nothing. All classes offer
+
+    examples             B
+    size                 parameters: entries of one example's gradient
+    tensors              what is held in memory
+    materialise(rows)    explicit gradients [n, size] of the examples in a slice, float32 or float64
+
+Layout of a materialised gradient: weight entries as [outputs, inputs] row by row, each row followed by its bias
+where there is one (as an extra input that is always 1); an embedding as [vocabulary, width]; norms in parameter
+order, weight before bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALL = slice(None)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products are formed in: float64 stays, anything narrower than float32 is widened to it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFactors:
+    """G_i = Σ_t δ_t a_tᵀ: `inputs` a [B, T, I], `deltas` δ [B, T, O]; a bias is an extra input of ones.
+
+    Components that read the same tensor (q, k and v; gate and up) share one `inputs` object.
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    bias: bool
+
+    @property
+    def examples(self) -> int:
+        return len(self.deltas)
+
+    @property
+    def size(self) -> int:
+        return self.deltas.shape[2] * (self.inputs.shape[2] + self.bias)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.inputs, self.deltas]
+
+    def materialise(self, rows: slice = ALL) -> Tensor:
+        wide = accumulation_dtype(self.deltas.dtype)
+        a, delta = self.extended_inputs()[rows].to(wide), self.deltas[rows].to(wide)
+        return torch.bmm(delta.transpose(1, 2), a).flatten(1)
+
+    def extended_inputs(self) -> Tensor:
+        """Inputs with the bias's constant input behind them: [B, T, I] or [B, T, I + 1]."""
+        if not self.bias:
+            return self.inputs
+        return torch.cat([self.inputs, torch.ones_like(self.inputs[..., :1])], dim=2)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingFactors:
+    """Sparse rows: row v of G_i is Σ δ_t over the positions that hold token v.
+
+    `ids` [B, T] int64, `deltas` [B, T, O], `vocabulary` V.
+    """
+
+    ids: Tensor
+    deltas: Tensor
+    vocabulary: int
+
+    @property
+    def examples(self) -> int:
+        return len(self.deltas)
+
+    @property
+    def size(self) -> int:
+        return self.vocabulary * self.deltas.shape[2]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.ids, self.deltas]
+
+    def materialise(self, rows: slice = ALL) -> Tensor:
+        ids, delta = self.ids[rows], self.deltas[rows]
+        gradient = delta.new_zeros(
+            (len(ids), self.vocabulary, delta.shape[2]), dtype=accumulation_dtype(delta.dtype)
+        )
+        example = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+        # Unlike index_add_, an accumulating index_put_ adds in a fixed order on CUDA.
+        return gradient.index_put_((example, ids), delta.to(gradient.dtype), accumulate=True).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class TiedFactors:
+    """One matrix that is both embedding and head: G_i is the sum of the two gradients.
+
+    The head's outputs are the vocabulary, so both gradients have the layout [V, width].
+    """
+
+    embedding: EmbeddingFactors
+    head: LinearFactors
+
+    @property
+    def examples(self) -> int:
+        return self.embedding.examples
+
+    @property
+    def size(self) -> int:
+        return self.embedding.size
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.embedding.tensors, *self.head.tensors]
+
+    def materialise(self, rows: slice = ALL) -> Tensor:
+        return self.embedding.materialise(rows).add_(self.head.materialise(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class VectorFactors:
+    """Explicit gradients [B, size] of small parameters (norm weights and biases), already summed over positions."""
+
+    gradient: Tensor
+
+    @property
+    def examples(self) -> int:
+        return len(self.gradient)
+
+    @property
+    def size(self) -> int:
+        return self.gradient.shape[1]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.gradient]
+
+    def materialise(self, rows: slice = ALL) -> Tensor:
+        return self.gradient[rows]
+
+
+Factors = LinearFactors | EmbeddingFactors | TiedFactors | VectorFactors
+
+
+def nbytes(factors: list[Factors]) -> int:
+    """Memory of a batch's factors, tensors that components share counted once."""
+    distinct = {id(tensor): tensor for one in factors for tensor in one.tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())

@@ -1,0 +1,103 @@
+"""Sketches of every example's gradient, component by component, made inside the backward pass.
+
+A sketch that works on factors (`project_factors`, `project_rows`) never sees a gradient; any other gets explicit
+gradients (`project_gradient`) of a few examples of one component at a time, which are dropped at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.data.examples import Examples, collate, token_budget_batches
+from tdaexp.gradients.capture import capture
+from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, TiedFactors, accumulation_dtype
+from tdaexp.gradients.finite import check_losses, require_finite
+from tdaexp.gradients.sketch import Sketch
+from tdaexp.gradients.sketch_factorised import FactorisedSketch
+from tdaexp.influence import BlockStore
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.runtime.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_BYTES = 1 << 28
+"""Memory for explicit gradients; a constant, because results may depend on it in the last bits."""
+
+
+def project(factors: Factors, sketch: Sketch) -> Tensor:
+    """Sketch the gradients of a batch's component: [B, sketch.dim], float32 or float64."""
+    if isinstance(sketch, FactorisedSketch):
+        if isinstance(factors, LinearFactors):
+            return sketch.project_factors(factors.extended_inputs(), factors.deltas)
+        if isinstance(factors, EmbeddingFactors):
+            return sketch.project_rows(factors.ids, factors.deltas)
+        if isinstance(factors, TiedFactors):  # a sketch is linear
+            return project(factors.embedding, sketch) + project(factors.head, sketch)
+    step = max(1, CHUNK_BYTES // (8 * factors.size))
+    parts = [slice(start, start + step) for start in range(0, factors.examples, step)]
+    return torch.cat([sketch.project_gradient(factors.materialise(part)) for part in parts])
+
+
+def component_features(
+    model: PreTrainedModel,
+    components: ComponentMap,
+    examples: Examples,
+    sketches: Mapping[str, Sketch],
+    *,
+    store: Path,
+    reduction: str = "mean",
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+) -> dict[str, np.ndarray]:
+    """Sketched loss gradients of N examples, by component: name to [N, sketches[name].dim].
+
+    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype; features are
+    float32, or float64 for a float64 model. `store` is a folder named after all that the result depends on; batches
+    it already holds are not run again, and a run that was killed goes on with the same bits.
+
+    Errors (UserError): an example without loss, NaN or Inf in a gradient.
+    """
+    check_losses(examples, "gradient")
+    order = np.argsort(examples.lengths, kind="stable")
+    batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
+    ends = np.cumsum([len(batch) for batch in batches])
+    slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(batches, ends, strict=True)]
+    dims = [sketches[name].dim for name in components.names]
+    kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
+    blocks = BlockStore(store, {"features": ((len(examples), sum(dims)), kind)}, slices)
+    missing = blocks.missing()
+    for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
+        chosen = Examples([examples[index] for index in batches[block]])
+        blocks.write(
+            block, {"features": _sketch_batch(model, components, chosen, sketches, reduction, pad_id)}
+        )
+    features = blocks.read()["features"][np.argsort(order)]
+    return dict(zip(components.names, np.split(features, np.cumsum(dims)[:-1], axis=1), strict=True))
+
+
+def _sketch_batch(
+    model: PreTrainedModel,
+    components: ComponentMap,
+    examples: Examples,
+    sketches: Mapping[str, Sketch],
+    reduction: str,
+    pad_id: int,
+) -> np.ndarray:
+    """Sketches [B, sum of dims] of one batch, components side by side in order."""
+    found: dict[str, Tensor] = {}
+
+    def consume(component: Component, factors: Factors) -> None:
+        found[component.name] = project(factors, sketches[component.name])
+
+    losses = capture(model, components, collate(examples, pad_id), consume, reduction=reduction)
+    ordered = [found[name] for name in components.names]
+    norms = torch.stack([one.abs().amax(1) for one in ordered], dim=1)
+    require_finite(norms.cpu().numpy(), examples.ids, components.names, losses.cpu().numpy())
+    return torch.cat(ordered, dim=1).cpu().numpy()

@@ -1,0 +1,101 @@
+"""Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
+
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the component
+products of any method that keeps them (`on`), so nothing is run again for another budget or objective. Sign: as the
+method it selects from. Fills query, train and component. Cost: the products, then seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from tdaexp.methods.base import Method
+from tdaexp.methods.full import Full
+from tdaexp.methods.greedy import admitted, cut, order_components
+from tdaexp.methods.study import Study
+from tdaexp.methods.subsets import Products
+from tdaexp.runtime.errors import UserError, unknown
+
+OBJECTIVES = ("accuracy", "fidelity", "single")
+WHOLE = 1.0
+
+
+@dataclass
+class Select(Method):
+    """Keys: `on` (the method whose components are chosen), `objective`, `budget` (fraction of the parameters that the
+    chosen components may have, null = 1), `selection` (a file of component names, one a line, instead of a search).
+
+    Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy of
+    each alone. Each query set gets its own selection.
+    """
+
+    on: Method
+    objective: str = "accuracy"
+    budget: float | None = None
+    selection: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown objective."""
+        if self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES, "method.objective")
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Products of `on`, and which components count for each query set."""
+        return self.choose(self.on.attribute(study))
+
+    def from_products(self, products: xr.Dataset) -> xr.Dataset:
+        """Select on stored products, without a model."""
+        return self.choose(self.on.from_products(products))
+
+    def choose(self, products: xr.Dataset) -> xr.Dataset:
+        """Add `weight` [query_set_name, component] (1 = chosen) and `order` (rank in the search, -1 = never ranked)."""
+        if "query_sq" not in products:
+            name = type(self.on).__name__.lower()
+            raise UserError(f"method.on: '{name}' keeps no self-products per component; select works on full or project")
+        names = list(dict.fromkeys(products["query_set"].values))
+        found = [self._search(products.isel(query=products["query_set"].values == name)) for name in names]
+        dims = ("query_set_name", "component")
+        return products.assign(
+            weight=(dims, np.stack([weight for weight, _ in found])),
+            order=(dims, np.stack([rank for _, rank in found])),
+        ).assign_coords(query_set_name=np.array(names, dtype=object)).assign_attrs(
+            objective="file" if self.selection else self.objective, budget=self.budget or WHOLE
+        )
+
+    def _search(self, products: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [K] and ranks [K] for one query set."""
+        sizes, budget = products["size"].values, WHOLE if self.budget is None else self.budget
+        if self.selection is not None:
+            chosen = order = self._named(list(products["component"].values))
+        else:
+            order = self._order(products, admitted(sizes, budget))
+            chosen = cut(order, sizes, budget)
+        weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
+        weight[chosen], rank[order] = 1.0, np.arange(len(order))
+        return weight, rank
+
+    def _order(self, products: xr.Dataset, among: np.ndarray) -> np.ndarray:
+        arrays = Products.of(*(products[name].values for name in ("influence", "query_sq", "train_sq", "truth")))
+        if self.objective != "single":
+            return order_components(arrays, self.objective, among)[0]
+        alone = arrays.single("accuracy").mean(axis=1)[among]
+        return among[np.argsort(-alone, kind="stable")]
+
+    def _named(self, components: list[str]) -> np.ndarray:
+        """Positions of the components that the selection file names, in the file's order."""
+        path = Path(str(self.selection))
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise UserError(f"method.selection={path}: cannot be read ({error.strerror})") from error
+        wanted = [line for line in lines if line and not line.startswith("#")]
+        for name in wanted:
+            if name not in components:
+                raise unknown("component", name, components, str(path))
+        if not wanted:
+            raise UserError(f"method.selection={path}: names no component; write one name a line")
+        return np.array([components.index(name) for name in dict.fromkeys(wanted)])

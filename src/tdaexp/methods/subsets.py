@@ -1,0 +1,119 @@
+"""What a subset of components scores, from stored products alone (Select or Project, sections 3.2, 5.3 and
+A.2).
+
+The input is, per component k, the dot product of query i's and candidate j's gradients and both
+self-products; the cosine of any subset S follows from sums:
+
+    cos_S(i, j) = Σ_{k∈S} dot[i,j,k] / (sqrt(Σ_{k∈S} query_sq[i,k]) sqrt(Σ_{k∈S} train_sq[i,j,k]) + ε)
+
+Two objectives judge a subset; both give a value per query, and larger is better:
+
+* `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section
+  3.2).
+* `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5),
+  as the cosine between the query's score vector over its candidates and the full gradient's. The paper gives
+  no formula.
+
+Score arrays here are [..., C, Q]: with queries last, numpy's reductions over the few candidates are fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tdaexp.influence import EPSILON
+from tdaexp.runtime.errors import unknown
+
+OBJECTIVES = ("accuracy", "fidelity")
+
+
+@dataclass(frozen=True)
+class Products:
+    """The numbers that a selection works on, float64.
+
+    `dot` [K, C, Q], `query_sq` [K, Q], `train_sq` [K, C, Q]; `source` and `rival` [C, Q] bool: the candidate
+    exists and is, or is not, a source of the query. Where a query has fewer than C candidates both are False
+    and the products are 0.
+    """
+
+    dot: np.ndarray
+    query_sq: np.ndarray
+    train_sq: np.ndarray
+    source: np.ndarray
+    rival: np.ndarray
+
+    @classmethod
+    def of(cls, dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray, truth: np.ndarray) -> Products:
+        """Arrange `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K], `truth` [Q, C] bool.
+
+        A pair with a NaN in any component is a candidate that does not exist.
+        """
+        pairs, norms = (np.asarray(part, np.float64).transpose(2, 1, 0) for part in (dot, train_sq))
+        valid = ~(np.isnan(pairs) | np.isnan(norms)).any(axis=0)
+        pairs, norms = (np.ascontiguousarray(np.where(valid, part, 0.0)) for part in (pairs, norms))
+        own = np.ascontiguousarray(np.asarray(query_sq, np.float64).T)
+        source = np.asarray(truth, bool).T & valid
+        return cls(pairs, own, norms, source, valid & ~source)
+
+    def rows(self, keep: np.ndarray) -> Products:
+        """Return the products of some queries only (`keep`: positions or a mask over Q)."""
+        parts = (self.dot, self.query_sq, self.train_sq, self.source, self.rival)
+        return Products(*(np.ascontiguousarray(part[..., keep]) for part in parts))
+
+    def full(self) -> np.ndarray:
+        """Return the full gradient's cosines [C, Q] (0 where there is no candidate)."""
+        return cosine(self.dot.sum(axis=0), self.query_sq.sum(axis=0), self.train_sq.sum(axis=0))
+
+    def single(self, objective: str) -> np.ndarray:
+        """Return the objective's value [K, Q] for each component alone."""
+        return judge(objective, self)(cosine(self.dot, self.query_sq, self.train_sq))
+
+    def along(self, objective: str, order: np.ndarray) -> np.ndarray:
+        """Return the objective's value [len(order), Q] for the subsets that grow along `order`."""
+        value = judge(objective, self)
+        dot, own, norm = (np.zeros(part.shape[1:]) for part in (self.dot, self.query_sq, self.train_sq))
+        rows = np.empty((len(order), self.dot.shape[-1]))
+        for step, k in enumerate(order):
+            dot, own, norm = dot + self.dot[k], own + self.query_sq[k], norm + self.train_sq[k]
+            rows[step] = value(cosine(dot, own, norm))
+        return rows
+
+
+def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
+    """Cosines [..., C, Q] from sums `dot` [..., C, Q], `query_sq` [..., Q], `train_sq` [..., C, Q]."""
+    norms = np.sqrt(train_sq)
+    norms *= np.sqrt(query_sq)[..., None, :]
+    norms += EPSILON
+    return np.divide(dot, norms, out=norms)
+
+
+def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.ndarray:
+    """Tell for each query whether a source scores strictly higher than every rival: [..., C, Q] to bool [...,
+    Q].
+
+    A query without a source among its candidates is not retrieved; one with nothing but sources is.
+    """
+    best = np.where(source, scores, -np.inf).max(axis=-2)
+    return best > np.where(rival, scores, -np.inf).max(axis=-2)
+
+
+def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Cosine over the candidates between score vectors: [..., C, Q] against [C, Q], to [..., Q].
+
+    Both are 0 where there is no candidate. Two vectors of which one is all zeros have similarity 0.
+    """
+    norms = np.sqrt((scores * scores).sum(axis=-2)) * np.sqrt((reference * reference).sum(axis=-2))
+    return (scores * reference).sum(axis=-2) / (norms + EPSILON)
+
+
+def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that gives score arrays [..., C, Q] a value per query [..., Q]."""
+    if objective == "accuracy":
+        return lambda scores: retrieved(scores, products.source, products.rival)
+    if objective == "fidelity":
+        full = products.full()
+        return lambda scores: similarity(scores, full)
+    raise unknown("objective", objective, OBJECTIVES, "method.objective")

@@ -1,0 +1,33 @@
+"""The cheap controls that belong in every table: guessing, and lexical overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from tdaexp.metrics import retrieval
+
+
+def random_accuracy(dataset: xr.Dataset) -> np.ndarray:
+    """Exact chance [Q] that a uniformly random order of the candidates puts a source first."""
+    candidates = dataset["train"].values != ""
+    sources = (dataset["truth"].values & candidates).sum(axis=1)
+    return sources / np.maximum(candidates.sum(axis=1), 1)
+
+
+def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:
+    """Retrieval accuracy per query [Q] of the BM25 scores stored beside the answer; None where there are
+    none.
+    """
+    scores = dataset["bm25"].values
+    if np.isnan(scores).all():
+        return None
+    return retrieval.accuracy(scores, dataset["truth"].values)
+
+
+def bm25_answer(dataset: xr.Dataset) -> xr.Dataset:
+    """BM25's own answer as an influence data set, so that every metric of a method can be had for it too."""
+    parts = {name: dataset[name] for name in ("truth", "bm25")}
+    coords = {name: dataset[name] for name in ("query", "query_set", "train")}
+    attrs = {"method": "bm25", "label": "BM25", "normalise": "none"}
+    return xr.Dataset({"influence": dataset["bm25"], **parts}, coords, attrs)

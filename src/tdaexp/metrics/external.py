@@ -1,0 +1,167 @@
+"""Scores that another program wrote, on the pairs of one of our stores: the benchmark as everyone's referee.
+
+Formats, by the file's suffix:
+
+* `.json`: nested `{query: {train: score}}`. Where two query sets of the store share a query id, name the
+query
+  `<query set>/<query>`.
+* `.npy`, `.npz`, `.safetensors`, `.pt`: a matrix [query, train]. Rows follow the store's queries, columns
+its training
+  ids in sorted order (as in `tdaexp.influence.dense`), unless the file names them: arrays `query` and
+  `train` in an .npz, entries `query` and `train` (lists) in a .pt, or metadata of these names (JSON lists)
+  in a .safetensors. The matrix is the entry `scores`, or the only one.
+
+Positive must mean that training on the example made the query more likely.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tdaexp import influence
+from tdaexp.runtime.errors import UserError
+
+SUFFIXES = (".json", ".npy", ".npz", ".safetensors", ".pt")
+Table = dict[str, dict[str, float]]
+
+
+def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> xr.Dataset:
+    """Read a score file as an influence data set on the candidates of `reference`, labelled by the file's
+    name.
+
+    A file that cannot be read, a pair of the reference without a (finite) score, a matrix of the wrong
+    shape and an unknown suffix are `UserError`s that say which.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"scores={path}: unknown suffix '{path.suffix}'; choices: {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"scores={path}: no such file")
+    try:
+        stored = _READERS[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"scores={path}: not a readable {path.suffix} file ({_line(error)})") from error
+    table = _nested(path, stored) if path.suffix == ".json" else _named(path, stored, reference)
+    return influence.build(
+        _pick(path, table, reference),
+        query=list(reference["query"].values),
+        query_set=list(reference["query_set"].values),
+        train=reference["train"].values,
+        truth=reference["truth"].values,
+        bm25=reference["bm25"].values,
+        attrs={"method": "external", "label": label or path.stem, "scores": path.name},
+    )
+
+
+def _pick(path: Path, table: Table, reference: xr.Dataset) -> np.ndarray:
+    """Look up every pair of the reference [Q, C]; NaN only where it has no candidate."""
+    train = reference["train"].values
+    values = np.full(train.shape, np.nan)
+    for row, (group, query) in enumerate(
+        zip(reference["query_set"].values, reference["query"].values, strict=True)
+    ):
+        scores = table.get(f"{group}/{query}", table.get(query))
+        if scores is None:
+            raise UserError(
+                f"scores={path}: query '{query}' of set '{group}' has no scores; every query needs some"
+            )
+        for column, name in enumerate(train[row]):
+            if not name:
+                continue
+            value = scores.get(name)
+            if value is None or not np.isfinite(value):
+                state = "no score" if value is None else f"the score {value}"
+                raise UserError(f"scores={path}: pair (query '{query}', train '{name}') has {state}")
+            values[row, column] = value
+    return values
+
+
+def _nested(path: Path, stored: Any) -> Table:
+    shaped = isinstance(stored, dict) and all(isinstance(scores, dict) for scores in stored.values())
+    if not shaped:
+        raise UserError(f"scores={path}: must be nested as {{query: {{train: score}}}}")
+    for query, scores in stored.items():
+        for name, value in scores.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UserError(
+                    f"scores={path}: pair (query '{query}', train '{name}') has the score {value!r}"
+                )
+    return stored
+
+
+def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
+    """Give a matrix the names of its rows and columns."""
+    keys = [f"{g}/{q}" for g, q in zip(reference["query_set"].values, reference["query"].values, strict=True)]
+    rows = [str(name) for name in stored["query"]] if "query" in stored else keys
+    ids = stored.get("train", sorted(set(reference["train"].values.ravel()) - {""}))
+    columns = [str(name) for name in ids]
+    names = [name for name in stored if name not in ("query", "train")]
+    if "scores" not in names and len(names) != 1:
+        raise UserError(
+            f"scores={path}: has the entries {', '.join(sorted(names)) or 'none'}; name one 'scores'"
+        )
+    matrix = np.asarray(stored["scores" if "scores" in names else names[0]])
+    if matrix.shape != (len(rows), len(columns)) or matrix.dtype.kind not in "iuf":
+        raise UserError(
+            f"scores={path}: the matrix has shape {matrix.shape} and type {matrix.dtype}, "
+            f"needed: {len(rows)} queries × {len(columns)} training ids, real numbers"
+        )
+    return {row: dict(zip(columns, values, strict=True)) for row, values in zip(rows, matrix, strict=True)}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_npy(path: Path) -> dict[str, Any]:
+    return {"scores": np.load(path, allow_pickle=False)}
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stored:
+        tensors = {name: _array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata() or {}
+    return tensors | {name: json.loads(metadata[name]) for name in ("query", "train") if name in metadata}
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    import torch
+
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    entries = stored if isinstance(stored, dict) else {"scores": stored}
+    return {
+        name: _array(value) if isinstance(value, torch.Tensor) else value for name, value in entries.items()
+    }
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """Half-precision tensors become float32, which numpy has."""
+    return (
+        tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+_READERS = {
+    ".json": _read_json,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".pt": _read_pt,
+}

@@ -1,0 +1,52 @@
+"""Means over queries with percentile bootstrap intervals (Efron 1979).
+
+Queries are what is resampled. The resamples depend on the seed and the number of queries alone, so two
+methods on the same queries see the same ones: an interval of their difference is a paired one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tdaexp.metrics.settings import MetricSettings
+
+CHUNK = 4_000_000  # resampled entries held at a time
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
+
+
+def bootstrap(values: np.ndarray, settings: MetricSettings) -> list[Interval]:
+    """Mean and interval of each row of `values` [V, Q], all rows on the same resamples of the Q queries."""
+    count = values.shape[1]
+    rng = np.random.default_rng(settings.seed)
+    means = np.empty((len(values), settings.bootstrap))
+    rows = max(1, CHUNK // count)
+    for start in range(0, settings.bootstrap, rows):
+        picked = rng.integers(count, size=(min(rows, settings.bootstrap - start), count))
+        for target, row in zip(means, values, strict=True):
+            target[start : start + len(picked)] = row[picked].mean(axis=1)
+    tail = (1 - settings.confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=1)
+    return [
+        Interval(float(m), float(a), float(b)) for m, a, b in zip(values.mean(axis=1), low, high, strict=True)
+    ]
+
+
+def versus(difference: Interval) -> str:
+    """Say what a paired difference shows: + (better), − (worse), ≈ (the interval holds 0), "" (not known)."""
+    if np.isnan(difference.value):
+        return ""
+    if difference.low > 0:
+        return "+"
+    return "−" if difference.high < 0 else "≈"

@@ -1,0 +1,150 @@
+"""One store judged: every metric of every query set, with intervals and controls, as records and as flat
+numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from tdaexp import influence
+from tdaexp.metrics import controls, retrieval
+from tdaexp.metrics.fidelity import fidelity
+from tdaexp.metrics.intervals import UNKNOWN, Interval, bootstrap, versus
+from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.selection import ComponentStudy, held_out_accuracy
+from tdaexp.metrics.settings import MetricSettings
+from tdaexp.metrics.stores import aligned, by_query_set, full_scores, has_products, share
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One method on one query set. Accuracies are NaN where no query has a source among its candidates.
+
+    `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals
+    `accuracy` where nothing was selected (`selected` False). `minus_bm25` is the paired difference of
+    `held_out` and BM25's accuracy, `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation`
+    compare with the full gradient.
+    """
+
+    queries: int
+    accuracy: Interval
+    held_out: Interval
+    selected: bool
+    mrr: Interval
+    recall: float
+    share: float
+    fidelity: float
+    rank_correlation: float
+    bm25: Interval
+    minus_bm25: Interval
+    random: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the method beats BM25."""
+        return versus(self.minus_bm25)
+
+
+def assess(
+    dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None = None
+) -> dict[str, Judgement]:
+    """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if
+    any.
+    """
+    if reference is None and has_products(dataset):
+        reference = dataset
+    return {name: _assess(part, settings, reference) for name, part in by_query_set(dataset).items()}
+
+
+def judge(
+    dataset: xr.Dataset,
+    settings: MetricSettings,
+    reference: xr.Dataset | None = None,
+    studies: dict[str, ComponentStudy] | None = None,
+) -> dict[str, float]:
+    """Flat metrics of a store, `<query set>/<metric>`; what is not defined for it is left out.
+
+    `studies` (from `selection.study`) adds what selection of components can reach on these products.
+    """
+    flat = {}
+    for name, found in assess(dataset, settings, reference).items():
+        values = flatten(found, settings)
+        if studies and name in studies:
+            values |= _reach(studies[name])
+        flat |= {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
+    return flat
+
+
+def flatten(found: Judgement, settings: MetricSettings) -> dict[str, float]:
+    """The numbers of a judgement by name; bounds of intervals end in `_low` and `_high`."""
+    intervals = {
+        "accuracy": found.accuracy,
+        "mrr": found.mrr,
+        "bm25_accuracy": found.bm25,
+        "minus_bm25": found.minus_bm25,
+    }
+    if found.selected:
+        intervals["heldout_accuracy"] = found.held_out
+    flat: dict[str, float] = {"queries": found.queries, f"recall@{settings.top_k}": found.recall}
+    for key, interval in intervals.items():
+        flat |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    rest = ("share", "fidelity", "rank_correlation")
+    return flat | {"random_accuracy": found.random} | {key: getattr(found, key) for key in rest}
+
+
+def _reach(found: ComponentStudy) -> dict[str, float]:
+    return {
+        "full_accuracy": found.full,
+        "greedy_peak_accuracy": found.peak,
+        "greedy_peak_share": found.peak_share,
+        "greedy_peak_heldout_accuracy": float(found.peak_held_out.mean()),
+        "best_component_accuracy": float(found.table["accuracy"].max()),
+    }
+
+
+def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None) -> Judgement:
+    scores, truth = influence.scores(dataset).values, dataset["truth"].values
+    known = bool(truth.any())
+    intervals = _retrieval(dataset, scores, settings) if known else {}
+    like_full = rank = float("nan")
+    if reference is not None:
+        full = aligned(dataset, reference, full_scores(reference).values)
+        like_full, rank = _mean(fidelity(scores, full)), _mean(spearman(scores, full))
+    own = intervals.get("accuracy", UNKNOWN)
+    return Judgement(
+        queries=len(truth),
+        accuracy=own,
+        held_out=intervals.get("held_out", own),
+        selected="held_out" in intervals,
+        mrr=intervals.get("mrr", UNKNOWN),
+        recall=_mean(retrieval.recall(scores, truth, settings.top_k)) if known else float("nan"),
+        share=share(dataset),
+        fidelity=like_full,
+        rank_correlation=rank,
+        bm25=intervals.get("bm25", UNKNOWN),
+        minus_bm25=intervals.get("minus_bm25", UNKNOWN),
+        random=_mean(controls.random_accuracy(dataset)) if known else float("nan"),
+    )
+
+
+def _retrieval(dataset: xr.Dataset, scores: np.ndarray, settings: MetricSettings) -> dict[str, Interval]:
+    """Intervals by name, all on the same resamples; what the store cannot give is absent."""
+    truth = dataset["truth"].values
+    rows = {"accuracy": retrieval.accuracy(scores, truth), "mrr": retrieval.reciprocal_rank(scores, truth)}
+    honest = rows["accuracy"]
+    held_out, lexical = held_out_accuracy(dataset, settings), controls.bm25_accuracy(dataset)
+    if held_out is not None:
+        rows["held_out"] = honest = held_out
+    if lexical is not None:
+        rows |= {"bm25": lexical, "minus_bm25": honest - lexical}
+    return dict(zip(rows, bootstrap(np.stack(list(rows.values())), settings), strict=True))
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is known; NaN of nothing, without numpy's warning."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,50 @@
+"""Retrieval of a query's source among its candidates (Select or Project, section 3.2).
+
+All functions take `scores` [Q, C] (NaN = no such pair) and `truth` [Q, C] bool and give a value per query
+[Q]. Ties never help: a source is outranked by every other candidate whose score is as high, so a query
+counts as retrieved only under strict inequality. A query whose source is not among its candidates is a
+miss.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tdaexp.methods.subsets import retrieved
+
+
+def accuracy(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """1 where a source scores strictly higher than every candidate that is not one, else 0."""
+    known = ~np.isnan(scores)
+    return retrieved(scores.T, (truth & known).T, (~truth & known).T).astype(np.float64)
+
+
+def reciprocal_rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """One over the rank of the best source; 0 without one."""
+    ranks = source_ranks(scores, truth)
+    return 1.0 / ranks.min(axis=1, initial=np.inf)
+
+
+def recall(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Share of the query's sources among its candidates that are within the k best; 0 without a source."""
+    found = (source_ranks(scores, truth) <= k).sum(axis=1)
+    return found / np.maximum(truth.sum(axis=1), 1)
+
+
+def source_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Ranks of each query's sources, 1 = best: [Q, most sources of any query], infinite where there is
+    none.
+    """
+    most = int(truth.sum(axis=1).max(initial=0))
+    columns = np.argsort(~truth, axis=1, kind="stable")[:, :most]
+    mine = np.take_along_axis(scores, columns, axis=1)[:, :, None]
+    theirs = scores[:, None, :]  # comparisons with NaN are False
+    ahead = np.where(truth[:, None, :], theirs > mine, theirs >= mine).sum(axis=2)
+    real = np.take_along_axis(truth & ~np.isnan(scores), columns, axis=1)
+    return np.where(real, 1.0 + ahead, np.inf)
+
+
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns [Q, min(k, C)] of the best candidates, best first, ties by column; -1 where there are fewer."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # NaN sorts last
+    return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)

@@ -1,0 +1,148 @@
+"""What selection of components can reach on one query set: single components, greedy curves, held-out
+numbers.
+
+Works on any influence data set that holds products and self-products per component (Select or Project,
+sections 5.2 and 5.3). Everything is on stored products; nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from tdaexp.methods.greedy import HeldOut, admitted, cross_validated, order_components
+from tdaexp.methods.subsets import OBJECTIVES, Products
+from tdaexp.metrics.settings import MetricSettings
+from tdaexp.metrics.stores import by_query_set, has_products
+
+DEPTH = re.compile(r"(?:^|\.)(\d+)\.(.+)$")  # layers.3.attn.q: depth 3, type attn.q
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One greedy path: `order` [K] positions, `share` [K] of the parameters up to each step, and along it
+    the mean `accuracy` [K] and `fidelity` [K] on the queries it was found on. `held_out` [K] is the mean of
+    the objective it was found by on queries that were not used, after as many steps, `held_out_share` [K]
+    the mean share over folds.
+    """
+
+    order: np.ndarray
+    share: np.ndarray
+    accuracy: np.ndarray
+    fidelity: np.ndarray
+    held_out: np.ndarray
+    held_out_share: np.ndarray
+
+
+@dataclass(frozen=True)
+class ComponentStudy:
+    """Components of one query set: `table` (one row per component: component, type, depth, size, accuracy),
+    `curves` by objective, `full` the full gradient's accuracy, `peak` the accuracy's highest point on its
+    greedy path, `peak_share` the share of parameters there, `peak_held_out` [Q] what stopping at the peak
+    gives queries that were not used.
+    """
+
+    table: pd.DataFrame
+    curves: dict[str, Curve]
+    full: float
+    peak: float
+    peak_share: float
+    peak_held_out: np.ndarray
+
+
+def products_of(dataset: xr.Dataset) -> Products:
+    """The data set's products, arranged for selection."""
+    parts = (dataset[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
+    return Products.of(*parts)
+
+
+def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentStudy]:
+    """Study each query set that has any truth; empty where the data set has no products."""
+    if not has_products(dataset):
+        return {}
+    sets = by_query_set(dataset).items()
+    return {name: _study(part, settings) for name, part in sets if part["truth"].values.any()}
+
+
+def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarray | None:
+    """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is
+    judged.
+
+    `dataset` holds one query set. None where the answer was not selected on its queries: only a greedy
+    selection is, and it says so by its attributes `objective` and `budget`.
+    """
+    if "weight" not in dataset or dataset.attrs.get("objective") not in OBJECTIVES:
+        return None
+    sizes, budget = dataset["size"].values, dataset.attrs["budget"]
+    found = cross_validated(
+        products_of(dataset),
+        dataset.attrs["objective"],
+        settings.folds,
+        settings.seed,
+        among=admitted(sizes, budget),
+        judged="accuracy",
+    )
+    return found.at_budget(sizes, budget)
+
+
+def describe(components: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
+    """Split component names into type and depth (NaN where a component belongs to no layer)."""
+    found = [DEPTH.search(name) for name in components]
+    return pd.DataFrame(
+        {
+            "component": components,
+            "type": [
+                match.group(2) if match else name for match, name in zip(found, components, strict=True)
+            ],
+            "depth": [float(match.group(1)) if match else np.nan for match in found],
+            "size": sizes,
+        }
+    )
+
+
+def by_type(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
+    """Mean single-component accuracy per component type and query set, with the number of components (Table
+    1).
+    """
+    tables = {name: part.table for name, part in studies.items()}
+    first = next(iter(tables.values()))
+    order = list(dict.fromkeys(first["type"]))
+    counts = first.groupby("type").agg(components=("size", "count"), parameters=("size", "mean")).loc[order]
+    means = {name: table.groupby("type")["accuracy"].mean().loc[order] for name, table in tables.items()}
+    return counts.assign(**means)
+
+
+def _study(dataset: xr.Dataset, settings: MetricSettings) -> ComponentStudy:
+    products, sizes = products_of(dataset), dataset["size"].values
+    table = describe(dataset["component"].values, sizes)
+    table["accuracy"] = products.single("accuracy").mean(axis=1)
+    curves, folds = {}, {}
+    for objective in OBJECTIVES:
+        folds[objective] = cross_validated(products, objective, settings.folds, settings.seed)
+        curves[objective] = _curve(products, sizes, objective, folds[objective])
+    best = curves["accuracy"]
+    top = int(best.accuracy.argmax())
+    return ComponentStudy(
+        table=table,
+        curves=curves,
+        full=float(best.accuracy[-1]),
+        peak=float(best.accuracy[top]),
+        peak_share=float(best.share[top]),
+        peak_held_out=folds["accuracy"].at_peak(),
+    )
+
+
+def _curve(products: Products, sizes: np.ndarray, objective: str, folds: HeldOut) -> Curve:
+    order, _ = order_components(products, objective)
+    return Curve(
+        order=order,
+        share=np.cumsum(sizes[order]) / sizes.sum(),
+        accuracy=products.along("accuracy", order).mean(axis=1),
+        fidelity=products.along("fidelity", order).mean(axis=1),
+        held_out=folds.values.mean(axis=1),
+        held_out_share=(np.cumsum(sizes[folds.orders], axis=1) / sizes.sum()).mean(axis=0),
+    )

@@ -1,0 +1,32 @@
+"""How stores are judged: the keys of the `metric` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tdaexp.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Keys: `bootstrap` (resamples of the queries behind every interval), `confidence` (of the intervals),
+    `folds` (for the accuracy on queries that were not used for selecting), `top_k` (training texts shown
+    per query, and the k of recall@k), `plots` (draw the figures), `seed` (of resamples and folds).
+    """
+
+    bootstrap: int = 2000
+    confidence: float = 0.95
+    folds: int = 5
+    top_k: int = 5
+    plots: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no metric can work with."""
+        for name, least in (("bootstrap", 1), ("folds", 2), ("top_k", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"metric.{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 < self.confidence < 1:
+            raise UserError(
+                f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95"
+            )

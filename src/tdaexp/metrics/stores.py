@@ -1,0 +1,66 @@
+"""Reading influence data sets: their query sets, their pairs in another store, the share of parameters they
+use.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from tdaexp import influence
+
+
+def by_query_set(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Cut a data set into its query sets, in order of appearance."""
+    names = dataset["query_set"].values
+    return {str(name): dataset.isel(query=names == name) for name in dict.fromkeys(names)}
+
+
+def has_products(dataset: xr.Dataset) -> bool:
+    """Tell whether any subset of components can be scored: products and self-products of the gradients
+    themselves.
+
+    A projection also stores products per component, but of projected gradients.
+    """
+    components = "component" in dataset["influence"].dims
+    return components and "query_sq" in dataset and dataset.attrs.get("method") != "project"
+
+
+def full_scores(dataset: xr.Dataset) -> xr.DataArray:
+    """Scores [query, candidate] of all components together, whatever subset the method's own answer takes."""
+    return influence.scores(dataset.drop_vars("weight", errors="ignore"))
+
+
+def share(dataset: xr.Dataset) -> float:
+    """Share of the parameters (or dimensions) that the answer uses; NaN for methods that use no gradient.
+
+    Weighted components count by their parameters; else the attribute `share`, then `budget`, says it; a
+    method with components and neither uses all. `dataset` holds one query set.
+    """
+    if "weight" in dataset:
+        name = dataset["query_set"].values[0]
+        chosen = dataset["weight"].sel(query_set_name=name).values * dataset["size"].values
+        return float(chosen.sum() / dataset["size"].values.sum())
+    for name in ("share", "budget"):
+        if dataset.attrs.get(name) is not None:
+            return float(dataset.attrs[name])
+    return 1.0 if "component" in dataset["influence"].dims else float("nan")
+
+
+def aligned(dataset: xr.Dataset, reference: xr.Dataset, values: np.ndarray) -> np.ndarray:
+    """Fetch the reference's values for the pairs of `dataset` [Q, C]; NaN where it has not computed a pair.
+
+    `values` [Q', C'] belong to the pairs of `reference`. Queries are the same when query set and id are.
+    """
+    rows = {key: row for row, key in enumerate(_keys(reference))}
+    train = reference["train"].values
+    found = np.full(dataset["train"].shape, np.nan)
+    for row, (key, names) in enumerate(zip(_keys(dataset), dataset["train"].values, strict=True)):
+        if key in rows:
+            known = dict(zip(train[rows[key]], values[rows[key]], strict=True))
+            found[row] = [known.get(name, np.nan) if name else np.nan for name in names]
+    return found
+
+
+def _keys(dataset: xr.Dataset) -> list[tuple[str, str]]:
+    return list(zip(dataset["query_set"].values, dataset["query"].values, strict=True))

@@ -1,0 +1,69 @@
+"""The file in which completions are kept while they are generated: JSON lines, one settings line first."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import locked, write_text
+
+
+class CompletionCache:
+    """Completions by prompt number, appended batch by batch; what a kill cut short is dropped on opening."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Open or create the file; `settings` is its first line, for people and against mix-ups."""
+        self.path = path
+        self.texts: dict[int, str] = {}
+        head = json.dumps(settings, ensure_ascii=False, sort_keys=True) + "\n"
+        if not path.exists():
+            write_text(path, head)
+            return
+        raw = path.read_bytes()
+        # Lines are only ever appended, so only the last one can be incomplete. (str.splitlines would also cut at
+        # the line separators of Unicode, which a completion may hold.)
+        whole = raw[: raw.rfind(b"\n") + 1]
+        try:
+            first, *lines = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
+            theirs = first["fingerprint"]
+            self.texts = {int(line["prompt"]): str(line["completion"]) for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: damaged cache of completions ({error}); delete this file and run again"
+            ) from error
+        if theirs != settings["fingerprint"]:
+            raise UserError(f"{path}: completions of another run; delete this file and run again")
+        if len(whole) < len(raw):
+            write_text(path, whole.decode("utf-8"))
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, path: Path, settings: dict[str, Any]) -> Iterator[CompletionCache]:
+        """Open the cache and keep other jobs out until the block ends."""
+        with locked(path):
+            yield cls(path, settings)
+
+    def __contains__(self, prompt: int) -> bool:
+        return prompt in self.texts
+
+    def __getitem__(self, prompt: int) -> str:
+        return self.texts[prompt]
+
+    def append(self, texts: dict[int, str]) -> None:
+        """Add a batch to the file and to memory."""
+        lines = [
+            json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
+            for prompt, text in texts.items()
+        ]
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(lines))
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); make room or mend it and run again"
+            ) from error
+        self.texts.update(texts)

@@ -1,0 +1,60 @@
+"""What every model config ends in: frozen weights, their tokenizer, and an identity for caches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tdaexp.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model that is ready to be explained: in eval mode, without dropout, parameters
+    frozen.
+
+    `fingerprint` identifies weights and tokenizer; `template` names how prompt and completion become tokens;
+    `max_length` is the longest sequence in tokens, prompt and completion together.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    template: str
+    max_length: int
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Put the model in eval mode (no dropout) and stop gradients from being stored in its parameters."""
+    return model.eval().requires_grad_(False)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a tokenizer with token ids beyond the embedding's rows."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise UserError(
+            f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "
+            "they do not belong together: set model.tokenizer to the model's own"
+        )
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the load bars and advice of transformers; what matters is reported as errors or by our own
+    log."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

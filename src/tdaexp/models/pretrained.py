@@ -1,0 +1,117 @@
+"""Models that exist already: a folder in hub format, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tdaexp.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tdaexp.models.hub import Source
+    from tdaexp.models.loaded import LoadedModel
+
+FALLBACK_LENGTH = (
+    2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
+)
+
+
+@dataclass
+class Pretrained:
+    """A causal language model from a folder or from the hub.
+
+    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id;
+    `tokenizer` hub id or folder when it is not the model's own; `template` how prompt and completion become
+    tokens (`plain`, `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows;
+    `attn_implementation` as transformers names it, null = its choice; `expected_components` the number of
+    components that the model must have, null = any; `trust_remote_code` runs Python code that comes with
+    the model.
+    """
+
+    pretrained: str
+    name: str = "pretrained"
+    revision: str | None = None
+    tokenizer: str | None = None
+    template: str = "plain"
+    max_length: int | None = None
+    attn_implementation: str | None = None
+    expected_components: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a length that holds no prediction."""
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"model.max_length={self.max_length}: must be at least 2 tokens, or null")
+
+    @property
+    def needs_training(self) -> bool:
+        """False: these weights exist."""
+        return False
+
+    def start_fingerprint(self) -> str:
+        """Identity of the weights and tokenizer that a training run or an explanation starts from."""
+        return _identity(*self._locate())
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+        """Load weights and tokenizer, frozen, on `device` in `dtype` (None: float32).
+
+        Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a
+        gated or unknown repository, damaged or missing files, a tokenizer that does not belong to the
+        model.
+        """
+        import torch
+
+        from tdaexp.models.hub import load_tokenizer, load_weights
+        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze
+
+        weights, words = self._locate()
+        tokenizer = load_tokenizer(words, self.trust_remote_code)
+        model = load_weights(
+            weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation
+        )
+        check_vocabulary(model, tokenizer, weights.name)
+        self._check_components(model)
+        longest = self.max_length or model_length(model.config, tokenizer)
+        return LoadedModel(
+            freeze(model.to(device)), tokenizer, _identity(weights, words), self.template, longest
+        )
+
+    def start(self, texts: list[str]) -> LoadedModel:
+        """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""
+        return self.load()
+
+    def _check_components(self, model: PreTrainedModel) -> None:
+        from tdaexp.models.components import component_map
+
+        expected = self.expected_components
+        found = len(component_map(model).components) if expected is not None else None
+        if found != expected:
+            raise UserError(
+                f"model.expected_components={expected} but {self.pretrained} has {found}; it is another model than "
+                "the config means: check model.pretrained, or set model.expected_components=null"
+            )
+
+    def _locate(self) -> tuple[Source, Source]:
+        """Where the weights and where the tokenizer are read from."""
+        from tdaexp.models.hub import locate
+
+        weights = locate(self.pretrained, self.revision, "model.pretrained")
+        return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
+
+
+def _identity(weights: Source, words: Source) -> str:
+    from tdaexp.runtime.fingerprint import fingerprint
+
+    return fingerprint(weights.identity, words.identity)
+
+
+def model_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Longest sequence in tokens: the model's positions, else the tokenizer's limit, else 2,048."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        return int(positions)
+    limit = tokenizer.model_max_length  # transformers writes "no limit" as 1e30
+    return int(limit) if limit < 1_000_000 else FALLBACK_LENGTH

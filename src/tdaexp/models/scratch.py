@@ -1,0 +1,162 @@
+"""Models that are built here: any causal architecture of transformers, small, randomly initialised, then
+trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tdaexp.models.pretrained import Pretrained
+from tdaexp.runtime.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from tdaexp.models.loaded import LoadedModel
+
+WHERE = "model.config"
+
+
+@dataclass
+class Scratch:
+    """A causal language model with random weights and a tokenizer of its own, to be trained on the data set.
+
+    Keys: `architecture` a causal model type of transformers (`olmo`, `llama`, `gpt2`, `gpt_neox`, `bloom`,
+    …); `config` values of that type's config (hidden_size, …); `vocab_size` of the byte-level BPE
+    tokenizer, at most; `seed` of the initial weights; `context` longest sequence in tokens; `template` how
+    prompt and completion become tokens; `name` a short label; `pretrained` a folder with trained weights:
+    nothing is trained then.
+    """
+
+    architecture: str = "olmo"
+    config: dict[str, Any] = field(default_factory=dict)
+    vocab_size: int = 1024
+    seed: int = 0
+    context: int = 128
+    template: str = "plain"
+    name: str = "scratch"
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a context that holds no prediction."""
+        if self.context < 2:
+            raise UserError(f"model.context={self.context}: must be at least 2 tokens")
+
+    @property
+    def needs_training(self) -> bool:
+        """True unless a folder with trained weights is named."""
+        return self.pretrained is None
+
+    def start_fingerprint(self) -> str:
+        """Identity of everything, beside the texts, that decides the initial weights, tokenizer and
+        template."""
+        from tdaexp.runtime.fingerprint import fingerprint
+
+        return fingerprint(
+            [self.architecture, self.config, self.vocab_size, self.seed, self.context, self.template]
+        )
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+        """Load the folder that `pretrained` names; a programming error where there is none (see
+        `needs_training`)."""
+        if self.pretrained is None:
+            raise RuntimeError("a model from scratch must be trained before it is loaded")
+        existing = Pretrained(
+            self.pretrained, name=self.name, template=self.template, max_length=self.context
+        )
+        return existing.load(device, dtype)
+
+    def start(self, texts: list[str]) -> LoadedModel:
+        """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training
+        starts."""
+        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze
+        from tdaexp.models.tokenizer import train_tokenizer
+        from tdaexp.runtime.fingerprint import fingerprint
+
+        if self.pretrained is not None:
+            return self.load()
+        tokenizer = train_tokenizer(texts, self.vocab_size)
+        model = build_model(self.architecture, self.config, tokenizer, context=self.context, seed=self.seed)
+        check_vocabulary(model, tokenizer, "model.vocab_size")
+        identity = fingerprint(self.start_fingerprint(), tokenizer.backend_tokenizer.to_str())
+        return LoadedModel(freeze(model), tokenizer, identity, self.template, self.context)
+
+
+def build_model(
+    architecture: str, values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, context: int, seed: int
+) -> PreTrainedModel:
+    """Initialise a causal model of type `architecture` in float32 from `seed`; the global random state is
+    left alone.
+
+    The tokenizer decides vocabulary and special tokens, `context` the number of positions; dropout is off.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tdaexp.models.loaded import quiet_transformers
+
+    config = _model_config(architecture, values, tokenizer, context)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{WHERE}: {architecture} cannot be built from these values: {_line(error)}"
+        ) from error
+
+
+def _model_config(
+    architecture: str, values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int
+) -> PretrainedConfig:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from tdaexp.models.loaded import quiet_transformers
+
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise unknown("architecture", architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "model.architecture")
+    with quiet_transformers():
+        default = AutoConfig.for_model(architecture)
+    _check_keys(values, default)
+    settings = {
+        **_without_dropout(default),
+        **values,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if hasattr(default, "max_position_embeddings"):
+        settings["max_position_embeddings"] = context
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(architecture, **settings)
+    except Exception as error:  # transformers validates types and combinations with classes of its own
+        raise UserError(f"{WHERE}: {_line(error)}") from error
+
+
+def _check_keys(values: dict[str, Any], default: PretrainedConfig) -> None:
+    """transformers takes any key without a word: refuse unknown ones, those set elsewhere, and dropout."""
+    keys = set(default.to_dict()) | set(default.attribute_map)
+    elsewhere = {"vocab_size": "model.vocab_size", "max_position_embeddings": "model.context"}
+    elsewhere |= {default.attribute_map.get(key, key): ours for key, ours in elsewhere.items()}
+    for key, value in values.items():
+        if key in elsewhere:
+            raise UserError(f"{WHERE}.{key}: set {elsewhere[key]} instead")
+        if key not in keys:
+            raise unknown("key", key, keys, WHERE)
+        if key in _without_dropout(default) and value:
+            raise UserError(f"{WHERE}.{key}={value}: dropout is always off here, leave the key out")
+
+
+def _without_dropout(default: PretrainedConfig) -> dict[str, float]:
+    """Every dropout rate of an architecture, set to zero: an explained model is a deterministic function."""
+    names = [key for key in default.to_dict() if key.endswith(("dropout", "_pdrop"))]
+    return {key: 0.0 for key in names if isinstance(getattr(default, key), float)}
+
+
+def _line(error: Exception) -> str:
+    """A many-line message as one line."""
+    return " ".join(str(error).split())

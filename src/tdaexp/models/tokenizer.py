@@ -1,0 +1,48 @@
+"""A small byte-level BPE tokenizer, trained on the texts that its model will be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tdaexp.runtime.errors import UserError
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+SMALLEST_VOCABULARY = 256 + 3  # every byte, and the three special tokens
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on `texts`; the same texts give the same tokenizer.
+
+    Any string can be encoded, since every byte has a token. Ids 0, 1, 2 are bos, eos and pad. The
+    vocabulary has at most `vocab_size` entries, fewer when the texts offer no more merges; `vocab_size`
+    below 259 is an error.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY} (256 bytes, 3 special tokens)"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    start = (
+        BOS,
+        tokenizer.token_to_id(BOS),
+    )  # every text begins with bos, so that its first token is predicted too
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[start])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,148 @@
+"""What runs leave for others to find: one row per job, the table of a sweep, and finished runs by subject."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import locked, write_json, write_text
+
+ROW = "row.json"
+TABLE = "sweep.csv"
+STORE = "influence.zarr"
+
+
+@dataclass
+class Row:
+    """One job: `status` running | done | failed, `seconds` of wall time, `command` runs this job again.
+
+    `fingerprint` is of all that decides its result, `subject` of the model and data set alone.
+    """
+
+    stage: str
+    name: str
+    fingerprint: str
+    subject: str
+    command: str
+    folder: str
+    job: int | None = None
+    status: str = "running"
+    overrides: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, sweep: Path | None) -> None:
+        """Write the row into its run folder, then bring the sweep's table up to date."""
+        write_json(Path(self.folder) / ROW, asdict(self))
+        if sweep is not None:
+            write_table(sweep)
+
+
+def read_row(folder: Path) -> Row | None:
+    """Return a run folder's row; None where there is none that can be read (such a run is not done)."""
+    try:
+        return Row(**json.loads((folder / ROW).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def rows(folder: Path) -> list[Row]:
+    """All rows below a folder, by job number, then folder."""
+    found = (read_row(file.parent) for file in folder.rglob(ROW))
+    return sorted(
+        (row for row in found if row), key=lambda row: (row.job is not None, row.job or 0, row.folder)
+    )
+
+
+def write_table(sweep: Path) -> None:
+    """Rebuild `sweep.csv` from the rows of its jobs: one line each, one column per metric."""
+    with locked(sweep / TABLE):
+        listed = rows(sweep)
+        metrics = list(dict.fromkeys(name for row in listed for name in row.metrics))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["job", "status", "overrides", "error", "seconds", "folder", "command", *metrics])
+        for row in listed:
+            values = [row.metrics.get(name, "") for name in metrics]
+            start = [
+                row.job,
+                row.status,
+                row.overrides,
+                row.error,
+                f"{row.seconds:.1f}",
+                row.folder,
+                row.command,
+            ]
+            writer.writerow([*start, *values])
+        write_text(sweep / TABLE, text.getvalue())
+
+
+def open_sweep(sweep: Path, resume: bool) -> None:
+    """Begin a sweep: rows of an earlier run of it are forgotten, finished ones too unless `resume`."""
+    for row in rows(sweep):
+        if not (resume and row.status == "done"):
+            (Path(row.folder) / ROW).unlink(missing_ok=True)
+
+
+def close_sweep(sweep: Path, jobs: int) -> int:
+    """End a sweep: a job that never came to its end has failed. Returns how many of `jobs` are not done."""
+    listed = rows(sweep)
+    for row in listed:
+        if row.status == "running":
+            row.status, row.error = "failed", "stopped before its end (killed, or out of memory)"
+            row.write(None)
+    if listed:
+        write_table(sweep)
+    done = sum(row.status == "done" for row in listed)
+    return max(jobs, len(listed)) - done
+
+
+def find_stores(patterns: list[str], subject: str) -> list[Path]:
+    """Return the influence stores that `runs` names, in order and without repetition.
+
+    Args:
+        patterns: folders or globs of runs, sweeps or stores; empty = finished attribute runs of `subject`.
+        subject: fingerprint of the configured model and data set.
+
+    Raises:
+        UserError: a pattern that leads to no store, or no finished run at all.
+    """
+    if not patterns:
+        return _finished(subject)
+    found: list[Path] = []
+    for pattern in patterns:
+        folders = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        stores = [store for folder in folders for store in _stores(folder)]
+        if not stores:
+            raise UserError(f"runs: '{pattern}' leads to no {STORE}; name folders of runs, sweeps or stores")
+        found += stores
+    return list(dict.fromkeys(found))
+
+
+def _stores(folder: Path) -> list[Path]:
+    if folder.suffix == ".zarr":
+        return [folder]
+    return sorted(folder.rglob(STORE))
+
+
+def _finished(subject: str) -> list[Path]:
+    """The newest store of every finished attribute run of the subject."""
+    newest: dict[str, Path] = {}
+    found = [row for root in ("outputs", "multirun") for row in rows(Path(root))]
+    for row in found:
+        store = Path(row.folder) / STORE
+        if (row.stage, row.status, row.subject) == ("attribute", "done", subject) and store.exists():
+            known = newest.get(row.fingerprint)
+            if known is None or known.stat().st_mtime < store.stat().st_mtime:
+                newest[row.fingerprint] = store
+    if not newest:
+        raise UserError(
+            "runs: no finished run of this model and dataset under outputs/ or multirun/; run attribute.py"
+        )
+    return sorted(newest.values())

@@ -1,0 +1,100 @@
+"""Checkpoints that appear complete or not at all: Lightning's own to resume from, hub folders to load."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tdaexp.models.loaded import quiet_transformers
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import atomic_path
+
+log = logging.getLogger(__name__)
+KEPT_TO_RESUME = 2  # the newest, and the one before in case the newest is damaged
+STEP = re.compile(r"step-(\d+)\.ckpt")
+
+
+@contextlib.contextmanager
+def disk_may_be_full(path: Path) -> Iterator[None]:
+    """Turn "no space left", in whichever library it struck while writing `path`, into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        raise UserError(
+            f"{path}: no space left on the device while writing; free some and run again: "
+            "training goes on from its last checkpoint"
+        ) from error
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, is a full disk; safetensors says so in its message only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "StorageFull" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes Lightning's checkpoints next to their place and renames them, instead of through a temporary folder."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write one checkpoint atomically."""
+        path = Path(path)
+        # A file object, because torch.save on a path hides the reason when the disk is full.
+        with disk_may_be_full(path), atomic_path(path) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+def resume_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """Return the newest checkpoint that can be read; damaged ones are logged, deleted and passed over."""
+    for path in _by_step(folder):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a file that is cut short
+            log.warning(
+                "%s is damaged (%s); falling back to an earlier checkpoint", path, type(error).__name__
+            )
+            path.unlink()
+        else:
+            return path
+    return None
+
+
+def prune(folder: Path) -> None:
+    """Delete all but the newest checkpoints."""
+    for path in _by_step(folder)[KEPT_TO_RESUME:]:
+        path.unlink()
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def save_hub(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill an existing folder with model and tokenizer in hub format."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

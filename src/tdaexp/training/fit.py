@@ -1,0 +1,193 @@
+"""Train a causal language model to a folder, so that a killed run goes on to the bit-identical result.
+
+    folder/fit.json                 fingerprint and settings of the training that the folder belongs to
+    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run
+    folder/checkpoints/step-N/      hub format, with keep=all
+    folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
+
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from tdaexp.data.examples import Examples
+from tdaexp.models.loaded import LoadedModel, freeze
+from tdaexp.runtime.device import resolve_dtype
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import cached_folder, locked, write_json
+from tdaexp.runtime.fingerprint import fingerprint, provenance
+from tdaexp.training.callbacks import Checkpoints, Progress
+from tdaexp.training.checkpoints import AtomicCheckpointIO, disk_may_be_full, newest_readable, save_hub
+from tdaexp.training.module import CausalTraining
+from tdaexp.training.settings import FitSettings
+
+log = logging.getLogger(__name__)
+LIGHTNING_PRECISION = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
+
+
+def fit_fingerprint(
+    start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str
+) -> str:
+    """Identity of the trained weights: the start, the examples in order, the settings that count, the seed."""
+    return fingerprint(start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision)
+
+
+def fit(
+    start: LoadedModel,
+    examples: Examples,
+    settings: FitSettings,
+    *,
+    folder: Path,
+    seed: int,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+) -> Path:
+    """Train `start` on the examples' loss positions and return `folder/model`, in hub format.
+
+    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is returned
+    at once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the weights stay
+    float32. Errors: an example without loss, a folder of another training, a loss that is not finite, a full disk.
+    """
+    resolve_dtype(precision)
+    _check_examples(examples)
+    identity = fit_fingerprint(start, examples, settings, seed=seed, precision=precision)
+    with locked(folder / "fit"):
+        _claim(folder, {"fingerprint": identity, "seed": seed, "precision": precision, **asdict(settings)})
+        result = folder / "model"
+        if not result.exists():
+            losses = _train(start, examples, settings, folder, seed=seed, device=device, precision=precision)
+            _save(result, start, losses, identity, {"seed": seed, "precision": precision, **asdict(settings)})
+        shutil.rmtree(folder / "resume", ignore_errors=True)
+    return result
+
+
+def _check_examples(examples: Examples) -> None:
+    if not len(examples):
+        raise UserError("training: the data set has no example; check dataset.path and its filters")
+    for example in examples:
+        if not example.loss_mask[1:].any():
+            raise UserError(
+                f"training: example '{example.id}' has no token to predict (its completion is empty or was cut off); "
+                "raise the maximal length or filter it out"
+            )
+
+
+def _claim(folder: Path, settings: dict[str, object]) -> None:
+    """Write down whose folder this is; refuse one that belongs to another training."""
+    note = folder / "fit.json"
+    if not note.exists():
+        with disk_may_be_full(note):
+            write_json(note, settings)
+        return
+    try:
+        theirs = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{note}: not readable; delete the folder {folder} and run again") from error
+    if theirs != settings["fingerprint"]:
+        raise UserError(
+            f"{folder} holds another training (other data, settings or seed); name another folder"
+        )
+
+
+def _train(
+    start: LoadedModel,
+    examples: Examples,
+    settings: FitSettings,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device | str,
+    precision: str,
+) -> list[float]:
+    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every step."""
+    if settings.steps == 0:
+        return []
+    device = torch.device(device)
+    pad = start.tokenizer.pad_token_id
+    start.model.requires_grad_(True)
+    module = CausalTraining(start.model, examples, settings, seed=seed, pad_id=0 if pad is None else int(pad))
+    checkpoint = newest_readable(folder / "resume")
+    if checkpoint:
+        log.info("training: going on from %s", checkpoint)
+    with _quiet_lightning(), _global_torch_state():
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
+            max_steps=settings.steps,
+            max_epochs=-1,
+            gradient_clip_val=settings.clip or None,
+            deterministic=device.type == "cuda",  # on the CPU the loop is deterministic as it is
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=[Checkpoints(folder, settings, start.tokenizer), Progress(settings.steps)],
+            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        )
+        trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)
+    freeze(start.model)
+    if not all(torch.isfinite(parameter).all() for parameter in start.model.parameters()):
+        raise UserError("training: the last step left weights that are not finite; lower trainer.fit.lr")
+    return module.losses
+
+
+class _Ticks:
+    """An endless loader that only makes Lightning's loop go round: the module picks its batches by step."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+def _save(
+    result: Path, start: LoadedModel, losses: list[float], identity: str, settings: dict[str, object]
+) -> None:
+    def build(temporary: Path) -> None:
+        save_hub(temporary, start.model, start.tokenizer)
+        curve = {"fingerprint": identity, "settings": settings, "loss": losses, **provenance()}
+        write_json(temporary / "training.json", curve)
+
+    with disk_may_be_full(result):
+        cached_folder(result, build)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Hold back Lightning's tips and its warnings about loaders and workers that this loop does not have."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _global_torch_state() -> Iterator[None]:
+    """Restore what Lightning's deterministic mode and precision plugins change for the whole process."""
+    deterministic, dtype = torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_default_dtype(dtype)

@@ -1,0 +1,97 @@
+"""The LightningModule: next-token loss on masked positions, AdamW, linear warm-up and cosine decay."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from tdaexp.data.examples import Batch, Examples, collate
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.batches import batch_indices
+from tdaexp.training.settings import FitSettings
+
+
+def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over all tokens of the batch that carry loss: a scalar.
+
+    The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100 where
+    `loss_mask` is False; NaN when no token carries loss.
+    """
+    logits = model(
+        input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False
+    ).logits  # [B, T, V]
+    counted = batch.loss_mask[:, 1:]
+    predicted = logits[:, :-1][counted]  # [tokens with loss, V]
+    predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
+    return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][counted])
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
+    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+class CausalTraining(LightningModule):
+    """Trains a causal language model on examples; its state is a function of the step alone.
+
+    Batches come from the step number and not from a data loader: a run that resumes in the middle of an epoch sees
+    the batches that the undisturbed run would have seen. `losses` holds the loss of every step so far.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, examples: Examples, settings: FitSettings, *, seed: int, pad_id: int
+    ) -> None:
+        super().__init__()
+        self.model, self.examples, self.settings = model, examples, settings
+        self.seed, self.pad_id = seed, pad_id
+        self.losses: list[float] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the model in eval mode: the only thing that train mode would add is dropout."""
+        self.model.eval()
+
+    def training_step(self, _: Any, batch_idx: int) -> Tensor:
+        """Return the loss of this step's batch; a loss that is not finite ends the training."""
+        step = self.global_step
+        indices = batch_indices(
+            step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size
+        )
+        batch = collate([self.examples[int(index)] for index in indices], self.pad_id).to(self.device)
+        loss = causal_loss(self.model, batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"training: the loss is {loss.item()} at step {step}; lower trainer.fit.lr (now {self.settings.lr:g}) "
+                f"or trainer.fit.clip (now {self.settings.clip:g}), or raise trainer.fit.warmup"
+            )
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with decay on matrices only, and the schedule, stepped after every batch."""
+        settings = self.settings
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
+        schedule = LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the loss curve with the weights."""
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the loss curve up again."""
+        self.losses = list(checkpoint["losses"])

@@ -1,0 +1,99 @@
+"""A model trained on a data set: from the cache where it exists, else trained now."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tdaexp.data.records import Record
+from tdaexp.data.tokenise import tokenise
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.scratch import Scratch
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.training.fit import fit
+from tdaexp.training.settings import FitSettings
+
+RECIPE = 1  # raise it when a change in this program changes the weights that the same settings give
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenisation:
+    """How training records become tokens: the keywords of `tdaexp.data.tokenise.tokenise`.
+
+    `max_length` is cut to the model's context.
+    """
+
+    template: str = "auto"
+    max_length: int = 512
+    loss_on: str = "completion"
+    append_eos: bool = True
+
+
+def trained_folder(
+    config: Scratch | Pretrained,
+    records: Sequence[Record],
+    settings: FitSettings,
+    tokenisation: Tokenisation,
+    *,
+    cache_dir: Path,
+    seed: int,
+    precision: str = "float32",
+) -> Path:
+    """Where the result of this training lies or will lie: named after everything that its weights depend on."""
+    texts = [[record.id, record.prompt, record.completion] for record in records]
+    identity = fingerprint(
+        RECIPE, config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision
+    )
+    every = f"-every{settings.checkpoint_every}" if settings.keep == "all" else ""
+    return cache_dir / "models" / f"{config.name}-{identity}{every}"
+
+
+def trained(
+    config: Scratch | Pretrained,
+    records: Sequence[Record],
+    settings: FitSettings,
+    tokenisation: Tokenisation,
+    *,
+    cache_dir: Path,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
+) -> LoadedModel:
+    """Train `config` on the records, or load the result when it is in the cache, and return it on `device` in `dtype`.
+
+    A `Scratch` config starts from random weights and a tokenizer of its own, a `Pretrained` one is fine-tuned.
+    `precision` is that of the training, `dtype` that of the returned model. Killed and called again, the training
+    goes on. The fingerprint is that of the training (`tdaexp.training.fit.fit_fingerprint`).
+    """
+    folder = trained_folder(
+        config, records, settings, tokenisation, cache_dir=cache_dir, seed=seed, precision=precision
+    )
+    if not (folder / "model").exists():
+        start = config.start([record.text for record in records])
+        longest = min(tokenisation.max_length, start.max_length)
+        keywords = {**dataclasses.asdict(tokenisation), "max_length": longest}
+        examples = tokenise(records, start.tokenizer, **keywords)
+        start.model.to(device)
+        fit(start, examples, settings, folder=folder, seed=seed, device=device, precision=precision)
+    return load_trained(folder / "model", config, device=device, dtype=dtype)
+
+
+def load_trained(
+    folder: Path, config: Scratch | Pretrained, *, device: torch.device | str, dtype: torch.dtype
+) -> LoadedModel:
+    """Load the result of `fit`; its identity is the training's. A folder without `training.json` is an error."""
+    longest = config.context if isinstance(config, Scratch) else config.max_length
+    loaded = Pretrained(str(folder), template=config.template, max_length=longest).load(device, dtype)
+    note = folder / "training.json"
+    try:
+        identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
+    return dataclasses.replace(loaded, fingerprint=str(identity))
