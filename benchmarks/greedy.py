@@ -31,7 +31,11 @@ def plain(dot, query_sq, train_sq, truth):
     """Algorithm 2 with accumulators, one number at a time."""
     dot, query_sq, train_sq, truth = (part.tolist() for part in (dot, query_sq, train_sq, truth))
     queries, remaining, order = range(len(dot)), list(range(COMPONENTS)), []
-    sums = [[[0.0] * CANDIDATES for _ in queries], [0.0 for _ in queries], [[0.0] * CANDIDATES for _ in queries]]
+    sums = [
+        [[0.0] * CANDIDATES for _ in queries],
+        [0.0 for _ in queries],
+        [[0.0] * CANDIDATES for _ in queries],
+    ]
     while remaining:
         best, winner = -math.inf, remaining[0]
         for k in remaining:
@@ -70,13 +74,17 @@ def main() -> None:
     for objective in ("accuracy", "fidelity"):
         _, seconds = timed(greedy_order, *products, objective)
         verdict = "ok" if seconds < LIMIT_S else "TOO SLOW"
-        print(f"order {COMPONENTS} components by {objective:8}  {seconds:6.2f} s CPU  (limit {LIMIT_S} s: {verdict})")
+        print(
+            f"order {COMPONENTS} components by {objective:8}  {seconds:6.2f} s CPU  (limit {LIMIT_S} s: {verdict})"
+        )
     small = random_products(QUERIES // 10)
     (order, _), fast = timed(greedy_order, *small)
     slow_order, slow = timed(plain, *small)
     if order.tolist() != slow_order:
         raise SystemExit("the two orders differ")
-    print(f"a tenth of the queries: plain transcription {slow:.2f} s, vectorised {fast:.3f} s: {slow / fast:.0f} times")
+    print(
+        f"a tenth of the queries: plain transcription {slow:.2f} s, vectorised {fast:.3f} s: {slow / fast:.0f} times"
+    )
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_a_block_store_goes_on_where_it_stopped(tmp_path):
         again.write(block, {name: value[BLOCKS[block]] for name, value in values.items()})
     for name, value in again.read().items():
         np.testing.assert_array_equal(value, values[name])
-    assert again.seconds() > 0
+    assert influence.stored_seconds(tmp_path / "store") > 0
+    assert influence.stored_seconds(tmp_path / "nothing") == 0
 
 
 def test_a_block_store_refuses_another_shape_and_damage(tmp_path):

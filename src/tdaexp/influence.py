@@ -204,12 +204,15 @@ class BlockStore:
         self.group["seconds"][block], self._clock = now - self._clock, now
         self.done[block] = True
 
-    def seconds(self) -> float:
-        """Wall-clock seconds that the stored blocks took, over all the runs that computed them."""
-        return float(self.group["seconds"][:].sum())
-
     def read(self) -> dict[str, np.ndarray]:
         """Return all arrays; an incomplete store is a programming error."""
         if self.missing():
             raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
         return {name: array[:] for name, array in self.group.arrays() if name not in ("done", "seconds")}
+
+
+def stored_seconds(path: Path) -> float:
+    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none."""
+    if not path.exists():
+        return 0.0
+    return float(zarr.open_group(path, mode="r")["seconds"][:].sum())

@@ -83,10 +83,10 @@ def write_table(sweep: Path) -> None:
         write_text(sweep / TABLE, text.getvalue())
 
 
-def open_sweep(sweep: Path, resume: bool) -> None:
-    """Begin a sweep: rows of an earlier run of it are forgotten, finished ones too unless `resume`."""
+def open_sweep(sweep: Path, keep: set[str]) -> None:
+    """Begin a sweep: earlier rows in its folder are forgotten, but for finished ones whose fingerprint is in `keep`."""
     for row in rows(sweep):
-        if not (resume and row.status == "done"):
+        if row.status != "done" or row.fingerprint not in keep:
             (Path(row.folder) / ROW).unlink(missing_ok=True)
 
 

@@ -110,7 +110,7 @@ def fourth_moment(size, k, distribution):
 
 @pytest.mark.parametrize("kind", ["trak", "srht", "sjlt"])
 def test_error_falls_with_the_root_of_the_dimensions(kind):
-    """Johnson-Lindenstrauss at a realistic size: the relative error of squared norms is close to sqrt(2/k)."""
+    """Johnson-Lindenstrauss at a realistic size: squared norms have a relative error near sqrt(2/k)."""
     gradient = torch.randn(200, 20_000, generator=torch.Generator().manual_seed(5))
     for dim in (128, 1152):
         projected = make_sketch(kind, "a", (100, 200), dim, 0).project_gradient(gradient)

@@ -12,6 +12,7 @@ from tdaexp.methods.greedy import (
     cut,
     greedy_order,
     order_components,
+    search,
     select,
 )
 from tdaexp.methods.subsets import Products
@@ -22,7 +23,9 @@ def transcribed(dot, query_sq, train_sq, truth, objective):
     """Algorithm 2 word for word: loops over queries, candidates and components, one number at a time."""
     queries, candidates, count = dot.shape
     real = [[j for j in range(candidates) if not np.isnan(dot[i, j]).any()] for i in range(queries)]
-    full = [[scalar_cosine(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)]
+    full = [
+        [scalar_cosine(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)
+    ]
     chosen, path = [], []
     remaining = list(range(count))
     while remaining:
@@ -194,7 +197,9 @@ def test_held_out_queries_have_no_part_in_their_order(products):
 
 
 def test_held_out_values_at_budget_and_peak(products):
-    folds = cross_validated(products, "fidelity", folds=3, seed=0, among=admitted(SIZES, 0.3), judged="accuracy")
+    folds = cross_validated(
+        products, "fidelity", folds=3, seed=0, among=admitted(SIZES, 0.3), judged="accuracy"
+    )
     assert set(np.unique(folds.values)) <= {0.0, 1.0}
     at_budget, at_peak = folds.at_budget(SIZES, 0.3), folds.at_peak()
     for query in range(40):
@@ -214,6 +219,14 @@ def test_same_seed_same_folds_another_seed_others(products):
 def test_impossible_folds_are_refused(products, folds):
     with pytest.raises(UserError, match="2 to 40 folds"):
         cross_validated(products, "accuracy", folds, seed=0)
+
+
+def test_single_ranks_by_each_components_own_accuracy(products):
+    among = np.array([5, 1, 2, 4])
+    order, path = search(products, "single", among)
+    alone = [products.along("accuracy", np.array([k]))[0].mean() for k in range(6)]
+    assert order.tolist() == sorted(among.tolist(), key=lambda k: (-alone[k], k))
+    assert path.tolist() == products.along("accuracy", order).mean(axis=1).tolist()
 
 
 def test_unknown_objective_names_the_nearest(products):

@@ -62,7 +62,11 @@ def test_survives_the_store(tmp_path):
 def test_components_that_share_a_canonical_name_keep_their_own(tmp_path):
     norms = ["model.layers.0.input_layernorm.weight", "model.norm.weight"]
     names = np.array([*norms, "model.embed_tokens.weight", "x"])
-    assert read_products(write(tmp_path, component=names))["component"].values.tolist() == [*norms, "embed", "x"]
+    assert read_products(write(tmp_path, component=names))["component"].values.tolist() == [
+        *norms,
+        "embed",
+        "x",
+    ]
 
 
 def spoilt(name, index, value):
@@ -78,11 +82,23 @@ def spoilt(name, index, value):
         ({"target": None, "targets": np.zeros(3, int)}, r"'target' is missing \(is it 'targets'\?\)"),
         ({"dot": np.ones((3, 4))}, r"'dot' has shape \(3, 4\)"),
         ({"dot": np.ones((0, 2, 4))}, r"'dot' has shape \(0, 2, 4\)"),
-        ({"query_sq": np.ones((3, 5))}, r"'query_sq' has shape \(3, 5\), but 'dot' \(3, 2, 4\) asks for \(3, 4\)"),
+        (
+            {"query_sq": np.ones((3, 5))},
+            r"'query_sq' has shape \(3, 5\), but 'dot' \(3, 2, 4\) asks for \(3, 4\)",
+        ),
         ({"size": np.ones(3, int)}, "array 'size' has shape"),
-        (spoilt("query_sq", (1, 2), -1e-3), "'query_sq' has a negative self-product at query 'b', component 'model.l"),
-        (spoilt("train_sq", (2, 1, 0), -1), "negative self-product at query 'c', candidate 1, component 'model.embed"),
-        (spoilt("dot", (0, 1, 3), np.nan), "'dot' has a NaN or Inf at query 'a', candidate 1, component 'something"),
+        (
+            spoilt("query_sq", (1, 2), -1e-3),
+            "'query_sq' has a negative self-product at query 'b', component 'model.l",
+        ),
+        (
+            spoilt("train_sq", (2, 1, 0), -1),
+            "negative self-product at query 'c', candidate 1, component 'model.embed",
+        ),
+        (
+            spoilt("dot", (0, 1, 3), np.nan),
+            "'dot' has a NaN or Inf at query 'a', candidate 1, component 'something",
+        ),
         (spoilt("train_sq", (0, 0, 0), np.inf), "'train_sq' has a NaN or Inf"),
         ({"target": np.array([0, 2, 0])}, "'target' names column 2 for query 'b'"),
         ({"target": np.array([0, -1, 0])}, "'target' names column -1 for query 'b'"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tdaexp import influence
-from tdaexp.metrics.settings import MetricSettings
 from tdaexp.methods.greedy import select
 from tdaexp.metrics.selection import products_of
+from tdaexp.metrics.settings import MetricSettings
 
 COMPONENTS = ["embed", "layers.0.attn.q", "layers.0.mlp.up", "layers.1.attn.q", "layers.1.mlp.up"]
 SIZES = np.array([40, 10, 20, 10, 20])
@@ -28,7 +28,9 @@ def products_dataset():
     easy = np.arange(2 * count) < count
     dot[..., 4] = np.where(truth == easy[:, None], 1.0, -1.0)
     names = [f"q{k}" for k in range(count)]
-    train = np.array([[f"{'eh'[k // count]}{k}.{c}" for c in range(3)] for k in range(2 * count)], dtype=object)
+    train = np.array(
+        [[f"{'eh'[k // count]}{k}.{c}" for c in range(3)] for k in range(2 * count)], dtype=object
+    )
     return influence.build(
         dot,
         query=names * 2,
@@ -60,5 +62,11 @@ def with_selection(dataset, budget, objective="accuracy"):
 
 
 @pytest.fixture
-def select_dataset(products_dataset):
-    return with_selection(products_dataset, 0.3)
+def selected(products_dataset):
+    """Build a selection from the products: `selected(budget, objective)`."""
+    return lambda budget, objective="accuracy": with_selection(products_dataset, budget, objective)
+
+
+@pytest.fixture
+def select_dataset(selected):
+    return selected(0.3)

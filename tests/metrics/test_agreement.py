@@ -65,14 +65,14 @@ def test_share_of_each_kind_of_method(products_dataset, select_dataset):
     chosen = easy["weight"].sel(query_set_name="easy").values == 1
     assert share(easy) == products_dataset["size"].values[chosen].sum() / 100
     assert share(products_dataset) == 1.0
+    assert share(products_dataset.assign_attrs(share=0.04)) == 0.04
+    assert share(easy.assign_attrs(share=0.04)) == pytest.approx(0.04 * share(easy))
     plain = products_dataset.drop_vars(["influence", "query_sq", "train_sq"]).drop_dims("component")
     plain["influence"] = products_dataset["bm25"]
     assert np.isnan(share(plain))
-    assert share(plain.assign_attrs(budget=0.05)) == 0.05
-    assert share(plain.assign_attrs(budget=0.05, share=0.04)) == 0.04
 
 
 def test_projected_products_are_no_products_of_gradients(products_dataset):
     assert has_products(products_dataset)
-    assert not has_products(products_dataset.assign_attrs(method="project"))
-    assert not has_products(products_dataset.drop_vars(["query_sq", "train_sq"]))
+    assert not has_products(products_dataset.assign_attrs(projection="srht"))
+    assert not has_products(products_dataset.assign_attrs(normalise="none"))

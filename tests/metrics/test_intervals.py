@@ -44,7 +44,14 @@ def test_verdicts():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("bootstrap", 0), ("folds", 1), ("top_k", 0), ("confidence", 0.0), ("confidence", 1.0), ("confidence", 95.0)],
+    [
+        ("bootstrap", 0),
+        ("folds", 1),
+        ("top_k", 0),
+        ("confidence", 0.0),
+        ("confidence", 1.0),
+        ("confidence", 95.0),
+    ],
 )
 def test_settings_without_meaning_are_refused(key, value):
     with pytest.raises(UserError, match=f"metric.{key}"):

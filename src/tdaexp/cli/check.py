@@ -10,19 +10,18 @@ import dataclasses
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdaexp.cli.origin import Origin
 from tdaexp.runtime.errors import UserError, unknown
 
 PACKAGES = ("tdaexp",)
 MISSING = "???"
 
 Path = tuple[str, ...]
-Origin = Callable[[Path], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Checker:
         Raises:
             UserError: an unknown key, a wrong type, a missing value, or a class that may not be named.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        # groups come last: they may repeat a root key (budget: ${budget}), whose own place is the one to name
+        ordered = sorted(dataclasses.fields(cls), key=lambda f: bool(f.metadata.get("group")))
+        fields = {f.name: f for f in ordered if f.init}
         for key in node:
             if key not in fields and key != "_target_":
                 inside = f"'{'.'.join(path)}'" if path else "the configuration"
@@ -84,8 +85,8 @@ class Checker:
         return self._leaf(value, hint, path)
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
-        schema = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
         try:
+            schema = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
             leaf: Any = OmegaConf.to_object(OmegaConf.merge(schema, {"value": value}))
         except OmegaConfBaseException as error:
             raise self._wrong(value, _name(hint), path) from error
@@ -154,4 +155,4 @@ def _name(hint: Any) -> str:
         return "a set of keys"
     if type(None) in typing.get_args(hint):
         return " or ".join(_name(a) for a in typing.get_args(hint))
-    return str(hint)
+    return f"the keys of a {getattr(hint, '__name__', hint)}, with its class as _target_"

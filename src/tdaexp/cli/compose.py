@@ -21,10 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaexp.cli.origin import OriginOf, one_line, shown
-from tdaexp.runtime.errors import UserError, nearest, unknown
-
-NEEDS_PLUGIN = {"submitit": "pip install 'tdaexp[cluster]'", "joblib": "pip install hydra-joblib-launcher"}
+from tdaexp.cli.origin import Origin, OriginOf, one_line, shown
+from tdaexp.runtime.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Composer:
     loader: ConfigLoader
     extra: list[Path]  # folders searched after the main one
     _files: dict[Path, Any] = field(default_factory=dict)
+    _choices: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def base(self) -> list[str]:
@@ -63,8 +62,11 @@ class Composer:
 
     def choices(self, group: str) -> list[str]:
         """The options of a group; none for what is not a group."""
-        found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
-        return [name for name in found if not name.startswith("_")]
+        if group not in self._choices:
+            with self._user_errors():
+                found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
+            self._choices[group] = [name for name in found if not name.startswith("_")]
+        return self._choices[group]
 
     def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
         """Compose one configuration, Hydra's own node included; a mistake in any file becomes a `UserError`.
@@ -88,18 +90,16 @@ class Composer:
         return opened
 
     def origin(self, overrides: Sequence[str]) -> OriginOf:
-        """Return the lookup from a key's path to the option or file that set it last."""
+        """Return the lookup from a key to the option or file that set it last."""
         with self._user_errors():
             every = [*self.base, *self.opened(overrides)]
-            config = self.loader.load_configuration(self.name, every, RunMode.RUN)
             defaults = self.loader.compute_defaults_list(self.name, every, RunMode.RUN).defaults
-        folders = [Path(s.path) for s in config.hydra.runtime.config_sources if s.schema == "file"]
         options, files = [], []
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             if not self.is_group(override.key_or_group):
                 options.append((tuple(override.key_or_group.split(".")), str(override.input_line)))
         for default in defaults:
-            file = next((f for d in folders if (f := d / f"{default.config_path}.yaml").exists()), None)
+            file = self._file(str(default.config_path))
             if file is not None and not str(default.config_path).startswith("hydra/"):
                 package = tuple((default.package or "").split(".")) if default.package else ()
                 files.append((file, package, self._load(file)))
@@ -113,7 +113,7 @@ class Composer:
         except MissingConfigException as error:
             group, _, name = str(error.missing_cfg_file or "").rpartition("/")
             parent = re.match(r"In '([^']+)'", str(error))
-            where = self._file(parent[1]) if parent else "the configuration"
+            where = self._overriding(group, name) or self._named(parent[1] if parent else self.name)
             raise _no_such_choice(group, name, list(error.options or []), where) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -121,12 +121,25 @@ class Composer:
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
             text = one_line(error if str(error) else error.__cause__ or error)
-            raise UserError(re.sub(r"In '([^']+)'", lambda m: self._file(m[1]), text, count=1)) from error
+            raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
-    def _file(self, name: str) -> str:
-        """Name the file of a configuration that Hydra calls `name`."""
-        folders = [Path(source.path) for source in self.loader.get_sources()] + self.extra
-        return next((shown(f) for d in folders if (f := d / f"{name}.yaml").exists()), f"{name}.yaml")
+    def _file(self, name: str) -> Path | None:
+        """Find the file of a configuration that Hydra calls `name`."""
+        return next((f for folder in self._folders() if (f := folder / f"{name}.yaml").exists()), None)
+
+    def _named(self, name: str) -> str:
+        return shown(self._file(name) or Path(f"{name}.yaml"))
+
+    def _overriding(self, group: str, name: str) -> str | None:
+        """Name the file that makes this choice for another one, which Hydra does not tell."""
+        group, name = re.escape(group), re.escape(name)
+        choice = re.compile(rf"override\s+/?{group}\s*:\s*['\"]?{name}['\"]?\s*(#|$)", re.MULTILINE)
+        files = (file for folder in self._folders() for file in sorted(folder.rglob("*.yaml")))
+        return next((shown(file) for file in files if choice.search(file.read_text(encoding="utf-8"))), None)
+
+    def _folders(self) -> list[Path]:
+        own = [Path(source.path) for source in self.loader.get_sources() if source.scheme() == "file"]
+        return [*own, *self.extra]
 
     def _load(self, file: Path) -> Any:
         if file not in self._files:
@@ -158,7 +171,7 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
         yield Composer(name, loader, [extra] if extra else [])
 
 
-def resolve(config: DictConfig, origin: OriginOf) -> dict[str, Any]:
+def resolve(config: DictConfig, origin: Origin) -> dict[str, Any]:
     """Return the configuration without Hydra's node, interpolations replaced by their values.
 
     `${hydra:…}` refers to Hydra's node in `config` where there is one, else to that of the running job.
@@ -177,7 +190,8 @@ def resolve(config: DictConfig, origin: OriginOf) -> dict[str, Any]:
 
 
 def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> UserError:
-    for plugin, remedy in NEEDS_PLUGIN.items():
-        if group == "hydra/launcher" and plugin in name and nearest(name, choices) is None:
-            return UserError(f"{where}: launcher '{name}' needs a plugin that is not installed; {remedy}")
+    plugin = "submitit"
+    installed = any(choice.startswith(plugin) for choice in choices)
+    if group == "hydra/launcher" and name.startswith(plugin) and not installed:
+        return UserError(f"{where}: launcher '{name}' needs a plugin; pip install 'tdaexp[cluster]'")
     return unknown(group or "configuration", name, choices, where)

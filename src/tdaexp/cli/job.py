@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdaexp.cli.check import Checker
 from tdaexp.cli.compose import Composer, resolve
-from tdaexp.cli.origin import OriginOf
-from tdaexp.config import NOT_PART_OF_THE_RUN, REPLACED_BY_PRODUCTS, ROOTS
+from tdaexp.cli.origin import Origin
+from tdaexp.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.fingerprint import deciding, fingerprint
 
 SUBJECT = ("model", "dataset")
 NAME_LIMIT = 80
@@ -31,9 +31,8 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides what the job computes."""
-        products = self.values.get("products") is not None
-        skip = (*NOT_PART_OF_THE_RUN, *(REPLACED_BY_PRODUCTS if products else ()))
-        return fingerprint({key: value for key, value in self.values.items() if key not in skip})
+        unread = () if self.values.get("products") is None else REPLACED_BY_PRODUCTS
+        return fingerprint({key: value for key, value in deciding(self.values).items() if key not in unread})
 
     @property
     def name(self) -> str:
@@ -47,22 +46,31 @@ class Job:
         return subject(self.values)
 
 
-def check(composer: Composer, stage: str, overrides: list[str], packages: tuple[str, ...]) -> Job:
-    """Compose one job, check it and build its objects."""
-    config = composer.compose(overrides)
-    choices = {str(k): v for k, v in config.hydra.runtime.choices.items() if isinstance(v, str)}
-    return build(stage, overrides, config, choices, packages, composer.origin(overrides))
+def check(
+    composer: Composer, stage: str, overrides: list[str], config: DictConfig, packages: tuple[str, ...]
+) -> Job:
+    """Check the configuration that was composed with the overrides, and build its objects."""
+
+    def origin(path: tuple[str, ...]) -> str:
+        return composer.origin(overrides)(path)  # costs a composition, so only when there is something to say
+
+    return build(stage, overrides, config, packages, origin)
 
 
 def build(
     stage: str,
     overrides: list[str],
     config: DictConfig,
-    choices: dict[str, str],
     packages: tuple[str, ...],
-    origin: OriginOf,
+    origin: Origin,
+    runtime: DictConfig | None = None,
 ) -> Job:
-    """Check a composed configuration against the stage's schema and build its objects."""
+    """Check a composed configuration against the stage's schema and build its objects.
+
+    `runtime` is Hydra's own node where `config` does not hold it any more (in a job that runs).
+    """
+    hydra = config.hydra if runtime is None else runtime
+    choices = {str(k): v for k, v in hydra.runtime.choices.items() if isinstance(v, str)}
     raw = OmegaConf.to_container(config, resolve=False)
     _refuse_unread(raw, choices, origin)
     values = resolve(config, origin)
@@ -70,7 +78,7 @@ def build(
 
 
 def subject(values: dict[str, Any]) -> str:
-    """Hash of the model and data set that are configured, or of the products in their place."""
+    """Hash of the configured model and data set, or of the products in their place."""
     products = values.get("products")
     return fingerprint(
         [values.get(group) for group in SUBJECT] if products is None else ["products", products]
@@ -83,12 +91,12 @@ def slug(text: str) -> str:
     return plain if len(plain) <= NAME_LIMIT else f"{plain[: NAME_LIMIT - 9]}-{fingerprint(text)[:8]}"
 
 
-def _refuse_unread(raw: Any, choices: dict[str, str], origin: OriginOf) -> None:
+def _refuse_unread(raw: Any, choices: dict[str, str], origin: Origin) -> None:
     """A budget that the method's configuration does not mention would be ignored in silence."""
     method = raw.get("method")
     if raw.get("budget") is None or method is None or "${budget}" in str(method):
         return
     raise UserError(
-        f"{origin(('budget',))}: method '{choices.get('method')}' does not read budget; leave it out or choose "
-        "a method that does (select, project)"
+        f"{origin(('budget',))}: method '{choices.get('method')}' does not read budget; leave it out, "
+        "or choose a method that does (select, project)"
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Origin = Callable[[tuple[str, ...]], str]
+
 
 @dataclass(frozen=True)
 class OriginOf:
-    """Says where a key was set; `options` (path, text) and `files` (file, package, content), the last wins."""
+    """Where keys were set: `options` (path, text) and `files` (file, package, content), the last wins."""
 
     options: list[tuple[tuple[str, ...], str]]
     files: list[tuple[Path, tuple[str, ...], Any]]

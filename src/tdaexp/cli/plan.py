@@ -49,7 +49,7 @@ def plan(
         raise UserError(
             f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list"
         )
-    job = check(composer, stage, list(overrides), packages)
+    job = check(composer, stage, list(overrides), config, packages)
     folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"
     given = [*composer.opened(overrides), f"hydra.run.dir={_quote(folder)}"]
     return Plan(False, bool(config.get("resume")), Path(folder), [job], given)
@@ -67,7 +67,8 @@ def _plan_sweep(
     jobs: list[Job] = []
     if basic:
         split = BasicSweeper.split_arguments([o for o in parsed if not o.is_hydra_override()], None)
-        jobs = [check(composer, stage, job, packages) for batch in split for job in batch]
+        listed = [job for batch in split for job in batch]
+        jobs = [check(composer, stage, job, composer.compose(job), packages) for job in listed]
         _refuse_equal(jobs, swept)
     key = fingerprint(sorted(job.fingerprint for job in jobs) or sorted(overrides))[:8]
     folder = chosen_folder(config, "sweep") or f"multirun/{slug('-'.join([stage, *swept]))}-{key}"
@@ -98,9 +99,8 @@ def _refuse_equal(jobs: list[Job], swept: list[str]) -> None:
         other = first.setdefault(job.fingerprint, number)
         if other != number:
             raise UserError(
-                f"sweep over {', '.join(swept)}: jobs {other} and {number} "
-                f"({' '.join(job.overrides)}) would be the same run of '{job.name}', which does not read what "
-                "differs; leave one out"
+                f"sweep over {', '.join(swept)}: jobs {other} and {number} ({' '.join(job.overrides)}) "
+                f"would be the same run: '{job.name}' does not read what differs; leave one out"
             )
 
 

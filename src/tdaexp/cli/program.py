@@ -50,7 +50,7 @@ _PLACES = ("config_path", "config_name", "config_dir")
 def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) -> int:
     """Run a sweep; its table is brought to an end even when the launcher is stopped."""
     folder = planned.folder
-    sweep.open_sweep(folder, planned.resume)
+    sweep.open_sweep(folder, keep={job.fingerprint for job in planned.jobs} if planned.resume else set())
     try:
         _hand_over(task, conf, name, argv)
     finally:

@@ -9,6 +9,7 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,7 +20,7 @@ from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.report.loggers import open_logger
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_text
+from tdaexp.runtime.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -52,14 +53,13 @@ class Task:
         return self.codes[-1]
 
     def _job(self, config: DictConfig) -> int:
-        hydra = HydraConfig.get()
+        hydra: Any = HydraConfig.get()
         swept = hydra.mode == RunMode.MULTIRUN
         folder = Path(hydra.runtime.output_dir)
         top = Path(hydra.sweep.dir).absolute() if swept else None
-        choices = {str(k): v for k, v in hydra.runtime.choices.items() if isinstance(v, str)}
         overrides = [text.removeprefix("++") for text in hydra.overrides.task]
         try:
-            job = build(self.stage, overrides, config, choices, self.packages, OriginOf([], []))
+            job = build(self.stage, overrides, config, self.packages, OriginOf([], []), hydra)
         except UserError as error:
             return report(error, folder)
         row = sweep.Row(
@@ -88,6 +88,7 @@ class Task:
         try:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
             row.metrics = self._stage(job, folder, top)
+            write_json(folder / "metrics.json", row.metrics)
             row.status, code = "done", 0
         except KeyboardInterrupt:
             row.status, row.error = "failed", "interrupted"

@@ -1,11 +1,12 @@
 """Generated biographies: people, facts and several phrasings of each, so that every source is known exactly.
 
 A training record is one person and one topic: a prompt, and a completion that states the topic's facts one
-sentence each. Its paraphrase states the same facts with another prompt and other sentences. Phrasings are
-drawn per record, so that every phrasing is seen in training with other people: a paraphrased query is new as
-a whole and made of known parts, as it would be for a pre-trained model. First names, last names, cities and
-employers are shared by many people while full names are unique, which gives every query lexical neighbours
-that are about somebody else.
+sentence each. Its paraphrase states the same facts in another style: another frame and theme in the prompt,
+other sentences in the completion. A prompt's frame announces its completion's style, so that what a trained
+model is unsure of is facts and not wording; and every style is seen in training with other people, so that a
+paraphrased query is new as a whole and made of known parts, as it would be for a pre-trained model. First
+names, last names, cities and employers are shared by many people while full names are unique, which gives
+every query lexical neighbours that are about somebody else.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tdaexp.data.records import Corpus, Record
 from tdaexp.runtime.errors import UserError
 
 YEARS_OF_BIRTH = range(1940, 1980)
+SHE = {"S": "She", "s": "she", "o": "her", "P": "Her", "p": "her"}
+HE = {"S": "He", "s": "he", "o": "him", "P": "His", "p": "his"}
 MOST_PEOPLE = (len(names.FEMALE) + len(names.MALE)) * len(names.LAST)
 
 
@@ -107,17 +110,17 @@ class Biographies(Dataset):
                 name = record_id(person, topic)
                 rng = random.Random(f"{self.seed} {name}")
                 relations = topic.relations[: self.facts]
-                prompts = two_prompts(person, topic, rng)
-                sentences = [rng.sample(relation.sentences, 2) for relation in relations]
-                first, second = (completion(person, relations, [s[k] for s in sentences]) for k in (0, 1))
+                styles = rng.sample(range(len(FRAMES)), 2)
+                first, second = two_prompts(person, topic, styles, rng)
+                stated, restated = (completion(person, relations, style) for style in styles)
                 meta = {
                     "person": person.name,
                     "topic": topic.name,
                     "relation": [relation.name for relation in relations],
                     "answer": [person.facts[relation.name] for relation in relations],
                 }
-                train.append(Record(name, prompts[0], first, (), meta))
-                paraphrased.append(Record(query_id(name, "paraphrased"), prompts[1], second, (name,), meta))
+                train.append(Record(name, first, stated, (), meta))
+                paraphrased.append(Record(query_id(name, "paraphrased"), second, restated, (name,), meta))
         return train, paraphrased
 
 
@@ -126,36 +129,29 @@ def record_id(person: Person, topic: Topic) -> str:
     return f"{person.name.lower().replace(' ', '-')}-{topic.name}"
 
 
-def two_prompts(person: Person, topic: Topic, rng: random.Random) -> list[str]:
-    """Ask for the topic twice in other words: another frame, theme and wording of the clue.
+def two_prompts(person: Person, topic: Topic, styles: list[int], rng: random.Random) -> tuple[str, str]:
+    """Ask for the topic in two styles, with another theme and wording of the clue in each.
 
     The clue is a fact from outside the topic. It stands in both prompts, as content words outlive a
     paraphrase.
     """
     inside = {relation.name for relation in topic.relations}
     clue = rng.choice([relation for relation in CLUES if relation not in inside])
-    frames, themes, clues = rng.sample(FRAMES, 2), rng.sample(topic.themes, 2), rng.sample(CLUES[clue], 2)
-    who = [f"{person.name} {wording.format(v=person.facts[clue])}" for wording in clues]
-    return [frames[k].format(theme=themes[k].format(who=who[k])) for k in (0, 1)]
+    themes, wordings = rng.sample(topic.themes, 2), rng.sample(CLUES[clue], 2)
+    who = [f"{person.name} {wording.format(v=person.facts[clue])}" for wording in wordings]
+    first, second = (FRAMES[styles[k]].format(theme=themes[k].format(who=who[k])) for k in (0, 1))
+    return first, second
 
 
-def completion(person: Person, relations: tuple[Relation, ...], sentences: list[str]) -> str:
-    """Fill one sentence per relation: the full name in the first, pronouns in the others."""
-    named = {
-        "S": person.name,
-        "s": person.name,
-        "o": person.name,
-        "P": f"{person.name}'s",
-        "p": f"{person.name}'s",
-    }
-    she = {"S": "She", "s": "she", "o": "her", "P": "Her", "p": "her"}
-    he = {"S": "He", "s": "he", "o": "him", "P": "His", "p": "his"}
-    pronouns = she if person.female else he
-    words = [named] + [pronouns] * (len(relations) - 1)
-    return " ".join(
-        sentence.format(v=person.facts[relation.name], **subject)
-        for sentence, relation, subject in zip(sentences, relations, words, strict=True)
-    )
+def completion(person: Person, relations: tuple[Relation, ...], style: int) -> str:
+    """State one relation per sentence in a style: the full name in the first, pronouns in the others."""
+    subject, possessive = person.name, f"{person.name}'s"
+    words = {"S": subject, "s": subject, "o": subject, "P": possessive, "p": possessive}
+    sentences = []
+    for relation in relations:
+        sentences.append(relation.sentences[style].format(v=person.facts[relation.name], **words))
+        words = SHE if person.female else HE
+    return " ".join(sentences)
 
 
 def draw_people(count: int, seed: int) -> list[Person]:

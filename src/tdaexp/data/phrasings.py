@@ -28,15 +28,9 @@ class Topic:
     relations: tuple[Relation, ...]
 
 
-# A prompt is a frame around one of the topic's themes; the person in it is a full name and a clue.
-FRAMES = (
-    "Describe {theme}.",
-    "Summarise {theme}.",
-    "Outline {theme}.",
-    "Sketch {theme}.",
-    "Recount {theme}.",
-    "Tell me about {theme}.",
-)
+# A prompt is a frame around one of the topic's themes; the person in it is a full name and a clue. A frame
+# sets the style: its position is also that of the sentences in the completion.
+FRAMES = ("Describe {theme}.", "Summarise {theme}.", "Outline {theme}.", "Sketch {theme}.")
 CLUES = {
     "birth_city": ("from {v}", "of {v}"),
     "employer": ("of {v}", "at {v}"),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdaexp.runtime.errors import UserError, unknown
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
     if path.suffix not in readers:
         raise unknown("kind of file", path.suffix, readers, str(path))
     if not path.is_file():
-        raise UserError(f"{path}: no such file; check dataset.path (relative to {Path.cwd().name}/)")
+        raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(readers[path.suffix](stream, path))

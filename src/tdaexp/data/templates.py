@@ -97,7 +97,7 @@ def split_chat(record: Record, tokenizer: Any) -> tuple[str, str]:
     whole = tokenizer.apply_chat_template(list(turns), tokenize=False)
     if not whole.startswith(given):
         raise UserError(
-            f"example '{record.id}': this chat template's generation prompt is not how its "
-            "dialogue begins, so the loss has no exact place to start; give a format string, as in dataset.template=olmo"
+            f"example '{record.id}': this chat template's generation prompt is not how its finished "
+            "dialogue begins, so the loss has no exact place to start; give a format string instead"
         )
     return given, whole[len(given) :]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ from tdaexp.gradients.factors import (
 CHUNK_BYTES = 1 << 27
 """Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
 
-DENSE_SHARE = 8
-"""All n x m products are taken by one matrix product when they are at most so many times the pairs asked for."""
+DENSE = 64
+"""One matrix product of all n x m examples serves up to so many times fewer pairs: arithmetic beats gathering."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +44,31 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.left)
 
+    @cached_property
+    def lefts(self) -> tuple[Tensor, Tensor]:
+        """Distinct left rows [n], and each pair's place among them [P]."""
+        return torch.unique(self.left, return_inverse=True)
+
+    @cached_property
+    def rights(self) -> tuple[Tensor, Tensor]:
+        """Distinct right rows [m], and each pair's place among them [P]."""
+        return torch.unique(self.right, return_inverse=True)
+
+    @cached_property
+    def blocks(self) -> list[Pairs]:
+        """The pairs cut so that taking all n x m products of a block wastes at most a factor of `DENSE`."""
+        if len(self.lefts[0]) * len(self.rights[0]) <= DENSE * len(self):
+            return [self]
+        return list(self.split(DENSE))
+
+    def split(self, size: int) -> Iterator[Pairs]:
+        """Consecutive pairs, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield Pairs(self.left[start : start + size], self.right[start : start + size])
+
     def chunks(self, bytes_per_pair: int) -> Iterator[Pairs]:
         """Consecutive pairs whose temporaries fit in `CHUNK_BYTES`."""
-        step = max(1, CHUNK_BYTES // max(bytes_per_pair, 1))
-        for start in range(0, len(self), step):
-            yield Pairs(self.left[start : start + step], self.right[start : start + step])
+        return self.split(max(1, CHUNK_BYTES // max(bytes_per_pair, 1)))
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
@@ -57,8 +78,9 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
     """
     columns: list[Tensor] = [torch.empty(0)] * len(left)
     for group in shared_inputs(left):
-        lefts, rights = [left[k] for k in group], [right[k] for k in group]
-        values = _linear_group(lefts, rights, pairs) if isinstance(lefts[0], LinearFactors) else None
+        lefts = [one for k in group if isinstance(one := left[k], LinearFactors)]
+        rights = [one for k in group if isinstance(one := right[k], LinearFactors)]
+        values = _linear_group(lefts, rights, pairs) if len(lefts) == len(rights) == len(group) else None
         for place, k in enumerate(group):
             columns[k] = _single(left[k], right[k], pairs) if values is None else values[:, place]
     return torch.stack(columns, dim=1)
@@ -88,16 +110,11 @@ def gram_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pai
 def materialised_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> int:
     """Multiply-adds of the materialised form for components with shared inputs."""
     entries = left[0].inputs.shape[2] * sum(one.deltas.shape[2] for one in left)
-    n, m = len(pairs.left.unique()), len(pairs.right.unique())
-    formed = n * left[0].inputs.shape[1]
+    formed = len(pairs.lefts[0]) * left[0].inputs.shape[1]
     if left[0] is not right[0]:
-        formed += m * right[0].inputs.shape[1]
-    return entries * (formed + _multiplied(n, m, pairs))
-
-
-def _multiplied(n: int, m: int, pairs: Pairs) -> int:
-    """How many products are taken for the pairs: all n x m when that is not much more."""
-    return n * m if n * m <= DENSE_SHARE * len(pairs) else len(pairs)
+        formed += len(pairs.rights[0]) * right[0].inputs.shape[1]
+    multiplied = sum(len(block.lefts[0]) * len(block.rights[0]) for block in pairs.blocks)
+    return entries * (formed + multiplied)
 
 
 def _linear_group(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> Tensor:
@@ -127,21 +144,18 @@ def _contract(shared: Tensor, left: LinearFactors, right: LinearFactors, pairs: 
 
 def linear_materialised(left: LinearFactors, right: LinearFactors, pairs: Pairs) -> Tensor:
     """Materialised form [P] for one linear component, formed and multiplied a few output rows at a time."""
-    lefts, left_at = pairs.left.unique(return_inverse=True)
-    rights, right_at = pairs.right.unique(return_inverse=True)
+    (lefts, left_at), (rights, right_at) = pairs.lefts, pairs.rights
+    places = Pairs(left_at, right_at)
     same = left is right and torch.equal(lefts, rights)
     outputs, width = left.deltas.shape[2], left.inputs.shape[2] + left.bias
     step = max(1, CHUNK_BYTES // (8 * width * (len(lefts) + len(rights))))
-    total: Tensor | None = None
+    total: Tensor | float = 0.0
     for start in range(0, outputs, step):
         block = slice(start, start + step)
         g = _block_of_rows(left, lefts, block)
         h = g if same else _block_of_rows(right, rights, block)
-        value = _products(g, h, Pairs(left_at, right_at))
-        total = value if total is None else total + value
-    if total is None:
-        raise ValueError("a component without outputs has no gradient")
-    return total
+        total = total + products_of_rows(g, h, places)
+    return torch.as_tensor(total)
 
 
 def _block_of_rows(factors: LinearFactors, examples: Tensor, outputs: slice) -> Tensor:
@@ -150,11 +164,15 @@ def _block_of_rows(factors: LinearFactors, examples: Tensor, outputs: slice) -> 
     return chosen.materialise()
 
 
-def _products(g: Tensor, h: Tensor, pairs: Pairs) -> Tensor:
+def products_of_rows(g: Tensor, h: Tensor, pairs: Pairs) -> Tensor:
     """Dot products [P] of rows of g [n, D] and h [m, D]."""
-    if len(g) * len(h) == _multiplied(len(g), len(h), pairs):
-        return (g @ h.T)[pairs.left, pairs.right]
-    return torch.cat([(g[c.left] * h[c.right]).sum(1) for c in pairs.chunks(24 * g.shape[1])])
+    if g is h and pairs.left is pairs.right:
+        return g[pairs.left].square().sum(1)
+    values = []
+    for block in pairs.blocks:
+        (lefts, left_at), (rights, right_at) = block.lefts, block.rights
+        values.append((g[lefts] @ h[rights].T)[left_at, right_at])
+    return torch.cat(values)
 
 
 def _single(left: Factors, right: Factors, pairs: Pairs) -> Tensor:
@@ -163,8 +181,8 @@ def _single(left: Factors, right: Factors, pairs: Pairs) -> Tensor:
         return embedding_dots(left, right, pairs)
     if isinstance(left, TiedFactors) and isinstance(right, TiedFactors):
         return tied_dots(left, right, pairs)
-    if isinstance(left, VectorFactors) and isinstance(right, VectorFactors):
-        return _products(left.gradient, right.gradient, pairs)
+    if isinstance(left, (VectorFactors, LinearFactors)) and isinstance(right, (VectorFactors, LinearFactors)):
+        return products_of_rows(left.materialise(), right.materialise(), pairs)
     raise TypeError(f"{type(left).__name__} and {type(right).__name__} are factors of different components")
 
 

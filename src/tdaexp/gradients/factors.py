@@ -147,6 +147,19 @@ class VectorFactors:
 Factors = LinearFactors | EmbeddingFactors | TiedFactors | VectorFactors
 
 
+def compact(factors: Factors) -> Factors:
+    """Keep a linear component's gradient G itself where that is about as small as its factors: I O <= 2 T (I + O).
+
+    Then a product costs I O instead of T T' (I + O), and forming G once, T I O, is no more than two Gram products.
+    """
+    if not isinstance(factors, LinearFactors):
+        return factors
+    positions, (outputs, inputs) = factors.inputs.shape[1], (factors.deltas.shape[2], factors.inputs.shape[2])
+    if inputs * outputs > 2 * positions * (inputs + outputs):
+        return factors
+    return VectorFactors(factors.materialise())
+
+
 def nbytes(factors: list[Factors]) -> int:
     """Memory of a batch's factors, tensors that components share counted once."""
     distinct = {id(tensor): tensor for one in factors for tensor in one.tensors}

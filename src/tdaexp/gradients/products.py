@@ -21,7 +21,7 @@ from tdaexp.data.examples import Examples, collate
 from tdaexp.gradients.cache import FactorCache
 from tdaexp.gradients.capture import capture
 from tdaexp.gradients.dots import Pairs, pair_dots, self_dots
-from tdaexp.gradients.factors import Factors, accumulation_dtype, nbytes
+from tdaexp.gradients.factors import Factors, accumulation_dtype, compact, nbytes
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.schedule import Schedule, schedule
 from tdaexp.influence import BlockStore
@@ -51,7 +51,7 @@ class Run:
         found: dict[str, Factors] = {}
 
         def keep(component: Component, factors: Factors) -> None:
-            found[component.name] = factors
+            found[component.name] = compact(factors)
 
         losses = capture(
             self.model, self.components, collate(chosen, self.pad_id), keep, reduction=self.reduction

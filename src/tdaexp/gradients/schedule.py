@@ -14,8 +14,11 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from tdaexp.data.examples import token_budget_batches
 
-WINDOW = 4
-"""Examples are sorted by length within this many batches' worth of tokens: little padding, order nearly kept."""
+WINDOWS = (1, 2, 4, 8, 16)
+"""Examples may be sorted by length within so many batches' worth of tokens: less padding, but a looser order."""
+
+PADDING = 1.2
+"""The narrowest window is taken whose batches hold at most so many times the real tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,10 @@ def schedule(
 
     `pairs` [Q, C] int64, -1 where there is no candidate; lengths in tokens.
     """
-    queries = _windows(_query_order(pairs, query_lengths), query_lengths, tokens_per_batch)
-    query_batches = token_budget_batches(query_lengths, queries, tokens_per_batch)
-    visited = pairs[queries].ravel()
-    visited = visited[visited >= 0]
-    distinct, first = np.unique(visited, return_index=True)
-    train = _windows(distinct[np.argsort(first)], train_lengths, tokens_per_batch)
-    return Schedule(query_batches, token_budget_batches(train_lengths, train, tokens_per_batch))
+    query_batches = _batches(_query_order(pairs, query_lengths), query_lengths, tokens_per_batch)
+    visited = pairs[np.concatenate(query_batches)].ravel()
+    distinct, first = np.unique(visited[visited >= 0], return_index=True)
+    return Schedule(query_batches, _batches(distinct[np.argsort(first)], train_lengths, tokens_per_batch))
 
 
 def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -64,7 +64,14 @@ def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return order[order < queries].astype(np.int64)
 
 
-def _windows(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> np.ndarray:
-    """Sort by length inside consecutive windows of `WINDOW` batches' tokens."""
-    window = np.cumsum(lengths[order]) // (WINDOW * tokens_per_batch)
-    return order[np.lexsort((lengths[order], window))]
+def _batches(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[list[int]]:
+    """Cut `order` into batches, sorted by length in windows that are as narrow as little padding allows."""
+    batches: list[list[int]] = []
+    for window in WINDOWS:
+        place = np.cumsum(lengths[order]) // (window * tokens_per_batch)
+        arranged = order[np.lexsort((lengths[order], place))]
+        batches = token_budget_batches(lengths, arranged.tolist(), tokens_per_batch)
+        padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+        if padded <= PADDING * lengths[order].sum():
+            break
+    return batches

@@ -6,8 +6,8 @@ forming G alone costs O(T d_in d_out).
 
 The price is spread. For independent entries of variance one and a rank-one G, the squared norm has a
 relative variance of about 2/k_out + 2/k_in, where an unstructured sketch of the same size has 2/(k_out
-k_in). It falls towards the latter as the energy of G spreads over more directions. A side that is not reduced (k = d, as for the second
-side of a plain vector) stays as it is and adds no spread.
+k_in). It falls towards the latter as the energy of G spreads over more directions. A side that is not
+reduced (k = d, as for the second side of a plain vector) stays as it is and adds no spread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FactorisedSketch(Sketch):
 
     def _project(self, gradient: Tensor) -> Tensor:
         p_out, p_in = self._matrices(gradient)
-        matrix = gradient.to(p_in.dtype).view(-1, *self.shape)
+        matrix = gradient.to(p_in.dtype).reshape(-1, *self.shape)
         return (p_out.T @ (matrix @ p_in)).flatten(1) * self._scale
 
     def _contract(self, left: Tensor, right: Tensor) -> Tensor:

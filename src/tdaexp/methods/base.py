@@ -16,11 +16,20 @@ class Method(ABC):
     A method that depends on the run's budget declares a field `budget: float`.
     """
 
+    @property
+    def name(self) -> str:
+        """The method's name in tables and stores: that of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def label(self) -> str:
+        """What tells this run of the method from others in a table."""
+        return self.name
+
     @abstractmethod
     def attribute(self, study: Study) -> xr.Dataset:
         """Score the study's pairs; positive means that training on the example made the query more likely."""
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""
-        name = type(self).__name__.lower()
-        raise UserError(f"products=…: method '{name}' needs a model; on stored products use select, full or dot")
+        raise UserError(f"products=…: method '{self.name}' needs a model; on stored products use select, full, dot, bm25 or random")

@@ -20,10 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdaexp.methods.subsets import Products, cosine, judge
+from tdaexp.methods.subsets import OBJECTIVES, Products, cosine, judge
 from tdaexp.runtime.errors import UserError
 
 ROUNDING = 1e-9  # a prefix whose share equals the budget fits, whatever the budget's binary fraction is
+
+
+SEARCHES = (*OBJECTIVES, "single")
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,22 @@ def order_components(
     return order, path
 
 
+def search(
+    products: Products, objective: str, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order components by one of `SEARCHES`: Algorithm 2 under an objective, or `single`, which ranks components by
+    the accuracy of each alone (ties in parameter order) and whose path is the accuracy along that order.
+    """
+    if objective != "single":
+        return order_components(products, objective, among)
+    among = np.arange(len(products.dot)) if among is None else np.sort(among)
+    order = among[np.argsort(-products.single("accuracy").mean(axis=1)[among], kind="stable")]
+    return order, products.along("accuracy", order).mean(axis=1)
+
+
 def select(products: Products, sizes: np.ndarray, budget: float, objective: str = "accuracy") -> Selection:
     """Choose components for a budget (a fraction of all parameters); `sizes` [K] are parameter counts."""
-    order, path = order_components(products, objective, admitted(sizes, budget))
+    order, path = search(products, objective, admitted(sizes, budget))
     return Selection(order, path, cut(order, sizes, budget))
 
 
@@ -131,12 +147,11 @@ def cross_validated(
     folds: int,
     seed: int,
     among: np.ndarray | None = None,
-    judged: str | None = None,
+    judged: str = "accuracy",
 ) -> HeldOut:
-    """Order components by `objective` on all folds but one, and value the queries left out by `judged`.
+    """Order components by `objective` (one of `SEARCHES`) on all folds but one; value the rest by `judged`.
 
-    `judged` is the objective itself by default; `among` as in `order_components`. Folds are drawn from
-    `seed`.
+    `among` as in `order_components`. Folds are drawn from `seed`.
     """
     count = products.dot.shape[-1]
     if not 2 <= folds <= count:
@@ -144,11 +159,11 @@ def cross_validated(
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)
     orders, paths, values = [], [], None
     for held in range(folds):
-        order, path = order_components(products.rows(fold != held), objective, among)
+        order, path = search(products.rows(fold != held), objective, among)
         orders.append(order)
         paths.append(path)
         values = np.empty((len(order), count)) if values is None else values
-        values[:, fold == held] = products.rows(fold == held).along(judged or objective, order)
+        values[:, fold == held] = products.rows(fold == held).along(judged, order)
     return HeldOut(fold, np.array(orders), np.array(paths), values)
 
 

@@ -43,6 +43,15 @@ class Project(Method):
             if getattr(self, key) not in choices:
                 raise unknown(key, getattr(self, key), choices, f"method.{key}")
 
+    @property
+    def label(self) -> str:
+        """Name, kind and budget."""
+        return f"project ({self.projection}, {100 * self._budget:g} %)"
+
+    @property
+    def _budget(self) -> float:
+        return 0.01 if self.budget is None else self.budget
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
         components = study.components(self.components)
@@ -61,7 +70,7 @@ class Project(Method):
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
         sizes = {component.name: component.size for component in components.components}
-        dims = dimensions(sizes, 0.01 if self.budget is None else self.budget, self.rule)
+        dims = dimensions(sizes, self._budget, self.rule)
         return {
             c.name: make_sketch(self.projection, c.name, c.matrix, dims[c.name], self.seed, self.distribution)
             for c in components.components

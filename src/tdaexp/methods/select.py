@@ -43,6 +43,13 @@ class Select(Method):
         if self.objective not in OBJECTIVES:
             raise unknown("objective", self.objective, OBJECTIVES, "method.objective")
 
+    @property
+    def label(self) -> str:
+        """Name, what is selected on, objective and budget."""
+        on = "" if self.on.name == "full" else f" on {self.on.label}"
+        how = f"{Path(self.selection).stem}" if self.selection else self.objective
+        return f"select{on} ({how}, {100 * (self.budget or WHOLE):g} %)"
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
         return self.choose(self.on.attribute(study))
@@ -54,8 +61,7 @@ class Select(Method):
     def choose(self, products: xr.Dataset) -> xr.Dataset:
         """Add `weight` [query_set_name, component] (1 = chosen) and `order` (rank in the search, -1 = never ranked)."""
         if "query_sq" not in products:
-            name = type(self.on).__name__.lower()
-            raise UserError(f"method.on: '{name}' keeps no self-products per component; select works on full or project")
+            raise UserError(f"method.on: '{self.on.name}' keeps no self-products per component; select works on full or project")
         names = list(dict.fromkeys(products["query_set"].values))
         found = [self._search(products.isel(query=products["query_set"].values == name)) for name in names]
         dims = ("query_set_name", "component")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
+from tdaexp.influence import stored_seconds
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.runtime.fingerprint import fingerprint
@@ -36,7 +37,8 @@ class Study:
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
-    `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again.
+    `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
+    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before.
     """
 
     train: Examples
@@ -48,6 +50,7 @@ class Study:
     compute: Compute
     cache: Path
     seed: int
+    stores: dict[Path, float] = field(default_factory=dict)
 
     @property
     def pairs(self) -> np.ndarray:
@@ -69,7 +72,18 @@ class Study:
             [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
             *depends_on,
         )
-        return self.cache / kind / key
+        path = self.cache / kind / key
+        self.stores[path] = stored_seconds(path)
+        return path
+
+    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Tell gradients and scoring apart in a run's `seconds` by stage.
+
+        `gradients` is what the stores took, whichever run filled them; what this run added to them leaves `scoring`.
+        """
+        after = {path: stored_seconds(path) for path in self.stores}
+        own = sum(after[path] - before for path, before in self.stores.items())
+        return {**seconds, "gradients": sum(after.values()), "scoring": seconds["scoring"] - own}
 
     def label(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,8 @@ from tdaexp.metrics.judge import Judgement, assess
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
 
-CONTROLS = ("BM25", "random")
+CHANCE = "random (expected)"
+CONTROLS = {"bm25": "BM25", "random": "random"}  # method to control
 
 
 def reference_of(datasets: dict[str, xr.Dataset]) -> xr.Dataset | None:
@@ -23,48 +25,61 @@ def reference_of(datasets: dict[str, xr.Dataset]) -> xr.Dataset | None:
 
 
 def compare(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> pd.DataFrame:
-    """One row per method label and query set, and per query set the rows `BM25` and `random`.
+    """Judge the stores and tabulate them (`tabulate`)."""
+    return tabulate(datasets, judge_all(datasets, settings), settings)
 
-    Columns: `method`, `query_set`, `queries`, `accuracy` and `heldout` (each with `_low` and `_high`),
-    `selected`, `mrr`, `recall`, `share`, `fidelity`, `rank_correlation`, `minus_bm25` (with bounds),
-    `vs_bm25` (+, −, ≈ or nothing), and one column `cost_<name>` per entry of the stores' attribute `cost`.
-    The control rows are computed on the pairs of the first store that holds the query set; NaN is what a
-    method does not have.
-    """
+
+def judge_all(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> dict[str, dict[str, Judgement]]:
+    """Judgements by store and query set, all against the same full gradient."""
     reference = reference_of(datasets)
+    return {label: assess(dataset, settings, reference) for label, dataset in datasets.items()}
+
+
+def tabulate(
+    datasets: dict[str, xr.Dataset], judged: dict[str, dict[str, Judgement]], settings: MetricSettings
+) -> pd.DataFrame:
+    """One row per method label and query set, and per query set the controls BM25 and random.
+
+    Columns: `method`, `query_set`, `control` (`BM25`, `random` or nothing), `projected`, `queries`,
+    `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`, `recall`, `share`, `fidelity`,
+    `rank_correlation`, `minus_bm25` (with bounds), `vs_bm25` (+, −, ≈ or nothing), and one column
+    `cost_<name>` per entry of the stores' attribute `cost`. The control rows are computed on the pairs of the
+    first store that holds the query set; NaN is what a method does not have.
+    """
     rows: list[dict[str, Any]] = []
-    chance: dict[str, Judgement] = {}
+    parts: dict[str, xr.Dataset] = {}
     for label, dataset in datasets.items():
+        control = CONTROLS.get(dataset.attrs["method"], "")
+        kind = {"control": control, "projected": "projection" in dataset.attrs}
         cost = {f"cost_{key}": value for key, value in dataset.attrs.get("cost", {}).items()}
-        for name, found in assess(dataset, settings, reference).items():
-            rows.append({"method": label, "query_set": name} | _row(found) | cost)
-            chance.setdefault(name, found)
-    return pd.DataFrame(rows + _controls(datasets, settings, reference, chance))
+        for name, found in judged[label].items():
+            rows.append({"method": label, "query_set": name} | kind | _row(found) | cost)
+        parts = by_query_set(dataset) | parts
+    stored = {row["control"] for row in rows}
+    reference = reference_of(datasets)
+    for name, part in parts.items():
+        rows += _controls(name, part, settings, reference, with_bm25="BM25" not in stored)
+    return pd.DataFrame(rows).fillna({"vs_bm25": ""})
 
 
 def _controls(
-    datasets: dict[str, xr.Dataset],
-    settings: MetricSettings,
-    reference: xr.Dataset | None,
-    chance: dict[str, Judgement],
+    name: str, part: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None, with_bm25: bool
 ) -> list[dict[str, Any]]:
-    """Rows of the controls that are not among the stores themselves."""
-    methods = {dataset.attrs.get("method") for dataset in datasets.values()}
-    parts: dict[str, xr.Dataset] = {}
-    for dataset in datasets.values():
-        parts = by_query_set(dataset) | parts
-    rows = []
-    for name, found in chance.items():
-        if "bm25" not in methods and not parts[name]["bm25"].isnull().all():
-            lexical = _row(assess(bm25_answer(parts[name]), settings, reference)[name])
-            # Lexical scores are no gradient similarities, and BM25 against itself tells nothing.
-            own = {key: None for key in lexical if key == "fidelity" or "bm25" in key}
-            rows.append({"method": "BM25", "query_set": name} | lexical | own)
-        if found.random == found.random:
-            exact = {key: found.random for key in ("accuracy", "heldout")}
-            rows.append(
-                {"method": "random", "query_set": name, "queries": found.queries, "selected": False} | exact
-            )
+    """Rows of BM25, unless a store holds it, and of the exact chance; only what is known."""
+    rows: list[dict[str, Any]] = []
+    lexical = assess(bm25_answer(part), settings, reference)[name]
+    if with_bm25 and not math.isnan(lexical.bm25.value):
+        # Lexical scores are no gradient similarities, and BM25 against itself tells nothing.
+        row = {key: value for key, value in _row(lexical).items() if key != "fidelity" and "bm25" not in key}
+        rows.append({"method": "BM25", "query_set": name, "control": "BM25", "projected": False} | row)
+    if not math.isnan(lexical.random):
+        row = {
+            "queries": lexical.queries,
+            "accuracy": lexical.random,
+            "heldout": lexical.random,
+            "selected": False,
+        }
+        rows.append({"method": CHANCE, "query_set": name, "control": "random", "projected": False} | row)
     return rows
 
 

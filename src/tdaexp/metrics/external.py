@@ -120,7 +120,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
-    return {"scores": np.load(path, allow_pickle=False)}
+    with path.open("rb") as stream:  # numpy leaves a file open that it cannot read
+        return {"scores": np.load(stream, allow_pickle=False)}
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

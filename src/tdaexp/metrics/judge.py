@@ -61,20 +61,22 @@ def assess(
 
 
 def judge(
-    dataset: xr.Dataset,
-    settings: MetricSettings,
-    reference: xr.Dataset | None = None,
-    studies: dict[str, ComponentStudy] | None = None,
+    dataset: xr.Dataset, settings: MetricSettings, studies: dict[str, ComponentStudy] | None = None
 ) -> dict[str, float]:
-    """Flat metrics of a store, `<query set>/<metric>`; what is not defined for it is left out.
+    """Flat metrics of a store by itself (`flat_metrics`)."""
+    return flat_metrics(assess(dataset, settings), settings, studies or {})
 
-    `studies` (from `selection.study`) adds what selection of components can reach on these products.
+
+def flat_metrics(
+    judged: dict[str, Judgement], settings: MetricSettings, studies: dict[str, ComponentStudy]
+) -> dict[str, float]:
+    """Flat metrics, `<query set>/<metric>`; what is not defined is left out.
+
+    `studies` (from `selection.study`) adds what selection of components can reach on the store's products.
     """
     flat = {}
-    for name, found in assess(dataset, settings, reference).items():
-        values = flatten(found, settings)
-        if studies and name in studies:
-            values |= _reach(studies[name])
+    for name, found in judged.items():
+        values = flatten(found, settings) | (_reach(studies[name]) if name in studies else {})
         flat |= {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
     return flat
 

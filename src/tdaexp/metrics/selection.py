@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tdaexp.methods.greedy import HeldOut, admitted, cross_validated, order_components
+from tdaexp.methods.greedy import SEARCHES, HeldOut, admitted, cross_validated, order_components
 from tdaexp.methods.subsets import OBJECTIVES, Products
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
@@ -72,10 +72,10 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
     """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is
     judged.
 
-    `dataset` holds one query set. None where the answer was not selected on its queries: only a greedy
-    selection is, and it says so by its attributes `objective` and `budget`.
+    `dataset` holds one query set. None where the answer was not selected on its queries: only a search is, and it
+    says so by its attributes `objective` and `budget`.
     """
-    if "weight" not in dataset or dataset.attrs.get("objective") not in OBJECTIVES:
+    if "weight" not in dataset or dataset.attrs.get("objective") not in SEARCHES:
         return None
     sizes, budget = dataset["size"].values, dataset.attrs["budget"]
     found = cross_validated(
@@ -84,7 +84,6 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
         settings.folds,
         settings.seed,
         among=admitted(sizes, budget),
-        judged="accuracy",
     )
     return found.at_budget(sizes, budget)
 
@@ -122,7 +121,9 @@ def _study(dataset: xr.Dataset, settings: MetricSettings) -> ComponentStudy:
     table["accuracy"] = products.single("accuracy").mean(axis=1)
     curves, folds = {}, {}
     for objective in OBJECTIVES:
-        folds[objective] = cross_validated(products, objective, settings.folds, settings.seed)
+        folds[objective] = cross_validated(
+            products, objective, settings.folds, settings.seed, judged=objective
+        )
         curves[objective] = _curve(products, sizes, objective, folds[objective])
     best = curves["accuracy"]
     top = int(best.accuracy.argmax())

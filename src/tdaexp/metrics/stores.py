@@ -20,10 +20,10 @@ def has_products(dataset: xr.Dataset) -> bool:
     """Tell whether any subset of components can be scored: products and self-products of the gradients
     themselves.
 
-    A projection also stores products per component, but of projected gradients.
+    A projection also stores products per component, but of sketches, and says so by its attribute `projection`.
     """
-    components = "component" in dataset["influence"].dims
-    return components and "query_sq" in dataset and dataset.attrs.get("method") != "project"
+    cosine = "component" in dataset["influence"].dims and dataset.attrs["normalise"] == "cosine"
+    return cosine and "projection" not in dataset.attrs
 
 
 def full_scores(dataset: xr.Dataset) -> xr.DataArray:
@@ -34,17 +34,17 @@ def full_scores(dataset: xr.Dataset) -> xr.DataArray:
 def share(dataset: xr.Dataset) -> float:
     """Share of the parameters (or dimensions) that the answer uses; NaN for methods that use no gradient.
 
-    Weighted components count by their parameters; else the attribute `share`, then `budget`, says it; a
-    method with components and neither uses all. `dataset` holds one query set.
+    A sketch states its share as an attribute; of what there is, chosen components count by their parameters.
+    `dataset` holds one query set.
     """
-    if "weight" in dataset:
-        name = dataset["query_set"].values[0]
-        chosen = dataset["weight"].sel(query_set_name=name).values * dataset["size"].values
-        return float(chosen.sum() / dataset["size"].values.sum())
-    for name in ("share", "budget"):
-        if dataset.attrs.get(name) is not None:
-            return float(dataset.attrs[name])
-    return 1.0 if "component" in dataset["influence"].dims else float("nan")
+    if "component" not in dataset["influence"].dims:
+        return float("nan")
+    available = float(dataset.attrs.get("share", 1.0))
+    if "weight" not in dataset:
+        return available
+    name, sizes = dataset["query_set"].values[0], dataset["size"].values
+    chosen = dataset["weight"].sel(query_set_name=name).values * sizes
+    return available * float(chosen.sum() / sizes.sum())
 
 
 def aligned(dataset: xr.Dataset, reference: xr.Dataset, values: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ class CompletionCache:
             write_text(path, head)
             return
         raw = path.read_bytes()
-        # Lines are only ever appended, so only the last one can be incomplete. (str.splitlines would also cut at
-        # the line separators of Unicode, which a completion may hold.)
+        # Lines are only ever appended, so only the last one can be incomplete. (str.splitlines would also cut
+        # at the line separators of Unicode, which a completion may hold.)
         whole = raw[: raw.rfind(b"\n") + 1]
         try:
             first, *lines = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
@@ -33,7 +33,7 @@ class CompletionCache:
             self.texts = {int(line["prompt"]): str(line["completion"]) for line in lines}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: damaged cache of completions ({error}); delete this file and run again"
+                f"{path}: damaged completions ({error}); delete this file and run again"
             ) from error
         if theirs != settings["fingerprint"]:
             raise UserError(f"{path}: completions of another run; delete this file and run again")

@@ -1,8 +1,8 @@
 """What the model under study writes itself: batched completions of prompts, cached on disk, resumable.
 
 Decoding is transformers' own `generate`. Prompts are batched by length, longest first, padded on the left and
-masked, so that a batch gives what one prompt alone would give. Under sampling the random numbers belong to a batch:
-they follow from the seed and the batch's number.
+masked, so that a batch gives what one prompt alone would give. Under sampling the random numbers belong to a
+batch: they follow from the seed and the batch's number.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tdaexp.runtime.progress import track
 class Decoding:
     """How completions are drawn.
 
-    Keys: `max_new_tokens`; `temperature`, 0 = greedy; `top_p` the nucleus that sampling draws from; `seed` of the
-    sampling; `batch_size` in prompts.
+    Keys: `max_new_tokens`; `temperature`, 0 = greedy; `top_p` the nucleus that sampling draws from; `seed` of
+    the sampling; `batch_size` in prompts.
     """
 
     max_new_tokens: int = 64
@@ -44,11 +44,13 @@ class Decoding:
         """Refuse values out of range."""
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise UserError(
-                f"decoding: max_new_tokens={self.max_new_tokens} and batch_size={self.batch_size} must be at least 1"
+                f"decoding: max_new_tokens={self.max_new_tokens} and batch_size={self.batch_size}: "
+                "both must be at least 1"
             )
         if not (0 <= self.temperature < float("inf") and 0 < self.top_p <= 1):
             raise UserError(
-                f"decoding: temperature={self.temperature} must be at least 0 and top_p={self.top_p} within (0, 1]"
+                f"decoding: temperature={self.temperature} and top_p={self.top_p}: "
+                "the first must be at least 0, the second above 0 and at most 1"
             )
 
     def deciding(self) -> dict[str, int | float]:
@@ -61,11 +63,12 @@ class Decoding:
 def generate(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decoding, cache_dir: Path
 ) -> list[str]:
-    """Return one completion per prompt (token ids [T] int64), without prompt, special tokens and outer blanks.
+    """Return one completion per prompt (token ids [T] int64), without prompt, special tokens and outer
+    blanks.
 
-    A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept under
-    `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch at most.
-    Errors: an empty prompt, or one so long that the completion would not fit into the context.
+    A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept
+    under `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch
+    at most. Errors: an empty prompt, or one so long that the completion would not fit into the context.
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
@@ -100,8 +103,8 @@ def generated_queries(
 ) -> list[Record]:
     """Return the records with the model's own completion in place of theirs; ids, prompts and truth stay.
 
-    `template` and `max_length` (tokens, prompt and completion together) default to the model's. An empty completion
-    is kept: its example consists of the prompt and the end token.
+    `template` and `max_length` (tokens, prompt and completion together) default to the model's. An empty
+    completion is kept: its example consists of the prompt and the end token.
     """
     room = min(max_length or loaded.max_length, loaded.max_length) - decoding.max_new_tokens
     if room < 1:
@@ -123,8 +126,8 @@ def _check_lengths(prompts: Sequence[np.ndarray], room: int, context: int) -> No
     for number, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= room:
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {max(room, 0)} so that the completion fits "
-                f"into the context of {context}: shorten it or lower max_new_tokens"
+                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {max(room, 0)} so that its completion "
+                f"fits into the context of {context}: shorten it or lower max_new_tokens"
             )
 
 
@@ -143,7 +146,7 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_settings_only(loaded):
         torch.manual_seed(int(np.random.SeedSequence([decoding.seed, number]).generate_state(1)[0]))
-        out = loaded.model.generate(
+        out = loaded.model.generate(  # type: ignore[operator]
             input_ids=tokens.to(device), attention_mask=attention.to(device), generation_config=config
         )
     return [_text(loaded, row, ends) for row in out[:, width:].tolist()]
@@ -161,7 +164,7 @@ def _generation_config(decoding: Decoding, ends: list[int], pad: int) -> Generat
 
 @contextlib.contextmanager
 def _own_settings_only(loaded: LoadedModel) -> Iterator[None]:
-    """Set the model's own decoding advice aside: transformers would fill it in wherever we leave a default."""
+    """Set the model's own decoding advice aside: transformers would fill it in where we leave a default."""
     advice = loaded.model.generation_config
     loaded.model.generation_config = GenerationConfig()
     try:
@@ -181,4 +184,4 @@ def _end_tokens(loaded: LoadedModel) -> list[int]:
 def _text(loaded: LoadedModel, tokens: list[int], ends: list[int]) -> str:
     """Decode up to the first end token."""
     stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return loaded.tokenizer.decode(tokens[:stop], skip_special_tokens=True).strip()
+    return str(loaded.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip()

@@ -32,7 +32,8 @@ CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", 
 @dataclass(frozen=True)
 class Source:
     """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for
-    caches."""
+    caches.
+    """
 
     name: str
     revision: str | None
@@ -117,7 +118,7 @@ def load_weights(
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.name,
                 revision=source.revision or "main",
                 dtype=dtype,
@@ -127,6 +128,7 @@ def load_weights(
             )
     except Exception as error:
         raise UserError(f"{source.name}: the model cannot be loaded: {_reason(error)}") from error
+    model, report = loaded
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(
@@ -138,7 +140,8 @@ def load_weights(
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder without config or weights, with a missing shard, or with a truncated safetensors
-    file."""
+    file.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")
     for index in folder.glob("*.index.json"):
@@ -177,7 +180,7 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in text:
         return "it needs Python code of its own; set model.trust_remote_code=true if you trust its authors"
     if "PytorchStreamReader" in text or "weights_only" in text.lower():
-        return f"damaged or unsafe PyTorch file ({_first_line(error)}); fetch it again, as safetensors if possible"
+        return f"damaged or unsafe PyTorch file ({_first_line(error)}); fetch it again, best as safetensors"
     return _first_line(error)
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -35,7 +36,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse a tokenizer with token ids beyond the embedding's rows."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index,union-attr]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= rows:
         raise UserError(
@@ -44,10 +45,17 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
+def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """Move the model to a device and return it."""
+    torch.nn.Module.to(model, device)
+    return model
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the load bars and advice of transformers; what matters is reported as errors or by our own
-    log."""
+    log.
+    """
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -65,7 +65,7 @@ class Pretrained:
         import torch
 
         from tdaexp.models.hub import load_tokenizer, load_weights
-        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze
+        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
 
         weights, words = self._locate()
         tokenizer = load_tokenizer(words, self.trust_remote_code)
@@ -76,7 +76,7 @@ class Pretrained:
         self._check_components(model)
         longest = self.max_length or model_length(model.config, tokenizer)
         return LoadedModel(
-            freeze(model.to(device)), tokenizer, _identity(weights, words), self.template, longest
+            freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest
         )
 
     def start(self, texts: list[str]) -> LoadedModel:
@@ -90,8 +90,8 @@ class Pretrained:
         found = len(component_map(model).components) if expected is not None else None
         if found != expected:
             raise UserError(
-                f"model.expected_components={expected} but {self.pretrained} has {found}; it is another model than "
-                "the config means: check model.pretrained, or set model.expected_components=null"
+                f"model.expected_components={expected} but {self.pretrained} has {found}; it is another "
+                "model than the config means: check model.pretrained, or set model.expected_components=null"
             )
 
     def _locate(self) -> tuple[Source, Source]:

@@ -1,5 +1,6 @@
 """Models that are built here: any causal architecture of transformers, small, randomly initialised, then
-trained."""
+trained.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Scratch:
 
     def start_fingerprint(self) -> str:
         """Identity of everything, beside the texts, that decides the initial weights, tokenizer and
-        template."""
+        template.
+        """
         from tdaexp.runtime.fingerprint import fingerprint
 
         return fingerprint(
@@ -59,7 +61,8 @@ class Scratch:
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
         """Load the folder that `pretrained` names; a programming error where there is none (see
-        `needs_training`)."""
+        `needs_training`).
+        """
         if self.pretrained is None:
             raise RuntimeError("a model from scratch must be trained before it is loaded")
         existing = Pretrained(
@@ -69,7 +72,8 @@ class Scratch:
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training
-        starts."""
+        starts.
+        """
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze
         from tdaexp.models.tokenizer import train_tokenizer
         from tdaexp.runtime.fingerprint import fingerprint
@@ -100,8 +104,11 @@ def build_model(
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():  # some bad combinations of sizes show only in a forward pass: let it be this one
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+        return model
+    except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"{WHERE}: {architecture} cannot be built from these values: {_line(error)}"
         ) from error
@@ -138,7 +145,7 @@ def _model_config(
 
 
 def _check_keys(values: dict[str, Any], default: PretrainedConfig) -> None:
-    """transformers takes any key without a word: refuse unknown ones, those set elsewhere, and dropout."""
+    """Transformers takes any key without a word: refuse unknown ones, those set elsewhere, and dropout."""
     keys = set(default.to_dict()) | set(default.attribute_map)
     elsewhere = {"vocab_size": "model.vocab_size", "max_position_embeddings": "model.context"}
     elsewhere |= {default.attribute_map.get(key, key): ours for key, ours in elsewhere.items()}

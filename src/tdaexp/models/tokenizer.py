@@ -22,7 +22,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
-            f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY} (256 bytes, 3 special tokens)"
+            f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}: "
+            "256 bytes and 3 special tokens"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,6 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size,
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

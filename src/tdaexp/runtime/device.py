@@ -14,7 +14,9 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 def resolve_device(accelerator: str) -> torch.device:
-    """Return the device for `auto` (CUDA when there is one), `cpu` or `cuda`; asking for an absent one is an error."""
+    """Return the device for `auto` (CUDA when there is one), `cpu` or `cuda`; asking for an absent one is an
+    error.
+    """
     import torch
 
     if accelerator not in ACCELERATORS:

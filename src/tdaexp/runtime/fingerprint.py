@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+WATCHING = ("resume", "logger", "cache_dir")
+"""Root keys of a configuration that change where and how a run is watched, not what it computes."""
+
 PACKAGES = ("tdaexp", "torch", "transformers", "lightning", "numpy", "xarray", "zarr", "traker")
 
 
@@ -23,6 +26,11 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([_plain(part) for part in parts], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides what a run computes."""
+    return {key: value for key, value in config.items() if key not in WATCHING}
 
 
 def file_fingerprint(path: Path) -> str:

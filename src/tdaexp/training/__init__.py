@@ -1,0 +1,1 @@
+"""Train a model on the examples, step by step, so that every step can be replayed."""

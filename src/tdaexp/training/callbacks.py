@@ -14,39 +14,45 @@ from transformers import PreTrainedTokenizerBase
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES
 from tdaexp.training.checkpoints import disk_may_be_full, prune, resume_path, save_hub
-from tdaexp.training.settings import FitSettings
+from tdaexp.training.module import CausalTraining
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, with keep=all to `checkpoints/` too."""
+    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, with keep=all to `checkpoints/`
+    too.
+    """
 
-    def __init__(self, folder: Path, settings: FitSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.folder, self.settings, self.tokenizer = folder, settings, tokenizer
+    def __init__(self, module: CausalTraining, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.module, self.folder, self.tokenizer = module, folder, tokenizer
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Save when the step is due. The hub folder comes first: what can be resumed has all folders before it."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save when the step is due. The hub folder comes first: what can be resumed has all folders before
+        it.
+        """
         step = trainer.global_step
-        if step % self.settings.checkpoint_every:
+        if step % self.module.settings.checkpoint_every:
             return
-        if self.settings.keep == "all":
+        if self.module.settings.keep == "all":
             place = self.folder / "checkpoints" / f"step-{step}"
             with disk_may_be_full(place), atomic_path(place) as temporary:
                 temporary.mkdir()
-                save_hub(temporary, module.model, self.tokenizer)
+                save_hub(temporary, self.module.model, self.tokenizer)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))
         prune(self.folder / "resume")
 
 
 class Progress(Callback):
-    """A bar with the loss and the time left on a terminal; elsewhere one plain line a minute, and one at the end."""
+    """A bar with the loss and the time left on a terminal; elsewhere one plain line a minute, and one at the
+    end.
+    """
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, module: CausalTraining) -> None:
+        self.module, self.steps = module, module.settings.steps
         self.bar: Any = None
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and the bar at the step where this run begins."""
         self.first = trainer.global_step
         self.start = self.last = time.monotonic()
@@ -55,9 +61,9 @@ class Progress(Callback):
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.steps, completed=self.first, loss="")
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Advance the bar, or write a line when a minute has passed."""
-        step, loss, now = trainer.global_step, module.losses[-1], time.monotonic()
+        step, loss, now = trainer.global_step, self.module.losses[-1], time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
         elif now - self.last >= SECONDS_BETWEEN_LINES:
@@ -65,15 +71,15 @@ class Progress(Callback):
             log.info("training: step %d of %d, loss %.3f, about %.0f s left", step, self.steps, loss, left)
             self.last = now
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar; say how long it took."""
         self._close()
-        seconds, loss = time.monotonic() - self.start, module.losses[-1]
+        seconds, loss = time.monotonic() - self.start, self.module.losses[-1]
         log.info(
             "training: %d steps in %.1f s, last loss %.3f", trainer.global_step - self.first, seconds, loss
         )
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
         self._close()
 

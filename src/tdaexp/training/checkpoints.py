@@ -38,7 +38,7 @@ def disk_may_be_full(path: Path) -> Iterator[None]:
 
 
 def _no_space(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came from, is a full disk; safetensors says so in its message only."""
+    """Whether the error, or one that it came from, is a full disk (safetensors says so in its message)."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -49,7 +49,9 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes Lightning's checkpoints next to their place and renames them, instead of through a temporary folder."""
+    """Writes Lightning's checkpoints next to their place and renames them, instead of through a temporary
+    folder.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None

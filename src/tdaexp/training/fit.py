@@ -1,11 +1,12 @@
 """Train a causal language model to a folder, so that a killed run goes on to the bit-identical result.
 
     folder/fit.json                 fingerprint and settings of the training that the folder belongs to
-    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run
-    folder/checkpoints/step-N/      hub format, with keep=all
-    folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
+    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run folder/checkpoints/step-N/
+    hub format, with keep=all folder/model/                   the result in hub format, with `training.json`;
+    appears complete or not at all
 
-Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in
+memory.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ LIGHTNING_PRECISION = {"float32": "32-true", "float64": "64-true", "bfloat16": "
 def fit_fingerprint(
     start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str
 ) -> str:
-    """Identity of the trained weights: the start, the examples in order, the settings that count, the seed."""
+    """Identity of the trained weights: start, examples in order, deciding settings, seed and precision."""
     return fingerprint(start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision)
 
 
@@ -58,9 +59,10 @@ def fit(
 ) -> Path:
     """Train `start` on the examples' loss positions and return `folder/model`, in hub format.
 
-    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is returned
-    at once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the weights stay
-    float32. Errors: an example without loss, a folder of another training, a loss that is not finite, a full disk.
+    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is
+    returned at once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the
+    weights stay float32. Errors: an example without loss, a folder of another training, a loss that is not
+    finite, a full disk.
     """
     resolve_dtype(precision)
     _check_examples(examples)
@@ -81,8 +83,8 @@ def _check_examples(examples: Examples) -> None:
     for example in examples:
         if not example.loss_mask[1:].any():
             raise UserError(
-                f"training: example '{example.id}' has no token to predict (its completion is empty or was cut off); "
-                "raise the maximal length or filter it out"
+                f"training: example '{example.id}' has no token to predict (an empty completion, or one cut "
+                "off); raise the maximal length or filter it out"
             )
 
 
@@ -113,7 +115,9 @@ def _train(
     device: torch.device | str,
     precision: str,
 ) -> list[float]:
-    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every step."""
+    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every
+    step.
+    """
     if settings.steps == 0:
         return []
     device = torch.device(device)
@@ -137,7 +141,7 @@ def _train(
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[Checkpoints(folder, settings, start.tokenizer), Progress(settings.steps)],
+            callbacks=[Checkpoints(module, folder, start.tokenizer), Progress(module)],
             plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         )
         trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -20,8 +21,8 @@ from tdaexp.training.settings import FitSettings
 def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats over all tokens of the batch that carry loss: a scalar.
 
-    The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100 where
-    `loss_mask` is False; NaN when no token carries loss.
+    The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100
+    where `loss_mask` is False; NaN when no token carries loss.
     """
     logits = model(
         input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False
@@ -33,7 +34,9 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
-    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to 0."""
+    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to
+    0.
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
@@ -42,8 +45,8 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
 class CausalTraining(LightningModule):
     """Trains a causal language model on examples; its state is a function of the step alone.
 
-    Batches come from the step number and not from a data loader: a run that resumes in the middle of an epoch sees
-    the batches that the undisturbed run would have seen. `losses` holds the loss of every step so far.
+    Batches come from the step number and not from a data loader: a run that resumes in the middle of an epoch
+    sees the batches that the undisturbed run would have seen. `losses` holds the loss of every step so far.
     """
 
     def __init__(
@@ -68,13 +71,14 @@ class CausalTraining(LightningModule):
         loss = causal_loss(self.model, batch)
         if not torch.isfinite(loss):
             raise UserError(
-                f"training: the loss is {loss.item()} at step {step}; lower trainer.fit.lr (now {self.settings.lr:g}) "
-                f"or trainer.fit.clip (now {self.settings.clip:g}), or raise trainer.fit.warmup"
+                f"training: the loss is {loss.item()} at step {step}; lower trainer.fit.lr "
+                f"(now {self.settings.lr:g}) or trainer.fit.clip (now {self.settings.clip:g}), or raise "
+                "trainer.fit.warmup"
             )
         self.losses.append(loss.item())
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with decay on matrices only, and the schedule, stepped after every batch."""
         settings = self.settings
         parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -1,4 +1,6 @@
-"""How a model is trained: the keys under `trainer.fit`. Imports nothing heavy, so that configs can be checked fast."""
+"""How a model is trained: the keys under `trainer.fit`. Imports nothing heavy, so that configs can be checked
+fast.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ LEAST = {"steps": 0, "batch_size": 1, "warmup": 0, "weight_decay": 0, "checkpoin
 class FitSettings:
     """Settings of a training run.
 
-    Keys: `steps` optimiser steps, 0 = keep the initial weights; `batch_size` in examples; `lr` peak learning rate of
-    AdamW; `warmup` steps of linear rise, before a cosine decay to zero; `weight_decay` of matrices (vectors have
-    none); `checkpoint_every` steps, what a killed run loses at most; `keep` `last` or `all` checkpoints as models
-    that can be loaded; `clip` the gradient's norm, 0 = never.
+    Keys: `steps` optimiser steps, 0 = keep the initial weights; `batch_size` in examples; `lr` peak learning
+    rate of AdamW; `warmup` steps of linear rise, before a cosine decay to zero; `weight_decay` of matrices
+    (vectors have none); `checkpoint_every` steps, what a killed run loses at most; `keep` `last` or `all`
+    checkpoints as models that can be loaded; `clip` the gradient's norm, 0 = never.
     """
 
     steps: int = 600

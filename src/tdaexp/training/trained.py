@@ -11,7 +11,7 @@ import torch
 
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
-from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.loaded import LoadedModel, moved
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime.errors import UserError
@@ -45,7 +45,7 @@ def trained_folder(
     seed: int,
     precision: str = "float32",
 ) -> Path:
-    """Where the result of this training lies or will lie: named after everything that its weights depend on."""
+    """Where this training lies or will lie: the folder is named after all that the weights depend on."""
     texts = [[record.id, record.prompt, record.completion] for record in records]
     identity = fingerprint(
         RECIPE, config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision
@@ -66,11 +66,13 @@ def trained(
     dtype: torch.dtype = torch.float32,
     precision: str = "float32",
 ) -> LoadedModel:
-    """Train `config` on the records, or load the result when it is in the cache, and return it on `device` in `dtype`.
+    """Train `config` on the records, or load the result when it is in the cache, and return it on `device` in
+    `dtype`.
 
-    A `Scratch` config starts from random weights and a tokenizer of its own, a `Pretrained` one is fine-tuned.
-    `precision` is that of the training, `dtype` that of the returned model. Killed and called again, the training
-    goes on. The fingerprint is that of the training (`tdaexp.training.fit.fit_fingerprint`).
+    A `Scratch` config starts from random weights and a tokenizer of its own, a `Pretrained` one is
+    fine-tuned. `precision` is that of the training, `dtype` that of the returned model. Killed and called
+    again, the training goes on. The fingerprint is that of the training
+    (`tdaexp.training.fit.fit_fingerprint`).
     """
     folder = trained_folder(
         config, records, settings, tokenisation, cache_dir=cache_dir, seed=seed, precision=precision
@@ -80,7 +82,7 @@ def trained(
         longest = min(tokenisation.max_length, start.max_length)
         keywords = {**dataclasses.asdict(tokenisation), "max_length": longest}
         examples = tokenise(records, start.tokenizer, **keywords)
-        start.model.to(device)
+        moved(start.model, device)
         fit(start, examples, settings, folder=folder, seed=seed, device=device, precision=precision)
     return load_trained(folder / "model", config, device=device, dtype=dtype)
 
@@ -88,7 +90,7 @@ def trained(
 def load_trained(
     folder: Path, config: Scratch | Pretrained, *, device: torch.device | str, dtype: torch.dtype
 ) -> LoadedModel:
-    """Load the result of `fit`; its identity is the training's. A folder without `training.json` is an error."""
+    """Load the result of `fit`, with the training's identity; without `training.json` it is an error."""
     longest = config.context if isinstance(config, Scratch) else config.max_length
     loaded = Pretrained(str(folder), template=config.template, max_length=longest).load(device, dtype)
     note = folder / "training.json"

@@ -1,0 +1,155 @@
+"""Figures that compare methods: greedy curves against projection and controls, and accuracies with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tdaexp.metrics.selection import ComponentStudy
+from tdaexp.report.figures import (
+    GREY,
+    HELD_OUT,
+    INK,
+    PALETTE,
+    PROJECT,
+    SELECT,
+    fit_y,
+    legend_below,
+    level,
+    panels,
+    percent,
+    share_axis,
+)
+
+Studies = dict[str, ComponentStudy]
+
+
+def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
+    """Accuracy against the share of parameters along the greedy order, in-sample and held out (figure 4).
+
+    Projections in `table` (from `compare`) stand on the same axes, the full gradient and the controls as lines.
+    """
+    with panels(len(studies), height=4.3) as (figure, row):
+        for axes, (name, study) in zip(row, studies.items(), strict=True):
+            curve, mine = study.curves["accuracy"], table[table["query_set"] == name]
+            _curve(axes, curve.share, curve.accuracy, SELECT, "greedy, queries used to select")
+            _curve(axes, curve.held_out_share, curve.held_out, HELD_OUT, "greedy, held-out queries")
+            shown = [curve.accuracy, curve.held_out, _points(axes, mine, "accuracy")]
+            low, high = np.concatenate(shown).min(), np.concatenate(shown).max()
+            low, high = min(low, study.full), max(high, study.full)
+            low, high = _including_near(low, high, _control(mine, "BM25"))
+            fit_y(axes, low, high)
+            level(axes, study.full, "full gradient", "--", low, high)
+            level(axes, _control(mine, "BM25"), "BM25", "-.", low, high)
+            level(axes, _control(mine, "random"), "random", ":", low, high)
+            _mark_peak(axes, study)
+            share_axis(axes, np.nanmin([curve.share[0], curve.held_out_share[0], mine["share"].min()]))
+            axes.set(title=f"{name} queries", ylabel="retrieval accuracy")
+            legend_below(axes)
+        return figure
+
+
+def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
+    """Similarity to the full gradient's scores against the share of parameters (figure 5)."""
+    with panels(len(studies), height=4.3) as (figure, row):
+        for axes, (name, study) in zip(row, studies.items(), strict=True):
+            by_fidelity, by_accuracy = study.curves["fidelity"], study.curves["accuracy"]
+            _curve(axes, by_fidelity.share, by_fidelity.fidelity, SELECT, "greedy by similarity")
+            _curve(
+                axes,
+                by_fidelity.held_out_share,
+                by_fidelity.held_out,
+                HELD_OUT,
+                "greedy by similarity, held-out queries",
+            )
+            _curve(axes, by_accuracy.share, by_accuracy.fidelity, GREY, "greedy by accuracy")
+            shown = [by_fidelity.fidelity, by_fidelity.held_out, by_accuracy.fidelity]
+            mine = table[table["query_set"] == name]
+            shown.append(_points(axes, mine, "fidelity"))
+            fit_y(axes, np.concatenate(shown).min(), 1.0)
+            share_axis(axes, np.nanmin([by_fidelity.share[0], by_accuracy.share[0], mine["share"].min()]))
+            axes.set(title=f"{name} queries", ylabel="similarity to the full gradient")
+            legend_below(axes)
+        return figure
+
+
+def accuracies(table: pd.DataFrame) -> Figure:
+    """Accuracy of every method and control with its interval; hollow marks show what in-sample selection claims."""
+    sets = list(dict.fromkeys(table["query_set"]))
+    most = max((table["query_set"] == name).sum() for name in sets)
+    with panels(len(sets), height=1.1 + 0.36 * most, width=6.0) as (figure, row):
+        for axes, name in zip(row, sets, strict=True):
+            mine = table[table["query_set"] == name].reset_index(drop=True)
+            _bars(axes, mine)
+            axes.set(title=f"{name} queries", xlabel="retrieval accuracy", xlim=(0, 1.12))
+        return figure
+
+
+def _bars(axes: Axes, table: pd.DataFrame) -> None:
+    places = np.arange(len(table))[::-1]
+    control = table["control"] != ""
+    colours = np.where(control, "#aab4be", np.where(table["selected"], SELECT, "#6fa8d6"))
+    axes.barh(places, table["heldout"], height=0.62, color=colours, zorder=2)
+    known = table["heldout_low"].notna()
+    below = (table["heldout"] - table["heldout_low"])[known].clip(lower=0)
+    above = (table["heldout_high"] - table["heldout"])[known].clip(lower=0)
+    style = {"fmt": "none", "ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "zorder": 3}
+    axes.errorbar(table["heldout"][known], places[known], xerr=[below, above], **style)
+    chosen = table["selected"].astype(bool)
+    if chosen.any():
+        style = {"facecolor": "white", "edgecolor": SELECT, "s": 34, "zorder": 4}
+        axes.scatter(
+            table["accuracy"][chosen], places[chosen], label="on the queries used to select", **style
+        )
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0, borderaxespad=0.4)
+    for place, (_, line) in zip(places, table.iterrows(), strict=True):
+        edge = max(v for v in (line["heldout"], line["heldout_high"], line["accuracy"]) if v == v)
+        axes.text(edge + 0.025, place, f"{line['heldout']:.3f}", va="center", fontsize=8.5)
+    axes.set_yticks(places, table["method"])
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _curve(axes: Axes, share: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+    marker = {"marker": "o", "markersize": 2.4} if len(share) < 150 else {}
+    axes.plot(share, values, color=colour, linewidth=1.5, label=name, zorder=3, **marker)
+
+
+def _points(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
+    """Mark the projections; returns the values shown."""
+    projected = table[table["projected"] & table[column].notna()]
+    for place, (_, line) in enumerate(projected.iterrows()):
+        colour = (PROJECT, *PALETTE[4:])[place % (len(PALETTE) - 3)]
+        axes.plot(
+            line["share"], line[column], "D", color=colour, markersize=6, label=line["method"], zorder=5
+        )
+    return projected[column].to_numpy(float)
+
+
+def _mark_peak(axes: Axes, study: ComponentStudy) -> None:
+    right = study.peak_share > 0.15  # keep the words inside the axes
+    axes.annotate(
+        f"peak {study.peak:.3f} at {percent(study.peak_share)}",
+        (study.peak_share, study.peak),
+        xytext=(-4 if right else 4, 6),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=8.5,
+        color=SELECT,
+    )
+
+
+def _control(table: pd.DataFrame, name: str) -> float:
+    """The accuracy of a control row; NaN where there is none."""
+    found = table.loc[table["control"] == name, "accuracy"]
+    return float(found.iloc[0]) if len(found) else float("nan")
+
+
+def _including_near(low: float, high: float, value: float) -> tuple[float, float]:
+    """Widen [low, high] to a control that is near; one that is far would flatten the curves."""
+    room = 1.5 * max(high - low, 0.01)
+    if low - room <= value <= high + room:
+        return min(low, value), max(high, value)
+    return low, high

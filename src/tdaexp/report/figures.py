@@ -1,0 +1,111 @@
+"""The look that all figures share: size, type, colours, axes, and how they are saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, GREY, LIGHT = "#1f2933", "#7b8794", "#d9dee4"
+SELECT, HELD_OUT, PROJECT = "#0f6ab4", "#d1495b", "#e08e0b"
+PALETTE = ("#0f6ab4", "#d1495b", "#2a9d6f", "#e08e0b", "#7a5cc2", "#139aa8", "#a0522d", "#5c6770", "#c2439b")
+MARKERS = "osD^vPX*h"
+DPI = 160
+PANEL = (5.2, 3.7)  # inches per query set
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9edf1",
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "tdaexp",  # the same figure gives the same file
+}
+
+
+@contextmanager
+def panels(
+    count: int, height: float = PANEL[1], width: float = PANEL[0]
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure with a row of `count` axes, in this style; no state of pyplot is touched."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * count, height), layout="constrained")
+        yield figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return the figure as `png` or `svg`, without a date, so that equal figures are equal files."""
+    stream = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context(STYLE):
+        figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
+    return stream.getvalue()
+
+
+def percent(share: float) -> str:
+    """A share of the parameters for people: three significant digits at most."""
+    return f"{100 * share:.3g} %"
+
+
+def share_axis(axes: Axes, least: float) -> None:
+    """A logarithmic x axis of parameter shares from `least` to all."""
+    axes.set_xscale("log")
+    axes.set_xlim(least * 0.8, 1.2)
+    ticks = [tick for tick in (1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= least * 0.8]
+    axes.set_xticks(ticks, [percent(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("share of the parameters")
+
+
+def level(axes: Axes, value: float, name: str, style: str, low: float, high: float) -> None:
+    """A horizontal line with its name and value; outside [low, high] an arrow at the edge says where it is."""
+    if value != value:
+        return
+    if low <= value <= high:
+        axes.axhline(value, color=INK, linestyle=style, linewidth=1.1, label=f"{name} {value:.3f}", zorder=1)
+    else:
+        mark = "↓" if value < low else "↑"
+        axes.plot([], [], " ", label=f"{mark} {name} {value:.3f} (off the axis)")
+
+
+def fit_y(axes: Axes, low: float, high: float) -> None:
+    """Limits that hold [low, high] with some air, and few ticks."""
+    air = 0.08 * max(high - low, 1e-3)
+    axes.set_ylim(low - air, high + air)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def count_label(value: float) -> str:
+    """A parameter count for people: 4.2 M, 103 M, 640."""
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:.0f}"
+
+
+def legend_below(axes: Axes, columns: int = 2) -> None:
+    """Put the legend under the axes, where it covers no data."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

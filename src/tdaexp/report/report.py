@@ -1,0 +1,125 @@
+"""The report of a run: numbers as files, figures as PNG and SVG, and one page that holds it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from tdaexp.metrics import selection
+from tdaexp.metrics.compare import judge_all, reference_of, tabulate
+from tdaexp.metrics.judge import flat_metrics
+from tdaexp.metrics.selection import ComponentStudy
+from tdaexp.metrics.settings import MetricSettings
+from tdaexp.report import component_plots, curve_plots
+from tdaexp.report.figures import render
+from tdaexp.report.html import Picture, page
+from tdaexp.report.loggers import RunLogger
+from tdaexp.report.tables import print_table
+from tdaexp.report.texts import Texts, shown_queries, top_texts
+from tdaexp.runtime.files import atomic_path, write_json, write_text
+
+
+def write_report(
+    folder: Path,
+    datasets: dict[str, xr.Dataset],
+    texts: Texts | None,
+    settings: MetricSettings,
+    logger: RunLogger | None = None,
+) -> dict[str, float]:
+    """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
+
+    Files: `report.html`, `metrics.json`, `table.csv`, `components.csv` (where a store has products), and the
+    figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`; with several, the
+    store's label stands before. `texts` maps query and training ids to texts (None: the page shows none).
+    `logger` mirrors metrics, figures and tables.
+    """
+    logger = logger or RunLogger()
+    reference = reference_of(datasets)
+    studies = {} if reference is None else selection.study(reference, settings)
+    judged = judge_all(datasets, settings)
+    table = tabulate(datasets, judged, settings)
+    metrics = {}
+    for label, dataset in datasets.items():
+        prefix = f"{label}/" if len(datasets) > 1 else ""
+        # What selection can reach is a property of the products, so one store of several carries it.
+        own = flat_metrics(judged[label], settings, studies if dataset is reference else {})
+        metrics |= {prefix + key: value for key, value in own.items()}
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "table.csv", table.to_csv(index=False))
+    if studies:
+        write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
+    pictures = _draw(folder, studies, table) if settings.plots else []
+    queries = shown_queries(datasets, texts, settings.top_k) if texts else {}
+    write_text(folder / "report.html", page(datasets, table, studies, pictures, queries, settings))
+    _mirror(logger, folder, metrics, table, pictures)
+    if texts:
+        rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in datasets.items()]
+        logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
+    print_table(table)
+    return metrics
+
+
+def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
+    """Single-component accuracies of every query set, one row per component."""
+    first = next(iter(studies.values())).table.drop(columns="accuracy")
+    return first.assign(**{name: study.table["accuracy"].to_numpy() for name, study in studies.items()})
+
+
+def _draw(folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[Picture]:
+    figures: list[tuple[str, str, Figure]] = []
+    if table["heldout"].notna().any():
+        caption = (
+            "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
+        )
+        figures.append(("accuracies", caption, curve_plots.accuracies(table)))
+    if studies:
+        figures += _study_figures(studies, table)
+    pictures = []
+    for name, caption, figure in figures:
+        for kind in ("png", "svg"):
+            with atomic_path(folder / "plots" / f"{name}.{kind}") as temporary:
+                temporary.write_bytes(render(figure, kind))
+        pictures.append(Picture(name, caption, (folder / "plots" / f"{name}.svg").read_bytes()))
+    return pictures
+
+
+def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[tuple[str, str, Figure]]:
+    figures = [
+        (
+            "accuracy_curve",
+            "Greedy selection by accuracy: what the growing subset retrieves, on the queries that it was found on and "
+            "on held-out ones, against the full gradient, projections and controls.",
+            curve_plots.accuracy_curve(studies, table),
+        ),
+        (
+            "fidelity_curve",
+            "Greedy selection by similarity to the full gradient's scores: a faithful subset is not the most accurate.",
+            curve_plots.fidelity_curve(studies, table),
+        ),
+        (
+            "components",
+            "Every component alone. Components outside the layers stand at the right.",
+            component_plots.every_component(studies),
+        ),
+        (
+            "by_size",
+            "Accuracy of single components by their number of parameters. Dashed: full gradient.",
+            component_plots.by_size(studies),
+        ),
+    ]
+    if next(iter(studies.values())).table["depth"].notna().any():
+        caption = "Accuracy of single components by depth. Dashed: full gradient."
+        figures.append(("by_depth", caption, component_plots.by_depth(studies)))
+    return figures
+
+
+def _mirror(
+    logger: RunLogger, folder: Path, metrics: dict[str, float], table: pd.DataFrame, pictures: list[Picture]
+) -> None:
+    logger.log_metrics(metrics)
+    logger.log_table("comparison", table)
+    if pictures:
+        logger.log_images({picture.name: folder / "plots" / f"{picture.name}.png" for picture in pictures})

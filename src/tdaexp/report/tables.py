@@ -1,0 +1,110 @@
+"""Tables for people: the comparison on a terminal, and its cells as text for the page."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from tdaexp.report.figures import percent
+
+HEADINGS = {
+    "method": "method",
+    "heldout": "accuracy",
+    "accuracy": "in-sample",
+    "vs_bm25": "vs BM25",
+    "mrr": "MRR",
+    "share": "parameters",
+    "fidelity": "similarity to full",
+    "rank_correlation": "rank corr. with full",
+}
+PLAIN_WIDTH = 140
+
+
+def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
+    """The cells of one query set by column name (`HEADINGS`), best accuracy first, controls last.
+
+    The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled only
+    for methods that selected on the queries.
+    """
+    mine = table[table["query_set"] == query_set]
+    is_control = mine["control"] != ""
+    mine = mine.assign(last=is_control).sort_values(
+        ["last", "heldout"], ascending=[True, False], kind="stable"
+    )
+    return [_cells(line) for _, line in mine.iterrows()]
+
+
+def columns_of(rows: list[dict[str, str]]) -> list[str]:
+    """Columns that hold anything."""
+    return [name for name in HEADINGS if any(row[name] for row in rows)]
+
+
+def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the comparison, one table per query set; what is not a terminal is given the width that it needs."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    for name in dict.fromkeys(table["query_set"]):
+        rows = rows_of(table, name)
+        count = int(table.loc[table["query_set"] == name, "queries"].iloc[0])
+        shown = Table(
+            title=f"{name} ({count} queries)", title_justify="left", header_style="bold", box=SIMPLE
+        )
+        columns = [column for column in columns_of(rows) if column != "rank_correlation"]
+        for column in columns:
+            shown.add_column(HEADINGS[column], justify="left" if column in ("method", "vs_bm25") else "right")
+        for row in rows:
+            shown.add_row(*(row[column] for column in columns), style="dim" if row["control"] else None)
+        console.print(shown)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with a fixed count of digits; nothing for NaN."""
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """0.836 [0.814, 0.859]; without bounds the value alone."""
+    bounds = f" [{number(low)}, {number(high)}]" if number(low) else ""
+    return number(value) + bounds
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value is None or math.isnan(value):
+        return ""
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.2f} h"
+
+
+def costs(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Seconds by stage and method (table 2 of Select or Project): heading and rows; no rows when nothing is known."""
+    names = [column for column in table.columns if column.startswith("cost_")]
+    known = table.drop_duplicates("method").dropna(subset=names, how="all") if names else table[:0]
+    heading = ["method", *(name.removeprefix("cost_") for name in names), "total"]
+    rows = []
+    for _, line in known.iterrows():
+        values = [float(line[name]) for name in names]
+        total = sum(value for value in values if not math.isnan(value))
+        rows.append([line["method"], *map(seconds, values), seconds(total)])
+    return heading, rows
+
+
+def _cells(line: pd.Series) -> dict[str, str]:
+    difference = with_interval(line["minus_bm25"], line["minus_bm25_low"], line["minus_bm25_high"])
+    return {
+        "method": line["method"],
+        "control": line["control"],
+        "heldout": with_interval(line["heldout"], line["heldout_low"], line["heldout_high"]),
+        "accuracy": number(line["accuracy"]) if line["selected"] else "",
+        "vs_bm25": f"{line['vs_bm25']} {difference}" if line["vs_bm25"] else "",
+        "mrr": number(line["mrr"]),
+        "share": percent(line["share"]) if number(line["share"]) else "",
+        "fidelity": number(line["fidelity"], 4),
+        "rank_correlation": number(line["rank_correlation"]),
+    }

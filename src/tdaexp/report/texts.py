@@ -1,0 +1,119 @@
+"""The training texts that each method puts next to a query, ready to be shown or logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from tdaexp import influence
+from tdaexp.metrics import retrieval
+from tdaexp.metrics.stores import aligned, by_query_set
+
+Texts = dict[str, dict[str, str]]  # "query" and "train": id to text
+SHOWN = 40  # queries per set on the page
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training text next to a query: `ranks` holds per method its rank and score, "" where it did not score it."""
+
+    id: str
+    text: str
+    source: bool
+    ranks: list[str]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with the candidates that any method has among its best; `hits` per method: is a source first?"""
+
+    id: str
+    text: str
+    hits: list[bool]
+    candidates: list[Candidate]
+
+
+def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict[str, list[Query]]:
+    """Up to `SHOWN` queries per set of the first store, those that its method misses first.
+
+    `texts["query"]` is read by `<query set>/<id>`, then by id; an id without a text is shown as it is.
+    """
+    first = next(iter(datasets.values()))
+    scores = {label: influence.scores(dataset).values for label, dataset in datasets.items()}
+    found = {}
+    for name, part in by_query_set(first).items():
+        columns = {label: aligned(part, dataset, scores[label]) for label, dataset in datasets.items()}
+        truth = part["truth"].values
+        hits = {label: retrieval.accuracy(values, truth) > 0 for label, values in columns.items()}
+        order = np.argsort(next(iter(hits.values())), kind="stable")[:SHOWN]
+        found[name] = [_query(part, name, row, columns, hits, texts, k) for row in order]
+    return found
+
+
+def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataFrame:
+    """The k best training examples of every query, one row each: for loggers."""
+    scores = influence.scores(dataset).values
+    best = retrieval.top(scores, k)
+    rows = []
+    for row, (group, query) in enumerate(
+        zip(dataset["query_set"].values, dataset["query"].values, strict=True)
+    ):
+        for rank, column in enumerate(best[row][best[row] >= 0], start=1):
+            train = dataset["train"].values[row, column]
+            rows.append(
+                {
+                    "method": label,
+                    "query_set": group,
+                    "query": query,
+                    "query_text": _query_text(texts, group, query),
+                    "rank": rank,
+                    "train": train,
+                    "score": scores[row, column],
+                    "source": bool(dataset["truth"].values[row, column]),
+                    "train_text": texts["train"].get(train, train),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _query(
+    part: xr.Dataset,
+    name: str,
+    row: int,
+    columns: dict[str, np.ndarray],
+    hits: dict[str, np.ndarray],
+    texts: Texts,
+    k: int,
+) -> Query:
+    """Candidates in the first method's order; those that no method has among its k best are left out."""
+    scores = np.stack([values[row] for values in columns.values()])
+    order = retrieval.top(scores, scores.shape[1])
+    places = np.full(scores.shape, len(scores[0]))
+    for method, best in enumerate(order):
+        places[method, best[best >= 0]] = np.arange((best >= 0).sum())
+    wanted = [column for column in np.argsort(places[0], kind="stable") if places[:, column].min() < k]
+    train = part["train"].values[row]
+    candidates = [
+        Candidate(
+            id=train[column],
+            text=texts["train"].get(train[column], train[column]),
+            source=bool(part["truth"].values[row, column]),
+            ranks=[
+                "" if np.isnan(own[column]) else f"{place[column] + 1} · {own[column]:.3g}"
+                for own, place in zip(scores, places, strict=True)
+            ],
+        )
+        for column in wanted
+        if train[column]
+    ]
+    query = part["query"].values[row]
+    return Query(
+        query, _query_text(texts, name, query), [bool(hit[row]) for hit in hits.values()], candidates
+    )
+
+
+def _query_text(texts: Texts, group: str, query: str) -> str:
+    return texts["query"].get(f"{group}/{query}", texts["query"].get(query, query))

@@ -1,0 +1,49 @@
+import pytest
+
+from tdaexp.models.scratch import Scratch
+
+SMALL = {
+    "olmo": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gpt_neox": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},
+}
+TEXTS = [
+    "Where was Ada Keller born? Ada Keller was born in Lisbon.",
+    "Where was Otto Brandt born? Otto Brandt was born in Krakow.",
+    "What does Ada Keller do? Ada Keller is a baker.",
+    "What does Otto Brandt do? Otto Brandt is a judge in Lisbon.",
+]
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """Make a small `Scratch` config of any architecture."""
+
+    def make(architecture="olmo", **keys):
+        return Scratch(**{"architecture": architecture, "config": SMALL[architecture], "vocab_size": 300, **keys})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_start(small_config):
+    """Build a small untrained model of any architecture, by default with its own texts."""
+
+    def make(architecture="olmo", **keys):
+        return small_config(architecture, **keys).start(TEXTS)
+
+    return make
+
+
+@pytest.fixture
+def hub_folder(small_start, tmp_path):
+    """A folder in hub format with a small model."""
+    from tdaexp.models.loaded import quiet_transformers
+
+    start = small_start()
+    with quiet_transformers():
+        start.model.save_pretrained(tmp_path / "hub")
+        start.tokenizer.save_pretrained(tmp_path / "hub")
+    return tmp_path / "hub"
