@@ -2,8 +2,8 @@
 
     python benchmarks/greedy.py
 
-Random products of the size of the OLMo-1B study (988 queries × 5 candidates × 113 components). The transcription is
-timed on a tenth of the queries, and so is the vectorised algorithm for the ratio.
+Random products of the size of the OLMo-1B study (988 queries × 5 candidates × 113 components). The
+transcription is timed on a tenth of the queries, and so is the vectorised algorithm for the ratio.
 """
 
 import math
@@ -74,17 +74,13 @@ def main() -> None:
     for objective in ("accuracy", "fidelity"):
         _, seconds = timed(greedy_order, *products, objective)
         verdict = "ok" if seconds < LIMIT_S else "TOO SLOW"
-        print(
-            f"order {COMPONENTS} components by {objective:8}  {seconds:6.2f} s CPU  (limit {LIMIT_S} s: {verdict})"
-        )
+        print(f"{COMPONENTS} components by {objective:8} {seconds:6.2f} s CPU (limit {LIMIT_S} s: {verdict})")
     small = random_products(QUERIES // 10)
     (order, _), fast = timed(greedy_order, *small)
     slow_order, slow = timed(plain, *small)
     if order.tolist() != slow_order:
         raise SystemExit("the two orders differ")
-    print(
-        f"a tenth of the queries: plain transcription {slow:.2f} s, vectorised {fast:.3f} s: {slow / fast:.0f} times"
-    )
+    print(f"a tenth of the queries: plain {slow:.2f} s, vectorised {fast:.3f} s: {slow / fast:.0f} times")
 
 
 if __name__ == "__main__":

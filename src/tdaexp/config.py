@@ -84,8 +84,8 @@ class TrainConfig:
 class AttributeConfig:
     """Keys of `attribute.py`; model, dataset, candidates and method hold objects of their YAML's classes.
 
-    `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use, `products`
-    a file of stored component products that replaces model, dataset, candidates and decoding.
+    `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
+    `products` a file of stored component products, instead of model, dataset, candidates and decoding.
     """
 
     model: Any = field(metadata={"group": True})
@@ -101,6 +101,11 @@ class AttributeConfig:
     products: str | None = None
     resume: bool = False
     cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is no fraction."""
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
 
 
 @dataclass

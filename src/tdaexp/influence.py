@@ -76,7 +76,11 @@ def build(
     if cosine:
         data["query_sq"] = (("query", "component"), query_sq)
         data["train_sq"] = (("query", "candidate", "component"), train_sq)
-    attributes = {"format_version": FORMAT_VERSION, "normalise": "cosine" if cosine else "none", **(attrs or {})}
+    attributes = {
+        "format_version": FORMAT_VERSION,
+        "normalise": "cosine" if cosine else "none",
+        **(attrs or {}),
+    }
     return xr.Dataset(data, coords, attributes)
 
 
@@ -111,7 +115,9 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
         for name, value in zip(names[row], values[row], strict=True):
             if name:
                 full[row, column[name]] = value
-    return xr.DataArray(full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids})
+    return xr.DataArray(
+        full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids}
+    )
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
@@ -132,7 +138,9 @@ def load(path: Path) -> xr.Dataset:
         checksum = dataset.attrs["checksum"]
         dataset.attrs = json.loads(dataset.attrs["tdaexp"])
     except Exception as error:
-        raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
+        raise UserError(
+            f"{path}: not a readable influence store ({error}); delete it and run again"
+        ) from error
     if dataset.attrs.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -157,7 +165,9 @@ def _checksum(dataset: xr.Dataset) -> str:
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
     """Zarr hands back numpy's StringDType, which few libraries know: use object arrays of str, as `build` does."""
     strings = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
-    return dataset.assign_coords({name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings})
+    return dataset.assign_coords(
+        {name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings}
+    )
 
 
 class BlockStore:
@@ -167,7 +177,9 @@ class BlockStore:
     block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
     """
 
-    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+    def __init__(
+        self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]
+    ) -> None:
         """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
         self.path, self.blocks = path, blocks
         if not path.exists():
@@ -180,7 +192,9 @@ class BlockStore:
         except Exception as error:
             raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
         self._clock = time.monotonic()
-        if any(stored[name] != shape for name, (shape, _) in arrays.items()) or self.done.shape != (len(blocks),):
+        if any(stored[name] != shape for name, (shape, _) in arrays.items()) or self.done.shape != (
+            len(blocks),
+        ):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
 
     @staticmethod

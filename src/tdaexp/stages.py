@@ -42,10 +42,9 @@ GENERATED = "generated"
 
 def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, or find it in the cache; returns the final training loss."""
-    corpus = config.dataset.load()
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
-    loaded = load_model(config, corpus, always_train=True)
+    loaded = load_model(config, config.dataset.train_records(), always_train=True)
     note = json.loads((Path(loaded.model.name_or_path) / "training.json").read_text(encoding="utf-8"))
     for step, loss in note["loss"]:
         logger.log_metrics({"train/loss": loss}, step=step)
@@ -89,14 +88,14 @@ def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, datasets, texts, config.metric, logger)
 
 
-def load_model(config: Any, corpus: Corpus, always_train: bool = False) -> LoadedModel:
-    """Load the configured model, training it first when it has no weights yet (or `always_train`)."""
+def load_model(config: Any, records: list[Record], always_train: bool = False) -> LoadedModel:
+    """Load the configured model, training it on the records when it has no weights yet (or `always_train`)."""
     device, dtype = resolve_device(config.trainer.accelerator), resolve_dtype(config.trainer.precision)
     if not (config.model.needs_training or always_train):
         return config.model.load(device, dtype)
     return trained(
         config.model,
-        corpus.train,
+        records,
         config.trainer.fit,
         Tokenisation(
             template=_template(config),
@@ -115,7 +114,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts]:
     """The method's answer on the configured model and data, seconds by stage, and the texts for the report."""
     clock = _Clock()
     corpus = config.dataset.load()
-    loaded = load_model(config, corpus)
+    loaded = load_model(config, corpus.train)
     clock.stop("model")
     corpus = _with_generated(config, corpus, loaded)
     clock.stop("queries")
@@ -156,7 +155,9 @@ def _study(config: Any, corpus: Corpus, loaded: LoadedModel) -> Study:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names = list(config.dataset.query_sets)
     if not names:
-        raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+        raise UserError(
+            "dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]"
+        )
     records = [record for name in names for record in corpus.queries[name]]
     candidates = config.candidates.select(records, corpus.train)
     position = {record.id: index for index, record in enumerate(corpus.train)}
@@ -169,7 +170,9 @@ def _study(config: Any, corpus: Corpus, loaded: LoadedModel) -> Study:
         candidates=candidates,
         truth=truth,
         loaded=loaded,
-        compute=Compute(loaded.model.device, loaded.model.dtype, config.trainer.tokens_per_batch, config.trainer.cache_gb),
+        compute=Compute(
+            loaded.model.device, loaded.model.dtype, config.trainer.tokens_per_batch, config.trainer.cache_gb
+        ),
         cache=Path(config.cache_dir),
         seed=config.seed,
     )

@@ -84,7 +84,7 @@ def write_table(sweep: Path) -> None:
 
 
 def open_sweep(sweep: Path, keep: set[str]) -> None:
-    """Begin a sweep: earlier rows in its folder are forgotten, but for finished ones whose fingerprint is in `keep`."""
+    """Begin a sweep: earlier rows are forgotten, but for finished ones whose fingerprint is in `keep`."""
     for row in rows(sweep):
         if row.status != "done" or row.fingerprint not in keep:
             (Path(row.folder) / ROW).unlink(missing_ok=True)

@@ -54,10 +54,7 @@ def test_every_job_ends_in_a_row_with_the_command_that_runs_it_again(program):
     assert [row["job"] for row in table] == ["0", "1", "2", "3"]
     assert {row["status"] for row in table} == {"done"}
     assert [float(row["accuracy"]) for row in table] == [0.01, 0.05, 0.01, 0.05]
-    assert (
-        "2-method=project_budget=0.01" in table[2]["folder"]
-        or "budget=0.01_method=project" in table[2]["folder"]
-    )
+    assert table[2]["folder"].endswith("/2-budget=0.01_method=project")
     python, script, *overrides = shlex.split(table[2]["command"])
     assert (python, script) == ("python", "attribute.py")
     assert "method=project" in overrides and "budget=0.01" in overrides and "trainer.threads=1" in overrides
@@ -107,6 +104,7 @@ def test_a_fault_of_the_program_shows_its_traceback_in_the_log_too(program):
     assert "ZeroDivisionError: a fault" in log.read_text()
 
 
+@pytest.mark.long
 def test_a_killed_sweep_resumes_where_it_stopped(program):
     arguments = [
         "-m",
@@ -132,6 +130,7 @@ def test_without_resume_everything_runs_again(program):
     assert len(program.calls()) == 4
 
 
+@pytest.mark.long
 def test_jobs_side_by_side_with_joblib(program):
     done = program.process(
         "-m",
@@ -149,6 +148,7 @@ def test_jobs_side_by_side_with_joblib(program):
     assert "2 of 4 jobs done" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_a_failed_row(program):
     marker = program.folder / "killed"
     done = program.process(
@@ -202,7 +202,7 @@ def test_the_configuration_can_be_shown_without_running(program, capfd):
     assert not (program.folder / "outputs").exists()
 
 
-def test_other_sweepers_rows_and_spoilt_rows(tmp_path):
+def test_a_row_that_cannot_be_read_counts_as_not_done(tmp_path):
     row = sweep.Row(
         "attribute", "n", "f", "s", "c", str(tmp_path / "0"), job=0, status="done", metrics={"a": 1.0}
     )
@@ -211,3 +211,14 @@ def test_other_sweepers_rows_and_spoilt_rows(tmp_path):
     (tmp_path / "1" / "row.json").write_text("{")
     assert [r.job for r in sweep.rows(tmp_path)] == [0]
     assert sweep.close_sweep(tmp_path, 2) == 1
+
+
+@pytest.mark.long
+def test_a_sweep_is_one_group_of_offline_wandb_runs(program):
+    done = program.process("method=select,project", "-m", "budget=0.01,0.05")
+    assert done.returncode == 0, done.stderr
+    runs = sorted(program.folder.glob("multirun/*/*/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 4 and len({run.parents[2] for run in runs}) == 4
+    group = runs[0].parents[3].name.encode()
+    assert all(group in run.read_bytes() for run in runs)
+    assert not (program.folder / "wandb").exists()

@@ -65,7 +65,7 @@ def likeness(scores, truth, full):
 
 @st.composite
 def integer_products(draw):
-    """Small integers, so that many subsets tie exactly; some candidates are missing; sources vary in number."""
+    """Small integers, so that many subsets tie exactly; candidates may be missing, sources vary."""
     queries, candidates, count = draw(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     spread = draw(st.integers(1, 3))
@@ -92,7 +92,7 @@ def test_accuracy_order_is_algorithm_2_with_ties_by_parameter_order(products):
 @settings(max_examples=60, deadline=None)
 @given(integer_products())
 def test_fidelity_path_is_greedy(products):
-    """Rounding decides between near-equal cosines, so each step is held against the best of all candidates."""
+    """Rounding decides between near-equal cosines, so each step is held against the best of all."""
     order, path = greedy_order(*products, "fidelity")
     assert sorted(order.tolist()) == list(range(len(order)))
     dot, query_sq, train_sq, _ = products
@@ -164,7 +164,7 @@ def test_budget_outside_its_range_is_refused(products, budget):
 
 
 def test_budget_under_the_smallest_component_names_one_that_works(products):
-    with pytest.raises(UserError, match="smallest component has 5; set budget to 0.05 or more") as error:
+    with pytest.raises(UserError, match=r"smallest component has 5; set budget to 0\.05 or more") as error:
         select(products, SIZES, 0.04)
     assert "\n" not in str(error.value)
     assert len(select(products, SIZES, 0.05).chosen) == 1

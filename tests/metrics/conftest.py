@@ -19,7 +19,7 @@ def quick():
 
 @pytest.fixture
 def products_dataset():
-    """Two query sets of 12 queries each; `layers.1.mlp.up` alone retrieves all of `easy` and nothing of `hard`."""
+    """Two query sets of 12 queries each; `layers.1.mlp.up` alone retrieves all `easy` ones, no `hard` one."""
     rng = np.random.default_rng(5)
     count = 12
     truth = np.zeros((2 * count, 3), bool)

@@ -50,7 +50,7 @@ def test_all_single_components(dataset, studies):
 
 
 def test_table_1(studies):
-    """Means per component type as printed in the paper, but for `attn.k`: it prints 0.916, its data say 0.906."""
+    """Means per component type as printed, but for `attn.k`: printed 0.916, its data say 0.906."""
     printed = {
         "mlp.down": 0.993,
         "mlp.gate": 0.992,

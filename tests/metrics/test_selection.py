@@ -14,11 +14,11 @@ def studies(products_dataset, quick):
 
 
 def test_names_are_split_into_type_and_depth():
-    names = ["embed", "layers.12.attn.q", "model.layers.3.mlp.w1.weight", "norms"]
-    table = describe(np.array(names), np.arange(4))
-    assert table["type"].tolist() == ["embed", "attn.q", "mlp.w1.weight", "norms"]
+    names = ["embed", "layers.12.attn.q", "model.layers.3.mlp.w1.weight", "norms", "4.w.5.b"]
+    table = describe(np.array(names), np.arange(5))
+    assert table["type"].tolist() == ["embed", "attn.q", "model.layers.#.mlp.w1.weight", "norms", "#.w.5.b"]
     assert table["depth"].tolist()[1:3] == [12, 3]
-    assert table["depth"].isna().tolist() == [True, False, False, True]
+    assert table["depth"].isna().tolist() == [True, False, False, True, False]
 
 
 def test_single_components_score_as_their_own_cosine(products_dataset, studies):

@@ -2,11 +2,17 @@ import pytest
 
 from tdaexp.models.scratch import Scratch
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SMALL = {
-    "olmo": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-    "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "olmo": SIZES,
+    "llama": SIZES,
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
-    "gpt_neox": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "gpt_neox": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    },
     "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},
 }
 TEXTS = [
@@ -22,7 +28,9 @@ def small_config():
     """Make a small `Scratch` config of any architecture."""
 
     def make(architecture="olmo", **keys):
-        return Scratch(**{"architecture": architecture, "config": SMALL[architecture], "vocab_size": 300, **keys})
+        return Scratch(
+            **{"architecture": architecture, "config": SMALL[architecture], "vocab_size": 300, **keys}
+        )
 
     return make
 

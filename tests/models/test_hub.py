@@ -11,7 +11,10 @@ from tdaexp.runtime.errors import UserError
 def failing(kind):
     def download(name, file, revision=None):
         if issubclass(kind, errors.HfHubHTTPError):
-            raise kind("a long story\nin many lines", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))
+            raise kind(
+                "a long story\nin many lines",
+                response=httpx.Response(403, request=httpx.Request("GET", "http://hub")),
+            )
         raise kind("a long story\nin many lines")
 
     return download
@@ -45,7 +48,9 @@ def test_without_network_the_message_names_the_way_out():
 def test_a_hub_models_identity_is_its_commit(monkeypatch):
     commits = {None: "1" * 40, "main": "1" * 40, "v2": "2" * 40}
     monkeypatch.setattr(
-        hub, "hf_hub_download", lambda name, file, revision=None: f"/cache/snapshots/{commits[revision]}/{file}"
+        hub,
+        "hf_hub_download",
+        lambda name, file, revision=None: f"/cache/snapshots/{commits[revision]}/{file}",
     )
     source = hub.locate("owner/model", "v2", "model.pretrained")
     assert (source.name, source.revision) == ("owner/model", "2" * 40)
@@ -53,7 +58,9 @@ def test_a_hub_models_identity_is_its_commit(monkeypatch):
     assert hub.locate("other/model", "v2", "x").identity != source.identity
 
 
-@pytest.mark.parametrize("name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "~/nothing-here"])
+@pytest.mark.parametrize(
+    "name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "~/nothing-here"]
+)
 def test_what_cannot_be_a_hub_id_never_reaches_the_hub(monkeypatch, name):
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such folder, and not a hub id"):

@@ -45,6 +45,7 @@ def test_length_is_the_models_unless_the_config_says_otherwise(hub_folder, small
     assert load(tmp_path / "bloom").max_length == 2048
     with pytest.raises(UserError, match=r"model\.max_length=1"):
         Pretrained(str(hub_folder), max_length=1)
+    refused(hub_folder, r"model\.max_length=129: .* takes 128 tokens at most", max_length=129)
 
 
 def test_fingerprint_is_that_of_the_content(hub_folder, tmp_path):
@@ -131,7 +132,9 @@ def test_a_missing_tokenizer_is_not_made_up_and_can_be_lent(hub_folder, tmp_path
 
 def test_a_foreign_tokenizer_is_refused(hub_folder, small_start, tmp_path):
     small_start(vocab_size=280).tokenizer.save_pretrained(tmp_path / "fewer")
-    assert load(hub_folder, tokenizer=str(tmp_path / "fewer"))  # fewer tokens than rows is how many models are
+    assert load(
+        hub_folder, tokenizer=str(tmp_path / "fewer")
+    )  # fewer tokens than rows is how many models are
     tokenizer = small_start().tokenizer
     tokenizer.add_tokens(["a new word"])
     tokenizer.save_pretrained(tmp_path / "more")

@@ -60,14 +60,20 @@ def test_fingerprint_changes_with_what_decides_the_start_and_only_with_that(smal
     ("keys", "message"),
     [
         ({"architecture": "olmoo"}, r"model\.architecture: unknown architecture 'olmoo'; did you mean 'olmo"),
-        ({"config": {"hiden_size": 16}}, r"model\.config: unknown key 'hiden_size'; did you mean 'hidden_size'"),
+        (
+            {"config": {"hiden_size": 16}},
+            r"model\.config: unknown key 'hiden_size'; did you mean 'hidden_size'",
+        ),
         ({"config": {"hidden_size": "wide"}}, r"model\.config: .*hidden_size.*int"),
         ({"config": {"vocab_size": 500}}, r"model\.config\.vocab_size: set model\.vocab_size instead"),
         ({"config": {"max_position_embeddings": 5}}, r"set model\.context instead"),
         ({"architecture": "gpt2", "config": {"n_positions": 5}}, r"set model\.context instead"),
         ({"config": {"attention_dropout": 0.1}}, r"dropout is always off"),
         ({"architecture": "gpt2", "config": {"n_embd": 30, "n_head": 7}}, r"gpt2 cannot be built"),
-        ({"config": {"hidden_size": 30, "num_attention_heads": 6}}, r"olmo cannot be built"),  # odd rotary width
+        (
+            {"config": {"hidden_size": 30, "num_attention_heads": 6}},
+            r"olmo cannot be built",
+        ),  # odd rotary width
     ],
 )
 def test_bad_values_are_one_line(small_config, keys, message):
@@ -87,6 +93,9 @@ def test_a_named_folder_is_loaded_instead_of_trained(small_config, hub_folder):
     loaded = config.load(dtype=torch.float64)
     assert loaded.model.dtype == torch.float64 and loaded.max_length == 64
     assert config.start(["x"]).fingerprint == loaded.fingerprint
+    assert (
+        small_config(pretrained=str(hub_folder), context=999).load().max_length == 128
+    )  # what the model has
 
 
 @pytest.mark.parametrize(("name", "components"), [("toy_gpt", 57), ("tiny_olmo", 113)])
@@ -95,7 +104,9 @@ def test_shipped_configs_have_the_papers_layout(repository, name, components):
     assert values.pop("_target_") == "tdaexp.models.scratch.Scratch"
     # Enough different words for a full vocabulary: the model's size depends on it.
     config = Scratch(**values)
-    start = config.start([f"{a}{b}{c}{a}{b}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"] * 2)
+    start = config.start(
+        [f"{a}{b}{c}{a}{b}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"] * 2
+    )
     found = component_map(start.model)
     assert len(found.components) == components
     assert not found.skipped

@@ -42,14 +42,12 @@ class Checker:
         Raises:
             UserError: an unknown key, a wrong type, a missing value, or a class that may not be named.
         """
-        # groups come last: they may repeat a root key (budget: ${budget}), whose own place is the one to name
-        ordered = sorted(dataclasses.fields(cls), key=lambda f: bool(f.metadata.get("group")))
-        fields = {f.name: f for f in ordered if f.init}
+        hints = typing.get_type_hints(cls)
+        fields = _fields(cls, hints)
         for key in node:
             if key not in fields and key != "_target_":
                 inside = f"'{'.'.join(path)}'" if path else "the configuration"
                 raise unknown("key", str(key), fields, f"{self.origin((*path, str(key)))}: in {inside}")
-        hints = typing.get_type_hints(cls)
         values = {name: self._value(f, hints[name], node, (*path, name)) for name, f in fields.items()}
         try:
             return cls(**{name: value for name, value in values.items() if value is not dataclasses.MISSING})
@@ -93,7 +91,8 @@ class Checker:
         return leaf.value
 
     def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
-        return UserError(f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {value!r}")
+        given = "null" if value is None else repr(value)
+        return UserError(f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {given}")
 
     def target(self, node: dict[str, Any], path: Path) -> type:
         """Return the dataclass that `node["_target_"]` names."""
@@ -129,6 +128,15 @@ def _module(name: str, where: str) -> Any:
             pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
         )
         raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
+
+
+def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
+    """Fields of the constructor, plain values first: where a group repeats one (`budget: ${budget}`), a
+    message names the value's own place.
+    """
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    fields.sort(key=lambda f: (bool(f.metadata.get("group")), _dataclass_in(hints[f.name]) is not None))
+    return {f.name: f for f in fields}
 
 
 def _has_default(field: dataclasses.Field) -> bool:

@@ -31,6 +31,8 @@ def run(
     if options.hydra_help or options.shell_completion or options.info or options.experimental_rerun:
         _hand_over(task, conf, name, [program, *arguments])
         return 0
+    if options.cfg and options.multirun:
+        raise UserError("option --cfg: shows one configuration; leave out -m")
     with open_composer(name, conf, extra) as composer:
         planned = plan(composer, stage, options.overrides, options.multirun, packages)
     flags = [*places, *_flags(options)]

@@ -20,7 +20,7 @@ from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.report.loggers import open_logger
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json, write_text
+from tdaexp.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -88,7 +88,6 @@ class Task:
         try:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
             row.metrics = self._stage(job, folder, top)
-            write_json(folder / "metrics.json", row.metrics)
             row.status, code = "done", 0
         except KeyboardInterrupt:
             row.status, row.error = "failed", "interrupted"
@@ -116,7 +115,6 @@ class Task:
             job.config.logger, folder=folder, config=job.values, group=group, name=name
         ) as logger:
             metrics: dict[str, float] = stage(job.config, folder, logger)
-            logger.log_metrics(metrics)
         return metrics
 
     @staticmethod

@@ -111,11 +111,10 @@ class Lexical(ABC):
 
 
 def top(score: np.ndarray, size: int, truth: Sequence[int] = ()) -> np.ndarray:
-    """Return the `size` best positions of `score` [N] with those of `truth` among them, best first (Algorithm
-    1).
+    """Return the `size` best positions of `score` [N] with those of `truth` among them, best first.
 
-    A source that is missing takes the place of the weakest candidate that is not itself a source; of more
-    than `size` sources the best remain.
+    This is Algorithm 1. A source that is missing takes the place of the weakest candidate that is not itself
+    a source; of more than `size` sources the best remain.
     """
     order = np.argsort(-score, kind="stable")
     wanted = np.isin(order, np.asarray(truth, dtype=np.int64))
@@ -126,8 +125,7 @@ def top(score: np.ndarray, size: int, truth: Sequence[int] = ()) -> np.ndarray:
 
 @dataclass
 class BM25(Lexical):
-    """The b best by rank_bm25's BM25Okapi with its defaults, as in the paper. Cost: O(Q · words · N) in
-    Python.
+    """The b best by rank_bm25's BM25Okapi with its defaults, as in the paper; O(Q · words · N) in Python.
 
     b: candidates per query (5 in the paper).
     """

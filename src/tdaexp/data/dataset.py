@@ -28,19 +28,18 @@ class Dataset(ABC):
         (the model's own completions of the paraphrased prompts) and what the data set adds.
     paraphrase: a provider that rewrites the training records (`_target_` of one in
         `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
-    template: how prompt and completion become one text: null for the model's own, `auto` (the tokenizer's
-        chat template where it has one, else `plain`), `chat`, `plain`, `olmo`, or a format string with
-        `{prompt}` and `{completion}`.
-    max_length: the most tokens of an example (null: what the model takes); the prompt is cut on its left,
-        then the completion on its right.
+    template: how prompt and completion become one text: `auto` (the model's own `template`), `chat`, `plain`,
+        `olmo`, or a format string with `{prompt}` and `{completion}`.
+    max_length: the most tokens of an example (a model with a shorter context sets its own limit); the prompt
+        is cut on its left, then the completion on its right.
     loss_on: `completion` or `all` (prompt too).
     append_eos: end every completion with the tokenizer's end-of-text token where it has one.
     """
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
     paraphrase: Any = None
-    template: str | None = None
-    max_length: int | None = None
+    template: str = "auto"
+    max_length: int = 512
     loss_on: str = "completion"
     append_eos: bool = True
 
@@ -58,7 +57,7 @@ class Dataset(ABC):
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
-        if self.max_length is not None and self.max_length < 2:
+        if self.max_length < 2:
             raise UserError(
                 f"dataset.max_length={self.max_length}: needs at least 2, one token to read, one to predict"
             )

@@ -30,6 +30,7 @@ class Lima(Dataset):
     path: str | None = None
     paraphrases: str | None = None
     limit: int | None = None
+    max_length: int = 2048
 
     def __post_init__(self) -> None:
         """Check the limit.

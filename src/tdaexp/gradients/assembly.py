@@ -1,7 +1,9 @@
-"""Puts together, during a backward pass, the factors of components whose parts arrive one module at a time."""
+"""Puts factors together during a backward pass: a component's parts and components with one input arrive
+apart."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,39 +23,68 @@ from tdaexp.models.components import Component, ComponentMap, Part
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Consumer = Callable[[list[Component], list[Factors]], None] """Receives components and their factors, once
+each and as soon as the backward pass has them; may keep them or not.
+
+Linear components that read the same input (q, k and v; gate and up) come together, in parameter order, and
+share one `inputs` tensor; every other component comes alone.
+"""
+
 
 class Assembly:
-    """Turns (module, input, output gradient) into component factors and hands each finished component on."""
+    """Turns (module, input, output gradient) into component factors and hands finished ones on."""
 
-    def __init__(
-        self, model: PreTrainedModel, components: ComponentMap, consume: Callable[[Component, Factors], None]
-    ) -> None:
-        """`consume(component, factors)` is called once per component, when its last part has arrived."""
+    def __init__(self, model: PreTrainedModel, components: ComponentMap, consume: Consumer) -> None:
+        """Prepare for one pass: `modules` are those whose inputs and output gradients are needed."""
         self.consume = consume
         self.modules: dict[str, nn.Module] = {}
+        self._order = {component.name: k for k, component in enumerate(components.components)}
         self._shares: dict[str, list[tuple[Component, int]]] = {}
-        self._arrived: dict[str, dict[int, Factors]] = {
-            component.name: {} for component in components.components
-        }
+        self._parts: dict[str, dict[int, Factors]] = {name: {} for name in self._order}
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._sharing: Counter[int] = Counter()
+        self._waiting: dict[int, list[tuple[Component, Factors]]] = {}
         for component in components.components:
             for place, part in enumerate(component.parts):
                 self.modules.setdefault(part.module, model.get_submodule(part.module))
                 self._shares.setdefault(part.module, []).append((component, place))
 
+    def announce(self, path: str, inputs: Tensor) -> Tensor:
+        """Tell in the forward pass what the module at `path` reads; returns what to hand to `receive` later.
+
+        The tensor itself is kept too, so that another one cannot take its identity.
+        """
+        _, shared = self._inputs.setdefault(id(inputs), (inputs, inputs.detach()))
+        self._sharing[id(shared)] += sum(len(component.parts) == 1 for component, _ in self._shares[path])
+        return shared
+
     def receive(self, path: str, inputs: Tensor, delta: Tensor) -> None:
-        """Take the gradient δ of the output of the module at `path`, whose input was `inputs`."""
+        """Take in the backward pass the gradient δ of the output of the module at `path`."""
+        self._inputs.clear()
         for component, place in self._shares[path]:
-            part = component.parts[place]
-            arrived = self._arrived[component.name]
-            arrived[place] = part_factors(part, self.modules[path], inputs, delta)
+            arrived = self._parts[component.name]
+            arrived[place] = part_factors(component.parts[place], self.modules[path], inputs, delta)
             if len(arrived) == len(component.parts):
-                del self._arrived[component.name]
-                self.consume(component, combine(component, [arrived[k] for k in range(len(arrived))]))
+                del self._parts[component.name]
+                self._deliver(component, combine(component, [arrived[k] for k in range(len(arrived))]))
+
+    def _deliver(self, component: Component, factors: Factors) -> None:
+        if not isinstance(factors, LinearFactors):
+            self.consume([component], [factors])
+            return
+        key = id(factors.inputs)
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((component, factors))
+        if len(waiting) == self._sharing[key]:
+            del self._waiting[key]
+            waiting.sort(key=lambda pair: self._order[pair[0].name])
+            self.consume([one for one, _ in waiting], [one for _, one in waiting])
 
     def check_complete(self) -> None:
-        """A component that the backward pass did not reach is an error of the component map."""
-        if self._arrived:
-            raise RuntimeError(f"no gradient reached the components {', '.join(self._arrived)}")
+        """Every component must have been delivered: anything else is a fault of the component map."""
+        left = [*self._parts, *(pair[0].name for pairs in self._waiting.values() for pair in pairs)]
+        if left:
+            raise RuntimeError(f"no gradient reached the components {', '.join(left)}")
 
 
 def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Factors:
@@ -72,9 +103,7 @@ def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) 
 
     x̂ is what the module itself computes with weight 1 and bias 0, so every kind of norm is covered as it is.
     """
-    plain = {"weight": torch.ones_like(module.weight)}
-    if part.bias:
-        plain["bias"] = torch.zeros_like(module.bias)
+    plain = {name: torch.full_like(value, name == "weight") for name, value in module.named_parameters()}
     with torch.no_grad():
         normalised = torch.func.functional_call(module, plain, (inputs,))
     wide = accumulation_dtype(delta.dtype)
@@ -90,10 +119,7 @@ def combine(component: Component, parts: list[Factors]) -> Factors:
     vectors = [part.gradient for part in parts if isinstance(part, VectorFactors)]
     if len(vectors) == len(parts):
         return VectorFactors(torch.cat(vectors, dim=1))
-    embedding = [part for part in parts if isinstance(part, EmbeddingFactors)]
-    head = [part for part in parts if isinstance(part, LinearFactors)]
-    if len(embedding) == len(head) == 1 == len(parts) - 1:
-        return TiedFactors(embedding[0], head[0])
-    raise NotImplementedError(
-        f"component '{component.name}' mixes kinds of layers that have no common gradient form"
-    )
+    embedding, head = sorted(parts, key=lambda part: isinstance(part, LinearFactors))
+    if isinstance(embedding, EmbeddingFactors) and isinstance(head, LinearFactors):
+        return TiedFactors(embedding, head)
+    raise RuntimeError(f"component '{component.name}' mixes kinds of layers that have no common gradient")

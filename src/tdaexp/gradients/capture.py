@@ -1,48 +1,45 @@
 """Per-example gradients of a batch, by component, from one forward and one backward pass over frozen weights.
 
-For a linear layer with inputs a_t and output gradients δ_t, example i's gradient is Σ_t δ_t a_tᵀ. Hooks keep a in the
-forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes a pass cheap:
+For a linear layer with inputs a_t and output gradients δ_t, example i's gradient is Σ_t δ_t a_tᵀ. Hooks
+keep a in the forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes
+a pass cheap:
 
-- the lowest module that is needed becomes the root of the graph, so nothing below it is recorded or traversed;
+- the lowest module that is needed becomes the root of the graph: nothing below it is recorded or traversed;
 - logits are computed only at the positions that predict a token with loss;
 - the batch's loss is the sum of the examples' losses, so that one backward pass serves them all unmixed.
 
-Batches are padded on the right and attention is causal: no real position sees the padding, so no attention mask is
-passed (which lets fused attention kernels run), and padding has δ = 0.
+Batches are padded on the right and attention is causal: no real position sees the padding, so no attention
+mask is passed (which lets fused attention kernels run), and padding has δ = 0.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tdaexp.data.examples import Batch
-from tdaexp.gradients.assembly import Assembly
-from tdaexp.gradients.factors import Factors
-from tdaexp.models.components import Component, ComponentMap
-from tdaexp.runtime.errors import UserError
+from tdaexp.gradients.assembly import Assembly, Consumer
+from tdaexp.gradients.factors import accumulation_dtype
+from tdaexp.models.components import ComponentMap
+from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits [B, L, V], targets [B, L] int64, weights [B, L]) to per-example scalars [B]; weight 0 marks padding."""
-
-Consumer = Callable[[Component, Factors], None]
-"""Receives each component's factors as soon as the backward pass has them; keeps them or not."""
+"""(logits [B, L, V], targets [B, L] int64, weights [B, L]) to scalars [B]; weight 0 marks padding."""
 
 REDUCTIONS = ("mean", "sum")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Per-example weighted sum of token cross-entropies, formed in float32 at least."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = logits.to(accumulation_dtype(logits.dtype))
     losses = nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
     return (losses.view_as(targets) * weights).sum(1)
 
@@ -58,9 +55,10 @@ def capture(
 ) -> Tensor:
     """Run one forward and backward pass; hand every component's factors to `consume`. Returns losses [B].
 
-    `consume(component, factors)` is called inside the backward pass, from the loss downwards, so that whatever it
-    does not keep is freed at once. An example's loss is the mean (or sum) over its loss-carrying tokens. The model is
-    used in eval mode with frozen parameters and left as it was. Errors: an example without any loss position.
+    To be called inside `with frozen(model):`. An example's loss is the mean (or sum) over its loss-carrying
+    tokens; `loss` may be any other measurement. `consume` is called inside the backward pass, from the loss
+    downwards, so that whatever it does not keep is freed at once. Errors (UserError): an example without
+    any loss position.
     """
     positions, targets, weights = loss_positions(batch, reduction)
     device = next(model.parameters()).device
@@ -69,12 +67,13 @@ def capture(
     positions, targets = positions.to(device), targets.to(device)
     assembly = Assembly(model, components, consume)
     roots: list[Tensor] = []
-    with frozen(model), torch.enable_grad():
+    with torch.enable_grad():
         with _hooks(assembly, roots):
-            logits = _logits(model, tokens, positions, per_example_positions="pos_embed" in components.names)
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        losses = loss(logits, targets, weights.to(device, wide))
+            logits = _logits(model, tokens, positions, "pos_embed" in components.names)
+        losses = loss(logits, targets, weights.to(device, accumulation_dtype(logits.dtype)))
         del logits
+        if not roots:
+            raise RuntimeError("the model's parameters require gradients; call capture inside frozen(model)")
         torch.autograd.grad(losses.sum(), roots)
     assembly.check_complete()
     return losses.detach()
@@ -83,20 +82,21 @@ def capture(
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
     """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch.
 
-    Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the example's
-    predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example without loss.
+    Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the
+    example's predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example
+    without loss.
     """
     if reduction not in REDUCTIONS:
-        raise UserError(f"reduction '{reduction}' is unknown; choose one of {', '.join(REDUCTIONS)}")
+        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
     mask = batch.loss_mask[:, 1:].cpu()
     counts = mask.sum(1)
     if bool((counts == 0).any()):
         row = int((counts == 0).nonzero()[0])
         raise UserError(
-            f"example {row} of the batch has no token with a loss; drop examples with an empty completion"
+            f"example {row} of a batch has no token with a loss; drop examples without a completion"
         )
     width = int(counts.max())
-    # A stable sort of "not predicted" lists each row's predicted positions first, in order.
+    # A stable sort by "not predicted" lists each row's predicted positions first, in order.
     positions = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
     real = torch.arange(width) < counts[:, None]
     positions = torch.where(real, positions, 0)
@@ -105,14 +105,13 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
     return positions, targets, weights
 
 
-def _logits(
-    model: PreTrainedModel, tokens: Tensor, positions: Tensor, *, per_example_positions: bool
-) -> Tensor:
+def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
     """Logits [B, L, V] at the predicting positions [B, L] only.
 
-    Learned positions are looked up once per batch unless each example brings its own, which gradients need.
+    Learned positions are looked up once per batch unless each example brings its own, which their gradients
+    need.
     """
-    arguments = {"input_ids": tokens, "use_cache": False}
+    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if per_example_positions:
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     hidden = model.base_model(**arguments).last_hidden_state
@@ -123,10 +122,8 @@ def _logits(
 @contextlib.contextmanager
 def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
     """Attach the forward hooks of the modules that the assembly needs, for one forward pass."""
-    # Modules that read one tensor (q, k and v) then share one input object, by which their Grams are shared too.
-    detach = functools.cache(Tensor.detach)
     handles = [
-        module.register_forward_hook(partial(_watch, assembly=assembly, path=path, roots=roots, detach=detach))
+        module.register_forward_hook(partial(_watch, assembly, path, roots))
         for path, module in assembly.modules.items()
     ]
     try:
@@ -137,21 +134,14 @@ def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
 
 
 def _watch(
-    module: nn.Module,
-    arguments: tuple,
-    output: Tensor,
-    *,
-    assembly: Assembly,
-    path: str,
-    roots: list[Tensor],
-    detach: Callable[[Tensor], Tensor],
+    assembly: Assembly, path: str, roots: list[Tensor], module: nn.Module, arguments: tuple, output: Tensor
 ) -> Tensor:
     """Forward hook: keep the module's input, and ask for its output's gradient."""
     if not output.requires_grad:
         root = output.detach().requires_grad_()
         roots.append(root)
         output = root.clone()  # a leaf may not be changed in place, which some models do (clip_qkv)
-    output.register_hook(partial(assembly.receive, path, detach(arguments[0])))
+    output.register_hook(partial(assembly.receive, path, assembly.announce(path, arguments[0])))
     return output
 
 

@@ -1,19 +1,19 @@
 """Dot products between examples' gradients of a component, without holding billion-entry gradients.
 
-Two exact forms, chosen by counting multiply-adds (P pairs of n left and m right examples, T and T' positions):
+Two exact forms, chosen by counting multiply-adds (P pairs of n left and m right examples, T and T'
+positions):
 
     Gram           Σ_{t,t'} (δ_t·δ'_t')(a_t·a'_t')      P T T' (I + O)
     materialised   G = Σ_t δ_t a_tᵀ, then G·G'          (n T + m T') I O + P I O
 
-Components that read the same input share the a·a' Gram, so the choice is made for all of them together. The choice
-is a function of shapes and pairs alone: the same batches give the same bits whenever they are multiplied.
+Components that read the same input share the a·a' Gram, so the choice is made for all of them together. The
+choice is a function of shapes and pairs alone: the same batches give the same bits whenever they are
+multiplied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,53 +26,12 @@ from tdaexp.gradients.factors import (
     VectorFactors,
     accumulation_dtype,
 )
-
-CHUNK_BYTES = 1 << 27
-"""Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
-
-DENSE = 64
-"""One matrix product of all n x m examples serves up to so many times fewer pairs: arithmetic beats gathering."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """P pairs of examples: `left` [P] and `right` [P] int64 are rows of the two batches."""
-
-    left: Tensor
-    right: Tensor
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    @cached_property
-    def lefts(self) -> tuple[Tensor, Tensor]:
-        """Distinct left rows [n], and each pair's place among them [P]."""
-        return torch.unique(self.left, return_inverse=True)
-
-    @cached_property
-    def rights(self) -> tuple[Tensor, Tensor]:
-        """Distinct right rows [m], and each pair's place among them [P]."""
-        return torch.unique(self.right, return_inverse=True)
-
-    @cached_property
-    def blocks(self) -> list[Pairs]:
-        """The pairs cut so that taking all n x m products of a block wastes at most a factor of `DENSE`."""
-        if len(self.lefts[0]) * len(self.rights[0]) <= DENSE * len(self):
-            return [self]
-        return list(self.split(DENSE))
-
-    def split(self, size: int) -> Iterator[Pairs]:
-        """Consecutive pairs, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield Pairs(self.left[start : start + size], self.right[start : start + size])
-
-    def chunks(self, bytes_per_pair: int) -> Iterator[Pairs]:
-        """Consecutive pairs whose temporaries fit in `CHUNK_BYTES`."""
-        return self.split(max(1, CHUNK_BYTES // max(bytes_per_pair, 1)))
+from tdaexp.gradients.pairs import CHUNK_BYTES, Pairs, products_of_rows
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
-    """Dot products [P, K] of pairs of examples for K components, given each batch's factors in component order.
+    """Dot products [P, K] of pairs of examples for K components, given each batch's factors in component
+    order.
 
     Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
     """
@@ -87,7 +46,12 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
 
 
 def self_dots(factors: Sequence[Factors]) -> Tensor:
-    """Squared gradient norms [B, K] of every example and component."""
+    """Squared gradient norms [B, K] of every example and component; arguments and dtype as for
+    `pair_dots`.
+    """
+    vectors = [one.gradient for one in factors if isinstance(one, VectorFactors)]
+    if len(vectors) == len(factors):
+        return torch.stack([torch.linalg.vector_norm(one, dim=1).square() for one in vectors], dim=1)
     rows = torch.arange(factors[0].examples, device=factors[0].tensors[0].device)
     return pair_dots(factors, factors, Pairs(rows, rows))
 
@@ -113,7 +77,7 @@ def materialised_cost(left: Sequence[LinearFactors], right: Sequence[LinearFacto
     formed = len(pairs.lefts[0]) * left[0].inputs.shape[1]
     if left[0] is not right[0]:
         formed += len(pairs.rights[0]) * right[0].inputs.shape[1]
-    multiplied = sum(len(block.lefts[0]) * len(block.rights[0]) for block in pairs.blocks)
+    multiplied = sum(len(part.lefts[0]) * len(part.rights[0]) for part in pairs.dense)
     return entries * (formed + multiplied)
 
 
@@ -164,17 +128,6 @@ def _block_of_rows(factors: LinearFactors, examples: Tensor, outputs: slice) -> 
     return chosen.materialise()
 
 
-def products_of_rows(g: Tensor, h: Tensor, pairs: Pairs) -> Tensor:
-    """Dot products [P] of rows of g [n, D] and h [m, D]."""
-    if g is h and pairs.left is pairs.right:
-        return g[pairs.left].square().sum(1)
-    values = []
-    for block in pairs.blocks:
-        (lefts, left_at), (rights, right_at) = block.lefts, block.rights
-        values.append((g[lefts] @ h[rights].T)[left_at, right_at])
-    return torch.cat(values)
-
-
 def _single(left: Factors, right: Factors, pairs: Pairs) -> Tensor:
     """Dot products [P] of one component that is not a plain linear layer."""
     if isinstance(left, EmbeddingFactors) and isinstance(right, EmbeddingFactors):
@@ -182,8 +135,12 @@ def _single(left: Factors, right: Factors, pairs: Pairs) -> Tensor:
     if isinstance(left, TiedFactors) and isinstance(right, TiedFactors):
         return tied_dots(left, right, pairs)
     if isinstance(left, (VectorFactors, LinearFactors)) and isinstance(right, (VectorFactors, LinearFactors)):
-        return products_of_rows(left.materialise(), right.materialise(), pairs)
+        return products_of_rows(_explicit(left), _explicit(right), pairs)
     raise TypeError(f"{type(left).__name__} and {type(right).__name__} are factors of different components")
+
+
+def _explicit(factors: VectorFactors | LinearFactors) -> Tensor:
+    return factors.gradient if isinstance(factors, VectorFactors) else factors.materialise()
 
 
 def embedding_dots(left: EmbeddingFactors, right: EmbeddingFactors, pairs: Pairs) -> Tensor:
@@ -209,7 +166,9 @@ def tied_dots(left: TiedFactors, right: TiedFactors, pairs: Pairs) -> Tensor:
 
 
 def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -> Tensor:
-    """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in `head`."""
+    """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in
+    `head`.
+    """
     t, l = embedding.ids.shape[1], head.inputs.shape[1]
     places = torch.arange(l, device=head.inputs.device)[None, None, :]
     values = []

@@ -1,16 +1,12 @@
 """A batch's per-example gradients of one component, kept as the small factors that they are made of.
 
-One class per kind of layer. B examples, T positions (right-padded), O outputs, I inputs, V vocabulary, L positions
-that carry loss. Padding has δ = 0, so it adds nothing. All classes offer
+One class per kind of layer. B examples, T positions (right-padded), O outputs, I inputs, V vocabulary, L
+positions that carry loss. Padding has δ = 0, so it adds nothing. Factors keep the model's dtype; products
+and explicit gradients are formed in float32, or in float64 for a float64 model.
 
-    examples             B
-    size                 parameters: entries of one example's gradient
-    tensors              what is held in memory
-    materialise(rows)    explicit gradients [n, size] of the examples in a slice, float32 or float64
-
-Layout of a materialised gradient: weight entries as [outputs, inputs] row by row, each row followed by its bias
-where there is one (as an extra input that is always 1); an embedding as [vocabulary, width]; norms in parameter
-order, weight before bias.
+Layout of a materialised gradient: weight entries as [outputs, inputs] row by row, each row followed by its
+bias where there is one (as an extra input that is always 1); an embedding as [vocabulary, width]; norms in
+parameter order, weight before bias.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ ALL = slice(None)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that products are formed in: float64 stays, anything narrower than float32 is widened to it."""
+    """The dtype that products are formed in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -41,17 +37,21 @@ class LinearFactors:
 
     @property
     def examples(self) -> int:
+        """Number of examples B."""
         return len(self.deltas)
 
     @property
     def size(self) -> int:
+        """Entries of one gradient."""
         return self.deltas.shape[2] * (self.inputs.shape[2] + self.bias)
 
     @property
     def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
         return [self.inputs, self.deltas]
 
     def materialise(self, rows: slice = ALL) -> Tensor:
+        """Explicit gradients [n, size] of the examples in a slice."""
         wide = accumulation_dtype(self.deltas.dtype)
         a, delta = self.extended_inputs()[rows].to(wide), self.deltas[rows].to(wide)
         return torch.bmm(delta.transpose(1, 2), a).flatten(1)
@@ -76,17 +76,21 @@ class EmbeddingFactors:
 
     @property
     def examples(self) -> int:
+        """Number of examples B."""
         return len(self.deltas)
 
     @property
     def size(self) -> int:
+        """Entries of one gradient."""
         return self.vocabulary * self.deltas.shape[2]
 
     @property
     def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
         return [self.ids, self.deltas]
 
     def materialise(self, rows: slice = ALL) -> Tensor:
+        """Explicit gradients [n, size] of the examples in a slice."""
         ids, delta = self.ids[rows], self.deltas[rows]
         gradient = delta.new_zeros(
             (len(ids), self.vocabulary, delta.shape[2]), dtype=accumulation_dtype(delta.dtype)
@@ -108,39 +112,47 @@ class TiedFactors:
 
     @property
     def examples(self) -> int:
+        """Number of examples B."""
         return self.embedding.examples
 
     @property
     def size(self) -> int:
+        """Entries of one gradient."""
         return self.embedding.size
 
     @property
     def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
         return [*self.embedding.tensors, *self.head.tensors]
 
     def materialise(self, rows: slice = ALL) -> Tensor:
+        """Explicit gradients [n, size] of the examples in a slice."""
         return self.embedding.materialise(rows).add_(self.head.materialise(rows))
 
 
 @dataclass(frozen=True, eq=False)
 class VectorFactors:
-    """Explicit gradients [B, size] of small parameters (norm weights and biases), already summed over positions."""
+    """Explicit gradients [B, size], already summed over positions."""
 
     gradient: Tensor
 
     @property
     def examples(self) -> int:
+        """Number of examples B."""
         return len(self.gradient)
 
     @property
     def size(self) -> int:
+        """Entries of one gradient."""
         return self.gradient.shape[1]
 
     @property
     def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
         return [self.gradient]
 
     def materialise(self, rows: slice = ALL) -> Tensor:
+        """Explicit gradients [n, size] of the examples in a slice."""
         return self.gradient[rows]
 
 
@@ -148,19 +160,19 @@ Factors = LinearFactors | EmbeddingFactors | TiedFactors | VectorFactors
 
 
 def compact(factors: Factors) -> Factors:
-    """Keep a linear component's gradient G itself where that is about as small as its factors: I O <= 2 T (I + O).
-
-    Then a product costs I O instead of T T' (I + O), and forming G once, T I O, is no more than two Gram products.
-    """
+    """Turn a linear component's factors into the gradient itself where `explicit_is_cheaper`."""
     if not isinstance(factors, LinearFactors):
         return factors
-    positions, (outputs, inputs) = factors.inputs.shape[1], (factors.deltas.shape[2], factors.inputs.shape[2])
-    if inputs * outputs > 2 * positions * (inputs + outputs):
+    outputs, inputs = factors.deltas.shape[2], factors.inputs.shape[2]
+    if not explicit_is_cheaper(factors.inputs.shape[1], outputs, inputs):
         return factors
     return VectorFactors(factors.materialise())
 
 
-def nbytes(factors: list[Factors]) -> int:
-    """Memory of a batch's factors, tensors that components share counted once."""
-    distinct = {id(tensor): tensor for one in factors for tensor in one.tensors}
-    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
+def explicit_is_cheaper(positions: int, outputs: int, inputs: int) -> bool:
+    """Whether G is at most twice as large as its factors: I O <= 2 T (I + O).
+
+    A product then costs I O multiply-adds instead of T T' (I + O), and forming G once, T I O, is no more
+    than the two Gram products (with itself and with one other example) that it stands in for.
+    """
+    return inputs * outputs <= 2 * positions * (inputs + outputs)

@@ -1,7 +1,8 @@
 """Sketches of every example's gradient, component by component, made inside the backward pass.
 
-A sketch that works on factors (`project_factors`, `project_rows`) never sees a gradient; any other gets explicit
-gradients (`project_gradient`) of a few examples of one component at a time, which are dropped at once.
+A sketch that works on factors (`project_factors`, `project_rows`) never sees a gradient; any other gets
+explicit gradients (`project_gradient`) of a few examples of one component at a time, which are dropped at
+once.
 """
 
 from __future__ import annotations
@@ -58,14 +59,15 @@ def component_features(
 ) -> dict[str, np.ndarray]:
     """Sketched loss gradients of N examples, by component: name to [N, sketches[name].dim].
 
-    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype; features are
-    float32, or float64 for a float64 model. `store` is a folder named after all that the result depends on; batches
-    it already holds are not run again, and a run that was killed goes on with the same bits.
+    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype;
+    features are float32, or float64 for a float64 model. `store` is a folder named after all that the
+    result depends on; batches it already holds are not run again, and a run that was killed goes on with
+    the same bits.
 
     Errors (UserError): an example without loss, NaN or Inf in a gradient.
     """
     check_losses(examples, "gradient")
-    order = np.argsort(examples.lengths, kind="stable")
+    order = np.argsort(examples.lengths, kind="stable").tolist()
     batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
     ends = np.cumsum([len(batch) for batch in batches])
     slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(batches, ends, strict=True)]
@@ -93,8 +95,9 @@ def _sketch_batch(
     """Sketches [B, sum of dims] of one batch, components side by side in order."""
     found: dict[str, Tensor] = {}
 
-    def consume(component: Component, factors: Factors) -> None:
-        found[component.name] = project(factors, sketches[component.name])
+    def consume(arrived: list[Component], factors: list[Factors]) -> None:
+        for component, one in zip(arrived, factors, strict=True):
+            found[component.name] = project(one, sketches[component.name])
 
     losses = capture(model, components, collate(examples, pad_id), consume, reduction=reduction)
     ordered = [found[name] for name in components.names]

@@ -11,7 +11,7 @@ from tdaexp.runtime.errors import UserError
 
 
 def check_losses(examples: Examples, what: str) -> None:
-    """Refuse examples without any token to predict; `what` ("training", "query") says which list they are in."""
+    """Refuse examples without any token to predict; `what` says which list they are in."""
     for example in examples:
         if not example.loss_mask[1:].any():
             raise UserError(
@@ -25,8 +25,8 @@ def require_finite(
 ) -> None:
     """Refuse NaN and infinity in per-example, per-component numbers [B, K] made from gradients.
 
-    Names the first example, and of its components the one nearest to the loss, where the fault must have come from;
-    `losses` [B] tells whether the forward pass was at fault already.
+    Names the first example, and of its components the one nearest to the loss, where the fault must have
+    come from; `losses` [B] tells whether the forward pass was at fault already.
     """
     bad = ~np.isfinite(values)
     if not bad.any():

@@ -1,29 +1,33 @@
 """Per-component dot products and squared norms of per-example gradients, for the pairs of a candidate list.
 
-Both self-products are kept beside the dot product, so that the cosine of any subset of components is a matter of
-sums (Select or Project, A.2). Work is stored query batch by query batch and resumes after a kill with the same bits:
-batches are a pure function of pairs, lengths and the token budget (`schedule`), a batch's factors are a pure function
-of the batch, and the products of two batches are a pure function of their factors and pairs.
+Both self-products are kept beside the dot product, so that the cosine of any subset of components is a
+matter of sums (Select or Project, A.2). A block's queries are captured and held; its candidates then stream
+past them: as soon as the backward pass has a component of a training batch, it is multiplied with the held
+queries' and dropped. Each block's values are a pure function of the block, and a killed run goes on at the
+block where it stopped: its results have the same bits as those of a straight run.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdaexp.data.examples import Examples, collate
-from tdaexp.gradients.cache import FactorCache
-from tdaexp.gradients.capture import capture
-from tdaexp.gradients.dots import Pairs, pair_dots, self_dots
-from tdaexp.gradients.factors import Factors, accumulation_dtype, compact, nbytes
+from tdaexp.gradients.assembly import Consumer
+from tdaexp.gradients.capture import capture, frozen
+from tdaexp.gradients.dots import pair_dots, self_dots
+from tdaexp.gradients.factors import Factors, accumulation_dtype, compact
 from tdaexp.gradients.finite import check_losses, require_finite
-from tdaexp.gradients.schedule import Schedule, schedule
+from tdaexp.gradients.memory import held_bytes
+from tdaexp.gradients.pairs import Pairs
+from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
 from tdaexp.influence import BlockStore
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.errors import UserError
@@ -33,36 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """Everything that making a batch's factors takes, and a count of the passes that were made."""
-
-    model: PreTrainedModel
-    components: ComponentMap
-    reduction: str
-    pad_id: int
-    passes: int = field(default=0)
-
-    def factors(self, examples: Examples, batch: list[int]) -> tuple[list[Factors], np.ndarray]:
-        """Factors of a batch in component order, and the squared gradient norms [B, K]; NaN and Inf are refused."""
-        chosen = [examples[index] for index in batch]
-        found: dict[str, Factors] = {}
-
-        def keep(component: Component, factors: Factors) -> None:
-            found[component.name] = compact(factors)
-
-        losses = capture(
-            self.model, self.components, collate(chosen, self.pad_id), keep, reduction=self.reduction
-        )
-        self.passes += len(batch)
-        ordered = [found[name] for name in self.components.names]
-        squares = self_dots(ordered).cpu().numpy()
-        require_finite(
-            squares, [example.id for example in chosen], self.components.names, losses.cpu().numpy()
-        )
-        return ordered, squares
 
 
 def component_products(
@@ -80,23 +54,28 @@ def component_products(
 ) -> dict[str, np.ndarray]:
     """Dot products of per-example loss gradients, by component, for Q queries and their C candidates each.
 
-    `pairs` [Q, C] int indexes `train`, -1 for no candidate. Runs on the model's device and in its dtype; products are
-    float32, or float64 for a float64 model. Returns `dot` [Q, C, K], `query_sq` [Q, K] and `train_sq` [Q, C, K], NaN
-    where there is no candidate. `store` is a folder named after all that the result depends on; what it already holds
-    is not computed again. Factors in memory stay within `cache_gb` (10^9 bytes) and two batches on top: less memory
-    means that training examples run more often, never other numbers.
+    `pairs` [Q, C] int indexes `train`, -1 for no candidate. Runs on the model's device and in its dtype;
+    products are float32, or float64 for a float64 model. Returns `dot` [Q, C, K], `query_sq` [Q, K],
+    `train_sq` [Q, C, K], NaN where there is no candidate. `store` is a folder named after all that the
+    result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds the
+    queries' gradients that are held at a time: with less memory, training examples run more often.
 
-    Errors (UserError): an example without loss, NaN or Inf in a gradient, a candidate outside the training set.
+    Errors (UserError): an example without loss, NaN or Inf in a gradient, a candidate outside the training
+    set.
     """
+    pairs = np.asarray(pairs, dtype=np.int64)
     _check(pairs, train, queries)
-    plan = schedule(pairs, queries.lengths, train.lengths, tokens_per_batch)
-    order = np.concatenate([np.array(batch) for batch in plan.query_batches])
-    blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan.query_batches))
-    work = _Work(Run(model, components, reduction, pad_id), plan, train, queries, pairs, int(cache_gb * 1e9))
+    sizes = held_bytes(components, queries, model.dtype)
+    lengths = queries.lengths, train.lengths
+    wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
+    plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
+    order = [query for block in plan for batch in block.queries for query in batch]
+    blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
     missing = blocks.missing()
-    done = len(blocks.blocks) - len(missing)
-    for block, values in track(work.blocks(missing), "gradient products", len(blocks.blocks), done):
-        blocks.write(block, values)
+    work = _Work(model, components, train, queries, pairs, reduction, pad_id)
+    with frozen(model):
+        for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
+            blocks.write(number, work.block(plan[number]))
     if missing:
         log.info("%s", work.summary())
     back = np.argsort(order)
@@ -104,96 +83,136 @@ def component_products(
 
 
 def _check(pairs: np.ndarray, train: Examples, queries: Examples) -> None:
-    if pairs.shape[0] != len(queries):
-        raise UserError(f"{pairs.shape[0]} rows of candidates for {len(queries)} queries; they must match")
-    if pairs.size and not (-1 <= pairs.min() and pairs.max() < len(train)):
+    if pairs.ndim != 2 or len(pairs) != len(queries):
+        raise UserError(
+            f"candidates of shape {pairs.shape} for {len(queries)} queries; give one row per query"
+        )
+    if pairs.size and (pairs.min() < -1 or pairs.max() >= len(train)):
         raise UserError(f"a candidate's number is outside 0 … {len(train) - 1}, the training examples")
     check_losses(queries, "query")
     check_losses(Examples([train[index] for index in np.unique(pairs[pairs >= 0])]), "training")
 
 
 def _arrays(pairs: np.ndarray, components: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], str]]:
-    kind = "float64" if accumulation_dtype(dtype) == torch.float64 else "float32"
+    kind = str(accumulation_dtype(dtype)).removeprefix("torch.")
     shape = (*pairs.shape, components)
     return {"dot": (shape, kind), "train_sq": (shape, kind), "query_sq": ((len(pairs), components), kind)}
 
 
-def _slices(batches: list[list[int]]) -> list[slice]:
-    ends = np.cumsum([len(batch) for batch in batches])
-    return [slice(int(end) - len(batch), int(end)) for batch, end in zip(batches, ends, strict=True)]
+def _slices(plan: list[Block]) -> list[slice]:
+    """Rows of the store that each block fills."""
+    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
+    return [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
+@dataclass
+class _Held:
+    """A batch of queries with its factors in component order, and where its rows are in the block."""
+
+    members: list[int]
+    first: int
+    factors: list[Factors]
+
+
+@dataclass
 class _Work:
-    """Goes through query batches a few at a time, and for each such group through the training batches it needs."""
+    """Computes blocks, and counts passes and the forms that gradients were held in."""
 
-    def __init__(
-        self, run: Run, plan: Schedule, train: Examples, queries: Examples, pairs: np.ndarray, limit: int
-    ) -> None:
-        self.run, self.plan, self.train, self.queries, self.pairs, self.limit = (
-            run,
-            plan,
-            train,
-            queries,
-            pairs,
-            limit,
+    model: PreTrainedModel
+    components: ComponentMap
+    train: Examples
+    queries: Examples
+    pairs: np.ndarray
+    reduction: str
+    pad_id: int
+    passes: Counter[str] = field(default_factory=Counter)
+    forms: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.column = {name: k for k, name in enumerate(self.components.names)}
+        self.device = next(self.model.parameters()).device
+        self.dtype = accumulation_dtype(self.model.dtype)
+
+    def block(self, block: Block) -> dict[str, np.ndarray]:
+        """The values of a block's queries, in the order in which the block lists them."""
+        rows, candidates = sum(map(len, block.queries)), self.pairs.shape[1]
+        blank = np.full(
+            (rows, candidates, len(self.components)), np.nan, str(self.dtype).removeprefix("torch.")
         )
-        self.home, self.row = plan.home(len(train))
-        self.cache = FactorCache(self._run_train, limit // 2)
-        self.squares: dict[int, np.ndarray] = {}
-        self.query_passes = 0
+        values = {"dot": blank, "train_sq": blank.copy(), "query_sq": blank[:, 0].copy()}
+        held: list[_Held] = []
+        for members in block.queries:
+            first = held[-1].first + len(held[-1].members) if held else 0
+            factors, squares = self._hold(members)
+            values["query_sq"][first : first + len(members)] = squares
+            held.append(_Held(members, first, factors))
+        for members in block.train:
+            self._stream(members, held, values)
+        return values
 
-    def _run_train(self, batch: int) -> list[Factors]:
-        factors, self.squares[batch] = self.run.factors(self.train, self.plan.train_batches[batch])
-        return factors
+    def _hold(self, members: list[int]) -> tuple[list[Factors], np.ndarray]:
+        """Capture a batch of queries: factors in component order, and squared norms [B, K]."""
+        found: dict[int, Factors] = {}
+        squares = self._blank(len(members))
 
-    def blocks(self, missing: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Yield (query batch, its values in batch order) for the query batches that are missing."""
-        waiting = list(missing)
-        while waiting:
-            group: dict[int, tuple[list[Factors], dict[str, np.ndarray]]] = {}
-            held = 0
-            # Query batches share a sweep over the training batches as long as their factors fit in half the memory.
-            while waiting and (not group or held < self.limit // 2):
-                block = waiting.pop(0)
-                factors, squares = self.run.factors(self.queries, self.plan.query_batches[block])
-                self.query_passes += len(squares)
-                held += nbytes(factors)
-                group[block] = factors, self._empty(block, squares)
-            self._sweep(group)
-            for block, (_, values) in group.items():
-                yield block, values
+        def consume(components: list[Component], factors: list[Factors]) -> None:
+            columns = [self.column[component.name] for component in components]
+            mine = [compact(one) for one in factors]
+            squares[:, columns] = self_dots(mine)
+            found.update(zip(columns, mine, strict=True))
 
-    def _empty(self, block: int, squares: np.ndarray) -> dict[str, np.ndarray]:
-        shape = (len(squares), self.pairs.shape[1], squares.shape[1])
-        blank = {name: np.full(shape, np.nan, squares.dtype) for name in ("dot", "train_sq")}
-        return {**blank, "query_sq": squares}
+        self._pass("query", self.queries, members, consume, squares)
+        self.forms.update(type(one).__name__ for one in found.values())
+        return [found[k] for k in range(len(self.components))], squares.cpu().numpy()
 
-    def _sweep(self, group: dict[int, tuple[list[Factors], dict[str, np.ndarray]]]) -> None:
-        """Fill in the products of a group of query batches with all training batches that they need."""
-        homes = {block: self._homes(block) for block in group}
-        needed = sorted({int(home) for found in homes.values() for home in np.unique(found[found >= 0])})
-        for batch in self.cache.order(needed):
-            factors = self.cache.get(batch)
-            for block, (mine, values) in group.items():
-                rows, columns = np.nonzero(homes[block] == batch)
-                if len(rows) == 0:
-                    continue
-                there = self.row[self.pairs[self.plan.query_batches[block]][rows, columns]]
-                device = mine[0].tensors[0].device
-                pairs = Pairs(torch.from_numpy(rows).to(device), torch.from_numpy(there).to(device))
-                values["dot"][rows, columns] = pair_dots(mine, factors, pairs).cpu().numpy()
-                values["train_sq"][rows, columns] = self.squares[batch][there]
+    def _stream(self, members: list[int], held: list[_Held], values: dict[str, np.ndarray]) -> None:
+        """Run a batch of training examples past the held queries, and write down the products of its
+        pairs.
+        """
+        row = np.full(len(self.train), -1)
+        row[members] = np.arange(len(members))
+        meetings = []
+        for batch in held:
+            candidates = self.pairs[batch.members]
+            places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
+            if len(places[0]):
+                there = row[candidates[places]]
+                pairs = Pairs(*(torch.from_numpy(side).to(self.device) for side in (places[0], there)))
+                meetings.append((batch, places, there, pairs, self._blank(len(there))))
+        squares = self._blank(len(members))
 
-    def _homes(self, block: int) -> np.ndarray:
-        """Training batch of each candidate of a query batch [B, C], -1 where there is no candidate."""
-        candidates = self.pairs[self.plan.query_batches[block]]
-        return np.where(candidates >= 0, self.home[candidates], -1)
+        def consume(components: list[Component], factors: list[Factors]) -> None:
+            columns = [self.column[component.name] for component in components]
+            mine = [compact(one) for one in factors]
+            squares[:, columns] = self_dots(mine)
+            for batch, _, _, pairs, dots in meetings:
+                dots[:, columns] = pair_dots([batch.factors[k] for k in columns], mine, pairs)
+
+        self._pass("training", self.train, members, consume, squares)
+        for batch, (rows, columns), there, _, dots in meetings:
+            values["dot"][batch.first + rows, columns] = dots.cpu().numpy()
+            values["train_sq"][batch.first + rows, columns] = squares.cpu().numpy()[there]
+
+    def _blank(self, rows: int) -> Tensor:
+        return torch.full((rows, len(self.components)), torch.nan, device=self.device, dtype=self.dtype)
+
+    def _pass(
+        self, what: str, examples: Examples, members: list[int], consume: Consumer, squares: Tensor
+    ) -> None:
+        """One forward-backward pass; NaN and Inf in the squared norms that `consume` fills in are refused."""
+        chosen = [examples[index] for index in members]
+        batch = collate(chosen, self.pad_id)
+        losses = capture(self.model, self.components, batch, consume, reduction=self.reduction)
+        self.passes[what] += len(members)
+        ids = [example.id for example in chosen]
+        require_finite(squares.cpu().numpy(), ids, self.components.names, losses.cpu().numpy())
 
     def summary(self) -> str:
-        """One line: how many passes were made, and how many would have done with unlimited memory."""
-        distinct = sum(map(len, self.plan.train_batches))
-        train = self.run.passes - self.query_passes
+        """One line: how many passes were made, and in which forms gradients were multiplied."""
+        passes = ", ".join(f"{count} {what}" for what, count in self.passes.items())
+        batches = sum(self.forms.values()) / max(len(self.components), 1)
+        explicit = self.forms["VectorFactors"] / max(batches, 1)
         return (
-            f"forward-backward passes: {self.query_passes} queries, {train} training examples "
-            f"({distinct} distinct, {self.cache.runs} batches)"
+            f"forward-backward passes: {passes}; of {len(self.components)} components, {explicit:.4g} held as "
+            "explicit gradients, the others as factors"
         )

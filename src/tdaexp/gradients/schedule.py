@@ -1,58 +1,96 @@
-"""Which examples run together and in which order, so that each training example is run as few times as possible.
+"""Which examples run together and in which order, so that each training example is run as few times as
+memory allows.
 
-All of it is a pure function of pairs, lengths and the token budget: results may depend in their last bits on which
-examples share a batch, so batches must not depend on what happens to be cached or done already.
+A block is a run of queries whose captured gradients fit in memory together, and all their candidates: these
+are run once per block, in batches of their own, sorted by length. Queries are ordered so that a block's
+queries share candidates. The number of passes is then Q plus the distinct candidates of every block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from tdaexp.data.examples import token_budget_batches
-
-WINDOWS = (1, 2, 4, 8, 16)
-"""Examples may be sorted by length within so many batches' worth of tokens: less padding, but a looser order."""
-
-PADDING = 1.2
-"""The narrowest window is taken whose batches hold at most so many times the real tokens."""
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import write_text
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """`query_batches` lists all queries once, `train_batches` every training example that occurs in a pair once."""
+class Block:
+    """Batches of query numbers, which are held together, and of the training examples that they need."""
 
-    query_batches: list[list[int]]
-    train_batches: list[list[int]]
-
-    def home(self, examples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch and row [N] of each training example, -1 where it is never needed."""
-        batch, row = np.full(examples, -1), np.full(examples, -1)
-        for number, members in enumerate(self.train_batches):
-            batch[members], row[members] = number, np.arange(len(members))
-        return batch, row
+    queries: list[list[int]]
+    train: list[list[int]]
 
 
-def schedule(
-    pairs: np.ndarray, query_lengths: np.ndarray, train_lengths: np.ndarray, tokens_per_batch: int
-) -> Schedule:
-    """Order queries so that neighbours share candidates, and training examples by first use; cut both into batches.
+def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
+    """The blocks that are written down at `path`, or else write down `blocks` there and return them.
 
-    `pairs` [Q, C] int64, -1 where there is no candidate; lengths in tokens.
+    Results may depend in their last bits on which examples share a batch, so a run that is resumed, perhaps
+    with other memory, must go on with the plan that it began with.
     """
-    query_batches = _batches(_query_order(pairs, query_lengths), query_lengths, tokens_per_batch)
-    visited = pairs[np.concatenate(query_batches)].ravel()
-    distinct, first = np.unique(visited[visited >= 0], return_index=True)
-    return Schedule(query_batches, _batches(distinct[np.argsort(first)], train_lengths, tokens_per_batch))
+    if not path.exists():
+        write_text(path, json.dumps([asdict(block) for block in blocks]))
+    try:
+        return [Block(**block) for block in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged plan ({error}); delete it and the store beside it") from error
+
+
+def plan_blocks(
+    pairs: np.ndarray,
+    query_lengths: np.ndarray,
+    train_lengths: np.ndarray,
+    query_bytes: np.ndarray,
+    tokens_per_batch: int,
+    memory: float,
+) -> list[Block]:
+    """Cut the queries into blocks of at most `memory` bytes, and their candidates into batches.
+
+    `pairs` [Q, C] int64, -1 where there is no candidate; lengths in tokens; `query_bytes` [Q] is what
+    holding a query's captured gradient takes. A query that is larger than the memory is a block of its own.
+    """
+    blocks = []
+    for queries in _cut(_query_order(pairs, query_lengths), query_bytes, memory):
+        needed = np.unique(pairs[queries])
+        needed = needed[needed >= 0]
+        blocks.append(
+            Block(
+                _batches(queries, query_lengths, tokens_per_batch),
+                _batches(needed, train_lengths, tokens_per_batch),
+            )
+        )
+    return blocks
+
+
+def _cut(order: np.ndarray, sizes: np.ndarray, limit: float) -> list[np.ndarray]:
+    """Cut `order` into consecutive parts whose sizes add up to at most `limit`."""
+    starts, held = [0], 0.0
+    for place, index in enumerate(order):
+        held += sizes[index]
+        if held > limit and place > starts[-1]:
+            starts.append(place)
+            held = sizes[index]
+    return np.split(order, starts[1:])
+
+
+def _batches(examples: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[list[int]]:
+    """Batches of examples of similar length."""
+    order = examples[np.argsort(lengths[examples], kind="stable")]
+    return token_budget_batches(lengths, order.tolist(), tokens_per_batch)
 
 
 def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """By length where all queries have all candidates; else the order that clusters shared candidates.
 
-    Reverse Cuthill-McKee on the graph of queries and candidates brings queries with common candidates together.
+    Reverse Cuthill-McKee on the graph of queries and candidates brings queries with common candidates
+    together.
     """
     queries, (rows, columns) = len(pairs), np.nonzero(pairs >= 0)
     used, candidate = np.unique(pairs[rows, columns], return_inverse=True)
@@ -62,16 +100,3 @@ def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     edges = csr_array((np.ones(len(rows)), (rows, queries + candidate)), shape=(nodes, nodes))
     order = reverse_cuthill_mckee((edges + edges.T).tocsr(), symmetric_mode=True)
     return order[order < queries].astype(np.int64)
-
-
-def _batches(order: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[list[int]]:
-    """Cut `order` into batches, sorted by length in windows that are as narrow as little padding allows."""
-    batches: list[list[int]] = []
-    for window in WINDOWS:
-        place = np.cumsum(lengths[order]) // (window * tokens_per_batch)
-        arranged = order[np.lexsort((lengths[order], place))]
-        batches = token_budget_batches(lengths, arranged.tolist(), tokens_per_batch)
-        padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-        if padded <= PADDING * lengths[order].sum():
-            break
-    return batches

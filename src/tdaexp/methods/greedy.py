@@ -109,8 +109,10 @@ def order_components(
 def search(
     products: Products, objective: str, among: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order components by one of `SEARCHES`: Algorithm 2 under an objective, or `single`, which ranks components by
-    the accuracy of each alone (ties in parameter order) and whose path is the accuracy along that order.
+    """Order components by one of `SEARCHES`: Algorithm 2 under an objective, or `single`.
+
+    `single` ranks components by the accuracy of each alone (ties in parameter order); its path is the
+    accuracy along that order.
     """
     if objective != "single":
         return order_components(products, objective, among)
@@ -157,12 +159,12 @@ def cross_validated(
     if not 2 <= folds <= count:
         raise UserError(f"metric.folds={folds}: a query set of {count} queries allows 2 to {count} folds")
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)
-    orders, paths, values = [], [], None
+    orders, paths = [], []
+    values = np.empty((len(products.dot) if among is None else len(among), count))
     for held in range(folds):
         order, path = search(products.rows(fold != held), objective, among)
         orders.append(order)
         paths.append(path)
-        values = np.empty((len(order), count)) if values is None else values
         values[:, fold == held] = products.rows(fold == held).along(judged, order)
     return HeldOut(fold, np.array(orders), np.array(paths), values)
 

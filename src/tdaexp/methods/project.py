@@ -65,7 +65,9 @@ class Project(Method):
         train_sq = np.where((pairs < 0)[..., None], np.nan, squares[pairs])
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = study.label(dot, components, query_sq, train_sq)
-        return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
+        return labelled.assign_attrs(
+            projection=self.projection, dimensions=dims, share=dims / components.sizes.sum()
+        )
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
@@ -77,7 +79,12 @@ class Project(Method):
         }
 
     def _features(
-        self, study: Study, components: ComponentMap, sketches: dict[str, Sketch], examples: Examples, role: str
+        self,
+        study: Study,
+        components: ComponentMap,
+        sketches: dict[str, Sketch],
+        examples: Examples,
+        role: str,
     ) -> dict[str, np.ndarray]:
         """Sketched gradients [N, k] by component; `role` tells the two stores apart."""
         settings = [self.projection, self.distribution, self.seed, self.reduction]

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from tdaexp.methods import greedy
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
-from tdaexp.methods.greedy import admitted, cut, order_components
 from tdaexp.methods.study import Study
 from tdaexp.methods.subsets import Products
 from tdaexp.runtime.errors import UserError, unknown
 
-OBJECTIVES = ("accuracy", "fidelity", "single")
 WHOLE = 1.0
 
 
@@ -40,8 +39,8 @@ class Select(Method):
 
     def __post_init__(self) -> None:
         """Refuse an unknown objective."""
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES, "method.objective")
+        if self.objective not in greedy.SEARCHES:
+            raise unknown("objective", self.objective, greedy.SEARCHES, "method.objective")
 
     @property
     def label(self) -> str:
@@ -61,15 +60,19 @@ class Select(Method):
     def choose(self, products: xr.Dataset) -> xr.Dataset:
         """Add `weight` [query_set_name, component] (1 = chosen) and `order` (rank in the search, -1 = never ranked)."""
         if "query_sq" not in products:
-            raise UserError(f"method.on: '{self.on.name}' keeps no self-products per component; select works on full or project")
+            raise UserError(
+                f"method.on: '{self.on.name}' keeps no self-products per component; select works on full or project"
+            )
         names = list(dict.fromkeys(products["query_set"].values))
         found = [self._search(products.isel(query=products["query_set"].values == name)) for name in names]
         dims = ("query_set_name", "component")
-        return products.assign(
-            weight=(dims, np.stack([weight for weight, _ in found])),
-            order=(dims, np.stack([rank for _, rank in found])),
-        ).assign_coords(query_set_name=np.array(names, dtype=object)).assign_attrs(
-            objective="file" if self.selection else self.objective, budget=self.budget or WHOLE
+        return (
+            products.assign(
+                weight=(dims, np.stack([weight for weight, _ in found])),
+                order=(dims, np.stack([rank for _, rank in found])),
+            )
+            .assign_coords(query_set_name=np.array(names, dtype=object))
+            .assign_attrs(objective="file" if self.selection else self.objective, budget=self.budget or WHOLE)
         )
 
     def _search(self, products: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -78,18 +81,12 @@ class Select(Method):
         if self.selection is not None:
             chosen = order = self._named(list(products["component"].values))
         else:
-            order = self._order(products, admitted(sizes, budget))
-            chosen = cut(order, sizes, budget)
+            arrays = (products[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
+            found = greedy.select(Products.of(*arrays), sizes, budget, self.objective)
+            chosen, order = found.chosen, found.order
         weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
         weight[chosen], rank[order] = 1.0, np.arange(len(order))
         return weight, rank
-
-    def _order(self, products: xr.Dataset, among: np.ndarray) -> np.ndarray:
-        arrays = Products.of(*(products[name].values for name in ("influence", "query_sq", "train_sq", "truth")))
-        if self.objective != "single":
-            return order_components(arrays, self.objective, among)[0]
-        alone = arrays.single("accuracy").mean(axis=1)[among]
-        return among[np.argsort(-alone, kind="stable")]
 
     def _named(self, components: list[str]) -> np.ndarray:
         """Positions of the components that the selection file names, in the file's order."""

@@ -74,7 +74,7 @@ def flat_metrics(
 
     `studies` (from `selection.study`) adds what selection of components can reach on the store's products.
     """
-    flat = {}
+    flat: dict[str, float] = {}
     for name, found in judged.items():
         values = flatten(found, settings) | (_reach(studies[name]) if name in studies else {})
         flat |= {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}

@@ -19,7 +19,7 @@ from tdaexp.methods.subsets import OBJECTIVES, Products
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
 
-DEPTH = re.compile(r"(?:^|\.)(\d+)\.(.+)$")  # layers.3.attn.q: depth 3, type attn.q
+DEPTH = re.compile(r"(?:^|(?<=\.))(\d+)\.")  # the first part of a name that is a number: the layer
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
     """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is
     judged.
 
-    `dataset` holds one query set. None where the answer was not selected on its queries: only a search is, and it
-    says so by its attributes `objective` and `budget`.
+    `dataset` holds one query set. None where the answer was not selected on its queries: only a search is,
+    and it says so by its attributes `objective` and `budget`.
     """
     if "weight" not in dataset or dataset.attrs.get("objective") not in SEARCHES:
         return None
@@ -89,14 +89,17 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
 
 
 def describe(components: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
-    """Split component names into type and depth (NaN where a component belongs to no layer)."""
+    """Split component names into type and depth: layers.3.attn.q is attn.q at 3.
+
+    Names of other layouts keep what stands before the number (`h.3.w` is `h.#.w`): type and depth together
+    name a component. Depth is NaN where a component belongs to no layer.
+    """
     found = [DEPTH.search(name) for name in components]
+    kinds = [DEPTH.sub("#.", name, count=1).removeprefix("layers.#.") for name in components]
     return pd.DataFrame(
         {
             "component": components,
-            "type": [
-                match.group(2) if match else name for match, name in zip(found, components, strict=True)
-            ],
+            "type": kinds,
             "depth": [float(match.group(1)) if match else np.nan for match in found],
             "size": sizes,
         }

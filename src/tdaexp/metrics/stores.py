@@ -20,7 +20,8 @@ def has_products(dataset: xr.Dataset) -> bool:
     """Tell whether any subset of components can be scored: products and self-products of the gradients
     themselves.
 
-    A projection also stores products per component, but of sketches, and says so by its attribute `projection`.
+    A projection also stores products per component, but of sketches, and says so by its attribute
+    `projection`.
     """
     cosine = "component" in dataset["influence"].dims and dataset.attrs["normalise"] == "cosine"
     return cosine and "projection" not in dataset.attrs

@@ -58,7 +58,7 @@ class Component:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Shape of the gradient as a matrix: (outputs, inputs and bias), (vocabulary, width), or (parameters, 1)."""
+        """The gradient as a matrix: (outputs, inputs and bias), (vocabulary, width) or (parameters, 1)."""
         part = self.parts[0]
         if part.kind == "norm":
             return self.size, 1
@@ -73,8 +73,7 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class ComponentMap:
-    """All components of a model, what they leave out (`skipped`, name to number of parameters), and the
-    total."""
+    """A model's components, what they leave out (`skipped`: name to size), and its number of parameters."""
 
     components: tuple[Component, ...]
     skipped: dict[str, int]
@@ -95,8 +94,7 @@ class ComponentMap:
         return len(self.components)
 
     def select(self, names: Iterable[str]) -> ComponentMap:
-        """Keep the named components (in the map's order); the others count as skipped. Errors: unknown
-        name."""
+        """Keep the named components, in the map's order; the others count as skipped. Errors: unknown name."""
         wanted = list(names)
         for name in wanted:
             if name not in self.names:
@@ -121,8 +119,7 @@ class ComponentMap:
 
 
 def component_map(model: PreTrainedModel) -> ComponentMap:
-    """Name every parameter's component; works on the meta device too. Errors: unsupported
-    `config.model_type`."""
+    """Find every parameter's component; a model on the meta device will do. Errors: unsupported `model_type`."""
     table = layout(model.config.model_type)
     embedding = model.get_input_embeddings().weight
     modules = dict(model.named_modules())

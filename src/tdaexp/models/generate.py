@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,9 +80,7 @@ def generate(
         "dtype": dtype,
         "decoding": asdict(decoding),
     }
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    size = decoding.batch_size
-    batches = [order[place : place + size] for place in range(0, len(order), size)]
+    batches = _batches(prompts, decoding.batch_size, padded=loaded.model.dtype != torch.float64)
     with CompletionCache.opened(cache_dir / f"generated-{identity}.jsonl", settings) as cache:
         todo = [number for number, batch in enumerate(batches) if not all(index in cache for index in batch)]
         if todo:
@@ -126,9 +125,20 @@ def _check_lengths(prompts: Sequence[np.ndarray], room: int, context: int) -> No
     for number, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= room:
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {max(room, 0)} so that its completion "
-                f"fits into the context of {context}: shorten it or lower max_new_tokens"
+                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {max(room, 0)} so that its "
+                f"completion fits into the context of {context}: shorten it or lower max_new_tokens"
             )
+
+
+def _batches(prompts: Sequence[np.ndarray], size: int, padded: bool) -> list[list[int]]:
+    """Cut the prompts into batches, longest first; without padding a batch holds prompts of one length.
+
+    Float64 goes without: several architectures take the softmax in float32, where a float64 mask of left
+    padding overflows to minus infinity and fully masked rows become NaN.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    groups = [order] if padded else [list(g) for _, g in itertools.groupby(order, lambda i: len(prompts[i]))]
+    return [group[place : place + size] for group in groups for place in range(0, len(group), size)]
 
 
 def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding, number: int) -> list[str]:

@@ -104,16 +104,14 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def layout(model_type: str) -> Layout:
-    """Return the layout of a Hugging Face `model_type`; an unsupported one is a `UserError` that lists the
-    others."""
+    """Return the layout of a Hugging Face `model_type`. Errors: an unsupported one."""
     if model_type not in ARCHITECTURES:
         raise unknown("architecture", model_type, ARCHITECTURES, "config.model_type of the model")
     return ARCHITECTURES[model_type]
 
 
 def names_of(module: str, table: Layout) -> tuple[str, ...]:
-    """Component names that the module at a dotted path belongs to: several for a fused matrix, () if
-    unknown."""
+    """Names of the components in the module at a dotted path: several for a fused matrix, () if unknown."""
     found = fused_at(module, table)
     if found is not None:
         return found.names

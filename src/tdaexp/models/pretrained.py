@@ -74,7 +74,7 @@ class Pretrained:
         )
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
-        longest = self.max_length or model_length(model.config, tokenizer)
+        longest = self._length(model_length(model.config, tokenizer))
         return LoadedModel(
             freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest
         )
@@ -82,6 +82,14 @@ class Pretrained:
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""
         return self.load()
+
+    def _length(self, longest: int) -> int:
+        """The configured length, which may not exceed what the model allows."""
+        if self.max_length is not None and self.max_length > longest:
+            raise UserError(
+                f"model.max_length={self.max_length}: {self.pretrained} takes {longest} tokens at most"
+            )
+        return self.max_length or longest
 
     def _check_components(self, model: PreTrainedModel) -> None:
         from tdaexp.models.components import component_map

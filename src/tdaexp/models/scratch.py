@@ -4,7 +4,7 @@ trained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.models.pretrained import Pretrained
@@ -65,10 +65,8 @@ class Scratch:
         """
         if self.pretrained is None:
             raise RuntimeError("a model from scratch must be trained before it is loaded")
-        existing = Pretrained(
-            self.pretrained, name=self.name, template=self.template, max_length=self.context
-        )
-        return existing.load(device, dtype)
+        loaded = Pretrained(self.pretrained, name=self.name, template=self.template).load(device, dtype)
+        return replace(loaded, max_length=min(self.context, loaded.max_length))
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training
@@ -105,7 +103,9 @@ def build_model(
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        with torch.no_grad():  # some bad combinations of sizes show only in a forward pass: let it be this one
+        with (
+            torch.no_grad()
+        ):  # some bad combinations of sizes show only in a forward pass: let it be this one
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
         return model
     except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:

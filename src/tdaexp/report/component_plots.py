@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.report.figures import INK, MARKERS, PALETTE, count_label, fit_y, panels
@@ -70,7 +71,7 @@ def by_depth(studies: Studies) -> Figure:
                 min(study.table["accuracy"].min(), study.full),
                 max(study.table["accuracy"].max(), study.full),
             )
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(title=f"{name} queries", xlabel="layer", ylabel="retrieval accuracy")
         table = next(iter(studies.values())).table
         kinds = set(table.dropna(subset="depth")["type"])
@@ -79,7 +80,7 @@ def by_depth(studies: Studies) -> Figure:
 
 
 def every_component(studies: Studies) -> Figure:
-    """Accuracy of every component alone: a map of types × layers; components outside the layers stand at its right."""
+    """Accuracy of every component alone: a map of types × layers, with the others at its right."""
     table = next(iter(studies.values())).table
     kinds = max(table.dropna(subset="depth")["type"].nunique(), table["depth"].isna().sum())
     with panels(len(studies), height=1.5 + 0.34 * kinds, width=6.4) as (figure, row):

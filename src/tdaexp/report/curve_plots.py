@@ -1,6 +1,8 @@
-"""Figures that compare methods: greedy curves against projection and controls, and accuracies with intervals."""
+"""Figures that compare methods: greedy curves against projection and controls, accuracies with intervals."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +31,7 @@ Studies = dict[str, ComponentStudy]
 def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
     """Accuracy against the share of parameters along the greedy order, in-sample and held out (figure 4).
 
-    Projections in `table` (from `compare`) stand on the same axes, the full gradient and the controls as lines.
+    Projections in `table` (from `compare`) stand on the same axes, full gradient and controls as lines.
     """
     with panels(len(studies), height=4.3) as (figure, row):
         for axes, (name, study) in zip(row, studies.items(), strict=True):
@@ -76,7 +78,7 @@ def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
 
 
 def accuracies(table: pd.DataFrame) -> Figure:
-    """Accuracy of every method and control with its interval; hollow marks show what in-sample selection claims."""
+    """Accuracy of every method and control with its interval; hollow marks show in-sample selection."""
     sets = list(dict.fromkeys(table["query_set"]))
     most = max((table["query_set"] == name).sum() for name in sets)
     with panels(len(sets), height=1.1 + 0.36 * most, width=6.0) as (figure, row):
@@ -95,7 +97,7 @@ def _bars(axes: Axes, table: pd.DataFrame) -> None:
     known = table["heldout_low"].notna()
     below = (table["heldout"] - table["heldout_low"])[known].clip(lower=0)
     above = (table["heldout_high"] - table["heldout"])[known].clip(lower=0)
-    style = {"fmt": "none", "ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "zorder": 3}
+    style: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "zorder": 3}
     axes.errorbar(table["heldout"][known], places[known], xerr=[below, above], **style)
     chosen = table["selected"].astype(bool)
     if chosen.any():
@@ -113,8 +115,8 @@ def _bars(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _curve(axes: Axes, share: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
-    marker = {"marker": "o", "markersize": 2.4} if len(share) < 150 else {}
-    axes.plot(share, values, color=colour, linewidth=1.5, label=name, zorder=3, **marker)
+    marker = "o" if len(share) < 150 else ""
+    axes.plot(share, values, color=colour, linewidth=1.5, label=name, zorder=3, marker=marker, markersize=2.4)
 
 
 def _points(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:

@@ -19,7 +19,7 @@ MARKERS = "osD^vPX*h"
 DPI = 160
 PANEL = (5.2, 3.7)  # inches per query set
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -81,7 +81,7 @@ def share_axis(axes: Axes, least: float) -> None:
 
 
 def level(axes: Axes, value: float, name: str, style: str, low: float, high: float) -> None:
-    """A horizontal line with its name and value; outside [low, high] an arrow at the edge says where it is."""
+    """A horizontal line with its name and value; outside [low, high] only the legend names it."""
     if value != value:
         return
     if low <= value <= high:

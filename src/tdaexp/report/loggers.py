@@ -70,7 +70,7 @@ class WandbLogger(RunLogger):
         if step is None:
             self.run.summary.update(dict(metrics))
         else:
-            # each curve has its own x axis: wandb drops points whose global step goes backwards
+            # our own axis: wandb drops points whose global step goes backwards
             self.run.log({**metrics, "step": step})
 
     def log_images(self, images: Mapping[str, Path]) -> None:
@@ -129,6 +129,7 @@ def _wandb(
     except wandb.Error as error:
         reason = " ".join(str(error).split())
         raise UserError(f"logger=wandb: {reason}; try logger.mode=offline or logger=none") from error
+    run.define_metric("*", step_metric="step")
     code = 1
     try:
         yield WandbLogger(run)

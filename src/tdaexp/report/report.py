@@ -32,16 +32,16 @@ def write_report(
     """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
 
     Files: `report.html`, `metrics.json`, `table.csv`, `components.csv` (where a store has products), and the
-    figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`; with several, the
-    store's label stands before. `texts` maps query and training ids to texts (None: the page shows none).
-    `logger` mirrors metrics, figures and tables.
+    figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
+    with several, the store's label stands before. `texts` maps query and
+    training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables.
     """
     logger = logger or RunLogger()
     reference = reference_of(datasets)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
     table = tabulate(datasets, judged, settings)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for label, dataset in datasets.items():
         prefix = f"{label}/" if len(datasets) > 1 else ""
         # What selection can reach is a property of the products, so one store of several carries it.
@@ -90,13 +90,14 @@ def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> l
     figures = [
         (
             "accuracy_curve",
-            "Greedy selection by accuracy: what the growing subset retrieves, on the queries that it was found on and "
-            "on held-out ones, against the full gradient, projections and controls.",
+            "Greedy selection by accuracy: what the growing subset retrieves, on the queries that it was "
+            "found on and on held-out ones, against the full gradient, projections and controls.",
             curve_plots.accuracy_curve(studies, table),
         ),
         (
             "fidelity_curve",
-            "Greedy selection by similarity to the full gradient's scores: a faithful subset is not the most accurate.",
+            "Greedy selection by similarity to the full gradient's scores, beside the similarity that "
+            "selection by accuracy has.",
             curve_plots.fidelity_curve(studies, table),
         ),
         (

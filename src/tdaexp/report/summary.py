@@ -1,4 +1,4 @@
-"""The result in a sentence or two per query set: which method is best, and whether it beats the cheap control."""
+"""The result in a sentence or two per query set: which method is best, and does it beat the cheap control?"""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def _claimed(best: pd.Series) -> str:
         return ""
     gap = best["accuracy"] - best["heldout"]
     return (
-        f"That is on queries held out from the selection; scored on the queries it was selected on it would show "
-        f"{number(best['accuracy'])} ({gap:+.3f})."
+        f"That is on queries held out from the selection; scored on the queries it was selected on it would "
+        f"show {number(best['accuracy'])} ({gap:+.3f})."
     )
 
 

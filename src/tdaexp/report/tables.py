@@ -19,7 +19,7 @@ HEADINGS = {
     "mrr": "MRR",
     "share": "parameters",
     "fidelity": "similarity to full",
-    "rank_correlation": "rank corr. with full",
+    "rank_correlation": "rank corr.",
 }
 PLAIN_WIDTH = 140
 
@@ -27,8 +27,8 @@ PLAIN_WIDTH = 140
 def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     """The cells of one query set by column name (`HEADINGS`), best accuracy first, controls last.
 
-    The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled only
-    for methods that selected on the queries.
+    The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled
+    only for methods that selected on the queries.
     """
     mine = table[table["query_set"] == query_set]
     is_control = mine["control"] != ""
@@ -44,7 +44,7 @@ def columns_of(rows: list[dict[str, str]]) -> list[str]:
 
 
 def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison, one table per query set; what is not a terminal is given the width that it needs."""
+    """Print the comparison, one table per query set; wide enough where there is no terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -83,7 +83,7 @@ def seconds(value: float) -> str:
 
 
 def costs(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Seconds by stage and method (table 2 of Select or Project): heading and rows; no rows when nothing is known."""
+    """Seconds by stage and method (table 2 of Select or Project): heading and rows, if known."""
     names = [column for column in table.columns if column.startswith("cost_")]
     known = table.drop_duplicates("method").dropna(subset=names, how="all") if names else table[:0]
     heading = ["method", *(name.removeprefix("cost_") for name in names), "total"]

@@ -18,7 +18,7 @@ SHOWN = 40  # queries per set on the page
 
 @dataclass(frozen=True)
 class Candidate:
-    """A training text next to a query: `ranks` holds per method its rank and score, "" where it did not score it."""
+    """A training text next to a query: `ranks` holds each method's rank and score, "" for none."""
 
     id: str
     text: str
@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Query:
-    """A query with the candidates that any method has among its best; `hits` per method: is a source first?"""
+    """A query with the candidates that any method has among its best; `hits`: has it a source first?"""
 
     id: str
     text: str

@@ -1,0 +1,154 @@
+"""Mirrors of a run: what wandb's offline files hold, one run per job, ended whatever happens; and log.csv."""
+
+import csv
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from wandb.proto import wandb_internal_pb2 as wire
+
+from tdaexp.config import Logger
+from tdaexp.report.loggers import RunLogger, open_logger
+from tdaexp.runtime.fingerprint import git_commit
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import socket, sys
+from pathlib import Path
+
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from tdaexp.config import Logger
+from tdaexp.report.loggers import open_logger
+
+def refuse(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise OSError(f"network used: {address}")
+    return connect(self, address)
+
+connect = socket.socket.connect
+socket.socket.connect = refuse
+top = Path(sys.argv[1])
+fails = {"second": ZeroDivisionError, "third": KeyboardInterrupt}
+for name in ("first", "second", "third"):
+    try:
+        with open_logger(
+            Logger(tags=["a"]),
+            folder=top / name,
+            config={"seed": 3, "model": {"width": 8}},
+            group="sweep-1",
+            name=name,
+        ) as logger:
+            for step in (0, 1, 2):
+                logger.log_metrics({"train/loss": 1.0 / (step + 1)}, step=step)
+            if name in fails:
+                raise fails[name]("stop")
+            logger.log_metrics({"paraphrased/accuracy": 0.75})
+            figure, axes = plt.subplots()
+            figure.savefig(top / "plot.png")
+            logger.log_images({"plots/accuracy": top / "plot.png"})
+            logger.log_table("top_texts", pd.DataFrame({"query": ["q"], "text": ["a source"]}))
+    except (ZeroDivisionError, KeyboardInterrupt):
+        pass
+"""
+
+
+def records(file: Path) -> list[wire.Record]:
+    """Read a .wandb file: LevelDB's log format after a header of 7 bytes, one protobuf message per record."""
+    data, position, parts, found = file.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole record, or its last part
+            found.append(wire.Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def _of(found, kind):
+    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def _items(items):
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory):
+    """Three wandb runs in one process: one done, one failed, one interrupted."""
+    folder = tmp_path_factory.mktemp("wandb")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip() and not done.stderr.strip()  # the console stays ours
+    files = {
+        name: list((folder / name).glob("wandb/offline-run-*/*.wandb"))
+        for name in ("first", "second", "third")
+    }
+    assert all(len(found) == 1 for found in files.values())
+    return {name: records(found[0]) for name, found in files.items()}
+
+
+def test_jobs_in_one_process_are_runs_of_one_group(mirrored):
+    runs = {name: _of(found, "run")[0] for name, found in mirrored.items()}
+    assert len({run.run_id for run in runs.values()}) == 3
+    assert {run.run_group for run in runs.values()} == {"sweep-1"}
+    assert {name: run.display_name for name, run in runs.items()} == {name: name for name in runs}
+    assert {run.project for run in runs.values()} == {"tdaexp"}
+    assert list(runs["first"].tags) == ["a"]
+
+
+def test_a_run_holds_configuration_commit_and_numbers(mirrored):
+    found = mirrored["first"]
+    config = _items(_of(found, "run")[0].config.update)
+    assert (config["seed"], config["model"], config["git_commit"]) == (3, {"width": 8}, git_commit())
+    curve = [row for history in _of(found, "history") if "train/loss" in (row := _items(history.item))]
+    assert [(row["step"], row["train/loss"]) for row in curve] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    last: dict = {}
+    for summary in _of(found, "summary"):
+        last |= _items(summary.update)
+    assert last["paraphrased/accuracy"] == 0.75
+    media: dict = {}
+    for history in _of(found, "history"):
+        media |= _items(history.item)
+    assert media["plots/accuracy/_type"] == "image-file"
+    assert (media["top_texts/_type"], media["top_texts/nrows"], media["top_texts/ncols"]) == (
+        "table-file",
+        1,
+        2,
+    )
+
+
+def test_every_run_is_ended_with_its_exit_code(mirrored):
+    codes = {name: [end.exit_code for end in _of(found, "exit")] for name, found in mirrored.items()}
+    assert codes == {"first": [0], "second": [1], "third": [130]}
+
+
+def test_csv_keeps_numbers_and_tables(tmp_path):
+    with open_logger(Logger(kind="csv"), folder=tmp_path / "run", config={}, group=None, name="n") as logger:
+        logger.log_metrics({"loss": 0.5}, step=3)
+        logger.log_metrics({"accuracy": 1.0})
+        logger.log_images({"plot": tmp_path / "none.png"})
+        logger.log_table("top", pd.DataFrame({"query": ["q"], "score": [0.25]}))
+    rows = list(csv.reader((tmp_path / "run" / "log.csv").read_text().splitlines()))
+    assert rows == [["step", "name", "value"], ["3", "loss", "0.5"], ["", "accuracy", "1.0"]]
+    assert (tmp_path / "run" / "tables" / "top.csv").read_text() == "query,score\nq,0.25\n"
+
+
+def test_none_writes_nothing(tmp_path):
+    with open_logger(Logger(kind="none"), folder=tmp_path / "run", config={}, group=None, name="n") as logger:
+        logger.log_metrics({"accuracy": 1.0})
+    assert type(logger) is RunLogger and not (tmp_path / "run").exists()
