@@ -46,10 +46,11 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
     note = json.loads((Path(loaded.model.name_or_path) / "training.json").read_text(encoding="utf-8"))
-    for step, loss in note["loss"]:
+    for step, loss in enumerate(note["loss"], start=1):
         logger.log_metrics({"train/loss": loss}, step=step)
-    metrics = {"train/loss": float(note["loss"][-1][1]), "train/steps": float(note["loss"][-1][0])}
+    metrics = {"train/steps": len(note["loss"])} | {"train/loss": loss for loss in note["loss"][-1:]}
     write_json(folder / "metrics.json", metrics)
+    logger.log_metrics(metrics)
     log.info("checkpoint: %s", loaded.model.name_or_path)
     return metrics
 

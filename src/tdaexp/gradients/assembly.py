@@ -1,5 +1,4 @@
-"""Puts factors together during a backward pass: a component's parts and components with one input arrive
-apart."""
+"""Puts together what a backward pass brings apart: a component's parts, and components with one input."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ from tdaexp.models.components import Component, ComponentMap, Part
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Consumer = Callable[[list[Component], list[Factors]], None] """Receives components and their factors, once
-each and as soon as the backward pass has them; may keep them or not.
+Consumer = Callable[[list[Component], list[Factors]], None]
+"""Receives components and their factors, once each and as soon as the backward pass has them.
 
 Linear components that read the same input (q, k and v; gate and up) come together, in parameter order, and
 share one `inputs` tensor; every other component comes alone.

@@ -1,7 +1,6 @@
 """Dot products between examples' gradients of a component, without holding billion-entry gradients.
 
-Two exact forms, chosen by counting multiply-adds (P pairs of n left and m right examples, T and T'
-positions):
+Two exact forms, chosen by counting multiply-adds (P pairs of n and m examples, T and T' positions each):
 
     Gram           Σ_{t,t'} (δ_t·δ'_t')(a_t·a'_t')      P T T' (I + O)
     materialised   G = Σ_t δ_t a_tᵀ, then G·G'          (n T + m T') I O + P I O
@@ -30,8 +29,7 @@ from tdaexp.gradients.pairs import CHUNK_BYTES, Pairs, products_of_rows
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
-    """Dot products [P, K] of pairs of examples for K components, given each batch's factors in component
-    order.
+    """Dot products [P, K] of pairs of examples, given two batches' factors of the same K components.
 
     Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
     """
@@ -46,9 +44,7 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
 
 
 def self_dots(factors: Sequence[Factors]) -> Tensor:
-    """Squared gradient norms [B, K] of every example and component; arguments and dtype as for
-    `pair_dots`.
-    """
+    """Squared gradient norms [B, K] of every example and component, in the dtype of `pair_dots`."""
     vectors = [one.gradient for one in factors if isinstance(one, VectorFactors)]
     if len(vectors) == len(factors):
         return torch.stack([torch.linalg.vector_norm(one, dim=1).square() for one in vectors], dim=1)

@@ -35,5 +35,5 @@ def require_finite(
     column = int(np.flatnonzero(bad[row])[-1])
     raise UserError(
         f"example '{ids[row]}': the gradient of component '{components[column]}' is {values[row, column]} "
-        f"(its loss is {losses[row]:.6g}); check the checkpoint, or use a wider trainer.precision such as float32"
+        f"(its loss is {losses[row]:.6g}); check the checkpoint, or try trainer.precision=float32"
     )

@@ -1,35 +1,28 @@
 """Per-component dot products and squared norms of per-example gradients, for the pairs of a candidate list.
 
 Both self-products are kept beside the dot product, so that the cosine of any subset of components is a
-matter of sums (Select or Project, A.2). A block's queries are captured and held; its candidates then stream
-past them: as soon as the backward pass has a component of a training batch, it is multiplied with the held
-queries' and dropped. Each block's values are a pure function of the block, and a killed run goes on at the
-block where it stopped: its results have the same bits as those of a straight run.
+matter of sums (Select or Project, A.2). Each block's values are a pure function of the block (`blocks`), and
+a killed run goes on at the block where it stopped: its results have the same bits as those of a straight run.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from tdaexp.data.examples import Examples, collate
-from tdaexp.gradients.assembly import Consumer
-from tdaexp.gradients.capture import capture, frozen
-from tdaexp.gradients.dots import pair_dots, self_dots
-from tdaexp.gradients.factors import Factors, accumulation_dtype, compact
-from tdaexp.gradients.finite import check_losses, require_finite
+from tdaexp.data.examples import Examples
+from tdaexp.gradients.blocks import BlockWork
+from tdaexp.gradients.capture import frozen
+from tdaexp.gradients.factors import accumulation_dtype
+from tdaexp.gradients.finite import check_losses
 from tdaexp.gradients.memory import held_bytes
-from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
 from tdaexp.influence import BlockStore
-from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 
@@ -72,7 +65,7 @@ def component_products(
     order = [query for block in plan for batch in block.queries for query in batch]
     blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
     missing = blocks.missing()
-    work = _Work(model, components, train, queries, pairs, reduction, pad_id)
+    work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)
     with frozen(model):
         for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
             blocks.write(number, work.block(plan[number]))
@@ -103,116 +96,3 @@ def _slices(plan: list[Block]) -> list[slice]:
     """Rows of the store that each block fills."""
     ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
     return [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-@dataclass
-class _Held:
-    """A batch of queries with its factors in component order, and where its rows are in the block."""
-
-    members: list[int]
-    first: int
-    factors: list[Factors]
-
-
-@dataclass
-class _Work:
-    """Computes blocks, and counts passes and the forms that gradients were held in."""
-
-    model: PreTrainedModel
-    components: ComponentMap
-    train: Examples
-    queries: Examples
-    pairs: np.ndarray
-    reduction: str
-    pad_id: int
-    passes: Counter[str] = field(default_factory=Counter)
-    forms: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.column = {name: k for k, name in enumerate(self.components.names)}
-        self.device = next(self.model.parameters()).device
-        self.dtype = accumulation_dtype(self.model.dtype)
-
-    def block(self, block: Block) -> dict[str, np.ndarray]:
-        """The values of a block's queries, in the order in which the block lists them."""
-        rows, candidates = sum(map(len, block.queries)), self.pairs.shape[1]
-        blank = np.full(
-            (rows, candidates, len(self.components)), np.nan, str(self.dtype).removeprefix("torch.")
-        )
-        values = {"dot": blank, "train_sq": blank.copy(), "query_sq": blank[:, 0].copy()}
-        held: list[_Held] = []
-        for members in block.queries:
-            first = held[-1].first + len(held[-1].members) if held else 0
-            factors, squares = self._hold(members)
-            values["query_sq"][first : first + len(members)] = squares
-            held.append(_Held(members, first, factors))
-        for members in block.train:
-            self._stream(members, held, values)
-        return values
-
-    def _hold(self, members: list[int]) -> tuple[list[Factors], np.ndarray]:
-        """Capture a batch of queries: factors in component order, and squared norms [B, K]."""
-        found: dict[int, Factors] = {}
-        squares = self._blank(len(members))
-
-        def consume(components: list[Component], factors: list[Factors]) -> None:
-            columns = [self.column[component.name] for component in components]
-            mine = [compact(one) for one in factors]
-            squares[:, columns] = self_dots(mine)
-            found.update(zip(columns, mine, strict=True))
-
-        self._pass("query", self.queries, members, consume, squares)
-        self.forms.update(type(one).__name__ for one in found.values())
-        return [found[k] for k in range(len(self.components))], squares.cpu().numpy()
-
-    def _stream(self, members: list[int], held: list[_Held], values: dict[str, np.ndarray]) -> None:
-        """Run a batch of training examples past the held queries, and write down the products of its
-        pairs.
-        """
-        row = np.full(len(self.train), -1)
-        row[members] = np.arange(len(members))
-        meetings = []
-        for batch in held:
-            candidates = self.pairs[batch.members]
-            places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
-            if len(places[0]):
-                there = row[candidates[places]]
-                pairs = Pairs(*(torch.from_numpy(side).to(self.device) for side in (places[0], there)))
-                meetings.append((batch, places, there, pairs, self._blank(len(there))))
-        squares = self._blank(len(members))
-
-        def consume(components: list[Component], factors: list[Factors]) -> None:
-            columns = [self.column[component.name] for component in components]
-            mine = [compact(one) for one in factors]
-            squares[:, columns] = self_dots(mine)
-            for batch, _, _, pairs, dots in meetings:
-                dots[:, columns] = pair_dots([batch.factors[k] for k in columns], mine, pairs)
-
-        self._pass("training", self.train, members, consume, squares)
-        for batch, (rows, columns), there, _, dots in meetings:
-            values["dot"][batch.first + rows, columns] = dots.cpu().numpy()
-            values["train_sq"][batch.first + rows, columns] = squares.cpu().numpy()[there]
-
-    def _blank(self, rows: int) -> Tensor:
-        return torch.full((rows, len(self.components)), torch.nan, device=self.device, dtype=self.dtype)
-
-    def _pass(
-        self, what: str, examples: Examples, members: list[int], consume: Consumer, squares: Tensor
-    ) -> None:
-        """One forward-backward pass; NaN and Inf in the squared norms that `consume` fills in are refused."""
-        chosen = [examples[index] for index in members]
-        batch = collate(chosen, self.pad_id)
-        losses = capture(self.model, self.components, batch, consume, reduction=self.reduction)
-        self.passes[what] += len(members)
-        ids = [example.id for example in chosen]
-        require_finite(squares.cpu().numpy(), ids, self.components.names, losses.cpu().numpy())
-
-    def summary(self) -> str:
-        """One line: how many passes were made, and in which forms gradients were multiplied."""
-        passes = ", ".join(f"{count} {what}" for what, count in self.passes.items())
-        batches = sum(self.forms.values()) / max(len(self.components), 1)
-        explicit = self.forms["VectorFactors"] / max(batches, 1)
-        return (
-            f"forward-backward passes: {passes}; of {len(self.components)} components, {explicit:.4g} held as "
-            "explicit gradients, the others as factors"
-        )

@@ -1,5 +1,4 @@
-"""Which examples run together and in which order, so that each training example is run as few times as
-memory allows.
+"""Which examples run together, so that each training example is run as few times as memory allows.
 
 A block is a run of queries whose captured gradients fit in memory together, and all their candidates: these
 are run once per block, in batches of their own, sorted by length. Queries are ordered so that a block's

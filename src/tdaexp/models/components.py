@@ -94,7 +94,7 @@ class ComponentMap:
         return len(self.components)
 
     def select(self, names: Iterable[str]) -> ComponentMap:
-        """Keep the named components, in the map's order; the others count as skipped. Errors: unknown name."""
+        """Keep the named components, in the map's order; others count as skipped. Errors: unknown name."""
         wanted = list(names)
         for name in wanted:
             if name not in self.names:
@@ -119,7 +119,7 @@ class ComponentMap:
 
 
 def component_map(model: PreTrainedModel) -> ComponentMap:
-    """Find every parameter's component; a model on the meta device will do. Errors: unsupported `model_type`."""
+    """Find every parameter's component, on the meta device too. Errors: unsupported `config.model_type`."""
     table = layout(model.config.model_type)
     embedding = model.get_input_embeddings().weight
     modules = dict(model.named_modules())
