@@ -1,0 +1,209 @@
+"""Captured per-example gradients against plain autograd, for every architecture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gradient_oracle import VARIANTS, component_gradient, make_examples, oracle
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tdaexp.data.examples import Example, Examples, collate
+from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positions
+from tdaexp.models.components import component_map
+from tdaexp.runtime.errors import UserError
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+def captured(model, examples, names=None, pad_id=0, **options):
+    """Explicit gradients [B, size] by component name, and losses."""
+    components = component_map(model) if names is None else component_map(model).select(names)
+    found = {}
+
+    def consume(arrived, factors):
+        for component, one in zip(arrived, factors, strict=True):
+            assert component.name not in found
+            found[component.name] = one.materialise()
+
+    with frozen(model):
+        losses = capture(model, components, collate(list(examples), pad_id), consume, **options)
+    return found, losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padded_batch_equals_autograd_one_by_one(models, variant, dtype):
+    """Every entry of every component's gradient, for examples of different lengths in one batch."""
+    model, examples = models(variant, dtype), make_examples(1, 4)
+    found, _ = captured(model, examples)
+    components = component_map(model)
+    assert list(found) != [] and set(found) == set(components.names)
+    for row, wanted in enumerate(oracle(model, examples)):
+        for component, gradient in zip(components.components, wanted, strict=True):
+            assert found[component.name].shape[1] == component.size
+            error = (found[component.name][row] - gradient).norm() / gradient.norm()
+            assert error < TOLERANCE[dtype], (variant, component.name, float(error))
+
+
+def test_loss_is_the_mean_or_the_sum_over_the_predicted_tokens(models):
+    model, examples = models("llama-untied"), make_examples(2, 3)
+    mean, means = captured(model, examples)
+    total, sums = captured(model, examples, reduction="sum")
+    counts = torch.tensor([int(example.loss_mask.sum()) for example in examples])
+    assert counts.unique().numel() > 1
+    torch.testing.assert_close(sums, means * counts)
+    torch.testing.assert_close(total["embed"], mean["embed"] * counts[:, None])
+    wanted = oracle(model, examples, "sum")
+    torch.testing.assert_close(total["embed"][1], wanted[1][0])
+
+
+def test_any_measurement_may_replace_the_loss(models):
+    """The margin of the first predicted token's logit over logit 0: its gradient against autograd's."""
+    model, examples = models("gpt_neox-tied"), make_examples(3, 2)
+
+    def margin(logits, targets, weights):
+        return logits[:, 0].gather(1, targets[:, :1])[:, 0] - logits[:, 0, 0]
+
+    found, values = captured(model, examples, loss=margin)
+    component = component_map(model).components[0]
+    for row, example in enumerate(examples):
+        first = int(np.flatnonzero(example.loss_mask)[0])
+        with torch.enable_grad():
+            model.requires_grad_(True)
+            logits = model(input_ids=torch.from_numpy(example.tokens)[None], use_cache=False).logits[0, first - 1]
+            value = logits[example.tokens[first]] - logits[0]
+            names, parameters = zip(*model.named_parameters(), strict=True)
+            gradients = dict(zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
+        torch.testing.assert_close(values[row], value.detach())
+        torch.testing.assert_close(found["embed"][row], component_gradient(model, component, gradients))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["layers.1.mlp.down"], ["layers.0.attn.k", "layers.1.mlp.up"], ["embed"], ["lm_head"], ["norms", "layers.1.attn.v"]],
+)
+def test_subset_equals_full(models, names):
+    model, examples = models("bloom-untied"), make_examples(4, 3)
+    everything, _ = captured(model, examples)
+    found, _ = captured(model, examples, names)
+    assert set(found) == set(names)
+    for name in names:
+        torch.testing.assert_close(found[name], everything[name])
+
+
+def test_backward_stops_at_the_lowest_component(models):
+    """Below the lowest needed module no graph is recorded; above it there is one."""
+    model, examples = models("llama-untied"), make_examples(5, 2)
+    recorded = {}
+
+    def note(name):
+        return lambda module, arguments, output: recorded.__setitem__(name, output.requires_grad)
+
+    watched = ["model.embed_tokens", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
+    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in watched]
+    try:
+        captured(model, examples, ["layers.1.attn.q"])
+        assert recorded == dict(zip(watched, [False, False, True], strict=True))
+        captured(model, examples)
+        assert all(recorded.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_nothing_is_left_behind(models):
+    """No stored gradients, no hooks, and training modes and requires_grad as they were."""
+    model = models("gpt2-tied", torch.float32)
+    model.train().requires_grad_(True)
+    model.transformer.ln_f.bias.requires_grad_(False)
+    try:
+        captured(model, make_examples(6, 2))
+        assert model.training and all(module.training for module in model.modules())
+        assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["transformer.ln_f.bias"]
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert not any(module._forward_hooks for module in model.modules())
+    finally:
+        model.eval().requires_grad_(True)
+
+
+def test_hooks_go_away_when_the_consumer_fails(models):
+    model = models("olmo-tied")
+
+    def fail(components, factors):
+        raise KeyError("from the consumer")
+
+    with frozen(model), pytest.raises(KeyError, match="from the consumer"):
+        capture(model, component_map(model), collate(list(make_examples(7, 2))), fail)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_components_with_one_input_arrive_together(models):
+    model = models("llama-untied")
+    groups = []
+    with frozen(model):
+        batch = collate(list(make_examples(8, 2)))
+        capture(model, component_map(model), batch, lambda found, factors: groups.append((found, factors)))
+    names = [[component.name for component in found] for found, _ in groups]
+    assert ["layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v"] in names
+    assert ["layers.1.mlp.gate", "layers.1.mlp.up"] in names and ["layers.1.mlp.down"] in names
+    for _, factors in groups:
+        assert len(factors) == 1 or all(one.inputs is factors[0].inputs for one in factors)
+
+
+def test_outside_frozen_is_refused(models):
+    model = models("olmo-tied").requires_grad_(True)
+    with pytest.raises(RuntimeError, match="frozen"):
+        capture(model, component_map(model), collate(list(make_examples(9, 2))), lambda *_: None)
+
+
+def test_half_precision_keeps_its_dtype_and_accumulates_in_float32(models):
+    model, examples = models("llama-untied", torch.bfloat16), make_examples(10, 3)
+    found, losses = captured(model, examples)
+    exact, exact_losses = captured(models("llama-untied", torch.float32), examples)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, exact_losses, rtol=0.05, atol=0.05)
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(value, exact[name]).min() > 0.97, name
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 23), st.sampled_from(["olmo-tied", "bloom-tied", "gpt2-tied"]))
+def test_gradient_does_not_depend_on_company_order_or_padding(models, order, size, pad_id, variant):
+    """Example 2's gradient alone equals its gradient in any batch, at any place, with any padding token."""
+    model, examples = models(variant), make_examples(11, 6)
+    chosen = [index for index in order if index == 2 or index in order[:size]]
+    found, _ = captured(model, [examples[index] for index in chosen], pad_id=pad_id)
+    alone, _ = captured(model, [examples[2]])
+    for name, value in alone.items():
+        torch.testing.assert_close(found[name][chosen.index(2)], value[0], rtol=1e-9, atol=1e-12)
+
+
+def test_loss_positions():
+    """Positions are those before the predicted tokens; padding has weight 0."""
+    masks = [[False, True, False, True], [False, False, False, True], [True, False, True, True]]
+    examples = [Example(str(k), np.arange(4) + 4 * k, np.array(mask), "") for k, mask in enumerate(masks)]
+    positions, targets, weights = loss_positions(collate(examples))
+    assert positions.tolist() == [[0, 2], [2, 0], [1, 2]]  # position 0 is never predicted
+    assert targets[0].tolist() == [1, 3] and targets[1, 0] == 7 and targets[2].tolist() == [10, 11]
+    assert weights.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
+
+
+def test_an_example_without_loss_and_an_unknown_reduction_are_refused():
+    silent = Example("s", np.arange(3), np.zeros(3, dtype=bool), "")
+    with pytest.raises(UserError, match="no token with a loss"):
+        loss_positions(collate([silent]))
+    with pytest.raises(UserError, match="did you mean 'mean'"):
+        loss_positions(collate(list(make_examples(0, 1))), "meen")
+
+
+def test_cross_entropy_is_formed_in_float32():
+    logits = torch.randn(2, 3, 7, dtype=torch.bfloat16)
+    targets, weights = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1.0, 1.0, 0.0], [0.5, 0.0, 0.0]])
+    values = cross_entropy(logits, targets, weights)
+    terms = -torch.log_softmax(logits.float(), dim=2)[..., 0]
+    torch.testing.assert_close(values, (terms * weights).sum(1))
+
+
