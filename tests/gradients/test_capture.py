@@ -9,7 +9,7 @@ from gradient_oracle import VARIANTS, component_gradient, make_examples, oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdaexp.data.examples import Example, Examples, collate
+from tdaexp.data.examples import Example, collate
 from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positions
 from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
@@ -48,15 +48,15 @@ def test_padded_batch_equals_autograd_one_by_one(models, variant, dtype):
 
 
 def test_loss_is_the_mean_or_the_sum_over_the_predicted_tokens(models):
-    model, examples = models("llama-untied"), make_examples(2, 3)
+    model, examples = models("bloom-untied"), make_examples(2, 3)
     mean, means = captured(model, examples)
     total, sums = captured(model, examples, reduction="sum")
     counts = torch.tensor([int(example.loss_mask.sum()) for example in examples])
     assert counts.unique().numel() > 1
     torch.testing.assert_close(sums, means * counts)
-    torch.testing.assert_close(total["embed"], mean["embed"] * counts[:, None])
-    wanted = oracle(model, examples, "sum")
-    torch.testing.assert_close(total["embed"][1], wanted[1][0])
+    for row, wanted in enumerate(oracle(model, examples, "sum")):
+        assert (total["embed"][row] - wanted[0]).norm() < 1e-6 * wanted[0].norm()
+        assert (mean["embed"][row] * counts[row] - wanted[0]).norm() < 1e-6 * wanted[0].norm()
 
 
 def test_any_measurement_may_replace_the_loss(models):
@@ -72,17 +72,27 @@ def test_any_measurement_may_replace_the_loss(models):
         first = int(np.flatnonzero(example.loss_mask)[0])
         with torch.enable_grad():
             model.requires_grad_(True)
-            logits = model(input_ids=torch.from_numpy(example.tokens)[None], use_cache=False).logits[0, first - 1]
+            logits = model(input_ids=torch.from_numpy(example.tokens)[None], use_cache=False).logits[
+                0, first - 1
+            ]
             value = logits[example.tokens[first]] - logits[0]
             names, parameters = zip(*model.named_parameters(), strict=True)
-            gradients = dict(zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
+            gradients = dict(
+                zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True)
+            )
         torch.testing.assert_close(values[row], value.detach())
         torch.testing.assert_close(found["embed"][row], component_gradient(model, component, gradients))
 
 
 @pytest.mark.parametrize(
     "names",
-    [["layers.1.mlp.down"], ["layers.0.attn.k", "layers.1.mlp.up"], ["embed"], ["lm_head"], ["norms", "layers.1.attn.v"]],
+    [
+        ["layers.1.mlp.down"],
+        ["layers.0.attn.k", "layers.1.mlp.up"],
+        ["embed"],
+        ["lm_head"],
+        ["norms", "layers.1.attn.v"],
+    ],
 )
 def test_subset_equals_full(models, names):
     model, examples = models("bloom-untied"), make_examples(4, 3)
@@ -101,11 +111,11 @@ def test_backward_stops_at_the_lowest_component(models):
     def note(name):
         return lambda module, arguments, output: recorded.__setitem__(name, output.requires_grad)
 
-    watched = ["model.embed_tokens", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
+    watched = [f"model.layers.{number}.mlp.act_fn" for number in (0, 1)]
     handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in watched]
     try:
         captured(model, examples, ["layers.1.attn.q"])
-        assert recorded == dict(zip(watched, [False, False, True], strict=True))
+        assert recorded == dict(zip(watched, [False, True], strict=True))
         captured(model, examples)
         assert all(recorded.values())
     finally:
@@ -170,7 +180,12 @@ def test_half_precision_keeps_its_dtype_and_accumulates_in_float32(models):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 23), st.sampled_from(["olmo-tied", "bloom-tied", "gpt2-tied"]))
+@given(
+    st.permutations(range(6)),
+    st.integers(1, 6),
+    st.integers(0, 23),
+    st.sampled_from(["olmo-tied", "bloom-tied", "gpt2-tied"]),
+)
 def test_gradient_does_not_depend_on_company_order_or_padding(models, order, size, pad_id, variant):
     """Example 2's gradient alone equals its gradient in any batch, at any place, with any padding token."""
     model, examples = models(variant), make_examples(11, 6)
@@ -205,5 +220,3 @@ def test_cross_entropy_is_formed_in_float32():
     values = cross_entropy(logits, targets, weights)
     terms = -torch.log_softmax(logits.float(), dim=2)[..., 0]
     torch.testing.assert_close(values, (terms * weights).sum(1))
-
-

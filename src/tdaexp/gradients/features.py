@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import capture
+from tdaexp.gradients.capture import capture, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.sketch import Sketch
@@ -75,11 +75,11 @@ def component_features(
     kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
     blocks = BlockStore(store, {"features": ((len(examples), sum(dims)), kind)}, slices)
     missing = blocks.missing()
-    for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
-        chosen = Examples([examples[index] for index in batches[block]])
-        blocks.write(
-            block, {"features": _sketch_batch(model, components, chosen, sketches, reduction, pad_id)}
-        )
+    with frozen(model):
+        for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
+            chosen = Examples([examples[index] for index in batches[block]])
+            values = _sketch_batch(model, components, chosen, sketches, reduction, pad_id)
+            blocks.write(block, {"features": values})
     features = blocks.read()["features"][np.argsort(order)]
     return dict(zip(components.names, np.split(features, np.cumsum(dims)[:-1], axis=1), strict=True))
 

@@ -24,15 +24,16 @@ def held_bytes(components: ComponentMap, examples: Examples, dtype: torch.dtype)
 
 def _component_bytes(component: Component, example: Example, dtype: torch.dtype) -> int:
     narrow, wide = dtype.itemsize, accumulation_dtype(dtype).itemsize
+    predicted = np.flatnonzero(example.loss_mask[1:]) + 1
     total = 0
     for part in component.parts:
         outputs, inputs = part.shape
-        at_loss = component.tied or component.name == "lm_head"
-        positions = int(example.loss_mask[1:].sum()) if at_loss else example.length
+        at_loss = part.kind == "linear" and (component.tied or component.name == "lm_head")
+        positions = len(predicted) if at_loss else int(predicted[-1])
         if part.kind == "norm":
             total += part.size * wide
         elif part.kind == "embedding":
-            total += example.length * (outputs * narrow + 8)
+            total += positions * (outputs * narrow + 8)
         elif not component.tied and explicit_is_cheaper(positions, outputs, inputs):
             total += part.size * wide
         else:

@@ -63,6 +63,10 @@ def component_products(
     wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
     order = [query for block in plan for batch in block.queries for query in batch]
+    if sorted(order) != list(range(len(queries))):
+        raise UserError(
+            f"{store}: its plan is of another run; delete this folder and the .plan.json beside it"
+        )
     blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
     missing = blocks.missing()
     work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)

@@ -10,6 +10,10 @@ from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError
 
 
+DEFAULT_BUDGET = 0.05
+"""Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
+
+
 class Method(ABC):
     """Base of every method. A subclass is a `@dataclass`: its fields are the keys of its YAML in `conf/method/`.
 

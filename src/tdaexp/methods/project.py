@@ -15,7 +15,7 @@ from tdaexp.data.examples import Examples
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.projection import KINDS, RULES, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
-from tdaexp.methods.base import Method
+from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.study import Study
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.errors import unknown
@@ -24,7 +24,7 @@ from tdaexp.runtime.errors import unknown
 @dataclass
 class Project(Method):
     """Keys: `projection` (`factorised` never forms a gradient, `srht` and `sjlt` are fast on formed ones, `trak` is the
-    paper's), `budget` (dimensions as a fraction of the parameters, null = 0.01), `rule` for sharing dimensions out
+    paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05), `rule` for sharing dimensions out
     (`proportional`, or `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`, `normal`),
     `components` and `reduction` as for `full`, `seed`.
     """
@@ -46,11 +46,12 @@ class Project(Method):
     @property
     def label(self) -> str:
         """Name, kind and budget."""
-        return f"project ({self.projection}, {100 * self._budget:g} %)"
+        return f"project ({self.projection}, {100 * self.limit:g} %)"
 
     @property
-    def _budget(self) -> float:
-        return 0.01 if self.budget is None else self.budget
+    def limit(self) -> float:
+        """The budget, or its default."""
+        return DEFAULT_BUDGET if self.budget is None else self.budget
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
@@ -72,7 +73,7 @@ class Project(Method):
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
         sizes = {component.name: component.size for component in components.components}
-        dims = dimensions(sizes, self._budget, self.rule)
+        dims = dimensions(sizes, self.limit, self.rule)
         return {
             c.name: make_sketch(self.projection, c.name, c.matrix, dims[c.name], self.seed, self.distribution)
             for c in components.components

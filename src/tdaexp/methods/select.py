@@ -14,19 +14,17 @@ import numpy as np
 import xarray as xr
 
 from tdaexp.methods import greedy
-from tdaexp.methods.base import Method
+from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
 from tdaexp.methods.subsets import Products
 from tdaexp.runtime.errors import UserError, unknown
 
-WHOLE = 1.0
-
 
 @dataclass
 class Select(Method):
     """Keys: `on` (the method whose components are chosen), `objective`, `budget` (fraction of the parameters that the
-    chosen components may have, null = 1), `selection` (a file of component names, one a line, instead of a search).
+    chosen components may have, null = 0.05), `selection` (a file of component names, one a line, instead of a search).
 
     Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy of
     each alone. Each query set gets its own selection.
@@ -43,11 +41,16 @@ class Select(Method):
             raise unknown("objective", self.objective, greedy.SEARCHES, "method.objective")
 
     @property
+    def limit(self) -> float:
+        """The budget, or its default."""
+        return DEFAULT_BUDGET if self.budget is None else self.budget
+
+    @property
     def label(self) -> str:
         """Name, what is selected on, objective and budget."""
         on = "" if self.on.name == "full" else f" on {self.on.label}"
         how = f"{Path(self.selection).stem}" if self.selection else self.objective
-        return f"select{on} ({how}, {100 * (self.budget or WHOLE):g} %)"
+        return f"select{on} ({how}, {100 * self.limit:g} %)"
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
@@ -72,17 +75,17 @@ class Select(Method):
                 order=(dims, np.stack([rank for _, rank in found])),
             )
             .assign_coords(query_set_name=np.array(names, dtype=object))
-            .assign_attrs(objective="file" if self.selection else self.objective, budget=self.budget or WHOLE)
+            .assign_attrs(objective="file" if self.selection else self.objective, budget=self.limit)
         )
 
     def _search(self, products: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Weights [K] and ranks [K] for one query set."""
-        sizes, budget = products["size"].values, WHOLE if self.budget is None else self.budget
+        sizes = products["size"].values
         if self.selection is not None:
             chosen = order = self._named(list(products["component"].values))
         else:
             arrays = (products[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
-            found = greedy.select(Products.of(*arrays), sizes, budget, self.objective)
+            found = greedy.select(Products.of(*arrays), sizes, self.limit, self.objective)
             chosen, order = found.chosen, found.order
         weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
         weight[chosen], rank[order] = 1.0, np.arange(len(order))

@@ -24,9 +24,9 @@ class FitSettings:
     checkpoints as models that can be loaded; `clip` the gradient's norm, 0 = never.
     """
 
-    steps: int = 800
+    steps: int = 400
     batch_size: int = 32
-    lr: float = 4e-3
+    lr: float = 3e-3
     warmup: int = 50
     weight_decay: float = 0.01
     checkpoint_every: int = 100

@@ -1,0 +1,234 @@
+"""What every method must do, checked for each YAML in conf/method/ on one tiny study."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from tiny_study import TRAIN
+
+from tdaexp import influence
+from tdaexp.data.candidates import Candidates
+from tdaexp.data.examples import Examples
+from tdaexp.data.records import Record
+from tdaexp.influence import BlockStore
+from tdaexp.methods.study import Study
+
+METHODS = sorted(file.stem for file in Path(__file__).parents[2].glob("conf/method/*.yaml"))
+BLIND = {"random"}  # does not look at the examples, so resemblance means nothing to it
+TOLERANCE = 1e-4  # float32, relative to the largest value of the same kind and component
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def shortened(study: Study) -> Study:
+    """The study with one candidate less for its first query: a pair that does not exist."""
+    indices, bm25 = study.candidates.indices.copy(), study.candidates.bm25.copy()
+    column = int(np.flatnonzero(~study.truth[0])[-1])
+    indices[0, column], bm25[0, column] = -1, np.nan
+    return dataclasses.replace(study, candidates=Candidates(indices, bm25))
+
+
+def by_ids(dataset: xr.Dataset) -> dict[tuple[str, str, str], float]:
+    """The answer by (query set, query, training example)."""
+    sets, queries = dataset["query_set"].values, dataset["query"].values
+    values, train = influence.scores(dataset).values, dataset["train"].values
+    return {
+        (sets[row], queries[row], train[row, column]): values[row, column]
+        for row, column in np.argwhere(train != "")
+    }
+
+
+def assert_close(found: dict, wanted: dict) -> None:
+    """Equal up to float32 rounding, relative to the largest score."""
+    assert found.keys() == wanted.keys()
+    scale = max(abs(value) for value in wanted.values())
+    assert max(abs(found[pair] - value) for pair, value in wanted.items()) <= TOLERANCE * scale
+
+
+def assert_same_bits(one: xr.Dataset, two: xr.Dataset) -> None:
+    assert one.identical(two)
+    for name in one.data_vars:
+        assert one[name].values.tobytes() == two[name].values.tobytes(), name
+
+
+@every_method
+def test_dimensions_types_and_labels(name, configured, study, tmp_path):
+    study, method = shortened(study), configured(name)
+    dataset = method.attribute(study)
+    queries, candidates = study.pairs.shape
+    dims = dataset["influence"].dims
+    assert dims in {("query", "candidate"), ("query", "candidate", "component")}
+    assert dataset["influence"].dtype.kind == "f"
+    assert dataset["influence"].shape[:2] == dataset["truth"].shape == (queries, candidates)
+    assert dataset["truth"].dtype == bool
+    np.testing.assert_array_equal(dataset["truth"].values, study.truth)
+    assert list(dataset["query"].values) == study.queries.ids
+    assert list(dataset["query_set"].values) == study.query_set
+    ids = np.array([*study.train.ids, ""], dtype=object)
+    assert (dataset["train"].values == ids[study.pairs]).all()
+    assert (dataset["train"].values == "").sum() == 1
+    assert method.name and method.label
+    if "component" in dims:
+        known = study.components(list(dataset["component"].values))
+        assert known.names == list(dataset["component"].values)
+        assert list(dataset["size"].values) == [component.size for component in known.components]
+    if dataset.attrs["normalise"] == "cosine":
+        assert dataset["query_sq"].dims == ("query", "component")
+        assert dataset["train_sq"].dims == ("query", "candidate", "component")
+        assert (dataset["query_sq"].values >= 0).all() and (dataset["train_sq"].fillna(0).values >= 0).all()
+    else:
+        assert dataset.attrs["normalise"] == "none"
+        assert not {"query_sq", "train_sq"} & set(dataset.data_vars)
+    influence.save(dataset, tmp_path / "influence.zarr")
+    assert influence.load(tmp_path / "influence.zarr").identical(dataset)
+
+
+@every_method
+def test_every_pair_and_only_pairs_have_a_finite_score(name, configured, study):
+    study = shortened(study)
+    dataset = configured(name).attribute(study)
+    exists = study.pairs >= 0
+    scores = influence.scores(dataset)
+    assert scores.dims == ("query", "candidate")
+    assert (np.isfinite(scores.values) == exists).all() and np.isnan(scores.values[~exists]).all()
+    if "component" in dataset["influence"].dims:
+        assert (np.isfinite(dataset["influence"].sum("component", skipna=False).values) == exists).all()
+    if dataset.attrs["normalise"] == "cosine":
+        assert np.abs(scores.values[exists]).max() <= 1 + TOLERANCE
+
+
+@every_method
+def test_the_model_is_left_as_it_was(name, configured, study):
+    model = study.loaded.model
+    model(
+        torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True
+    )  # transformers attaches hooks of its own
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    hooks = [list(module._forward_hooks) for module in model.modules()]
+    configured(name).attribute(study)
+    for key, value in model.state_dict().items():
+        assert value.numpy().tobytes() == before[key].numpy().tobytes(), key
+    assert hooks == [list(module._forward_hooks) for module in model.modules()]
+    assert not model.training
+    assert all(one.grad is None and not one.requires_grad for one in model.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("tokens_per_batch", [1, 100_000], ids=["one by one", "all at once"])
+def test_the_batch_size_does_not_matter(name, tokens_per_batch, configured, make_study, tmp_path):
+    wanted = configured(name).attribute(make_study(tmp_path / "usual", cache_gb=1.0))
+    other = make_study(tmp_path / "other", tokens_per_batch=tokens_per_batch, cache_gb=1.0)
+    assert_close(by_ids(configured(name).attribute(other)), by_ids(wanted))
+
+
+@every_method
+def test_padding_does_not_matter(name, configured, make_study, tmp_path):
+    """Beside an example of many tokens all the others are padded; it has a query set of its own."""
+    usual = make_study(tmp_path / "usual", tokens_per_batch=100_000, cache_gb=1.0)
+    words = "and then another word of many, " * 3
+    extra_train = Record("long", "Where was nobody?", f"Nowhere, {words} and no more.")
+    extra_query = Record("q-long", "Where was nobody, then?", f"Not here, {words} or there.", ("long",))
+    padded = with_extra(usual, make_study, tmp_path / "padded", extra_train, extra_query)
+    assert padded.train.lengths.max() > 1.5 * usual.train.lengths.max()
+    assert padded.queries.lengths.max() > 2 * usual.queries.lengths.max()
+    wanted, found = (by_ids(configured(name).attribute(one)) for one in (usual, padded))
+    assert_close({pair: value for pair, value in found.items() if pair[0] != "long"}, wanted)
+
+
+def with_extra(usual, make_study, cache, train, query):
+    """The usual study and one more query, in a set of its own, with the new example as a candidate."""
+    alone = make_study(cache, train=[train], queries={"long": [query]}, candidates=1)
+    indices = np.concatenate([usual.pairs, [[len(usual.train), 0, 1, 2]]])
+    lexical = np.concatenate([usual.candidates.bm25, [[4.0, 3.0, 2.0, 1.0]]])
+    return dataclasses.replace(
+        usual,
+        train=Examples([*usual.train, *alone.train]),
+        queries=Examples([*usual.queries, *alone.queries]),
+        query_set=[*usual.query_set, "long"],
+        candidates=Candidates(indices, lexical),
+        truth=np.concatenate([usual.truth, [[True, False, False, False]]]),
+        cache=cache,
+    )
+
+
+@every_method
+def test_scores_move_along_with_the_examples(name, configured, make_study, tmp_path):
+    usual = shortened(make_study(tmp_path / "usual"))
+    rng = np.random.default_rng(1)
+    rows, moved, columns = (
+        rng.permutation(n) for n in (len(usual.queries), len(usual.train), usual.pairs.shape[1])
+    )
+    place = np.append(np.argsort(moved), -1)  # where each training example is now; -1 stays -1
+    permuted = dataclasses.replace(
+        usual,
+        train=Examples([usual.train[index] for index in moved]),
+        queries=Examples([usual.queries[index] for index in rows]),
+        query_set=[usual.query_set[index] for index in rows],
+        candidates=Candidates(place[usual.pairs[rows][:, columns]], usual.candidates.bm25[rows][:, columns]),
+        truth=usual.truth[rows][:, columns],
+        cache=tmp_path / "permuted",
+    )
+    wanted, found = (by_ids(configured(name).attribute(one)) for one in (usual, permuted))
+    assert len(wanted) == usual.pairs.size - 1
+    assert_close(found, wanted)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits(name, configured, make_study, tmp_path):
+    one, two = (configured(name).attribute(make_study(tmp_path / part)) for part in ("one", "two"))
+    assert_same_bits(one, two)
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: nothing catches it."""
+
+
+class Writes:
+    """Counts the blocks that are stored, and stops the program in the middle of one of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count, self.last, self.real = 0, None, BlockStore.write
+        patch.setattr(BlockStore, "write", lambda store, block, values: self(store, block, values))
+
+    def __call__(self, store: BlockStore, block: int, values: dict[str, np.ndarray]) -> None:
+        if self.count == self.last:
+            first = next(iter(values))
+            store.group[first][store.blocks[block]] = values[first]  # the block's flag is not set yet
+            raise Killed
+        self.real(store, block, values)
+        self.count += 1
+
+
+@every_method
+def test_a_killed_run_goes_on_and_gives_the_same_bits(name, configured, make_study, monkeypatch, tmp_path):
+    writes = Writes(monkeypatch)
+    straight = configured(name).attribute(make_study(tmp_path / "straight", tokens_per_batch=150))
+    total = writes.count
+    if not total:  # nothing to go on from: the method must not leave anything half done either
+        assert not (tmp_path / "straight").exists()
+        return
+    assert total >= 3
+    for last in (1, total - 1):
+        cache = tmp_path / f"killed-{last}"
+        writes.count, writes.last = 0, last
+        with pytest.raises(Killed):
+            configured(name).attribute(make_study(cache, tokens_per_batch=150))
+        writes.count, writes.last = 0, None
+        resumed = configured(name).attribute(make_study(cache, tokens_per_batch=150))
+        assert writes.count == total - last  # what was stored before is not computed again
+        assert_same_bits(resumed, straight)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in BLIND])
+def test_positive_is_helpful(name, configured, make_study, tmp_path):
+    """A query that is one training example, word for word, has no better explanation than that example."""
+    copies = [dataclasses.replace(record, id=f"copy of {record.id}", truth=(record.id,)) for record in TRAIN]
+    study = make_study(tmp_path, queries={"copies": copies}, candidates=len(copies))
+    scores = influence.scores(configured(name).attribute(study)).values
+    own = scores[study.truth]
+    assert (own > 0).all()
+    assert (own[:, None] >= scores).all()

@@ -1,0 +1,82 @@
+"""Twelve records, two query sets, and a tiny random model of OLMo's layout: what tests of methods run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from tdaexp.data.examples import Examples
+from tdaexp.data.records import Record
+from tdaexp.data.tokenise import tokenise
+from tdaexp.models.loaded import LoadedModel
+
+CITIES = ["Lisbon", "Krakow", "Oslo", "Quito", "Perth", "Graz"]
+CITIES += ["Turin", "Bergen", "Ghent", "Porto", "Leeds", "Nice"]
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.2,  # far from symmetric: no gradient is near zero
+}
+TRAIN = [
+    Record(
+        f"t{n}",
+        f"Where {'in the world ' * (n % 3)}was person {n} born?",
+        f"In {city}, {'a quiet old town, ' * (n % 2)}of course.",
+    )
+    for n, city in enumerate(CITIES)
+]
+PARAMETER = {"embed": "model.embed_tokens.weight"} | {
+    f"layers.{layer}.{ours}": f"model.layers.{layer}.{theirs}_proj.weight"
+    for layer in range(2)
+    for ours, theirs in [
+        *((f"attn.{part}", f"self_attn.{part}") for part in "qkvo"),
+        *((f"mlp.{part}", f"mlp.{part}") for part in ("gate", "up", "down")),
+    ]
+}  # of the model with tied weights; OLMo's norms have no parameters
+PARAPHRASED = [
+    Record(f"p{n}", f"What is the birthplace of person {n}?", f"It was {CITIES[n]}.", (f"t{n}",))
+    for n in (3, 0, 7, 5, 10, 8)
+]
+GENERATED = [
+    Record(f"g{n}", f"What is the birthplace of person {n}?", f"{CITIES[n - 1]} or so, I think.", (f"t{n}",))
+    for n in (2, 11, 6, 1, 9, 4)
+]
+
+
+def tokens(records: Sequence[Record], loaded: LoadedModel) -> Examples:
+    """The records as the stages tokenise them."""
+    return tokenise(records, loaded.tokenizer, template="plain", max_length=loaded.max_length)
+
+
+def with_type(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
+    """The same weights in another floating-point type."""
+    model = type(loaded.model)(loaded.model.config).to(dtype).eval().requires_grad_(False)
+    model.load_state_dict({name: value.to(dtype) for name, value in loaded.model.state_dict().items()})
+    return replace(loaded, model=model)
+
+
+def explicit_gradients(
+    loaded: LoadedModel, examples: Examples, reduction: str = "mean"
+) -> list[dict[str, torch.Tensor]]:
+    """Per example and component the gradient as one vector: plain autograd, batches of one, no padding."""
+    model = with_type(loaded, torch.float64).model.requires_grad_(True)
+    names = {name: parameter for name, parameter in model.named_parameters()}
+    assert set(names) == set(PARAMETER.values())
+    rows = []
+    for example in examples:
+        ids = torch.from_numpy(example.tokens)
+        logs = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
+        terms = [-logs[t - 1, ids[t]] for t in range(1, len(ids)) if example.loss_mask[t]]
+        loss = sum(terms) / (len(terms) if reduction == "mean" else 1)
+        values = dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
+        rows.append({name: values[parameter].flatten() for name, parameter in PARAMETER.items()})
+    return rows
+
+
+def join(gradient: dict[str, torch.Tensor], components: Sequence[str]) -> torch.Tensor:
+    """One vector of several components' gradients."""
+    return torch.cat([gradient[name] for name in components])
