@@ -85,17 +85,13 @@ def ratios(sizes: tuple[int, int, int, int]) -> dict[str, float]:
     whole = component_map(model)
     number = [int(name.split(".")[1]) if name.startswith("layers.") else -1 for name in whole.names]
     upper = whole.select([name for name, k in zip(whole.names, number, strict=True) if k >= sizes[2] // 2])
-    sketches = {
-        one.name: make_sketch("factorised", one.name, one.matrix, SIDE * SIDE, 0) for one in whole.components
-    }
+    sketches = {one.name: make_sketch("factorised", one.name, one.matrix, SIDE * SIDE, 0) for one in whole.components}
     return seconds(
         {
             "bare forward and backward": lambda: bare(model, batches),
             "capture and project": lambda: captured(model, batches, whole, sketches),
             "capture alone": lambda: captured(model, batches, whole, {}),
-            "capture and project, upper half of the layers": lambda: captured(
-                model, batches, upper, sketches
-            ),
+            "capture and project, upper half of the layers": lambda: captured(model, batches, upper, sketches),
         }
     )
 

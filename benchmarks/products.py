@@ -45,9 +45,7 @@ def build():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     topics = rng.permutation(TRAIN).reshape(TOPICS, -1)
-    pairs = [
-        rng.choice(topics[k], CANDIDATES, replace=False) for k in rng.permutation(np.arange(QUERIES) % TOPICS)
-    ]
+    pairs = [rng.choice(topics[k], CANDIDATES, replace=False) for k in rng.permutation(np.arange(QUERIES) % TOPICS)]
     return (
         OlmoForCausalLM(config).eval(),
         _examples(rng, TRAIN, "t"),
@@ -79,9 +77,7 @@ def materialised(model, train, queries, pairs, size: int) -> np.ndarray:
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters, tokens, weights):
-        logits = torch.func.functional_call(model, parameters, (tokens[None],), {"use_cache": False}).logits[
-            0
-        ]
+        logits = torch.func.functional_call(model, parameters, (tokens[None],), {"use_cache": False}).logits[0]
         return (torch.nn.functional.cross_entropy(logits[:-1], tokens[1:], reduction="none") * weights).sum()
 
     gradient = torch.func.grad(loss)

@@ -84,9 +84,7 @@ def measure(kind, seeds, a, delta, gradient, exact):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trak-seeds", type=int, default=1, help="runs of traker, minutes each")
     parser.add_argument("--seeds", type=int, default=30, help="runs of each of the others")
     arguments = parser.parse_args()
@@ -95,9 +93,7 @@ def main():
     gradient = torch.einsum("bto,bti->boi", delta, a).flatten(1)
     exact = gradient.double() @ gradient.double().T
 
-    table = Table(
-        "projection", "dimensions", "CPU seconds", "times faster", "error of the Gram matrix", "goal"
-    )
+    table = Table("projection", "dimensions", "CPU seconds", "times faster", "error of the Gram matrix", "goal")
     baseline = None
     for kind in ("traker", "srht", "sjlt", "factorised"):
         seeds = arguments.trak_seeds if kind == "traker" else arguments.seeds

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.influence import BlockStore
+from tdaexp.runtime.blockstore import BlockStore, stored_seconds
 from tdaexp.runtime.errors import UserError
 
 
@@ -57,9 +57,7 @@ def test_a_subset_has_the_cosine_of_the_concatenated_gradients(gradients, datase
 def test_each_query_set_is_scored_with_its_own_subset(dataset):
     weights = np.array([[1.0, 0, 0], [0, 1, 1]])
     names = np.array(["paraphrased", "generated"], dtype=object)
-    dataset["weight"] = xr.DataArray(
-        weights, dims=("query_set_name", "component"), coords={"query_set_name": names}
-    )
+    dataset["weight"] = xr.DataArray(weights, dims=("query_set_name", "component"), coords={"query_set_name": names})
     for row, weight in enumerate(weights):
         alone = influence.cosine(dataset, xr.DataArray(weight, dims="component"))
         np.testing.assert_array_equal(influence.scores(dataset).values[row], alone.values[row])
@@ -67,9 +65,7 @@ def test_each_query_set_is_scored_with_its_own_subset(dataset):
 
 def test_without_norms_the_answer_is_the_sum_over_components(dataset):
     plain = dataset.drop_vars(["query_sq", "train_sq"]).assign_attrs(normalise="none")
-    np.testing.assert_allclose(
-        influence.scores(plain), dataset["influence"].values.sum(-1), rtol=1e-12, equal_nan=True
-    )
+    np.testing.assert_allclose(influence.scores(plain), dataset["influence"].values.sum(-1), rtol=1e-12, equal_nan=True)
 
 
 def test_dense_puts_nan_where_a_pair_was_not_computed(dataset):
@@ -122,8 +118,8 @@ def test_a_block_store_goes_on_where_it_stopped(tmp_path):
         again.write(block, {name: value[BLOCKS[block]] for name, value in values.items()})
     for name, value in again.read().items():
         np.testing.assert_array_equal(value, values[name])
-    assert influence.stored_seconds(tmp_path / "store") > 0
-    assert influence.stored_seconds(tmp_path / "nothing") == 0
+    assert stored_seconds(tmp_path / "store") > 0
+    assert stored_seconds(tmp_path / "nothing") == 0
 
 
 def test_a_block_store_refuses_another_shape_and_damage(tmp_path):

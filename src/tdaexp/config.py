@@ -110,7 +110,7 @@ class AttributeConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Keys of `evaluate.py`; model, dataset and candidates hold instances of the classes of their YAML.
+    """Keys of `evaluate.py`; model and dataset hold instances of the classes of their YAML.
 
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
     the configured model and dataset under outputs/ and multirun/), `scores` another program's file.
@@ -118,7 +118,6 @@ class EvaluateConfig:
 
     model: Any = field(metadata={"group": True})
     dataset: Any = field(metadata={"group": True})
-    candidates: Any = field(metadata={"group": True})
     metric: MetricSettings
     trainer: Trainer
     logger: Logger

@@ -23,13 +23,11 @@ Coordinates: query, query_set (per query), train, component, size (parameters pe
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
@@ -115,9 +113,7 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
         for name, value in zip(names[row], values[row], strict=True):
             if name:
                 full[row, column[name]] = value
-    return xr.DataArray(
-        full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids}
-    )
+    return xr.DataArray(full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids})
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
@@ -138,9 +134,7 @@ def load(path: Path) -> xr.Dataset:
         checksum = dataset.attrs["checksum"]
         dataset.attrs = json.loads(dataset.attrs["tdaexp"])
     except Exception as error:
-        raise UserError(
-            f"{path}: not a readable influence store ({error}); delete it and run again"
-        ) from error
+        raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
     if dataset.attrs.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -165,68 +159,4 @@ def _checksum(dataset: xr.Dataset) -> str:
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
     """Zarr hands back numpy's StringDType, which few libraries know: use object arrays of str, as `build` does."""
     strings = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
-    return dataset.assign_coords(
-        {name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings}
-    )
-
-
-class BlockStore:
-    """Arrays on disk that are computed block by block along their first axis, and that survive a kill.
-
-    A block counts only once all its arrays are written and its flag is set, so a run that was killed goes on at the
-    block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
-    """
-
-    def __init__(
-        self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]
-    ) -> None:
-        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
-        self.path, self.blocks = path, blocks
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                self._create(temporary, arrays, blocks)
-        try:
-            self.group = zarr.open_group(path, mode="r+")
-            stored = {name: self.group[name].shape for name in arrays}
-            self.done = self.group["done"]
-        except Exception as error:
-            raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
-        self._clock = time.monotonic()
-        if any(stored[name] != shape for name, (shape, _) in arrays.items()) or self.done.shape != (
-            len(blocks),
-        ):
-            raise UserError(f"{path}: cache of another run; delete this folder and run again")
-
-    @staticmethod
-    def _create(path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
-        group = zarr.open_group(path, mode="w")
-        rows = max(1, min(block.stop - block.start for block in blocks))
-        for name, (shape, dtype) in arrays.items():
-            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
-        group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
-        group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
-
-    def missing(self) -> list[int]:
-        """Numbers of the blocks that are still to be computed, in order."""
-        return [int(k) for k in np.flatnonzero(~self.done[:])]
-
-    def write(self, block: int, values: dict[str, np.ndarray]) -> None:
-        """Store one block of every array, then mark it done."""
-        for name, value in values.items():
-            self.group[name][self.blocks[block]] = value
-        now = time.monotonic()
-        self.group["seconds"][block], self._clock = now - self._clock, now
-        self.done[block] = True
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Return all arrays; an incomplete store is a programming error."""
-        if self.missing():
-            raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
-        return {name: array[:] for name, array in self.group.arrays() if name not in ("done", "seconds")}
-
-
-def stored_seconds(path: Path) -> float:
-    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none."""
-    if not path.exists():
-        return 0.0
-    return float(zarr.open_group(path, mode="r")["seconds"][:].sum())
+    return dataset.assign_coords({name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings})

@@ -45,10 +45,12 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
-    note = json.loads((Path(loaded.model.name_or_path) / "training.json").read_text(encoding="utf-8"))
+    note = json.loads((Path(str(loaded.model.name_or_path)) / "training.json").read_text(encoding="utf-8"))
     for step, loss in enumerate(note["loss"], start=1):
         logger.log_metrics({"train/loss": loss}, step=step)
-    metrics = {"train/steps": len(note["loss"])} | {"train/loss": loss for loss in note["loss"][-1:]}
+    metrics = {"train/steps": float(len(note["loss"]))}
+    if note["loss"]:
+        metrics["train/loss"] = note["loss"][-1]
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     log.info("checkpoint: %s", loaded.model.name_or_path)
@@ -156,9 +158,7 @@ def _study(config: Any, corpus: Corpus, loaded: LoadedModel) -> Study:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names = list(config.dataset.query_sets)
     if not names:
-        raise UserError(
-            "dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]"
-        )
+        raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
     records = [record for name in names for record in corpus.queries[name]]
     candidates = config.candidates.select(records, corpus.train)
     position = {record.id: index for index, record in enumerate(corpus.train)}

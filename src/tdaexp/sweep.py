@@ -55,9 +55,7 @@ def read_row(folder: Path) -> Row | None:
 def rows(folder: Path) -> list[Row]:
     """All rows below a folder, by job number, then folder."""
     found = (read_row(file.parent) for file in folder.rglob(ROW))
-    return sorted(
-        (row for row in found if row), key=lambda row: (row.job is not None, row.job or 0, row.folder)
-    )
+    return sorted((row for row in found if row), key=lambda row: (row.job is not None, row.job or 0, row.folder))
 
 
 def write_table(sweep: Path) -> None:
@@ -142,7 +140,5 @@ def _finished(subject: str) -> list[Path]:
             if known is None or known.stat().st_mtime < store.stat().st_mtime:
                 newest[row.fingerprint] = store
     if not newest:
-        raise UserError(
-            "runs: no finished run of this model and dataset under outputs/ or multirun/; run attribute.py"
-        )
+        raise UserError("runs: no finished run of this model and dataset under outputs/ or multirun/; run attribute.py")
     return sorted(newest.values())

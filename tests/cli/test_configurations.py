@@ -54,9 +54,7 @@ def test_wandbs_sweep_file_composes_every_job_of_its_grid():
     grid = {name: parameter["values"] for name, parameter in file["parameters"].items()}
     seen = []
     for values in itertools.product(*grid.values()):
-        arguments = create_sweep_command_args(
-            {"args": {k: {"value": v} for k, v in zip(grid, values, strict=True)}}
-        )
+        arguments = create_sweep_command_args({"args": {k: {"value": v} for k, v in zip(grid, values, strict=True)}})
         command = []
         for part in create_sweep_command(file["command"]):
             if part == "${program}":

@@ -203,9 +203,7 @@ def test_the_configuration_can_be_shown_without_running(program, capfd):
 
 
 def test_a_row_that_cannot_be_read_counts_as_not_done(tmp_path):
-    row = sweep.Row(
-        "attribute", "n", "f", "s", "c", str(tmp_path / "0"), job=0, status="done", metrics={"a": 1.0}
-    )
+    row = sweep.Row("attribute", "n", "f", "s", "c", str(tmp_path / "0"), job=0, status="done", metrics={"a": 1.0})
     row.write(tmp_path)
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "row.json").write_text("{")

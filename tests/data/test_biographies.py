@@ -135,8 +135,7 @@ def test_bm25_is_good_but_not_perfect(seed: int) -> None:
     queries = corpus.queries["paraphrased"]
     chosen = BM25(ensure_truth=False).select(queries, corpus.train)
     hits = [
-        [corpus.train[j].id in query.truth for j in row]
-        for query, row in zip(queries, chosen.indices, strict=True)
+        [corpus.train[j].id in query.truth for j in row] for query, row in zip(queries, chosen.indices, strict=True)
     ]
     assert 0.70 < np.mean([row[0] for row in hits]) < 0.90
     assert np.mean([any(row) for row in hits]) > 0.95

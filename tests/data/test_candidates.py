@@ -56,9 +56,7 @@ def algorithm_1(scores: list[float], b: int, truth: int | None) -> list[int]:
 
 def random_records(seed: int, count: int, prefix: str) -> list[Record]:
     rng = random.Random(seed)
-    return [
-        Record(f"{prefix}{i}", " ".join(rng.choices(WORDS, k=rng.randint(1, 6))), "yes") for i in range(count)
-    ]
+    return [Record(f"{prefix}{i}", " ".join(rng.choices(WORDS, k=rng.randint(1, 6))), "yes") for i in range(count)]
 
 
 @settings(max_examples=40, deadline=None)

@@ -19,9 +19,7 @@ def test_a_yaml_holds_its_class_s_keys_and_defaults(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     module, name = values.pop("_target_").rsplit(".", 1)
     fields = dataclasses.fields(getattr(importlib.import_module(module), name))
-    defaults = {
-        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields
-    }
+    defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
     assert values == defaults
 
 
@@ -33,9 +31,7 @@ def test_a_provider_is_chosen_on_the_command_line() -> None:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(
-            overrides=["+dataset=lima", "+dataset/paraphrase=local", "dataset.paraphrase.batch_size=2"]
-        )
+        config = compose(overrides=["+dataset=lima", "+dataset/paraphrase=local", "dataset.paraphrase.batch_size=2"])
     assert config.dataset.paraphrase._target_ == "tdaexp.data.paraphrasers.LocalModel"
     assert config.dataset.paraphrase.batch_size == 2
     assert config.dataset.path is None

@@ -217,9 +217,7 @@ def test_a_missing_key_is_named_before_anything_is_sent(server, tmp_path, monkey
 
 
 def test_an_endpoint_that_nobody_listens_at_is_one_line(tmp_path, waits, unused_port: int) -> None:
-    silent = OpenAICompatible(
-        f"http://127.0.0.1:{unused_port}/v1", api_key_env=None, retries=1, cache=str(tmp_path)
-    )
+    silent = OpenAICompatible(f"http://127.0.0.1:{unused_port}/v1", api_key_env=None, retries=1, cache=str(tmp_path))
     with pytest.raises(UserError, match="no paraphrase"):
         list(silent.paraphrase(["x"]))
     assert waits == [1.0]
@@ -270,9 +268,7 @@ def folders(tmp_path_factory, plain_tokenizer, chat_tokenizer) -> dict[str, str]
 
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])
-def test_a_local_model_decodes_greedily_and_alike_in_every_batch(
-    folders, tmp_path, request, kind: str
-) -> None:
+def test_a_local_model_decodes_greedily_and_alike_in_every_batch(folders, tmp_path, request, kind: str) -> None:
     texts = ["Where does Anna live?", "Riga.", "The bakery is old and small."]
     keys = {"model": folders[kind], "device": "cpu", "max_new_tokens": 8, "cache": str(tmp_path)}
     together = list(LocalModel(batch_size=3, **keys).paraphrase(texts))

@@ -122,9 +122,7 @@ def test_separate_queries_with_their_own_ids_and_truths(tmp_path, caplog) -> Non
 def test_query_ids_that_match_nothing_are_named_with_row_and_neighbour(tmp_path) -> None:
     train = jsonl(tmp_path / "t.jsonl", [{"id": "verse-1", "text": "x"}, {"id": "verse-2", "text": "y"}])
     queries = jsonl(tmp_path / "q.jsonl", [{"id": "verse-1", "text": "x"}, {"id": "verse_2", "text": "y"}])
-    with pytest.raises(
-        UserError, match=r"q\.jsonl, row 2: unknown training id 'verse_2'; did you mean 'verse-2'"
-    ):
+    with pytest.raises(UserError, match=r"q\.jsonl, row 2: unknown training id 'verse_2'; did you mean 'verse-2'"):
         Text(path=train, id_column="id", text_column="text", query_path=queries).load()
 
 
@@ -231,9 +229,7 @@ def test_hub_rows_become_records(monkeypatch) -> None:
     assert asked == [("some/data", "en", "test")]
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionError("offline\nlong story"), Unreachable("gone"), ValueError("split")]
-)
+@pytest.mark.parametrize("error", [ConnectionError("offline\nlong story"), Unreachable("gone"), ValueError("split")])
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, error: Exception) -> None:
     def load(name, config, split):
         raise error
@@ -252,16 +248,12 @@ def test_without_the_hub_package_the_extra_is_named(monkeypatch) -> None:
 
 @pytest.mark.skipif(not VERSES.is_file(), reason="needs ../shared/data/verses/verses.tsv")
 def test_the_verses_load_with_their_human_paraphrases() -> None:
-    data = Text(
-        path=str(VERSES), id_column="id", text_column="twenty", paraphrase_column="anderson", limit=988
-    ).load()
+    data = Text(path=str(VERSES), id_column="id", text_column="twenty", paraphrase_column="anderson", limit=988).load()
     queries = data.queries["paraphrased"]
     assert len(data.train) == len(queries) == 988
     assert data.train[0].id == "Matthew 1:1"
     assert data.train[0].completion == "A genealogy of Jesus Christ, a descendant of David and Abraham."
-    assert queries[0].completion.startswith("The book of the genealogy") and queries[0].truth == (
-        "Matthew 1:1",
-    )
+    assert queries[0].completion.startswith("The book of the genealogy") and queries[0].truth == ("Matthew 1:1",)
     chosen = BM25().select(queries[:50], data.train)
     hits = [data.train[row[0]].id in query.truth for query, row in zip(queries, chosen.indices, strict=False)]
     assert sum(hits) > 30

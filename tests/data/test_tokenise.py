@@ -18,9 +18,7 @@ from tdaexp.runtime.errors import UserError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), max_size=30)
 WORDS = TEXT.filter(lambda text: bool(text))
-RELAXED = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+RELAXED = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CUSTOM = "Q: {prompt} A: {completion} ##"
 
 
@@ -34,9 +32,7 @@ def unmasked_text(example, tokenizer) -> str:
 
 @RELAXED
 @given(prompt=WORDS, completion=WORDS, template=st.sampled_from(["plain", "olmo", CUSTOM]))
-def test_loss_is_on_the_completion_alone(
-    plain_tokenizer, prompt: str, completion: str, template: str
-) -> None:
+def test_loss_is_on_the_completion_alone(plain_tokenizer, prompt: str, completion: str, template: str) -> None:
     record = Record("r", prompt, completion)
     (example,) = tokenise([record], plain_tokenizer, template=template)
     before, after = NAMED.get(template, template).split("{completion}")
@@ -105,9 +101,7 @@ def test_neighbours_and_padding_change_no_example(plain_tokenizer, pairs: list[t
 
 
 def test_olmo_template_written_out(plain_tokenizer) -> None:
-    (example,) = tokenise(
-        [Record("r", "Where?", "Riga.")], plain_tokenizer, template="olmo", append_eos=False
-    )
+    (example,) = tokenise([Record("r", "Where?", "Riga.")], plain_tokenizer, template="olmo", append_eos=False)
     assert plain_tokenizer.decode(example.tokens) == "<|user|>\nWhere?\n<|assistant|>\nRiga."
 
 
@@ -123,9 +117,7 @@ def test_loss_on_all_covers_everything_but_the_first_token(plain_tokenizer) -> N
     assert example.loss_mask.tolist() == [False] + [True] * (example.length - 1)
 
 
-def test_eos_is_appended_where_there_is_one_and_it_is_wanted(
-    plain_tokenizer, bare_tokenizer, chat_tokenizer
-) -> None:
+def test_eos_is_appended_where_there_is_one_and_it_is_wanted(plain_tokenizer, bare_tokenizer, chat_tokenizer) -> None:
     record = [Record("r", "Where?", "Riga.")]
     eos = plain_tokenizer.eos_token_id
     assert tokenise(record, plain_tokenizer)[0].tokens[-1] == eos

@@ -39,9 +39,7 @@ def build_model(variant: str, dtype: torch.dtype = torch.float64) -> PreTrainedM
         architecture, tie = variant.rsplit("-", 1)
         options = {"tie_word_embeddings": tie == "tied"}
     special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=None, use_cache=False)
-    config = AutoConfig.for_model(
-        architecture, vocab_size=VOCABULARY, **TINY[architecture], **options, **special
-    )
+    config = AutoConfig.for_model(architecture, vocab_size=VOCABULARY, **TINY[architecture], **options, **special)
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -63,9 +61,7 @@ def make_examples(seed: int, count: int, shortest: int = 3, longest: int = 12, p
     return Examples(items)
 
 
-def autograd_gradients(
-    model: PreTrainedModel, example: Example, reduction: str = "mean"
-) -> dict[str, torch.Tensor]:
+def autograd_gradients(model: PreTrainedModel, example: Example, reduction: str = "mean") -> dict[str, torch.Tensor]:
     """Gradient of one example's loss by parameter name, from the model's plain forward, batch of one."""
     parameters = dict(model.named_parameters())
     tokens = torch.from_numpy(example.tokens)[None]
@@ -126,9 +122,7 @@ def products_oracle(
     model: PreTrainedModel, train: Examples, queries: Examples, pairs: np.ndarray, reduction: str = "mean"
 ) -> dict[str, np.ndarray]:
     """`dot`, `query_sq` and `train_sq` from explicit gradients, accumulated in float64."""
-    left = [
-        torch.stack([g.double().square().sum() for g in row]) for row in oracle(model, queries, reduction)
-    ]
+    left = [torch.stack([g.double().square().sum() for g in row]) for row in oracle(model, queries, reduction)]
     found = {"query_sq": torch.stack(left).numpy()}
     queries_g, train_g = oracle(model, queries, reduction), oracle(model, train, reduction)
     shape = (*pairs.shape, len(queries_g[0]))

@@ -72,14 +72,10 @@ def test_any_measurement_may_replace_the_loss(models):
         first = int(np.flatnonzero(example.loss_mask)[0])
         with torch.enable_grad():
             model.requires_grad_(True)
-            logits = model(input_ids=torch.from_numpy(example.tokens)[None], use_cache=False).logits[
-                0, first - 1
-            ]
+            logits = model(input_ids=torch.from_numpy(example.tokens)[None], use_cache=False).logits[0, first - 1]
             value = logits[example.tokens[first]] - logits[0]
             names, parameters = zip(*model.named_parameters(), strict=True)
-            gradients = dict(
-                zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True)
-            )
+            gradients = dict(zip(names, torch.autograd.grad(value, parameters, allow_unused=True), strict=True))
         torch.testing.assert_close(values[row], value.detach())
         torch.testing.assert_close(found["embed"][row], component_gradient(model, component, gradients))
 

@@ -30,9 +30,7 @@ def batch(examples: int, positions: int, dtype=torch.float64):
     linear = [LinearFactors(shared, random(examples, positions, o, dtype=dtype), o == 3) for o in (4, 3, 6)]
     ids = torch.randint(0, VOCABULARY, (examples, positions))
     embedding = EmbeddingFactors(ids, random(examples, positions, WIDTH, dtype=dtype), VOCABULARY)
-    head = LinearFactors(
-        random(examples, 2, WIDTH, dtype=dtype), random(examples, 2, VOCABULARY, dtype=dtype), False
-    )
+    head = LinearFactors(random(examples, 2, WIDTH, dtype=dtype), random(examples, 2, VOCABULARY, dtype=dtype), False)
     other = LinearFactors(
         random(examples, positions, 7, dtype=dtype), random(examples, positions, 2, dtype=dtype), True
     )
@@ -47,8 +45,7 @@ def batch(examples: int, positions: int, dtype=torch.float64):
 
 def explicit(left, right, chosen: Pairs):
     columns = [
-        (a.materialise()[chosen.left] * b.materialise()[chosen.right]).sum(1)
-        for a, b in zip(left, right, strict=True)
+        (a.materialise()[chosen.left] * b.materialise()[chosen.right]).sum(1) for a, b in zip(left, right, strict=True)
     ]
     return torch.stack(columns, dim=1)
 
@@ -72,9 +69,7 @@ def test_pair_dots_equal_dots_of_explicit_gradients(chosen):
 def test_both_forms_agree(chosen):
     left, right = batch(4, 6)[:3], batch(5, 8)[:3]
     gram = linear_gram(left, right, chosen)
-    materialised = torch.stack(
-        [linear_materialised(a, b, chosen) for a, b in zip(left, right, strict=True)], dim=1
-    )
+    materialised = torch.stack([linear_materialised(a, b, chosen) for a, b in zip(left, right, strict=True)], dim=1)
     torch.testing.assert_close(gram, materialised)
     torch.testing.assert_close(gram, explicit(left, right, chosen))
 
@@ -131,9 +126,7 @@ def test_small_chunks_change_nothing(monkeypatch, chosen):
     monkeypatch.setattr(dots, "CHUNK_BYTES", 1)
     monkeypatch.setattr(pairs, "DENSE", 1)
     torch.testing.assert_close(pair_dots(left, right, Pairs(chosen.left, chosen.right)), whole)
-    torch.testing.assert_close(
-        linear_materialised(left[0], right[0], Pairs(chosen.left, chosen.right)), materialised
-    )
+    torch.testing.assert_close(linear_materialised(left[0], right[0], Pairs(chosen.left, chosen.right)), materialised)
 
 
 def test_shared_inputs_are_grouped_by_tensor():
@@ -151,9 +144,7 @@ def test_tied_embedding_has_cross_terms():
 def test_padding_adds_nothing():
     short = batch(4, 6)
     long = [
-        LinearFactors(_pad(one.inputs, 1.0), _pad(one.deltas, 0.0), one.bias)
-        if isinstance(one, LinearFactors)
-        else one
+        LinearFactors(_pad(one.inputs, 1.0), _pad(one.deltas, 0.0), one.bias) if isinstance(one, LinearFactors) else one
         for one in short
     ]
     embedding = short[4]

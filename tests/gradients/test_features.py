@@ -11,15 +11,13 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients import features as features_module
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.projection import make_sketch
-from tdaexp.influence import BlockStore
 from tdaexp.models.components import component_map
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 
 def sketches(components, kind):
-    return {
-        c.name: make_sketch(kind, c.name, c.matrix, min(12, c.size), seed=5) for c in components.components
-    }
+    return {c.name: make_sketch(kind, c.name, c.matrix, min(12, c.size), seed=5) for c in components.components}
 
 
 def run(model, examples, kind, store, **options):
@@ -69,9 +67,7 @@ def test_a_resumed_run_gives_the_same_bits(models, tmp_path, monkeypatch):
 
 def test_a_number_that_is_not_finite_is_named(models, tmp_path):
     model, examples = models("bloom-untied", torch.float32), make_examples(4, 3)
-    broken = Examples(
-        [*examples, Example("culprit", np.array([3, 20, 4]), np.array([False, True, True]), "")]
-    )
+    broken = Examples([*examples, Example("culprit", np.array([3, 20, 4]), np.array([False, True, True]), "")])
     saved = model.transformer.word_embeddings.weight[20].clone()
     try:
         with torch.no_grad():

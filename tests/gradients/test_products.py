@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients import products as products_module
 from tdaexp.gradients.products import component_products
-from tdaexp.influence import BlockStore
 from tdaexp.models.components import component_map
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 PAIRS = np.array([[0, 1, 2], [3, -1, 5], [1, 1, 0], [5, 4, 2], [-1, -1, -1]])

@@ -100,9 +100,7 @@ def test_global_generator_is_left_alone(kind):
 def test_seed_is_the_same_in_another_process():
     code = "from tdaexp.gradients.sketch import component_seed; print(component_seed(3, 'embed', 'srht'))"
     environment = {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(result.stdout) == component_seed(3, "embed", "srht")
     assert component_seed(3, "embed", "srht") != component_seed(3, "embed", "sjlt")
 
@@ -138,9 +136,7 @@ def test_every_precision_is_the_same_matrix(kind, dtype):
     result = sketch.project_gradient(gradient)
     assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     fresh = make_sketch(kind, "a", (20, 30), 24, 0)
-    torch.testing.assert_close(
-        result.double(), fresh.project_gradient(gradient.double()), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(result.double(), fresh.project_gradient(gradient.double()), rtol=1e-5, atol=1e-5)
     # The same object, used in another precision before: no trace of it.
     assert torch.equal(sketch.project_gradient(gradient.double()), fresh.project_gradient(gradient.double()))
 

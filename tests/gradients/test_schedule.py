@@ -28,9 +28,7 @@ def test_every_query_once_with_all_its_candidates(seed, tokens, memory):
         needed = sorted(set(pairs[queries].ravel().tolist()) - {-1})
         assert sorted(t for batch in block.train for t in batch) == needed
         assert sizes[queries].sum() <= memory or len(queries) == 1
-        for batch, lengths in [(b, query_lengths) for b in block.queries] + [
-            (b, train_lengths) for b in block.train
-        ]:
+        for batch, lengths in [(b, query_lengths) for b in block.queries] + [(b, train_lengths) for b in block.train]:
             assert len(batch) == 1 or len(batch) * lengths[batch].max() <= tokens
 
 
@@ -40,9 +38,7 @@ def test_scattered_topics_are_gathered():
     topics, topic_of = rng.permutation(64).reshape(8, 8), rng.permutation(np.arange(32) % 8)
     pairs = np.stack([rng.choice(topics[topic], 4, replace=False) for topic in topic_of])
     sizes, lengths = np.ones(32), np.full(64, 5)
-    passes = sum(
-        len(b) for block in plan_blocks(pairs, lengths[:32], lengths, sizes, 20, 4) for b in block.train
-    )
+    passes = sum(len(b) for block in plan_blocks(pairs, lengths[:32], lengths, sizes, 20, 4) for b in block.train)
     in_given_order = sum(len(np.unique(pairs[start : start + 4])) for start in range(0, 32, 4))
     assert passes == len(np.unique(pairs))
     assert in_given_order > 1.5 * passes

@@ -68,9 +68,7 @@ def test_padding_and_batch_change_nothing(sketch, factors):
     padded_a = torch.cat([a, torch.full((4, 3, D_IN), 7.0).double()], dim=1)
     padded_delta = torch.cat([delta, torch.zeros(4, 3, D_OUT).double()], dim=1)
     expected = sketch.project_factors(a, delta)
-    torch.testing.assert_close(
-        sketch.project_factors(padded_a, padded_delta), expected, rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(sketch.project_factors(padded_a, padded_delta), expected, rtol=1e-12, atol=1e-12)
     alone = sketch.project_factors(a[2:3], delta[2:3])
     torch.testing.assert_close(alone, expected[2:3], rtol=1e-12, atol=1e-12)
 

@@ -71,9 +71,7 @@ def test_one_full_block_keeps_every_inner_product_exactly():
 def test_packed_signs_are_the_bits():
     signs = PackedSigns(5, 19, torch.Generator().manual_seed(0))
     packed = torch.randint(0, 256, (5, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    expected = [
-        [1.0 if (int(packed[r, c // 8]) >> (c % 8)) & 1 else -1.0 for c in range(19)] for r in range(5)
-    ]
+    expected = [[1.0 if (int(packed[r, c // 8]) >> (c % 8)) & 1 else -1.0 for c in range(19)] for r in range(5)]
     assert signs.unpack(0, 5, torch.empty(0)).tolist() == expected
     assert signs.unpack(2, 4, torch.empty(0)).tolist() == expected[2:4]
 

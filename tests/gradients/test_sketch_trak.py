@@ -57,9 +57,7 @@ def test_cuda_kernel_is_scaled_and_checked(monkeypatch):
 
     monkeypatch.setattr("trak.projectors.CudaProjector", Kernel)
     gradient = torch.randn(4, 600, generator=torch.Generator().manual_seed(0))
-    gradient *= torch.tensor([1e-9, 1.0, 1e6, 0.0])[
-        :, None
-    ]  # below, within and above float16's range, and zero
+    gradient *= torch.tensor([1e-9, 1.0, 1e6, 0.0])[:, None]  # below, within and above float16's range, and zero
     sketch = make_sketch("trak", "a", (20, 30), 512, 0)
     result, expected = sketch._project_cuda(gradient), sketch.project_gradient(gradient)
     for row, reference in zip(result, expected, strict=True):

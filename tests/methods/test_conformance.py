@@ -15,8 +15,8 @@ from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
-from tdaexp.influence import BlockStore
 from tdaexp.methods.study import Study
+from tdaexp.runtime.blockstore import BlockStore
 
 METHODS = sorted(file.stem for file in Path(__file__).parents[2].glob("conf/method/*.yaml"))
 BLIND = {"random"}  # does not look at the examples, so resemblance means nothing to it
@@ -37,8 +37,7 @@ def by_ids(dataset: xr.Dataset) -> dict[tuple[str, str, str], float]:
     sets, queries = dataset["query_set"].values, dataset["query"].values
     values, train = influence.scores(dataset).values, dataset["train"].values
     return {
-        (sets[row], queries[row], train[row, column]): values[row, column]
-        for row, column in np.argwhere(train != "")
+        (sets[row], queries[row], train[row, column]): values[row, column] for row, column in np.argwhere(train != "")
     }
 
 
@@ -104,9 +103,7 @@ def test_every_pair_and_only_pairs_have_a_finite_score(name, configured, study):
 @every_method
 def test_the_model_is_left_as_it_was(name, configured, study):
     model = study.loaded.model
-    model(
-        torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True
-    )  # transformers attaches hooks of its own
+    model(torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True)  # transformers attaches hooks of its own
     before = {key: value.clone() for key, value in model.state_dict().items()}
     hooks = [list(module._forward_hooks) for module in model.modules()]
     configured(name).attribute(study)
@@ -159,9 +156,7 @@ def with_extra(usual, make_study, cache, train, query):
 def test_scores_move_along_with_the_examples(name, configured, make_study, tmp_path):
     usual = shortened(make_study(tmp_path / "usual"))
     rng = np.random.default_rng(1)
-    rows, moved, columns = (
-        rng.permutation(n) for n in (len(usual.queries), len(usual.train), usual.pairs.shape[1])
-    )
+    rows, moved, columns = (rng.permutation(n) for n in (len(usual.queries), len(usual.train), usual.pairs.shape[1]))
     place = np.append(np.argsort(moved), -1)  # where each training example is now; -1 stays -1
     permuted = dataclasses.replace(
         usual,

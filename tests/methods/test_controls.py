@@ -23,9 +23,7 @@ def test_bm25_scores_are_rank_bm25s_own(study, compose):
 def test_random_scores_belong_to_seed_set_and_ids_alone(make_study, compose, tmp_path):
     def scores(seed, **keys):
         dataset = compose("method=random", f"seed={seed}").attribute(make_study(tmp_path, **keys))
-        names = zip(
-            dataset["query_set"].values, dataset["query"].values, dataset["train"].values, strict=True
-        )
+        names = zip(dataset["query_set"].values, dataset["query"].values, dataset["train"].values, strict=True)
         rows = zip(names, influence.scores(dataset).values, strict=True)
         return {
             (group, query, one): value

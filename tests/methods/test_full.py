@@ -6,8 +6,8 @@ import torch
 from tiny_study import PARAMETER, TRAIN, explicit_gradients, join, with_type
 
 from tdaexp import influence
-from tdaexp.influence import BlockStore
 from tdaexp.methods.products_file import read_products
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 EXACT = 1e-9  # float64
@@ -33,9 +33,7 @@ def test_products_are_those_of_explicit_gradients(study, compose):
             assert dataset["influence"].values[q, c, k] == pytest.approx(float(g @ h), abs=EXACT * scale)
 
 
-@pytest.mark.parametrize(
-    "components", [None, ["embed"], ["layers.1.mlp.up", "layers.0.attn.q", "layers.0.attn.k"]]
-)
+@pytest.mark.parametrize("components", [None, ["embed"], ["layers.1.mlp.up", "layers.0.attn.q", "layers.0.attn.k"]])
 def test_scores_are_cosines_of_the_concatenated_gradients(study, compose, components):
     method = compose("method=full")
     method.components = components
@@ -65,33 +63,39 @@ def test_dot_uses_the_products_that_full_has_stored(study, compose, monkeypatch)
 def test_a_sum_over_tokens_scales_products_and_leaves_cosines(study, compose):
     mean = compose("method=dot").attribute(study)["influence"].values
     total = compose("method=dot", "method.reduction=sum").attribute(study)["influence"].values
-    counts = [
-        np.array([example.loss_mask.sum() for example in part]) for part in (study.queries, study.train)
-    ]
+    counts = [np.array([example.loss_mask.sum() for example in part]) for part in (study.queries, study.train)]
     factor = counts[0][:, None] * counts[1][study.pairs]
     assert len(np.unique(factor)) > 2
-    np.testing.assert_allclose(total, mean * factor[..., None], rtol=1e-8)
+    # the model normalises layers in float32 whatever its type, hence no closer
+    np.testing.assert_allclose(total, mean * factor[..., None], rtol=1e-5, atol=1e-5 * np.abs(total).max())
     cosines = [
         influence.scores(compose("method=full", f"method.reduction={name}").attribute(study)).values
         for name in ("mean", "sum")
     ]
-    np.testing.assert_allclose(*cosines, rtol=1e-9)
+    np.testing.assert_allclose(*cosines, atol=1e-6)
 
 
 def test_training_on_an_example_of_positive_score_makes_the_query_more_likely(study, compose):
-    """A small step of gradient descent on an example lowers each query's loss by rate times score."""
-    rate = 1e-6
-    scores = influence.scores(compose("method=dot").attribute(study)).values
-    before = [loss(study.loaded, query) for query in study.queries]
+    """Steps of gradient descent on an example, forth and back, change a query's loss by rate times score."""
+    rate = 1e-4  # losses have the noise of the model's float32 layer norms, 1e-7
+    dataset = compose("method=full").attribute(study)
+    scores = dataset["influence"].sum("component").values
+    norms = np.sqrt(dataset["query_sq"].sum("component")) * np.sqrt(dataset["train_sq"].sum("component"))
     for t, gradient in enumerate(explicit_gradients(study.loaded, study.train)):
-        stepped = with_type(study.loaded, torch.float64)
-        for name, parameter in PARAMETER.items():
-            weight = stepped.model.get_parameter(parameter)
-            weight -= rate * gradient[name].view_as(weight)
+        behind, ahead = (stepped(study.loaded, gradient, step) for step in (-rate, rate))
         for q, c in np.argwhere(study.pairs == t):
-            gained = before[q] - loss(stepped, study.queries[q])
-            assert gained == pytest.approx(rate * scores[q, c], rel=1e-3)
-    assert (scores < 0).any() and (scores > 0).any()
+            gained = (loss(behind, study.queries[q]) - loss(ahead, study.queries[q])) / 2
+            assert gained == pytest.approx(rate * scores[q, c], abs=0.01 * rate * norms.values[q, c])
+    assert (scores < -0.05 * norms).any() and (scores > 0.05 * norms).any()
+
+
+def stepped(loaded, gradient, rate):
+    """The model after a step of gradient descent."""
+    model = with_type(loaded, torch.float64)
+    for name, parameter in PARAMETER.items():
+        weight = model.model.get_parameter(parameter)
+        weight -= rate * gradient[name].view_as(weight)
+    return model
 
 
 def loss(loaded, example):
@@ -106,9 +110,7 @@ def loss(loaded, example):
 @pytest.mark.parametrize("name", ["full", "dot"])
 def test_unknown_names_are_refused(study, compose, name):
     method = compose(f"method={name}", "method.components=[embed,layers.0.mlp.upp]")
-    with pytest.raises(
-        UserError, match=r"unknown component 'layers.0.mlp.upp'; did you mean 'layers.0.mlp.up'"
-    ):
+    with pytest.raises(UserError, match=r"unknown component 'layers.0.mlp.upp'; did you mean 'layers.0.mlp.up'"):
         method.attribute(study)
     with pytest.raises(UserError, match=r"unknown reduction 'average'"):
         compose(f"method={name}", "method.reduction=average").attribute(study)
@@ -141,9 +143,7 @@ def test_a_nan_is_named_with_its_example_and_component(study, compose, name, whe
     component = "layers.1.mlp.down" if where == "forward" else "layers.0.mlp.down"
     state = "its loss is nan" if where == "forward" else r"its loss is \d"
     try:
-        with pytest.raises(
-            UserError, match=rf"example '{TRAIN[victim].id}'.*component '{component}' is nan \({state}"
-        ):
+        with pytest.raises(UserError, match=rf"example '{TRAIN[victim].id}'.*component '{component}' is nan \({state}"):
             compose(f"method={name}").attribute(study)
     finally:
         for hook in hooks:

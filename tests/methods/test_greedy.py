@@ -23,9 +23,7 @@ def transcribed(dot, query_sq, train_sq, truth, objective):
     """Algorithm 2 word for word: loops over queries, candidates and components, one number at a time."""
     queries, candidates, count = dot.shape
     real = [[j for j in range(candidates) if not np.isnan(dot[i, j]).any()] for i in range(queries)]
-    full = [
-        [scalar_cosine(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)
-    ]
+    full = [[scalar_cosine(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)]
     chosen, path = [], []
     remaining = list(range(count))
     while remaining:
@@ -197,9 +195,7 @@ def test_held_out_queries_have_no_part_in_their_order(products):
 
 
 def test_held_out_values_at_budget_and_peak(products):
-    folds = cross_validated(
-        products, "fidelity", folds=3, seed=0, among=admitted(SIZES, 0.3), judged="accuracy"
-    )
+    folds = cross_validated(products, "fidelity", folds=3, seed=0, among=admitted(SIZES, 0.3), judged="accuracy")
     assert set(np.unique(folds.values)) <= {0.0, 1.0}
     at_budget, at_peak = folds.at_budget(SIZES, 0.3), folds.at_peak()
     for query in range(40):

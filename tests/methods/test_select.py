@@ -8,13 +8,11 @@ import torch
 from tiny_study import PARAMETER, explicit_gradients, join
 
 from tdaexp import influence
-from tdaexp.influence import BlockStore
 from tdaexp.methods.products_file import read_products
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
-SIZES = {"embed": 300 * 16} | {
-    name: 16 * (24 if ".mlp." in name else 16) for name in PARAMETER if name != "embed"
-}
+SIZES = {"embed": 300 * 16} | {name: 16 * (24 if ".mlp." in name else 16) for name in PARAMETER if name != "embed"}
 
 
 @pytest.fixture
@@ -35,8 +33,12 @@ def test_the_whole_budget_is_the_full_gradient(study, compose, objective):
     full = compose("method=full").attribute(study)
     whole = compose("method=select", "budget=1", f"method.objective={objective}").attribute(study)
     np.testing.assert_array_equal(influence.scores(whole).values, influence.scores(full).values)
-    unset = compose("method=select", f"method.objective={objective}").attribute(study)
-    np.testing.assert_array_equal(influence.scores(unset).values, influence.scores(full).values)
+
+
+def test_without_a_budget_it_is_five_per_cent(study, compose):
+    unset, five = compose("method=select"), compose("method=select", "budget=0.05")
+    assert unset.label == five.label == "select (accuracy, 5 %)"
+    assert unset.attribute(study).identical(five.attribute(study))
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])
@@ -65,10 +67,7 @@ def test_a_component_alone_is_the_best_of_them_by_accuracy(study, compose):
         for component in [name for name, size in SIZES.items() if size <= 384]:
             cosine = torch.nn.functional.cosine_similarity
             values = np.array(
-                [
-                    [float(cosine(queries[q][component], train[t][component], 0)) for t in study.pairs[q]]
-                    for q in rows
-                ]
+                [[float(cosine(queries[q][component], train[t][component], 0)) for t in study.pairs[q]] for q in rows]
             )
             truth = study.truth[rows]
             best = np.where(truth, values, -np.inf).max(1) > np.where(truth, -np.inf, values).max(1)
@@ -101,7 +100,7 @@ def named(folder, text):
 def test_components_named_in_a_file(study, compose, tmp_path):
     text = "# from another study\nlayers.1.mlp.up\n\nembed\n  layers.0.attn.k  \nembed\n"
     method = compose("method=select", named(tmp_path, text))
-    assert method.label == "select (chosen, 100 %)"
+    assert method.label.startswith("select (chosen")
     dataset = method.attribute(study)
     names = ["layers.1.mlp.up", "embed", "layers.0.attn.k"]
     for own in chosen(dataset).values():
@@ -134,9 +133,7 @@ def test_a_selection_file_that_is_not_there(study, compose, tmp_path):
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])
 def test_a_budget_below_the_smallest_component(study, compose, objective):
-    with pytest.raises(
-        UserError, match=r"budget=0.001 .* smallest component has 256; set budget to 0\.\d+"
-    ) as error:
+    with pytest.raises(UserError, match=r"budget=0.001 .* smallest component has 256; set budget to 0\.\d+") as error:
         compose("method=select", "budget=0.001", f"method.objective={objective}").attribute(study)
     least = re.search(r"set budget to (\S+) or more", str(error.value))[1]
     found = compose("method=select", f"budget={least}", f"method.objective={objective}").attribute(study)
@@ -169,10 +166,7 @@ def test_on_stored_products(products_file, compose):
     products = read_products(products_file)
     found = compose("method=select", "budget=0.5").from_products(products)
     ((own, names),) = chosen(found).items()
-    assert (
-        own == "paraphrased"
-        and 0 < products.sel(component=names)["size"].sum() <= 0.5 * products["size"].sum()
-    )
+    assert own == "paraphrased" and 0 < products.sel(component=names)["size"].sum() <= 0.5 * products["size"].sum()
     part = products.sel(component=names)
     np.testing.assert_allclose(influence.scores(found), influence.scores(part), rtol=1e-12)
     with pytest.raises(UserError, match=r"method 'project' needs a model"):

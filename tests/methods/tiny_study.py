@@ -19,6 +19,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 24,
+    "tie_word_embeddings": True,
     "initializer_range": 0.2,  # far from symmetric: no gradient is near zero
 }
 TRAIN = [

@@ -28,9 +28,7 @@ def products_dataset():
     easy = np.arange(2 * count) < count
     dot[..., 4] = np.where(truth == easy[:, None], 1.0, -1.0)
     names = [f"q{k}" for k in range(count)]
-    train = np.array(
-        [[f"{'eh'[k // count]}{k}.{c}" for c in range(3)] for k in range(2 * count)], dtype=object
-    )
+    train = np.array([[f"{'eh'[k // count]}{k}.{c}" for c in range(3)] for k in range(2 * count)], dtype=object)
     return influence.build(
         dot,
         query=names * 2,

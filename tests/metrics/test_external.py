@@ -68,9 +68,7 @@ def test_matrices_follow_queries_and_sorted_training_ids(tmp_path, reference, su
 def test_matrices_may_name_their_rows_and_columns(tmp_path, reference, suffix):
     rows, columns = [3, 1, 0, 2], [2, 0, 3, 1]
     names = {"query": [["x", "y", "z", "two/x"][r] for r in rows], "train": [IDS[c] for c in columns]}
-    found = read_scores(
-        write(tmp_path, suffix, np.ascontiguousarray(MATRIX[rows][:, columns]), **names), reference
-    )
+    found = read_scores(write(tmp_path, suffix, np.ascontiguousarray(MATRIX[rows][:, columns]), **names), reference)
     np.testing.assert_array_equal(influence.scores(found).values, EXPECTED)
 
 

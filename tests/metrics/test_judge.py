@@ -95,10 +95,7 @@ def test_table_has_every_method_and_both_controls(products_dataset, select_datas
     ]
     by_row = table.set_index(["method", "query_set"])
     assert by_row.loc[("random (expected)", "easy"), "accuracy"] == pytest.approx(1 / 3)
-    assert (
-        by_row.loc[("BM25", "hard"), "accuracy"]
-        == bm25_accuracy(by_query_set(products_dataset)["hard"]).mean()
-    )
+    assert by_row.loc[("BM25", "hard"), "accuracy"] == bm25_accuracy(by_query_set(products_dataset)["hard"]).mean()
     assert by_row.loc[("full", "easy"), "cost_seconds"] == 2.5
     assert by_row.loc[("select", "easy"), "share"] <= 0.3
     assert by_row.loc[("select", "easy"), "selected"]

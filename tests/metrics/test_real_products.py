@@ -27,9 +27,7 @@ def studies(dataset):
 
 def test_full_gradient_peak_controls_and_held_out(dataset, studies):
     flat = judge(dataset, MetricSettings(), studies=studies)
-    assert (
-        flat["paraphrased/accuracy"] == flat["paraphrased/full_accuracy"] == pytest.approx(0.9929, abs=5e-5)
-    )
+    assert flat["paraphrased/accuracy"] == flat["paraphrased/full_accuracy"] == pytest.approx(0.9929, abs=5e-5)
     assert flat["paraphrased/bm25_accuracy"] == pytest.approx(0.836, abs=5e-4)
     assert flat["paraphrased/random_accuracy"] == pytest.approx(0.2)
     assert flat["paraphrased/greedy_peak_accuracy"] == pytest.approx(0.998, abs=5e-4)

@@ -28,9 +28,7 @@ def small_config():
     """Make a small `Scratch` config of any architecture."""
 
     def make(architecture="olmo", **keys):
-        return Scratch(
-            **{"architecture": architecture, "config": SMALL[architecture], "vocab_size": 300, **keys}
-        )
+        return Scratch(**{"architecture": architecture, "config": SMALL[architecture], "vocab_size": 300, **keys})
 
     return make
 

@@ -128,9 +128,7 @@ def test_fused_layouts():
 
 def test_matrix_is_the_shape_of_the_gradient():
     shapes = {c.name: c.matrix for c in component_map(build("gpt2", tie_word_embeddings=True)).components}
-    assert (
-        shapes["embed"] == (20, 16) and shapes["pos_embed"] == (32, 16) and shapes["norms"] == (5 * 2 * 16, 1)
-    )
+    assert shapes["embed"] == (20, 16) and shapes["pos_embed"] == (32, 16) and shapes["norms"] == (5 * 2 * 16, 1)
     assert shapes["layers.0.attn.q"] == (16, 17) and shapes["layers.0.mlp.up"] == (64, 17)
     assert all(np.prod(c.matrix) == c.size for c in component_map(build("bloom")).components)
 
@@ -142,9 +140,7 @@ def test_selection():
     assert part.names == [name for name in components.names if name in part.names]
     assert part.total == components.total and part.sizes.sum() + sum(part.skipped.values()) == part.total
     assert "skipped: embed (320), " in part.coverage_line()
-    with pytest.raises(
-        UserError, match=r"unknown component 'layers.0.attn.z'; did you mean 'layers.0.attn.\w'"
-    ):
+    with pytest.raises(UserError, match=r"unknown component 'layers.0.attn.z'; did you mean 'layers.0.attn.\w'"):
         components.select(["layers.0.attn.z"])
     with pytest.raises(UserError, match="empty"):
         components.select([])
@@ -167,9 +163,7 @@ def test_unsupported_architecture():
         vocab_size=20,
         word_embed_proj_dim=16,
     )
-    with pytest.raises(
-        UserError, match=r"unknown architecture 'opt'; .*choices: bloom, gpt2, gpt_neox, llama, olmo"
-    ):
+    with pytest.raises(UserError, match=r"unknown architecture 'opt'; .*choices: bloom, gpt2, gpt_neox, llama, olmo"):
         component_map(AutoModelForCausalLM.from_config(config))
 
 

@@ -141,9 +141,7 @@ def test_prompts_that_leave_no_room_are_refused(loaded, prompts, tmp_path):
         generate(loaded, [np.array([], dtype=np.int64)], Decoding(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "keys", [{"max_new_tokens": 0}, {"batch_size": 0}, {"temperature": -1.0}, {"top_p": 0.0}]
-)
+@pytest.mark.parametrize("keys", [{"max_new_tokens": 0}, {"batch_size": 0}, {"temperature": -1.0}, {"top_p": 0.0}])
 def test_bad_decoding_settings_are_refused(keys):
     with pytest.raises(UserError, match=f"decoding: .*{next(iter(keys))}"):
         Decoding(**keys)
@@ -183,9 +181,7 @@ HEAD = {"fingerprint": "f"}
 
 
 @settings(max_examples=30)
-@given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=5), st.data()
-)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=5), st.data())
 def test_a_cut_anywhere_loses_whole_completions_only(tmp_path_factory, texts, data):
     path = tmp_path_factory.mktemp("cache") / "x.jsonl"
     CompletionCache(path, HEAD).append(dict(enumerate(texts)))

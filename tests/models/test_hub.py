@@ -58,9 +58,7 @@ def test_a_hub_models_identity_is_its_commit(monkeypatch):
     assert hub.locate("other/model", "v2", "x").identity != source.identity
 
 
-@pytest.mark.parametrize(
-    "name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "~/nothing-here"]
-)
+@pytest.mark.parametrize("name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "~/nothing-here"])
 def test_what_cannot_be_a_hub_id_never_reaches_the_hub(monkeypatch, name):
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such folder, and not a hub id"):

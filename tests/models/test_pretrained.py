@@ -132,9 +132,7 @@ def test_a_missing_tokenizer_is_not_made_up_and_can_be_lent(hub_folder, tmp_path
 
 def test_a_foreign_tokenizer_is_refused(hub_folder, small_start, tmp_path):
     small_start(vocab_size=280).tokenizer.save_pretrained(tmp_path / "fewer")
-    assert load(
-        hub_folder, tokenizer=str(tmp_path / "fewer")
-    )  # fewer tokens than rows is how many models are
+    assert load(hub_folder, tokenizer=str(tmp_path / "fewer"))  # fewer tokens than rows is how many models are
     tokenizer = small_start().tokenizer
     tokenizer.add_tokens(["a new word"])
     tokenizer.save_pretrained(tmp_path / "more")

@@ -93,9 +93,7 @@ def test_a_named_folder_is_loaded_instead_of_trained(small_config, hub_folder):
     loaded = config.load(dtype=torch.float64)
     assert loaded.model.dtype == torch.float64 and loaded.max_length == 64
     assert config.start(["x"]).fingerprint == loaded.fingerprint
-    assert (
-        small_config(pretrained=str(hub_folder), context=999).load().max_length == 128
-    )  # what the model has
+    assert small_config(pretrained=str(hub_folder), context=999).load().max_length == 128  # what the model has
 
 
 @pytest.mark.parametrize(("name", "components"), [("toy_gpt", 57), ("tiny_olmo", 113)])
@@ -104,9 +102,7 @@ def test_shipped_configs_have_the_papers_layout(repository, name, components):
     assert values.pop("_target_") == "tdaexp.models.scratch.Scratch"
     # Enough different words for a full vocabulary: the model's size depends on it.
     config = Scratch(**values)
-    start = config.start(
-        [f"{a}{b}{c}{a}{b}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"] * 2
-    )
+    start = config.start([f"{a}{b}{c}{a}{b}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyz"] * 2)
     found = component_map(start.model)
     assert len(found.components) == components
     assert not found.skipped

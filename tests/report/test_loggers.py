@@ -89,15 +89,10 @@ def _items(items):
 def mirrored(tmp_path_factory):
     """Three wandb runs in one process: one done, one failed, one interrupted."""
     folder = tmp_path_factory.mktemp("wandb")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.strip() and not done.stderr.strip()  # the console stays ours
-    files = {
-        name: list((folder / name).glob("wandb/offline-run-*/*.wandb"))
-        for name in ("first", "second", "third")
-    }
+    files = {name: list((folder / name).glob("wandb/offline-run-*/*.wandb")) for name in ("first", "second", "third")}
     assert all(len(found) == 1 for found in files.values())
     return {name: records(found[0]) for name, found in files.items()}
 

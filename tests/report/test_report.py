@@ -155,11 +155,7 @@ def test_everything_is_mirrored(written):
     assert all(path.exists() for path in logger.images.values())
     top = logger.tables["top_texts"]
     assert len(top) == 3 * 20 * 2  # stores, queries, k
-    assert (
-        top.groupby(["method", "query_set", "query"])["score"]
-        .apply(lambda s: s.is_monotonic_decreasing)
-        .all()
-    )
+    assert top.groupby(["method", "query_set", "query"])["score"].apply(lambda s: s.is_monotonic_decreasing).all()
     assert "comparison" in logger.tables
 
 

@@ -10,9 +10,7 @@ seeds, sizes, counts = st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 
 @given(seeds, sizes, counts)
 def test_every_epoch_holds_every_example_once(seed, size, count):
     steps = 3 * count  # three epochs times `size`, in batches that may span their ends
-    stream = np.concatenate(
-        [batch_indices(s, seed=seed, examples=count, batch_size=size) for s in range(steps)]
-    )
+    stream = np.concatenate([batch_indices(s, seed=seed, examples=count, batch_size=size) for s in range(steps)])
     assert len(stream) == steps * size
     for epoch in stream.reshape(-1, count):
         assert sorted(epoch) == list(range(count))

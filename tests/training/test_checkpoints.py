@@ -16,9 +16,7 @@ from tdaexp.training.checkpoints import (
 @pytest.fixture
 def saved(tmp_path):
     for step in (2, 10, 9):
-        AtomicCheckpointIO().save_checkpoint(
-            {"step": step, "w": torch.ones(1000)}, resume_path(tmp_path, step)
-        )
+        AtomicCheckpointIO().save_checkpoint({"step": step, "w": torch.ones(1000)}, resume_path(tmp_path, step))
     return tmp_path
 
 

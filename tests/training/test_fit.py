@@ -43,9 +43,7 @@ def test_training_equals_a_loop_written_out(config, records, examples, settings,
 def test_the_result_is_a_folder_in_hub_format(start, examples, straight, tmp_path):
     loaded = Pretrained(str(straight)).load()
     batch = collate(list(examples), 2)
-    torch.testing.assert_close(
-        causal_loss(loaded.model, batch), causal_loss(start.model, batch), rtol=0, atol=0
-    )
+    torch.testing.assert_close(causal_loss(loaded.model, batch), causal_loss(start.model, batch), rtol=0, atol=0)
     note = json.loads((straight / "training.json").read_text())
     assert len(note["loss"]) == 7 and note["loss"][-1] < note["loss"][0]
     assert note["settings"]["steps"] == 7 and note["settings"]["seed"] == 3
@@ -55,9 +53,7 @@ def test_the_result_is_a_folder_in_hub_format(start, examples, straight, tmp_pat
     assert left == {"fit.json", "model"}  # nothing else: no resume checkpoints, no lightning_logs
 
 
-def test_it_is_silent_but_for_its_own_log(
-    config, records, examples, settings, tmp_path, capfd, recwarn, monkeypatch
-):
+def test_it_is_silent_but_for_its_own_log(config, records, examples, settings, tmp_path, capfd, recwarn, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(config.start([r.text for r in records]), examples, settings, folder=tmp_path / "fit", seed=0)
     assert capfd.readouterr() == ("", "") and not recwarn.list
@@ -78,9 +74,7 @@ def test_a_folder_of_another_training_is_refused(config, records, examples, sett
         fit(start, examples, settings, folder=straight.parent, seed=3)
 
 
-def test_keep_all_keeps_models_that_load(
-    config, records, examples, settings, tmp_path, straight, same, losses
-):
+def test_keep_all_keeps_models_that_load(config, records, examples, settings, tmp_path, straight, same, losses):
     settings = dataclasses.replace(settings, keep="all")
     start = config.start([record.text for record in records])
     result = fit(start, examples, settings, folder=tmp_path / "all", seed=3)

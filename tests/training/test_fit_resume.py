@@ -18,9 +18,7 @@ def again(config, records, examples, settings, tmp_path):
     """Train in the folder `cut`, from a new start each time."""
 
     def run():
-        return fit(
-            config.start([r.text for r in records]), examples, settings, folder=tmp_path / "cut", seed=3
-        )
+        return fit(config.start([r.text for r in records]), examples, settings, folder=tmp_path / "cut", seed=3)
 
     return run
 
@@ -40,9 +38,7 @@ def test_a_resumed_run_equals_the_straight_one_bit_for_bit(
     assert losses(result) == losses(straight)
 
 
-def test_a_truncated_checkpoint_costs_time_only(
-    again, straight, same, kill_at, tmp_path, monkeypatch, caplog
-):
+def test_a_truncated_checkpoint_costs_time_only(again, straight, same, kill_at, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch, pytest.raises(kill_at(5, patch)):
         again()
     newest = tmp_path / "cut" / "resume" / "step-00000004.ckpt"

@@ -17,9 +17,7 @@ def test_loss_equals_the_models_own(examples, architecture):
     config = Scratch(architecture, {**values, width: 16, heads: 2}, vocab_size=280, context=64)
     model = config.start([example.text for example in examples]).model.double()
     batch = collate(list(examples), pad_id=2)
-    assert (
-        batch.attention.min() == 0 and batch.loss_mask.any(1).all()
-    )  # there is padding, and loss everywhere
+    assert batch.attention.min() == 0 and batch.loss_mask.any(1).all()  # there is padding, and loss everywhere
     labels = batch.tokens.masked_fill(~batch.loss_mask, -100)
     theirs = model(input_ids=batch.tokens, attention_mask=batch.attention, labels=labels).loss
     ours = causal_loss(model, batch)
@@ -28,8 +26,7 @@ def test_loss_equals_the_models_own(examples, architecture):
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=1e-6, atol=0)
     logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits
     by_hand = [
-        -torch.log_softmax(logits[b, t - 1], 0)[batch.tokens[b, t]]
-        for b, t in batch.loss_mask.nonzero().tolist()
+        -torch.log_softmax(logits[b, t - 1], 0)[batch.tokens[b, t]] for b, t in batch.loss_mask.nonzero().tolist()
     ]
     torch.testing.assert_close(ours, torch.stack(by_hand).mean(), rtol=1e-12, atol=0)
 
@@ -37,9 +34,7 @@ def test_loss_equals_the_models_own(examples, architecture):
 def test_padding_changes_no_gradient(start, examples):
     model = start.model.double().requires_grad_(True)
     batch = collate(list(examples[:3]), pad_id=2)
-    wide = Batch(
-        *(torch.nn.functional.pad(t, (0, 9)) for t in (batch.tokens, batch.attention, batch.loss_mask))
-    )
+    wide = Batch(*(torch.nn.functional.pad(t, (0, 9)) for t in (batch.tokens, batch.attention, batch.loss_mask)))
     narrow = torch.autograd.grad(causal_loss(model, batch), list(model.parameters()))
     padded = torch.autograd.grad(causal_loss(model, wide), list(model.parameters()))
     for one, two in zip(narrow, padded, strict=True):

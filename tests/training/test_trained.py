@@ -62,8 +62,7 @@ def test_a_pretrained_model_is_fine_tuned(train, tmp_path, config):
     tuned = train(config=Pretrained(str(folder), name="again"), seed=5)
     assert tuned.fingerprint != base.fingerprint
     assert any(
-        not torch.equal(one, two)
-        for one, two in zip(base.model.parameters(), tuned.model.parameters(), strict=True)
+        not torch.equal(one, two) for one, two in zip(base.model.parameters(), tuned.model.parameters(), strict=True)
     )
     assert tuned.tokenizer("born")["input_ids"] == base.tokenizer("born")["input_ids"]
 

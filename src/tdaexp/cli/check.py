@@ -59,23 +59,17 @@ class Checker:
         if field.name not in node:
             if _has_default(field):
                 return dataclasses.MISSING
-            raise UserError(
-                f"{self.origin(path[:-1])}: key '{'.'.join(path)}' is missing; give {'.'.join(path)}=VALUE"
-            )
+            raise UserError(f"{self.origin(path[:-1])}: key '{'.'.join(path)}' is missing; give {'.'.join(path)}=VALUE")
         value = node[field.name]
         if value == MISSING:
-            raise UserError(
-                f"{self.origin(path)}: '{'.'.join(path)}' has no value (???); give {'.'.join(path)}=VALUE"
-            )
+            raise UserError(f"{self.origin(path)}: '{'.'.join(path)}' has no value (???); give {'.'.join(path)}=VALUE")
         nested = _dataclass_in(hint)
         if isinstance(value, dict) and "_target_" in value:
             return self.build(self.target(value, path), value, path)
         if isinstance(value, dict) and nested is not None:
             return self.build(nested, value, path)
         if field.metadata.get("group"):
-            raise UserError(
-                f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to"
-            )
+            raise UserError(f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to")
         if nested is not None:
             if value is None and type(None) in typing.get_args(hint):
                 return None
@@ -104,9 +98,7 @@ class Checker:
         module = _module(module_name, where)
         cls = getattr(module, class_name, None)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-            choices = [
-                n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)
-            ]
+            choices = [n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
             raise unknown("class", class_name, choices, f"{where}: _target_ '{name}'")
         return cls
 
@@ -120,13 +112,9 @@ def _module(name: str, where: str) -> Any:
         if missing.split(".")[0] == name.split(".")[0] and not f"{name}.".startswith(f"{missing}."):
             raise
         if not f"{name}.".startswith(f"{missing}."):
-            raise UserError(
-                f"{where}: '{name}' needs the package '{missing}'; pip install {missing}"
-            ) from error
+            raise UserError(f"{where}: '{name}' needs the package '{missing}'; pip install {missing}") from error
         parent = missing.rpartition(".")[0]
-        found = (
-            pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
-        )
+        found = pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
         raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
 
 

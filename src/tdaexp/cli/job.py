@@ -46,9 +46,7 @@ class Job:
         return subject(self.values)
 
 
-def check(
-    composer: Composer, stage: str, overrides: list[str], config: DictConfig, packages: tuple[str, ...]
-) -> Job:
+def check(composer: Composer, stage: str, overrides: list[str], config: DictConfig, packages: tuple[str, ...]) -> Job:
     """Check the configuration that was composed with the overrides, and build its objects."""
 
     def origin(path: tuple[str, ...]) -> str:
@@ -80,9 +78,7 @@ def build(
 def subject(values: dict[str, Any]) -> str:
     """Hash of the configured model and data set, or of the products in their place."""
     products = values.get("products")
-    return fingerprint(
-        [values.get(group) for group in SUBJECT] if products is None else ["products", products]
-    )
+    return fingerprint([values.get(group) for group in SUBJECT] if products is None else ["products", products])
 
 
 def slug(text: str) -> str:

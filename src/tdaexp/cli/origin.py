@@ -52,6 +52,4 @@ def shown(path: Path) -> str:
 def one_line(error: BaseException) -> str:
     """A message without line breaks and without OmegaConf's bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(
-        line for line in lines if line and not re.match(r"(full_key|(object|reference)_type)", line)
-    )
+    return "; ".join(line for line in lines if line and not re.match(r"(full_key|(object|reference)_type)", line))

@@ -31,9 +31,7 @@ class Plan:
     overrides: list[str]
 
 
-def plan(
-    composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]
-) -> Plan:
+def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]) -> Plan:
     """Check every job of a command before the first one starts.
 
     Raises:
@@ -46,9 +44,7 @@ def plan(
         return _plan_sweep(composer, stage, overrides, config, packages)
     if swept:
         key, _, value = str(swept[0].input_line).partition("=")
-        raise UserError(
-            f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list"
-        )
+        raise UserError(f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list")
     job = check(composer, stage, list(overrides), config, packages)
     folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"
     given = [*composer.opened(overrides), f"hydra.run.dir={_quote(folder)}"]

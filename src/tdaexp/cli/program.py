@@ -17,16 +17,12 @@ from tdaexp.cli.task import FAILED, Task
 from tdaexp.runtime.errors import UserError
 
 
-def run(
-    stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str
-) -> int:
+def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
     """Check and run one stage; returns the exit code. Arguments as in `tdaexp.cli.main`."""
     options = _parse(arguments)
     conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
     extra = Path(options.config_dir) if options.config_dir else None
-    places = [
-        f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)
-    ]
+    places = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)]
     task = Task(stage, ("python", program, *places), packages, module)
     if options.hydra_help or options.shell_completion or options.info or options.experimental_rerun:
         _hand_over(task, conf, name, [program, *arguments])

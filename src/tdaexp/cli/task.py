@@ -111,9 +111,7 @@ class Task:
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         name = f"{job.name}-{job.fingerprint[:8]}"
         group = top.name if top else None
-        with open_logger(
-            job.config.logger, folder=folder, config=job.values, group=group, name=name
-        ) as logger:
+        with open_logger(job.config.logger, folder=folder, config=job.values, group=group, name=name) as logger:
             metrics: dict[str, float] = stage(job.config, folder, logger)
         return metrics
 

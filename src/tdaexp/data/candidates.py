@@ -32,9 +32,7 @@ FIELDS: dict[str, Callable[[Record], str]] = {
     "completion": lambda record: record.completion,
     "text": lambda record: record.text,
 }
-Scorer = Callable[
-    [list[str]], np.ndarray
-]  # the query's words -> BM25 scores of the N training examples, float64
+Scorer = Callable[[list[str]], np.ndarray]  # the query's words -> BM25 scores of the N training examples, float64
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,4 @@ class Dataset(ABC):
 
 def as_query(rewritten: Record, source: Record, query_set: str = "paraphrased") -> Record:
     """Make a query of a rewritten record: its own id, and the source as its truth."""
-    return dataclasses.replace(
-        rewritten, id=query_id(source.id, query_set), truth=(source.id,), meta=source.meta
-    )
+    return dataclasses.replace(rewritten, id=query_id(source.id, query_set), truth=(source.id,), meta=source.meta)

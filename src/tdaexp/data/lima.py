@@ -65,9 +65,7 @@ class Lima(Dataset):
                     raise unknown("training id", name, every, row.where)
         for record in train:
             if record.id not in rows:
-                raise UserError(
-                    f"{path}: no paraphrase of '{record.id}'; add a row, or leave it to a provider"
-                )
+                raise UserError(f"{path}: no paraphrase of '{record.id}'; add a row, or leave it to a provider")
         return [as_query(pair(rows[record.id]), record) for record in train]
 
 
@@ -90,9 +88,7 @@ def single_turns(rows: Sequence[Row]) -> list[Record]:
             raise UserError(f"{row.where}: column 'conversations' is not a list; is this LIMA's {HUB_FILE}?")
         if len(turns) == 2:
             records.append(
-                Record(
-                    f"lima_{number}", str(turns[0]), str(turns[1]), meta={"source": row.values.get("source")}
-                )
+                Record(f"lima_{number}", str(turns[0]), str(turns[1]), meta={"source": row.values.get("source")})
             )
     return records
 

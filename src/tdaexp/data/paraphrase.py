@@ -71,9 +71,7 @@ def cached(texts: Sequence[str], provider: Paraphraser) -> dict[str, str]:
         missing = [text for text, key in keys.items() if key not in known]
         if missing:
             done = len(keys) - len(missing)
-            answers = track(
-                zip(missing, provider.paraphrase(missing), strict=True), "paraphrasing", len(keys), done
-            )
+            answers = track(zip(missing, provider.paraphrase(missing), strict=True), "paraphrasing", len(keys), done)
             with path.open("a", encoding="utf-8") as stream:
                 for text, answer in answers:
                     if not answer.strip():
@@ -106,7 +104,5 @@ def read_cache(path: Path) -> dict[str, str]:
             row = json.loads(line)
             known[row["key"]] = row["paraphrase"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}:{number}: not a line of the paraphrase cache; delete it ({error})"
-            ) from error
+            raise UserError(f"{path}:{number}: not a line of the paraphrase cache; delete it ({error})") from error
     return known

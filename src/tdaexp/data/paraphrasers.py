@@ -50,9 +50,7 @@ class OpenAICompatible:
             UserError: an address that is not one, or a number out of range.
         """
         if not self.endpoint.startswith(("http://", "https://")):
-            raise UserError(
-                f"dataset.paraphrase.endpoint={self.endpoint}: must begin with http:// or https://"
-            )
+            raise UserError(f"dataset.paraphrase.endpoint={self.endpoint}: must begin with http:// or https://")
         for key, low in (("temperature", 0), ("workers", 1), ("retries", 0), ("timeout", 0.001)):
             if getattr(self, key) < low:
                 raise UserError(f"dataset.paraphrase.{key}={getattr(self, key)}: must be at least {low}")
@@ -175,9 +173,7 @@ class LocalModel:
         for start in range(0, len(texts), self.batch_size):
             prompts = [instruct(tokenizer, text) for text in texts[start : start + self.batch_size]]
             special = not tokenizer.chat_template  # a chat template writes its special tokens itself
-            batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=special).to(
-                device
-            )
+            batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=special).to(device)
             with torch.inference_mode():
                 output = model.generate(
                     input_ids=batch["input_ids"],
@@ -186,9 +182,7 @@ class LocalModel:
                     do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
                 )
-            yield from tokenizer.batch_decode(
-                output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
-            )
+            yield from tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _load(self, device: str) -> tuple[Any, Any]:
         import torch
@@ -216,6 +210,5 @@ def instruct(tokenizer: Any, text: str) -> str:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         raise UserError(
-            f"dataset.paraphrase.model: its chat template refuses a system prompt ({error}); take "
-            "another model"
+            f"dataset.paraphrase.model: its chat template refuses a system prompt ({error}); take another model"
         ) from error

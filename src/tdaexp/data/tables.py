@@ -79,9 +79,7 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(
-            f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'"
-        ) from error
+        raise UserError(f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'") from error
     try:
         table = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -103,13 +101,9 @@ def _jsonl(stream: Iterable[str], path: Path) -> Iterator[Row]:
             try:
                 values = json.loads(line)
             except ValueError as error:
-                raise UserError(
-                    f"{path}:{number}: not a JSON object ({error}); mend or remove the line"
-                ) from error
+                raise UserError(f"{path}:{number}: not a JSON object ({error}); mend or remove the line") from error
             if not isinstance(values, dict):
-                raise UserError(
-                    f"{path}:{number}: holds {type(values).__name__}, not a JSON object with columns"
-                )
+                raise UserError(f"{path}:{number}: holds {type(values).__name__}, not a JSON object with columns")
             yield Row(values, f"{path}, row {number}")
 
 

@@ -58,9 +58,7 @@ def check_format(template: str) -> None:
         if name not in ("prompt", "completion"):
             raise unknown("placeholder", name, ("prompt", "completion"), f"dataset.template='{template}'")
     if any(spec or conversion for _, _, spec, conversion in parts):
-        raise UserError(
-            f"dataset.template='{template}': a placeholder takes neither a format nor a conversion"
-        )
+        raise UserError(f"dataset.template='{template}': a placeholder takes neither a format nor a conversion")
     if names.count("completion") != 1 or names[-1] != "completion":
         raise UserError(f"dataset.template='{template}': needs {{completion}} once, behind {{prompt}}")
 

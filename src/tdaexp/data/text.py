@@ -66,17 +66,11 @@ class Text(Dataset):
         if self.path is not None and Path(self.path).suffix == ".txt" and self.completion_column is None:
             self.text_column = self.text_column or "text"
         if (self.text_column is None) == (self.completion_column is None):
-            raise UserError(
-                "dataset=text: name either dataset.text_column or dataset.completion_column (and prompt)"
-            )
+            raise UserError("dataset=text: name either dataset.text_column or dataset.completion_column (and prompt)")
         if self.text_column is not None and self.prompt_column is not None:
-            raise UserError(
-                "dataset.prompt_column: goes with dataset.completion_column, not with dataset.text_column"
-            )
+            raise UserError("dataset.prompt_column: goes with dataset.completion_column, not with dataset.text_column")
         if self.paraphrase_prompt_column is not None and self.paraphrase_completion_column is None:
-            raise UserError(
-                "dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it"
-            )
+            raise UserError("dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it")
         sources = (self.paraphrase_column, self.paraphrase_completion_column, self.query_path)
         if sum(source is not None for source in sources) > 1:
             raise UserError(
@@ -116,9 +110,7 @@ class Text(Dataset):
         name = row.text(self.id_column) if self.id_column else str(number)
         return Record(name, *self._parts(row, self.text_column, self.prompt_column, self.completion_column))
 
-    def _parts(
-        self, row: Row, text: str | None, prompt: str | None, completion: str | None
-    ) -> tuple[str, str]:
+    def _parts(self, row: Row, text: str | None, prompt: str | None, completion: str | None) -> tuple[str, str]:
         if text is not None:
             return split_words(row.text(text), self.prompt_fraction)
         return (row.text(prompt) if prompt is not None else ""), row.text(str(completion))
@@ -126,9 +118,7 @@ class Text(Dataset):
     def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
         """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
         known = {record.id for record in train}
-        every = (
-            known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
-        )
+        every = known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
         queries, left_out = [], 0
         for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
             record = self._record(row, number)
@@ -139,13 +129,9 @@ class Text(Dataset):
             kept = tuple(source for source in sources if source in known)
             left_out += not kept
             if kept:
-                queries.append(
-                    Record(query_id(record.id, "paraphrased"), record.prompt, record.completion, kept)
-                )
+                queries.append(Record(query_id(record.id, "paraphrased"), record.prompt, record.completion, kept))
         if left_out:
-            log.info(
-                "%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out
-            )
+            log.info("%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out)
         return queries
 
 

@@ -148,9 +148,7 @@ def make_example(record: Record, given: list[int], written: list[int], loss_on: 
 def check_length(max_length: int) -> None:
     """Refuse a length that leaves nothing to predict."""
     if max_length < 2:
-        raise UserError(
-            f"dataset.max_length={max_length}: needs at least 2 tokens, one to read and one to predict"
-        )
+        raise UserError(f"dataset.max_length={max_length}: needs at least 2 tokens, one to read and one to predict")
 
 
 def log_lengths(pairs: Sequence[Pair], max_length: int) -> None:

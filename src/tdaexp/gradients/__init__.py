@@ -1,0 +1,1 @@
+"""Per-example gradients by component: captured, multiplied, projected, never stored whole."""

@@ -116,9 +116,7 @@ class BlockWork:
     def _blank(self, rows: int) -> Tensor:
         return torch.full((rows, len(self.components)), torch.nan, device=self.device, dtype=self.dtype)
 
-    def _pass(
-        self, what: str, examples: Examples, members: list[int], consume: Consumer, squares: Tensor
-    ) -> None:
+    def _pass(self, what: str, examples: Examples, members: list[int], consume: Consumer, squares: Tensor) -> None:
         """One forward-backward pass; NaN and Inf in the squared norms that `consume` fills in are refused."""
         chosen = [examples[index] for index in members]
         batch = collate(chosen, self.pad_id)

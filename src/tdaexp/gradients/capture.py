@@ -92,9 +92,7 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
     counts = mask.sum(1)
     if bool((counts == 0).any()):
         row = int((counts == 0).nonzero()[0])
-        raise UserError(
-            f"example {row} of a batch has no token with a loss; drop examples without a completion"
-        )
+        raise UserError(f"example {row} of a batch has no token with a loss; drop examples without a completion")
     width = int(counts.max())
     # A stable sort by "not predicted" lists each row's predicted positions first, in order.
     positions = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]

@@ -90,9 +90,7 @@ def linear_gram(left: Sequence[LinearFactors], right: Sequence[LinearFactors], p
     rows = []
     for chunk in pairs.chunks(8 * ((t + u) * widest + 2 * t * u)):
         shared = _gram(left[0].inputs, right[0].inputs, chunk)
-        rows.append(
-            torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1)
-        )
+        rows.append(torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1))
     return torch.cat(rows)
 
 

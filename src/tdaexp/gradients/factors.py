@@ -92,9 +92,7 @@ class EmbeddingFactors:
     def materialise(self, rows: slice = ALL) -> Tensor:
         """Explicit gradients [n, size] of the examples in a slice."""
         ids, delta = self.ids[rows], self.deltas[rows]
-        gradient = delta.new_zeros(
-            (len(ids), self.vocabulary, delta.shape[2]), dtype=accumulation_dtype(delta.dtype)
-        )
+        gradient = delta.new_zeros((len(ids), self.vocabulary, delta.shape[2]), dtype=accumulation_dtype(delta.dtype))
         example = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
         # Unlike index_add_, an accumulating index_put_ adds in a fixed order on CUDA.
         return gradient.index_put_((example, ids), delta.to(gradient.dtype), accumulate=True).flatten(1)

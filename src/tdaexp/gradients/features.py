@@ -21,8 +21,8 @@ from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, T
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
-from tdaexp.influence import BlockStore
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def component_features(
     dims = [sketches[name].dim for name in components.names]
     kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
     blocks = BlockStore(store, {"features": ((len(examples), sum(dims)), kind)}, slices)
-    missing = blocks.missing()
-    with frozen(model):
+    with frozen(model), blocks.pending() as missing:
         for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
             chosen = Examples([examples[index] for index in batches[block]])
             values = _sketch_batch(model, components, chosen, sketches, reduction, pad_id)

@@ -20,9 +20,7 @@ def check_losses(examples: Examples, what: str) -> None:
             )
 
 
-def require_finite(
-    values: np.ndarray, ids: Sequence[str], components: Sequence[str], losses: np.ndarray
-) -> None:
+def require_finite(values: np.ndarray, ids: Sequence[str], components: Sequence[str], losses: np.ndarray) -> None:
     """Refuse NaN and infinity in per-example, per-component numbers [B, K] made from gradients.
 
     Names the first example, and of its components the one nearest to the loss, where the fault must have

@@ -16,9 +16,7 @@ def held_bytes(components: ComponentMap, examples: Examples, dtype: torch.dtype)
     An estimate from above: inputs that several components share count for each of them. `dtype` is the
     model's.
     """
-    each = [
-        sum(_component_bytes(one, example, dtype) for one in components.components) for example in examples
-    ]
+    each = [sum(_component_bytes(one, example, dtype) for one in components.components) for example in examples]
     return np.array(each, dtype=np.float64)
 
 

@@ -21,8 +21,8 @@ from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.gradients.memory import held_bytes
 from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
-from tdaexp.influence import BlockStore
 from tdaexp.models.components import ComponentMap
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 
@@ -64,13 +64,10 @@ def component_products(
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
     order = [query for block in plan for batch in block.queries for query in batch]
     if sorted(order) != list(range(len(queries))):
-        raise UserError(
-            f"{store}: its plan is of another run; delete this folder and the .plan.json beside it"
-        )
+        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
     blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
-    missing = blocks.missing()
     work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)
-    with frozen(model):
+    with frozen(model), blocks.pending() as missing:
         for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
             blocks.write(number, work.block(plan[number]))
     if missing:
@@ -81,9 +78,7 @@ def component_products(
 
 def _check(pairs: np.ndarray, train: Examples, queries: Examples) -> None:
     if pairs.ndim != 2 or len(pairs) != len(queries):
-        raise UserError(
-            f"candidates of shape {pairs.shape} for {len(queries)} queries; give one row per query"
-        )
+        raise UserError(f"candidates of shape {pairs.shape} for {len(queries)} queries; give one row per query")
     if pairs.size and (pairs.min() < -1 or pairs.max() >= len(train)):
         raise UserError(f"a candidate's number is outside 0 … {len(train) - 1}, the training examples")
     check_losses(queries, "query")

@@ -50,8 +50,7 @@ def make_sketch(
         raise unknown("projection", kind, KINDS, "projection")
     if distribution != "rademacher":
         raise UserError(
-            f"projection={kind}: its entries are signs, there is no '{distribution}' form; "
-            "use distribution=rademacher"
+            f"projection={kind}: its entries are signs, there is no '{distribution}' form; use distribution=rademacher"
         )
     return SIGNED[kind](shape, dim, component_seed(seed, name, kind))
 

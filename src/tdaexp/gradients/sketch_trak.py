@@ -83,7 +83,5 @@ def _has_fast_jl() -> bool:
     """Tell whether traker's CUDA kernel is installed, and say once what happens when it is not."""
     if importlib.util.find_spec("fast_jl"):
         return True
-    log.warning(
-        "projection=trak: fast_jl is not installed; using traker's BasicProjector on the GPU (slower)"
-    )
+    log.warning("projection=trak: fast_jl is not installed; using traker's BasicProjector on the GPU (slower)")
     return False

@@ -9,7 +9,6 @@ import xarray as xr
 from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError
 
-
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
 

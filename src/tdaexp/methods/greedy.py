@@ -106,9 +106,7 @@ def order_components(
     return order, path
 
 
-def search(
-    products: Products, objective: str, among: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def search(products: Products, objective: str, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Order components by one of `SEARCHES`: Algorithm 2 under an objective, or `single`.
 
     `single` ranks components by the accuracy of each alone (ties in parameter order); its path is the

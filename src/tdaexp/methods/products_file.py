@@ -88,8 +88,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if arrays["dot"].ndim != 3 or not arrays["dot"].size:
         raise UserError(
-            f"{path}: array 'dot' has shape {arrays['dot'].shape}, "
-            "needed: [query, candidate, component], none empty"
+            f"{path}: array 'dot' has shape {arrays['dot'].shape}, needed: [query, candidate, component], none empty"
         )
     queries, candidates, components = arrays["dot"].shape
     expected = {
@@ -120,9 +119,7 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
             where = _where(arrays, name, arrays[name] < 0)
             raise UserError(f"{path}: array '{name}' has a negative self-product at {where}")
     if (arrays["size"] < 1).any():
-        raise UserError(
-            f"{path}: array 'size' has a component without parameters; every size must be at least 1"
-        )
+        raise UserError(f"{path}: array 'size' has a component without parameters; every size must be at least 1")
     candidates = arrays["dot"].shape[1]
     outside = ~np.isin(arrays["target"], np.arange(candidates))
     if outside.any():

@@ -1,7 +1,8 @@
 """Random projection: each component's gradient is sketched to a few dimensions, and cosines are taken there.
 
-Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.4; Park et al. 2023 for `trak`. Sign: as `full`, which it
-estimates without bias. Fills query, train and component. Cost: one forward-backward pass per example plus the sketch.
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.4; Park et al. 2023 for `trak`. Sign: as `full`,
+which it estimates without bias. Fills query, train and component. Cost: one forward-backward pass per example plus the
+sketch.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from tdaexp.runtime.errors import unknown
 class Project(Method):
     """Keys: `projection` (`factorised` never forms a gradient, `srht` and `sjlt` are fast on formed ones, `trak` is the
     paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05), `rule` for sharing dimensions out
-    (`proportional`, or `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`, `normal`),
-    `components` and `reduction` as for `full`, `seed`.
+    (`proportional`, or `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`,
+    `normal`), `components` and `reduction` as for `full`, `seed`.
     """
 
     projection: str = "factorised"
@@ -66,9 +67,7 @@ class Project(Method):
         train_sq = np.where((pairs < 0)[..., None], np.nan, squares[pairs])
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = study.label(dot, components, query_sq, train_sq)
-        return labelled.assign_attrs(
-            projection=self.projection, dimensions=dims, share=dims / components.sizes.sum()
-        )
+        return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""

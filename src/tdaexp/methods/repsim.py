@@ -53,9 +53,7 @@ class RepSim(Method):
             inputs = collate([examples[i] for i in batch]).to(device)
             with torch.no_grad():
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            states[batch] = (
-                self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
-            )
+            states[batch] = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
 
-Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the component
-products of any method that keeps them (`on`), so nothing is run again for another budget or objective. Sign: as the
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
+component products of any method that keeps them (`on`), so nothing is run again for another budget or objective. Sign: as the
 method it selects from. Fills query, train and component. Cost: the products, then seconds.
 """
 
@@ -15,7 +15,6 @@ import xarray as xr
 
 from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
-from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
 from tdaexp.methods.subsets import Products
 from tdaexp.runtime.errors import UserError, unknown
@@ -26,8 +25,8 @@ class Select(Method):
     """Keys: `on` (the method whose components are chosen), `objective`, `budget` (fraction of the parameters that the
     chosen components may have, null = 0.05), `selection` (a file of component names, one a line, instead of a search).
 
-    Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy of
-    each alone. Each query set gets its own selection.
+    Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy
+    of each alone. Each query set gets its own selection.
     """
 
     on: Method

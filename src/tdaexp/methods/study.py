@@ -13,9 +13,9 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
-from tdaexp.influence import stored_seconds
-from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.components import ComponentMap, component_map
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime.blockstore import stored_seconds
 from tdaexp.runtime.fingerprint import fingerprint
 
 

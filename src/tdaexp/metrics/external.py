@@ -63,14 +63,10 @@ def _pick(path: Path, table: Table, reference: xr.Dataset) -> np.ndarray:
     """Look up every pair of the reference [Q, C]; NaN only where it has no candidate."""
     train = reference["train"].values
     values = np.full(train.shape, np.nan)
-    for row, (group, query) in enumerate(
-        zip(reference["query_set"].values, reference["query"].values, strict=True)
-    ):
+    for row, (group, query) in enumerate(zip(reference["query_set"].values, reference["query"].values, strict=True)):
         scores = table.get(f"{group}/{query}", table.get(query))
         if scores is None:
-            raise UserError(
-                f"scores={path}: query '{query}' of set '{group}' has no scores; every query needs some"
-            )
+            raise UserError(f"scores={path}: query '{query}' of set '{group}' has no scores; every query needs some")
         for column, name in enumerate(train[row]):
             if not name:
                 continue
@@ -89,9 +85,7 @@ def _nested(path: Path, stored: Any) -> Table:
     for query, scores in stored.items():
         for name, value in scores.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(
-                    f"scores={path}: pair (query '{query}', train '{name}') has the score {value!r}"
-                )
+                raise UserError(f"scores={path}: pair (query '{query}', train '{name}') has the score {value!r}")
     return stored
 
 
@@ -103,9 +97,7 @@ def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
     columns = [str(name) for name in ids]
     names = [name for name in stored if name not in ("query", "train")]
     if "scores" not in names and len(names) != 1:
-        raise UserError(
-            f"scores={path}: has the entries {', '.join(sorted(names)) or 'none'}; name one 'scores'"
-        )
+        raise UserError(f"scores={path}: has the entries {', '.join(sorted(names)) or 'none'}; name one 'scores'")
     matrix = np.asarray(stored["scores" if "scores" in names else names[0]])
     if matrix.shape != (len(rows), len(columns)) or matrix.dtype.kind not in "iuf":
         raise UserError(
@@ -143,16 +135,12 @@ def _read_pt(path: Path) -> dict[str, Any]:
 
     stored = torch.load(path, map_location="cpu", weights_only=True)
     entries = stored if isinstance(stored, dict) else {"scores": stored}
-    return {
-        name: _array(value) if isinstance(value, torch.Tensor) else value for name, value in entries.items()
-    }
+    return {name: _array(value) if isinstance(value, torch.Tensor) else value for name, value in entries.items()}
 
 
 def _array(tensor: Any) -> np.ndarray:
     """Half-precision tensors become float32, which numpy has."""
-    return (
-        tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
-    )
+    return tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
 
 
 def _line(error: Exception) -> str:

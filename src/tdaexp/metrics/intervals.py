@@ -38,9 +38,7 @@ def bootstrap(values: np.ndarray, settings: MetricSettings) -> list[Interval]:
             target[start : start + len(picked)] = row[picked].mean(axis=1)
     tail = (1 - settings.confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=1)
-    return [
-        Interval(float(m), float(a), float(b)) for m, a, b in zip(values.mean(axis=1), low, high, strict=True)
-    ]
+    return [Interval(float(m), float(a), float(b)) for m, a, b in zip(values.mean(axis=1), low, high, strict=True)]
 
 
 def versus(difference: Interval) -> str:

@@ -49,9 +49,7 @@ class Judgement:
         return versus(self.minus_bm25)
 
 
-def assess(
-    dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None = None
-) -> dict[str, Judgement]:
+def assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None = None) -> dict[str, Judgement]:
     """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if
     any.
     """

@@ -24,7 +24,5 @@ def _centred_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks along rows less their mean, 0 where NaN."""
     ranks = rankdata(values, axis=1, nan_policy="omit")
     known = ~np.isnan(values)
-    mean = np.where(known, ranks, 0.0).sum(axis=1, keepdims=True) / np.maximum(
-        known.sum(axis=1, keepdims=True), 1
-    )
+    mean = np.where(known, ranks, 0.0).sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1)
     return np.where(known, ranks - mean, 0.0)

@@ -124,9 +124,7 @@ def _study(dataset: xr.Dataset, settings: MetricSettings) -> ComponentStudy:
     table["accuracy"] = products.single("accuracy").mean(axis=1)
     curves, folds = {}, {}
     for objective in OBJECTIVES:
-        folds[objective] = cross_validated(
-            products, objective, settings.folds, settings.seed, judged=objective
-        )
+        folds[objective] = cross_validated(products, objective, settings.folds, settings.seed, judged=objective)
         curves[objective] = _curve(products, sizes, objective, folds[objective])
     best = curves["accuracy"]
     top = int(best.accuracy.argmax())

@@ -27,6 +27,4 @@ class MetricSettings:
             if getattr(self, name) < least:
                 raise UserError(f"metric.{name}={getattr(self, name)}: must be at least {least}")
         if not 0 < self.confidence < 1:
-            raise UserError(
-                f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95"
-            )
+            raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")

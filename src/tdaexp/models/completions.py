@@ -32,9 +32,7 @@ class CompletionCache:
             theirs = first["fingerprint"]
             self.texts = {int(line["prompt"]): str(line["completion"]) for line in lines}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: damaged completions ({error}); delete this file and run again"
-            ) from error
+            raise UserError(f"{path}: damaged completions ({error}); delete this file and run again") from error
         if theirs != settings["fingerprint"]:
             raise UserError(f"{path}: completions of another run; delete this file and run again")
         if len(whole) < len(raw):
@@ -63,7 +61,5 @@ class CompletionCache:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error}); make room or mend it and run again"
-            ) from error
+            raise UserError(f"{self.path}: cannot be written ({error}); make room or mend it and run again") from error
         self.texts.update(texts)

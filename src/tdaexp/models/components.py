@@ -100,9 +100,7 @@ class ComponentMap:
             if name not in self.names:
                 raise unknown("component", name, self.names, f"components of the {self.model_type} model")
         if not wanted:
-            raise UserError(
-                "the selection of components is empty; name at least one of " + self.names[0] + ", …"
-            )
+            raise UserError("the selection of components is empty; name at least one of " + self.names[0] + ", …")
         kept = tuple(c for c in self.components if c.name in wanted)
         left_out = {c.name: c.size for c in self.components if c.name not in wanted}
         return ComponentMap(kept, {**self.skipped, **left_out}, self.total, self.model_type)
@@ -170,9 +168,7 @@ def _kind(path: str, module: nn.Module) -> tuple[str, tuple[int, int]]:
 
     weight = module.weight
     if not isinstance(weight, nn.Parameter):
-        raise UserError(
-            f"module '{path}' has no plain weight; load the model without quantisation or adapters"
-        )
+        raise UserError(f"module '{path}' has no plain weight; load the model without quantisation or adapters")
     if isinstance(module, nn.Linear):
         return "linear", (weight.shape[0], weight.shape[1])
     if isinstance(module, Conv1D):
@@ -181,6 +177,4 @@ def _kind(path: str, module: nn.Module) -> tuple[str, tuple[int, int]]:
         return "embedding", (weight.shape[1], weight.shape[0])
     if weight.ndim == 1:
         return "norm", (weight.shape[0], 0)
-    raise UserError(
-        f"module '{path}' is a {type(module).__name__}, which has no gradient capture; use a plain model"
-    )
+    raise UserError(f"module '{path}' is a {type(module).__name__}, which has no gradient capture; use a plain model")

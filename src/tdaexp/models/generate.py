@@ -56,14 +56,10 @@ class Decoding:
 
     def deciding(self) -> dict[str, int | float]:
         """The settings that decide the text: greedy decoding knows no seed, nucleus or batch."""
-        return (
-            asdict(self) if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
-        )
+        return asdict(self) if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
 
 
-def generate(
-    loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decoding, cache_dir: Path
-) -> list[str]:
+def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decoding, cache_dir: Path) -> list[str]:
     """Return one completion per prompt (token ids [T] int64), without prompt, special tokens and outer
     blanks.
 
@@ -115,10 +111,7 @@ def generated_queries(
         list(paraphrased), loaded.tokenizer, template=template or loaded.template, max_length=room
     )
     completions = generate(loaded, prompts, decoding, cache_dir)
-    return [
-        dataclasses.replace(record, completion=text)
-        for record, text in zip(paraphrased, completions, strict=True)
-    ]
+    return [dataclasses.replace(record, completion=text) for record, text in zip(paraphrased, completions, strict=True)]
 
 
 def _check_lengths(prompts: Sequence[np.ndarray], room: int, context: int) -> None:

@@ -55,9 +55,7 @@ def locate(name: str, revision: str | None, where: str) -> Source:
         identity = fingerprint([[file.name, file_fingerprint(file)] for file in files])
         return Source(str(folder), None, identity, folder)
     if folder.is_file():
-        raise UserError(
-            f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)"
-        )
+        raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the path")
     commit = _resolve_commit(name, revision, where)
@@ -91,9 +89,7 @@ def _resolve_commit(name: str, revision: str | None, where: str) -> str:
 
 def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Load the tokenizer; padding falls back to the end token (padding is always masked)."""
-    missing = (
-        f"{source.name}: no usable tokenizer there; set model.tokenizer to a hub id or folder that has one"
-    )
+    missing = f"{source.name}: no usable tokenizer there; set model.tokenizer to a hub id or folder that has one"
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -151,32 +147,24 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"{index}: not a readable index of shards; fetch the model again") from error
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            raise UserError(
-                f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); fetch it again"
-            )
+            raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); fetch it again")
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
-        raise UserError(
-            f"{folder}: no weights (*.safetensors or pytorch_model.bin); fetch or train the model"
-        )
+        raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model.bin); fetch or train the model")
     for file in files:
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{file}: truncated or corrupt ({error}); fetch or train the model again"
-                ) from error
+                raise UserError(f"{file}: truncated or corrupt ({error}); fetch or train the model again") from error
 
 
 def _reason(error: Exception) -> str:
     """The one line that helps: transformers' own messages run over many."""
     text = str(error)
     if "ignore_mismatched_sizes" in text:
-        return (
-            "its tensors do not have the shapes that its config.json says; the files do not belong together"
-        )
+        return "its tensors do not have the shapes that its config.json says; the files do not belong together"
     if "trust_remote_code" in text:
         return "it needs Python code of its own; set model.trust_remote_code=true if you trust its authors"
     if "PytorchStreamReader" in text or "weights_only" in text.lower():

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from tdaexp.models.hub import Source
     from tdaexp.models.loaded import LoadedModel
 
-FALLBACK_LENGTH = (
-    2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
-)
+FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
 
 
 @dataclass
@@ -69,15 +67,11 @@ class Pretrained:
 
         weights, words = self._locate()
         tokenizer = load_tokenizer(words, self.trust_remote_code)
-        model = load_weights(
-            weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation
-        )
+        model = load_weights(weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation)
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        return LoadedModel(
-            freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest
-        )
+        return LoadedModel(freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest)
 
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""
@@ -86,9 +80,7 @@ class Pretrained:
     def _length(self, longest: int) -> int:
         """The configured length, which may not exceed what the model allows."""
         if self.max_length is not None and self.max_length > longest:
-            raise UserError(
-                f"model.max_length={self.max_length}: {self.pretrained} takes {longest} tokens at most"
-            )
+            raise UserError(f"model.max_length={self.max_length}: {self.pretrained} takes {longest} tokens at most")
         return self.max_length or longest
 
     def _check_components(self, model: PreTrainedModel) -> None:

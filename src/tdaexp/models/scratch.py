@@ -55,9 +55,7 @@ class Scratch:
         """
         from tdaexp.runtime.fingerprint import fingerprint
 
-        return fingerprint(
-            [self.architecture, self.config, self.vocab_size, self.seed, self.context, self.template]
-        )
+        return fingerprint([self.architecture, self.config, self.vocab_size, self.seed, self.context, self.template])
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
         """Load the folder that `pretrained` names; a programming error where there is none (see
@@ -103,15 +101,11 @@ def build_model(
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        with (
-            torch.no_grad()
-        ):  # some bad combinations of sizes show only in a forward pass: let it be this one
+        with torch.no_grad():  # some bad combinations of sizes show only in a forward pass: let it be this one
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
         return model
     except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{WHERE}: {architecture} cannot be built from these values: {_line(error)}"
-        ) from error
+        raise UserError(f"{WHERE}: {architecture} cannot be built from these values: {_line(error)}") from error
 
 
 def _model_config(

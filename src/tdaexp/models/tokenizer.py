@@ -22,8 +22,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
-            f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}: "
-            "256 bytes and 3 special tokens"
+            f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}: 256 bytes and 3 special tokens"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

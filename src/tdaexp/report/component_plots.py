@@ -42,9 +42,7 @@ def by_size(studies: Studies) -> Figure:
                 min(study.table["accuracy"].min(), study.full),
                 max(study.table["accuracy"].max(), study.full),
             )
-            axes.set(
-                title=f"{name} queries", xlabel="parameters of the component", ylabel="retrieval accuracy"
-            )
+            axes.set(title=f"{name} queries", xlabel="parameters of the component", ylabel="retrieval accuracy")
         _legend(figure, row[0], _colours(next(iter(studies.values())).table))
         return figure
 
@@ -133,8 +131,6 @@ def _dots(axes: Axes, place: int, part: pd.DataFrame, colours: dict[str, tuple[s
 
 def _legend(figure: Figure, axes: Axes, looks: dict[str, tuple[str, str]]) -> None:
     """One legend below all panels."""
-    lines = [
-        axes.plot([], [], color=c, marker=m, linewidth=1.3, label=kind)[0] for kind, (c, m) in looks.items()
-    ]
+    lines = [axes.plot([], [], color=c, marker=m, linewidth=1.3, label=kind)[0] for kind, (c, m) in looks.items()]
     lines += axes.plot([], [], color=INK, linestyle="--", label="full gradient")
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 6))

@@ -102,9 +102,7 @@ def _bars(axes: Axes, table: pd.DataFrame) -> None:
     chosen = table["selected"].astype(bool)
     if chosen.any():
         style = {"facecolor": "white", "edgecolor": SELECT, "s": 34, "zorder": 4}
-        axes.scatter(
-            table["accuracy"][chosen], places[chosen], label="on the queries used to select", **style
-        )
+        axes.scatter(table["accuracy"][chosen], places[chosen], label="on the queries used to select", **style)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0, borderaxespad=0.4)
     for place, (_, line) in zip(places, table.iterrows(), strict=True):
         edge = max(v for v in (line["heldout"], line["heldout_high"], line["accuracy"]) if v == v)
@@ -124,9 +122,7 @@ def _points(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
     projected = table[table["projected"] & table[column].notna()]
     for place, (_, line) in enumerate(projected.iterrows()):
         colour = (PROJECT, *PALETTE[4:])[place % (len(PALETTE) - 3)]
-        axes.plot(
-            line["share"], line[column], "D", color=colour, markersize=6, label=line["method"], zorder=5
-        )
+        axes.plot(line["share"], line[column], "D", color=colour, markersize=6, label=line["method"], zorder=5)
     return projected[column].to_numpy(float)
 
 

@@ -47,9 +47,7 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def panels(
-    count: int, height: float = PANEL[1], width: float = PANEL[0]
-) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(count: int, height: float = PANEL[1], width: float = PANEL[0]) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield a figure with a row of `count` axes, in this style; no state of pyplot is touched."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width * count, height), layout="constrained")

@@ -71,9 +71,7 @@ def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
 def _draw(folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[Picture]:
     figures: list[tuple[str, str, Figure]] = []
     if table["heldout"].notna().any():
-        caption = (
-            "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
-        )
+        caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table)))
     if studies:
         figures += _study_figures(studies, table)

@@ -31,9 +31,7 @@ def _finding(name: str, table: pd.DataFrame) -> Finding:
     methods = table[(table["control"] == "") & table["heldout"].notna()]
     queries = int(table["queries"].iloc[0])
     if methods.empty:
-        return Finding(
-            name, queries, "No accuracy: no query has a known source, or no method was run.", [], "open"
-        )
+        return Finding(name, queries, "No accuracy: no query has a known source, or no method was run.", [], "open")
     best = methods.loc[methods["heldout"].idxmax()]
     accuracy = with_interval(best["heldout"], best["heldout_low"], best["heldout_high"])
     equals = methods[methods["heldout"] == best["heldout"]]["method"].tolist()

@@ -32,9 +32,7 @@ def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     """
     mine = table[table["query_set"] == query_set]
     is_control = mine["control"] != ""
-    mine = mine.assign(last=is_control).sort_values(
-        ["last", "heldout"], ascending=[True, False], kind="stable"
-    )
+    mine = mine.assign(last=is_control).sort_values(["last", "heldout"], ascending=[True, False], kind="stable")
     return [_cells(line) for _, line in mine.iterrows()]
 
 
@@ -51,9 +49,7 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
     for name in dict.fromkeys(table["query_set"]):
         rows = rows_of(table, name)
         count = int(table.loc[table["query_set"] == name, "queries"].iloc[0])
-        shown = Table(
-            title=f"{name} ({count} queries)", title_justify="left", header_style="bold", box=SIMPLE
-        )
+        shown = Table(title=f"{name} ({count} queries)", title_justify="left", header_style="bold", box=SIMPLE)
         columns = [column for column in columns_of(rows) if column != "rank_correlation"]
         for column in columns:
             shown.add_column(HEADINGS[column], justify="left" if column in ("method", "vs_bm25") else "right")

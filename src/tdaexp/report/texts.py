@@ -58,9 +58,7 @@ def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataF
     scores = influence.scores(dataset).values
     best = retrieval.top(scores, k)
     rows = []
-    for row, (group, query) in enumerate(
-        zip(dataset["query_set"].values, dataset["query"].values, strict=True)
-    ):
+    for row, (group, query) in enumerate(zip(dataset["query_set"].values, dataset["query"].values, strict=True)):
         for rank, column in enumerate(best[row][best[row] >= 0], start=1):
             train = dataset["train"].values[row, column]
             rows.append(
@@ -110,9 +108,7 @@ def _query(
         if train[column]
     ]
     query = part["query"].values[row]
-    return Query(
-        query, _query_text(texts, name, query), [bool(hit[row]) for hit in hits.values()], candidates
-    )
+    return Query(query, _query_text(texts, name, query), [bool(hit[row]) for hit in hits.values()], candidates)
 
 
 def _query_text(texts: Texts, group: str, query: str) -> str:

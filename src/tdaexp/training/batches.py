@@ -19,9 +19,7 @@ def batch_indices(step: int, *, seed: int, examples: int, batch_size: int) -> np
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, examples)
     orders = {int(epoch): _order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
-    return np.array(
-        [orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)], dtype=np.int64
-    )
+    return np.array([orders[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=4)

@@ -75,9 +75,7 @@ class Progress(Callback):
         """Close the bar; say how long it took."""
         self._close()
         seconds, loss = time.monotonic() - self.start, self.module.losses[-1]
-        log.info(
-            "training: %d steps in %.1f s, last loss %.3f", trainer.global_step - self.first, seconds, loss
-        )
+        log.info("training: %d steps in %.1f s, last loss %.3f", trainer.global_step - self.first, seconds, loss)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""

@@ -53,9 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     folder.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one checkpoint atomically."""
         path = Path(path)
         # A file object, because torch.save on a path hides the reason when the disk is full.
@@ -74,9 +72,7 @@ def newest_readable(folder: Path) -> Path | None:
         try:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a file that is cut short
-            log.warning(
-                "%s is damaged (%s); falling back to an earlier checkpoint", path, type(error).__name__
-            )
+            log.warning("%s is damaged (%s); falling back to an earlier checkpoint", path, type(error).__name__)
             path.unlink()
         else:
             return path

@@ -40,9 +40,7 @@ log = logging.getLogger(__name__)
 LIGHTNING_PRECISION = {"float32": "32-true", "float64": "64-true", "bfloat16": "bf16-mixed"}
 
 
-def fit_fingerprint(
-    start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str
-) -> str:
+def fit_fingerprint(start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str) -> str:
     """Identity of the trained weights: start, examples in order, deciding settings, seed and precision."""
     return fingerprint(start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision)
 
@@ -100,9 +98,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     except (ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable; delete the folder {folder} and run again") from error
     if theirs != settings["fingerprint"]:
-        raise UserError(
-            f"{folder} holds another training (other data, settings or seed); name another folder"
-        )
+        raise UserError(f"{folder} holds another training (other data, settings or seed); name another folder")
 
 
 def _train(
@@ -158,9 +154,7 @@ class _Ticks:
         return itertools.count()
 
 
-def _save(
-    result: Path, start: LoadedModel, losses: list[float], identity: str, settings: dict[str, object]
-) -> None:
+def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, settings: dict[str, object]) -> None:
     def build(temporary: Path) -> None:
         save_hub(temporary, start.model, start.tokenizer)
         curve = {"fingerprint": identity, "settings": settings, "loss": losses, **provenance()}

@@ -24,9 +24,7 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100
     where `loss_mask` is False; NaN when no token carries loss.
     """
-    logits = model(
-        input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False
-    ).logits  # [B, T, V]
+    logits = model(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits  # [B, T, V]
     counted = batch.loss_mask[:, 1:]
     predicted = logits[:, :-1][counted]  # [tokens with loss, V]
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
@@ -64,9 +62,7 @@ class CausalTraining(LightningModule):
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
         """Return the loss of this step's batch; a loss that is not finite ends the training."""
         step = self.global_step
-        indices = batch_indices(
-            step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size
-        )
+        indices = batch_indices(step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size)
         batch = collate([self.examples[int(index)] for index in indices], self.pad_id).to(self.device)
         loss = causal_loss(self.model, batch)
         if not torch.isfinite(loss):

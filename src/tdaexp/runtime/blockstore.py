@@ -1,0 +1,84 @@
+"""Arrays that are computed block by block and survive a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import atomic_path, locked
+
+
+class BlockStore:
+    """Arrays on disk that are computed block by block along their first axis, and that survive a kill.
+
+    A block counts only once all its arrays are written and its flag is set, so a run that was killed goes on at the
+    block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
+    """
+
+    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
+        self.path, self.blocks = path, blocks
+        with locked(path):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    self._create(temporary, arrays, blocks)
+        try:
+            self.group = cast(Any, zarr.open_group(path, mode="r+"))
+            stored = {name: self.group[name].shape for name in arrays}
+            self.done = self.group["done"]
+        except Exception as error:
+            raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
+        self._clock = time.monotonic()
+        expected = {name: shape for name, (shape, _) in arrays.items()}
+        if stored != expected or self.done.shape != (len(blocks),):
+            raise UserError(f"{path}: cache of another run; delete this folder and run again")
+
+    @staticmethod
+    def _create(path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+        group = zarr.open_group(path, mode="w")
+        rows = max(1, min(block.stop - block.start for block in blocks))
+        for name, (shape, dtype) in arrays.items():
+            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
+        group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
+        group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
+
+    @contextlib.contextmanager
+    def pending(self) -> Iterator[list[int]]:
+        """Numbers of the blocks that are still to be computed; other processes wait until the context ends.
+
+        Two jobs of a sweep may want the same store: the second one finds it filled.
+        """
+        with locked(self.path):
+            yield self.missing()
+
+    def missing(self) -> list[int]:
+        """Numbers of the blocks that are not done, in order."""
+        return [int(k) for k in np.flatnonzero(~self.done[:])]
+
+    def write(self, block: int, values: dict[str, np.ndarray]) -> None:
+        """Store one block of every array, then mark it done."""
+        for name, value in values.items():
+            self.group[name][self.blocks[block]] = value
+        now = time.monotonic()
+        self.group["seconds"][block], self._clock = now - self._clock, now
+        self.done[block] = True
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Return all arrays; an incomplete store is a programming error."""
+        if self.missing():
+            raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
+        return {name: array[:] for name, array in self.group.arrays() if name not in ("done", "seconds")}
+
+
+def stored_seconds(path: Path) -> float:
+    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none."""
+    if not path.exists():
+        return 0.0
+    return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())
