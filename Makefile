@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint
 
 demo: $(VENV)/installed
-	$(BIN)/python attribute.py -m experiment=toy_demo
-	$(BIN)/python evaluate.py experiment=toy_demo_table
+	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
+	$(BIN)/python attribute.py method=select,project -m budget=0.01,0.05
+	$(BIN)/python evaluate.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -1,23 +1,22 @@
 """The influence tensor: one labelled array that every method fills and every metric reads, and its store.
 
-In memory it is an `xarray.Dataset`; on disk a zarr store. The full tensor of DESIGN has the axes
-`query, train, component, step, output`; a method fills those that have a meaning for it. Most (query, train) pairs
-are never computed, so the train axis is kept *compactly*: axis `candidate` with a coordinate `train[query, candidate]`
-that names the training example ("" where a query has fewer candidates). `dense` gives the query × train form, in
-which a pair that was not computed is NaN.
+In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component, step,
+output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the train axis
+is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training example (""
+where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not computed is NaN.
 
-Variables (Q queries, C candidates, K components):
+Variables (Q queries, C candidates, K components, S query sets):
 
     influence [Q, C] or [Q, C, K]   positive: training on the example made the query more likely; additive over K
     query_sq  [Q, K]                self-products, present where the similarity is a cosine
     train_sq  [Q, C, K]
     truth     [Q, C] bool           the candidate is a source of the query
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
-    weight    [query_set, K]        1 for the components that count in the method's answer (select), absent = all
+    weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
-Coordinates: query, query_set (per query), train, component, size (parameters per component), text coordinates
-`query_text` and `train_text` where known. Attributes: `method`, `label`, `normalise` ("cosine" or "none"),
-`format_version`, and provenance.
+Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S].
+Attributes: `method`, `label`, `normalise` ("cosine" or "none"), `format_version`, and where it came from (`config`,
+`versions`, `git_commit`).
 """
 
 from __future__ import annotations
