@@ -10,6 +10,8 @@ from commands import REPOSITORY, TINY, metrics, only, rows
 from tdaexp.cli.compose import open_composer
 from tdaexp.cli.plan import plan
 
+DEEPER = ("model.config.num_hidden_layers=6", "model.config.intermediate_size=64")
+"""The smallest component is then below 1 % of the parameters, as in the embedded default."""
 PAPERS = {
     "table1": [("full", None)],
     "fig4": [("select", 0.01), ("select", 0.05), ("project_paper", 0.01), ("project_paper", 0.05)],
@@ -59,23 +61,48 @@ def test_toy_table_1(commands):
     assert (folder / "report.html").stat().st_size > 10_000 and list((folder / "plots").glob("*.svg"))
 
 
-@pytest.mark.parametrize("name", ["fig4", "fig5", "table2"])
-def test_toy_sweeps(commands, name):
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        ("fig4", ["select 0.01", "select 0.05", "project 0.01", "project 0.05"]),
+        ("fig5", ["select_fidelity 0.01", "select_fidelity 0.05", "project 0.01", "project 0.05"]),
+        ("table2", [f"{m} {b}" for m in ("select", "project", "project_paper") for b in (0.01, 0.05)]),
+    ],
+)
+def test_toy_sweeps(commands, name, jobs):
     """The jobs of the sweep, and the comparison that the file's comment names."""
-    commands.done("attribute", f"experiment=toy_{name}", *TINY, "metric.plots=false", "budget=0.05,0.2")
+    commands.done("attribute", f"experiment=toy_{name}", *TINY, *DEEPER, "metric.plots=false")
     folder = Path(f"multirun/toy_{name}")
     table = rows(folder)
-    methods = {"fig4": 2, "fig5": 2, "table2": 3}[name]
-    assert len(table) == 2 * methods and {row["status"] for row in table} == {"done"}
-    subject = [text for text in TINY if text.startswith(("model.", "dataset."))]
+    assert [row["status"] for row in table] == ["done"] * len(jobs)
+    assert [told(row) for row in table] == jobs
+    for row in table:
+        assert float(row["paraphrased/share"]) <= 1.1 * float(told(row).split()[1]) or "paper" in told(row)
+    subject = [text for text in (*TINY, *DEEPER) if text.startswith(("model.", "dataset."))]
     commands.done("evaluate", *subject, "metric.bootstrap=50", f"runs=[{folder}]")
     compared = only("outputs/evaluate/*")
-    assert len({key.split("/")[0] for key in metrics(compared)}) == 2 * methods
-    assert (compared / "report.html").stat().st_size > 10_000
+    found = metrics(compared)
+    assert len({key.split("/")[0] for key in found}) == len(jobs)
+    assert (compared / "report.html").stat().st_size > 10_000 and list((compared / "plots").glob("*.svg"))
+    groups = {"table2": {"paraphrased"}}.get(name, {"paraphrased", "generated"})
+    assert {key.split("/")[1] for key in found} == groups
+    values = [value for key, value in found.items() if key.endswith(("/accuracy", "/fidelity"))]
+    assert len(values) == 2 * len(groups) * len(jobs) and all(-1 <= value <= 1 for value in values)
     if name == "table2":
         page = (compared / "report.html").read_text(encoding="utf-8")
-        assert "trak" in page and "generated/accuracy" not in metrics(compared)
-    else:
-        key = "fidelity" if name == "fig5" else "accuracy"
-        values = [value for name, value in metrics(compared).items() if name.endswith(f"/{key}")]
-        assert len(values) == 2 * 2 * methods and all(-1 <= value <= 1 for value in values)
+        assert "trak" in page and "factorised" in page
+
+
+def told(row):
+    """Method and budget that a job of a sweep was told."""
+    said = dict(text.partition("=")[::2] for text in row["overrides"].split())
+    return f"{said['method']} {said['budget']}"
+
+
+def test_the_command_line_replaces_what_an_experiment_sweeps_over(commands):
+    overrides = ("metric.plots=false", "budget=0.05,0.2", "method=random,bm25,select")
+    err = commands.refused("attribute", "experiment=toy_fig4", *TINY, *overrides)
+    assert "method 'random' does not read budget" in err
+    overrides = ("metric.plots=false", "budget=0.05,0.2", "method=select")
+    commands.done("attribute", "experiment=toy_fig4", *TINY, *overrides)
+    assert [told(row) for row in rows(Path("multirun/toy_fig4"))] == ["select 0.05", "select 0.2"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,14 @@ class Composer:
                 self.name, [*self.base, *self.opened(overrides)], mode, from_shell=True
             )
 
-    def opened(self, overrides: Sequence[str]) -> list[str]:
-        """Spell `key=value` as `++key=value` unless it chooses from a group or speaks to Hydra."""
+    def opened(self, overrides: Sequence[str], keep: Collection[str] = ()) -> list[str]:
+        """Spell `key=value` as `++key=value` unless it chooses from a group, speaks to Hydra or is in `keep`."""
         opened = []
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             text = str(override.input_line)
             plain = not (override.is_add() or override.is_force_add() or override.is_delete())
             own = not override.is_hydra_override() and not self.is_group(override.key_or_group)
-            opened.append(f"++{text}" if plain and own else text)
+            opened.append(f"++{text}" if plain and own and override.key_or_group not in keep else text)
         return opened
 
     def origin(self, overrides: Sequence[str]) -> OriginOf:

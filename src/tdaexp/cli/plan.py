@@ -68,8 +68,9 @@ def _plan_sweep(
         _refuse_equal(jobs, swept)
     key = fingerprint(sorted(job.fingerprint for job in jobs) or sorted(overrides))[:8]
     folder = chosen_folder(config, "sweep") or f"multirun/{slug('-'.join([stage, *swept]))}-{key}"
+    # Hydra's sweeper matches a key with that of `hydra.sweeper.params`, which it replaces, by its spelling
     given = [
-        *composer.opened(overrides),
+        *composer.opened(overrides, keep=set(config.hydra.sweeper.get("params") or {})),
         f"hydra.sweep.dir={_quote(folder)}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quote, constant))}]",
     ]
