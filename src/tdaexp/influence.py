@@ -1,9 +1,10 @@
 """The influence tensor: one labelled array that every method fills and every metric reads, and its store.
 
-In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component, step,
-output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the train axis
-is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training example (""
-where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not computed is NaN.
+In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component,
+step, output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the
+train axis is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training
+example ("" where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not
+computed is NaN.
 
 Variables (Q queries, C candidates, K components, S query sets):
 

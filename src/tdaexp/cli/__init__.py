@@ -6,11 +6,15 @@ options, the configuration files or the data; 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tdaexp.runtime.errors import UserError
+
+# Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MISTAKE, INTERRUPTED = 2, 130
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import shlex
@@ -20,7 +19,7 @@ from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.report.loggers import open_logger
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_text
+from tdaexp.runtime.files import disk_full, write_text
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -152,14 +151,3 @@ def seed(number: int, threads: int) -> None:
     torch.manual_seed(number)
     if threads:
         torch.set_num_threads(threads)
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the device is full."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False

@@ -1,8 +1,8 @@
 """Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
 
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
-component products of any method that keeps them (`on`), so nothing is run again for another budget or objective. Sign: as the
-method it selects from. Fills query, train and component. Cost: the products, then seconds.
+component products of any method that keeps them (`on`), so nothing is run again for another budget or objective.
+Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
 """
 
 from __future__ import annotations

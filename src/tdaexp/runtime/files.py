@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -68,3 +71,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that nothing more can be written (device, quota or limit)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return True
+        if "No space left on device" in str(error) or "StorageFull" in str(error):  # safetensors has no errno
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path
+from tdaexp.runtime.files import atomic_path, disk_full
 
 log = logging.getLogger(__name__)
 KEPT_TO_RESUME = 2  # the newest, and the one before in case the newest is damaged
@@ -29,23 +28,12 @@ def disk_may_be_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _no_space(error):
+        if not disk_full(error):
             raise
         raise UserError(
             f"{path}: no space left on the device while writing; free some and run again: "
             "training goes on from its last checkpoint"
         ) from error
-
-
-def _no_space(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came from, is a full disk (safetensors says so in its message)."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "StorageFull" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
