@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
 from tdaexp.runtime.errors import UserError
 
 
@@ -100,33 +98,3 @@ def test_missing_damaged_and_older_stores_are_named(dataset, tmp_path):
     influence.save(dataset.assign_attrs(format_version=0), tmp_path / "older.zarr")
     with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 1"):
         influence.load(tmp_path / "older.zarr")
-
-
-BLOCKS = [slice(0, 2), slice(2, 4), slice(4, 5)]
-ARRAYS = {"dot": ((5, 3), "float32"), "sq": ((5,), "float64")}
-
-
-def test_a_block_store_goes_on_where_it_stopped(tmp_path):
-    values = {"dot": np.arange(15, dtype=np.float32).reshape(5, 3), "sq": np.arange(5.0)}
-    first = BlockStore(tmp_path / "store", ARRAYS, BLOCKS)
-    first.write(1, {name: value[BLOCKS[1]] for name, value in values.items()})
-    again = BlockStore(tmp_path / "store", ARRAYS, BLOCKS)
-    assert again.missing() == [0, 2]
-    with pytest.raises(RuntimeError, match="2 blocks are missing"):
-        again.read()
-    for block in again.missing():
-        again.write(block, {name: value[BLOCKS[block]] for name, value in values.items()})
-    for name, value in again.read().items():
-        np.testing.assert_array_equal(value, values[name])
-    assert stored_seconds(tmp_path / "store") > 0
-    assert stored_seconds(tmp_path / "nothing") == 0
-
-
-def test_a_block_store_refuses_another_shape_and_damage(tmp_path):
-    BlockStore(tmp_path / "store", ARRAYS, BLOCKS)
-    with pytest.raises(UserError, match="cache of another run"):
-        BlockStore(tmp_path / "store", {**ARRAYS, "dot": ((5, 4), "float32")}, BLOCKS)
-    metadata = tmp_path / "store" / "dot" / "zarr.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()))[:50])
-    with pytest.raises(UserError, match="damaged cache"):
-        BlockStore(tmp_path / "store", ARRAYS, BLOCKS)

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
@@ -143,6 +144,14 @@ def load(path: Path) -> xr.Dataset:
     if _checksum(dataset) != checksum:  # zarr reads a chunk that was lost as NaN, without a word
         raise UserError(f"{path}: not a readable influence store (checksum differs); delete it and run again")
     return dataset
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """Read a store's attributes alone; empty where there are none that can be read."""
+    try:
+        return dict(json.loads(str(zarr.open_group(path, mode="r").attrs["tdaexp"])))
+    except Exception:  # `load` says what is wrong with it
+        return {}
 
 
 def _weights(dataset: xr.Dataset) -> xr.DataArray | float:

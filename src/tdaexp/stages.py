@@ -25,6 +25,7 @@ from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.products_file import read_products
 from tdaexp.methods.study import Compute, Study
 from tdaexp.metrics.external import read_scores
+from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.report.loggers import RunLogger
@@ -32,7 +33,7 @@ from tdaexp.report.report import write_report
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json
-from tdaexp.runtime.fingerprint import deciding, provenance
+from tdaexp.runtime.fingerprint import deciding, file_fingerprint, provenance
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     if config.products is not None:
         start = time.monotonic()
         dataset = config.method.from_products(read_products(Path(config.products)))
+        dataset.attrs["study"] = file_fingerprint(Path(config.products))
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
         dataset, cost, texts = _attribute_model(config)
@@ -77,17 +79,17 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in one table and one report."""
-    datasets: dict[str, xr.Dataset] = {}
+    stores = [Path(store) for store in config.runs]
+    found = [influence.load(store) for store in stores]
     texts: Texts = {"query": {}, "train": {}}
-    for store in map(Path, config.runs):
-        dataset = influence.load(store)
+    for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = _beside(store, "cost.json")
-        for role, known in _beside(store, "texts.json").items():
-            texts[role] |= known
-        datasets[_unused(dataset.attrs["label"], datasets)] = dataset
+        if same_study(dataset, found[0]):  # other models write other texts under the same ids
+            for role, known in _beside(store, "texts.json").items():
+                texts[role] |= known
     if config.scores is not None:
-        theirs = read_scores(Path(config.scores), next(iter(datasets.values())))
-        datasets[_unused(theirs.attrs["label"], datasets)] = theirs
+        found.append(read_scores(Path(config.scores), found[0]))
+    datasets = dict(zip(distinct_labels(found), found, strict=True))
     return write_report(folder, datasets, texts, config.metric, logger)
 
 
@@ -110,6 +112,7 @@ def load_model(config: Any, records: list[Record], always_train: bool = False) -
         seed=config.seed,
         device=device,
         dtype=dtype,
+        precision=config.trainer.precision,
     )
 
 
@@ -126,6 +129,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts]:
     log.info("%s", study.components().coverage_line())
     dataset = config.method.attribute(study)
     clock.stop("scoring")
+    dataset.attrs["study"] = study.fingerprint
     cost = study.split_cost(clock.seconds)
     records = [record for name in config.dataset.query_sets for record in corpus.queries[name]]
     texts = {
@@ -199,12 +203,6 @@ def _beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _unused(label: str, taken: dict[str, Any]) -> str:
-    """The label, numbered when another store has it."""
-    names = [label, *(f"{label} ({number})" for number in range(2, len(taken) + 2))]
-    return next(name for name in names if name not in taken)
 
 
 class _Clock:

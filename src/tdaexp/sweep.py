@@ -6,12 +6,15 @@ import csv
 import glob
 import io
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tdaexp import influence
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import locked, write_json, write_text
 
+log = logging.getLogger(__name__)
 ROW = "row.json"
 TABLE = "sweep.csv"
 STORE = "influence.zarr"
@@ -124,13 +127,21 @@ def find_stores(patterns: list[str], subject: str) -> list[Path]:
 
 
 def _stores(folder: Path) -> list[Path]:
+    """Stores in or below a folder; below it, those of runs that are not done are left out with a line."""
     if folder.suffix == ".zarr":
         return [folder]
-    return sorted(folder.rglob(STORE))
+    found = sorted(folder.rglob(STORE))
+    unfinished = [store for store in found if (row := read_row(store.parent)) and row.status != "done"]
+    for store in unfinished:
+        log.warning("%s: left out, its run is not done", store)
+    return [store for store in found if store not in unfinished]
 
 
 def _finished(subject: str) -> list[Path]:
-    """The newest store of every finished attribute run of the subject."""
+    """The newest store of every finished attribute run of the subject, as long as they are about one study.
+
+    Runs with other seeds or training settings have other models: the study of the newest run is taken.
+    """
     newest: dict[str, Path] = {}
     found = [row for root in ("outputs", "multirun") for row in rows(Path(root))]
     for row in found:
@@ -141,4 +152,11 @@ def _finished(subject: str) -> list[Path]:
                 newest[row.fingerprint] = store
     if not newest:
         raise UserError("runs: no finished run of this model and dataset under outputs/ or multirun/; run attribute.py")
-    return sorted(newest.values())
+    stores = sorted(newest.values(), key=lambda store: store.stat().st_mtime)
+    studies = {store: influence.attributes(store).get("study") for store in stores}
+    others = [store for store in stores if studies[store] != studies[stores[-1]]]
+    if others:
+        log.warning(
+            "left out %d runs of another model or other queries (name them in runs=[…] to compare)", len(others)
+        )
+    return sorted(set(stores) - set(others))

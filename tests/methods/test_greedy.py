@@ -211,10 +211,15 @@ def test_same_seed_same_folds_another_seed_others(products):
     assert first.tolist() == again.tolist() != other.tolist()
 
 
-@pytest.mark.parametrize("folds", [1, 41])
-def test_impossible_folds_are_refused(products, folds):
-    with pytest.raises(UserError, match="2 to 40 folds"):
-        cross_validated(products, "accuracy", folds, seed=0)
+def test_more_folds_than_queries_hold_out_one_query_each(products):
+    few = products.rows(np.arange(40) < 3)
+    found = cross_validated(few, "accuracy", folds=5, seed=0)
+    assert sorted(found.fold.tolist()) == [0, 1, 2] and np.isfinite(found.values).all()
+
+
+def test_one_query_leaves_nothing_to_hold_out(products):
+    found = cross_validated(products.rows(np.arange(40) < 1), "accuracy", folds=5, seed=0)
+    assert np.isnan(found.at_peak()).all() and found.at_peak().shape == (1,)
 
 
 def test_single_ranks_by_each_components_own_accuracy(products):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from tdaexp import influence
-from tdaexp.metrics.compare import compare
+from tdaexp.metrics.compare import compare, judge_all
 from tdaexp.metrics.controls import bm25_accuracy, random_accuracy
 from tdaexp.metrics.intervals import bootstrap
 from tdaexp.metrics.judge import assess, judge
 from tdaexp.metrics.selection import held_out_accuracy, study
-from tdaexp.metrics.stores import by_query_set
+from tdaexp.metrics.stores import by_query_set, distinct_labels
 
 
 def test_chance_is_exact(products_dataset):
@@ -115,3 +115,24 @@ def test_fidelity_is_against_the_method_full_in_whatever_order(products_dataset,
         table = compare(pair, quick).set_index(["method", "query_set"])
         assert table.loc[("f", "easy"), "fidelity"] == pytest.approx(1)
         assert table.loc[("s", "hard"), "fidelity"] < 0.999
+
+
+def test_stores_of_other_models_are_judged_against_their_own_full_gradient(products_dataset, quick):
+    other = products_dataset.copy(deep=True).assign_attrs(study="other")
+    other["influence"].values[:] *= np.random.default_rng(0).normal(size=other["influence"].shape)
+    mine = products_dataset.assign_attrs(study="mine")
+    judged = judge_all({"full": mine, "full (2)": other}, quick)
+    for found in judged.values():
+        assert [one.fidelity for one in found.values()] == pytest.approx([1.0] * len(found))
+    mixed = judge_all({"full": mine, "full (2)": other.assign_attrs(study="mine")}, quick)
+    assert all(one.fidelity < 0.99 for one in mixed["full (2)"].values())
+
+
+def test_labels_tell_what_differs(products_dataset):
+    def of(**config):
+        return products_dataset.assign_attrs(label="full", config=config)
+
+    found = [of(seed=0, metric={"folds": 5}), of(seed=1, metric={"folds": 4}), of(seed=1, metric={"folds": 5})]
+    assert distinct_labels(found) == ["full [seed=0]", "full [seed=1]", "full [seed=1] (3)"]
+    assert distinct_labels([of(seed=0), of(seed=0)]) == ["full", "full (2)"]
+    assert distinct_labels([of(seed=0), products_dataset.assign_attrs(label="dot")]) == ["full", "dot"]

@@ -1,8 +1,10 @@
+import errno
 import json
 
 import pytest
+import torch
 
-from tdaexp.runtime.files import atomic_path, cached_folder, write_json
+from tdaexp.runtime.files import atomic_path, cached_folder, disk_full, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -38,3 +40,19 @@ def test_a_cached_folder_is_built_once_and_only_when_the_build_succeeds(tmp_path
     for _ in range(2):
         assert (cached_folder(tmp_path / "key", build) / "file").read_text() == "x"
     assert len(calls) == 2
+
+
+def test_a_really_full_device_is_recognised():
+    """torch hides the reason behind errors of its own: /dev/full is the oracle."""
+    with pytest.raises(Exception) as caught, open("/dev/full", "wb") as stream:
+        torch.save({"w": torch.zeros(100_000)}, stream)
+    assert disk_full(caught.value)
+
+
+def test_safetensors_message_of_a_full_device_is_recognised():
+    """It has no errno, a message only."""
+    assert disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+
+
+def test_other_errors_are_no_full_device():
+    assert not disk_full(ZeroDivisionError()) and not disk_full(OSError(errno.EACCES, "Permission denied"))

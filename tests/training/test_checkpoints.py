@@ -3,10 +3,8 @@ import errno
 import pytest
 import torch
 
-from tdaexp.runtime.errors import UserError
 from tdaexp.training.checkpoints import (
     AtomicCheckpointIO,
-    disk_may_be_full,
     newest_readable,
     prune,
     resume_path,
@@ -44,28 +42,7 @@ def test_saving_over_a_checkpoint_leaves_the_old_one_when_it_fails(saved, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(UserError, match=r"step-00000010\.ckpt: no space left .* free some and run again"):
+    with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({}, resume_path(saved, 10))
     assert torch.load(resume_path(saved, 10), weights_only=True)["step"] == 10
     assert len(list(saved.iterdir())) == 3
-
-
-def test_a_really_full_device_is_recognised(tmp_path):
-    # torch hides the reason behind errors of its own: /dev/full is the oracle.
-    with (
-        pytest.raises(UserError, match="no space left on the device"),
-        disk_may_be_full(tmp_path),
-        open("/dev/full", "wb") as stream,
-    ):
-        torch.save({"w": torch.zeros(100_000)}, stream)
-
-
-def test_safetensors_message_of_a_full_device_is_recognised(tmp_path):
-    # How safetensors words it: no errno, a message only.
-    with pytest.raises(UserError, match="no space left"), disk_may_be_full(tmp_path):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def test_other_errors_pass_through(tmp_path):
-    with pytest.raises(ZeroDivisionError), disk_may_be_full(tmp_path):
-        raise ZeroDivisionError

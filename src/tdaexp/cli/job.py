@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,9 +14,11 @@ from tdaexp.cli.compose import Composer, resolve
 from tdaexp.cli.origin import Origin
 from tdaexp.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import deciding, fingerprint
+from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
 
 SUBJECT = ("model", "dataset")
+FILES = ("path", "query_path", "paraphrases", "products", "scores", "selection", "pretrained", "tokenizer")
+"""Keys that may name a file or a folder."""
 NAME_LIMIT = 80
 
 
@@ -32,7 +35,8 @@ class Job:
     def fingerprint(self) -> str:
         """Hash of all that decides what the job computes."""
         unread = () if self.values.get("products") is None else REPLACED_BY_PRODUCTS
-        return fingerprint({key: value for key, value in deciding(self.values).items() if key not in unread})
+        values = {key: value for key, value in deciding(self.values).items() if key not in unread}
+        return fingerprint(values, _contents(values))
 
     @property
     def name(self) -> str:
@@ -79,6 +83,24 @@ def subject(values: dict[str, Any]) -> str:
     """Hash of the configured model and data set, or of the products in their place."""
     products = values.get("products")
     return fingerprint([values.get(group) for group in SUBJECT] if products is None else ["products", products])
+
+
+def _contents(values: dict[str, Any]) -> dict[str, str]:
+    """What the files hold that the values name: another content makes another job. Folders count by sizes and times."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
+        elif key in FILES and isinstance(value, str) and Path(value).exists():
+            found[key] = _content(Path(value))
+    return found
+
+
+def _content(path: Path) -> str:
+    if path.is_file():
+        return file_fingerprint(path)
+    states = ((file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file())
+    return fingerprint([[str(file.relative_to(path)), state.st_size, state.st_mtime_ns] for file, state in states])
 
 
 def slug(text: str) -> str:

@@ -151,12 +151,15 @@ def cross_validated(
 ) -> HeldOut:
     """Order components by `objective` (one of `SEARCHES`) on all folds but one; value the rest by `judged`.
 
-    `among` as in `order_components`. Folds are drawn from `seed`.
+    `among` as in `order_components`. Folds are drawn from `seed`, never more than there are queries. A single query
+    leaves none to search on: its value is NaN.
     """
     count = products.dot.shape[-1]
-    if not 2 <= folds <= count:
-        raise UserError(f"metric.folds={folds}: a query set of {count} queries allows 2 to {count} folds")
+    folds = min(folds, count)
     fold = np.random.default_rng(seed).permutation(np.arange(count) % folds)
+    if folds < 2:
+        order, path = search(products, objective, among)
+        return HeldOut(fold, order[None], path[None], np.full((len(order), count), np.nan))
     orders, paths = [], []
     values = np.empty((len(products.dot) if among is None else len(among), count))
     for held in range(folds):

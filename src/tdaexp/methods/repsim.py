@@ -15,7 +15,7 @@ import xarray as xr
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
-from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
 
 POOLINGS = ("mean", "last")
@@ -53,7 +53,14 @@ class RepSim(Method):
             inputs = collate([examples[i] for i in batch]).to(device)
             with torch.no_grad():
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            states[batch] = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+            pooled = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+            for row, index in enumerate(batch):
+                if not np.isfinite(pooled[row]).all():
+                    raise UserError(
+                        f"example '{examples[index].id}': its hidden state in layer {self.layer} is not finite; "
+                        "check the checkpoint, or try trainer.precision=float32"
+                    )
+            states[batch] = pooled
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

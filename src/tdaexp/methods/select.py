@@ -35,7 +35,9 @@ class Select(Method):
     selection: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown objective."""
+        """Refuse an unknown objective, and a budget for components that a file names."""
+        if self.selection is not None and self.budget is not None:
+            raise UserError("budget: method.selection names the components itself; leave one of the two out")
         if self.objective not in greedy.SEARCHES:
             raise unknown("objective", self.objective, greedy.SEARCHES, "method.objective")
 
@@ -48,8 +50,8 @@ class Select(Method):
     def label(self) -> str:
         """Name, what is selected on, objective and budget."""
         on = "" if self.on.name == "full" else f" on {self.on.label}"
-        how = f"{Path(self.selection).stem}" if self.selection else self.objective
-        return f"select{on} ({how}, {100 * self.limit:g} %)"
+        how = Path(self.selection).stem if self.selection else f"{self.objective}, {100 * self.limit:g} %"
+        return f"select{on} ({how})"
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

@@ -16,7 +16,7 @@ from tdaexp.data.examples import Examples
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime.blockstore import stored_seconds
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Study:
         """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
         return self.candidates.indices
 
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model, the training examples and the queries."""
+        return fingerprint(self.loaded.fingerprint, self.train.fingerprint(), self.queries.fingerprint())
+
     def components(self, names: list[str] | None = None) -> ComponentMap:
         """The model's components in parameter order, or the named ones."""
         whole = component_map(self.loaded.model)
@@ -65,9 +70,8 @@ class Study:
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`."""
         key = fingerprint(
-            self.loaded.fingerprint,
-            self.train.fingerprint(),
-            self.queries.fingerprint(),
+            CACHE_VERSION,
+            self.fingerprint,
             self.pairs,
             [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
             *depends_on,

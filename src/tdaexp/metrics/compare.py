@@ -11,7 +11,7 @@ import xarray as xr
 from tdaexp.metrics.controls import bm25_answer
 from tdaexp.metrics.judge import Judgement, assess
 from tdaexp.metrics.settings import MetricSettings
-from tdaexp.metrics.stores import by_query_set, has_products
+from tdaexp.metrics.stores import by_query_set, has_products, same_study
 
 CHANCE = "random (expected)"
 CONTROLS = {"bm25": "BM25", "random": "random"}  # method to control
@@ -30,9 +30,12 @@ def compare(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> pd.Dat
 
 
 def judge_all(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> dict[str, dict[str, Judgement]]:
-    """Judgements by store and query set, all against the same full gradient."""
-    reference = reference_of(datasets)
-    return {label: assess(dataset, settings, reference) for label, dataset in datasets.items()}
+    """Judgements by store and query set, each against the full gradient of its own model and queries."""
+    judged = {}
+    for label, dataset in datasets.items():
+        peers = {name: other for name, other in datasets.items() if same_study(dataset, other)}
+        judged[label] = assess(dataset, settings, reference_of(peers))
+    return judged
 
 
 def tabulate(

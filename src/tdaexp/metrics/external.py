@@ -55,7 +55,12 @@ def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> 
         train=reference["train"].values,
         truth=reference["truth"].values,
         bm25=reference["bm25"].values,
-        attrs={"method": "external", "label": label or path.stem, "scores": path.name},
+        attrs={
+            "method": "external",
+            "label": label or path.stem,
+            "scores": path.name,
+            "study": reference.attrs.get("study"),
+        },
     )
 
 

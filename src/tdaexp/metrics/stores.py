@@ -4,10 +4,15 @@ use.
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from tdaexp import influence
+
+TOLD = 3  # keys that a label names
 
 
 def by_query_set(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -46,6 +51,43 @@ def share(dataset: xr.Dataset) -> float:
     name, sizes = dataset["query_set"].values[0], dataset["size"].values
     chosen = dataset["weight"].sel(query_set_name=name).values * sizes
     return available * float(chosen.sum() / sizes.sum())
+
+
+def same_study(one: xr.Dataset, other: xr.Dataset) -> bool:
+    """Whether two stores are about the same model, training examples and queries, so that their scores compare."""
+    return one.attrs.get("study") == other.attrs.get("study")
+
+
+def distinct_labels(datasets: list[xr.Dataset]) -> list[str]:
+    """Labels of the stores; where several have one label, what differs in their configurations stands behind it."""
+    labels = [str(dataset.attrs["label"]) for dataset in datasets]
+    configs = [_flat(dataset.attrs.get("config", {})) for dataset in datasets]
+    for label in [label for label, count in Counter(labels).items() if count > 1]:
+        same = [k for k, own in enumerate(labels) if own == label]
+        keys = sorted({key for k in same for key in configs[k]})
+        differing = _told({key: [str(configs[k].get(key)) for k in same] for key in keys})
+        for number, k in enumerate(same, start=1):
+            told = ", ".join(f"{key}={configs[k].get(key)}" for key in differing[:TOLD])
+            labels[k] = f"{label} [{told}]" if told else label
+            labels[k] += f" ({number})" if labels[k] in labels[:k] else ""
+    return labels
+
+
+def _told(values: dict[str, list[str]]) -> list[str]:
+    """Keys whose values differ, without those that only follow a key of the same name above them (`seed`)."""
+    differing = [key for key, own in values.items() if len(set(own)) > 1]
+    return [key for key in differing if "." not in key or values.get(key.rpartition(".")[2]) != values[key]]
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, without those that only say how a result is judged."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[above + key] = value
+    return {key: value for key, value in flat.items() if not key.startswith("metric.")}
 
 
 def aligned(dataset: xr.Dataset, reference: xr.Dataset, values: np.ndarray) -> np.ndarray:

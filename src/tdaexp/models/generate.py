@@ -23,7 +23,7 @@ from tdaexp.data.tokenise import tokenise_prompts
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.loaded import LoadedModel, quiet_transformers
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
 
 
@@ -69,7 +69,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
-    identity = fingerprint(loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
+    identity = fingerprint(CACHE_VERSION, loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
     settings = {
         "fingerprint": identity,
         "model": loaded.fingerprint,

@@ -50,11 +50,11 @@ class Scratch:
         return self.pretrained is None
 
     def start_fingerprint(self) -> str:
-        """Identity of everything, beside the texts, that decides the initial weights, tokenizer and
-        template.
-        """
+        """Identity of everything, beside the texts, that decides the initial weights, tokenizer and template."""
         from tdaexp.runtime.fingerprint import fingerprint
 
+        if self.pretrained is not None:
+            return fingerprint(Pretrained(self.pretrained).start_fingerprint(), self.context, self.template)
         return fingerprint([self.architecture, self.config, self.vocab_size, self.seed, self.context, self.template])
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:

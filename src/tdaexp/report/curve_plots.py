@@ -39,7 +39,7 @@ def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             _curve(axes, curve.share, curve.accuracy, SELECT, "greedy, queries used to select")
             _curve(axes, curve.held_out_share, curve.held_out, HELD_OUT, "greedy, held-out queries")
             shown = [curve.accuracy, curve.held_out, _points(axes, mine, "accuracy")]
-            low, high = np.concatenate(shown).min(), np.concatenate(shown).max()
+            low, high = np.nanmin(np.concatenate(shown)), np.nanmax(np.concatenate(shown))
             low, high = min(low, study.full), max(high, study.full)
             low, high = _including_near(low, high, _control(mine, "BM25"))
             fit_y(axes, low, high)
@@ -70,7 +70,7 @@ def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             shown = [by_fidelity.fidelity, by_fidelity.held_out, by_accuracy.fidelity]
             mine = table[table["query_set"] == name]
             shown.append(_points(axes, mine, "fidelity"))
-            fit_y(axes, np.concatenate(shown).min(), 1.0)
+            fit_y(axes, np.nanmin(np.concatenate(shown)), 1.0)
             share_axis(axes, np.nanmin([by_fidelity.share[0], by_accuracy.share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="similarity to the full gradient")
             legend_below(axes)

@@ -13,6 +13,7 @@ from tdaexp.metrics.compare import judge_all, reference_of, tabulate
 from tdaexp.metrics.judge import flat_metrics
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.metrics.stores import same_study
 from tdaexp.report import component_plots, curve_plots
 from tdaexp.report.figures import render
 from tdaexp.report.html import Picture, page
@@ -52,11 +53,13 @@ def write_report(
     if studies:
         write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
     pictures = _draw(folder, studies, table) if settings.plots else []
-    queries = shown_queries(datasets, texts, settings.top_k) if texts else {}
+    first = next(iter(datasets.values()))
+    told = {label: dataset for label, dataset in datasets.items() if same_study(dataset, first)}
+    queries = shown_queries(told, texts, settings.top_k) if texts else {}
     write_text(folder / "report.html", page(datasets, table, studies, pictures, queries, settings))
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
-        rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in datasets.items()]
+        rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]
         logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
     print_table(table)
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,18 @@ import zarr
 
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked
+from tdaexp.runtime.fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
+NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
 
 
 class BlockStore:
     """Arrays on disk that are computed block by block along their first axis, and that survive a kill.
 
     A block counts only once all its arrays are written and its flag is set, so a run that was killed goes on at the
-    block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
+    block where it stopped. Each block has a checksum, because zarr reads a chunk that was lost as NaN: a damaged block
+    is computed again. The folder's name is expected to carry the fingerprint of all that the content depends on.
     """
 
     def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
@@ -48,6 +54,7 @@ class BlockStore:
             group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
+        group.create_array("checksum", shape=(len(blocks),), dtype="uint64", chunks=(1,), fill_value=0)
 
     @contextlib.contextmanager
     def pending(self) -> Iterator[list[int]]:
@@ -59,22 +66,43 @@ class BlockStore:
             yield self.missing()
 
     def missing(self) -> list[int]:
-        """Numbers of the blocks that are not done, in order."""
+        """Numbers of the blocks that are not done or not intact, in order."""
+        damaged = [int(k) for k in np.flatnonzero(self.done[:]) if not self._intact(int(k))]
+        if damaged:
+            log.warning("%s: %d blocks are damaged and will be computed again", self.path, len(damaged))
+            self.done[damaged] = False
         return [int(k) for k in np.flatnonzero(~self.done[:])]
+
+    def _intact(self, block: int) -> bool:
+        """Whether a block reads as it was written."""
+        try:
+            values = {name: array[self.blocks[block]] for name, array in self._arrays()}
+        except Exception:  # whatever a codec makes of a truncated chunk
+            return False
+        return _checksum(values) == int(self.group["checksum"][block])
+
+    def _arrays(self) -> list[tuple[str, Any]]:
+        return [(name, array) for name, array in self.group.arrays() if name not in NOTES]
 
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Store one block of every array, then mark it done."""
+        values = {name: np.asarray(value, dtype=self.group[name].dtype) for name, value in values.items()}
         for name, value in values.items():
             self.group[name][self.blocks[block]] = value
+        self.group["checksum"][block] = _checksum(values)
         now = time.monotonic()
         self.group["seconds"][block], self._clock = now - self._clock, now
         self.done[block] = True
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return all arrays; an incomplete store is a programming error."""
-        if self.missing():
-            raise RuntimeError(f"{self.path}: {len(self.missing())} blocks are missing")
-        return {name: array[:] for name, array in self.group.arrays() if name not in ("done", "seconds")}
+        """Return all arrays; an incomplete store is a programming error, so ask `missing` first."""
+        if not self.done[:].all():
+            raise RuntimeError(f"{self.path}: {int((~self.done[:]).sum())} blocks are missing")
+        return {name: array[:] for name, array in self._arrays()}
+
+
+def _checksum(values: dict[str, np.ndarray]) -> int:
+    return int(fingerprint(values), 16)
 
 
 def stored_seconds(path: Path) -> float:

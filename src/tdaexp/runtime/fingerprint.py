@@ -15,6 +15,9 @@ import numpy as np
 WATCHING = ("resume", "logger", "cache_dir")
 """Root keys of a configuration that change where and how a run is watched, not what it computes."""
 
+CACHE_VERSION = 1
+"""Part of the name of whatever the cache keeps. Raise it when a change in this program changes the content."""
+
 PACKAGES = ("tdaexp", "torch", "transformers", "lightning", "numpy", "xarray", "zarr", "traker")
 
 
@@ -46,18 +49,22 @@ def file_fingerprint(path: Path) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions and the git commit of the working folder (None outside a checkout)."""
+    """Package versions and the git commit of this program (None outside a checkout)."""
     return {"versions": {name: _version(name) for name in PACKAGES}, "git_commit": git_commit()}
 
 
 def git_commit() -> str | None:
-    """Return the working folder's git commit, with `+` behind it when there are uncommitted changes."""
+    """Return the commit of the checkout that this file belongs to, with `+` for uncommitted changes."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in another repository
+        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).resolve().parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES
-from tdaexp.training.checkpoints import disk_may_be_full, prune, resume_path, save_hub
+from tdaexp.training.checkpoints import prune, resume_path, save_hub
 from tdaexp.training.module import CausalTraining
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Checkpoints(Callback):
             return
         if self.module.settings.keep == "all":
             place = self.folder / "checkpoints" / f"step-{step}"
-            with disk_may_be_full(place), atomic_path(place) as temporary:
+            with atomic_path(place) as temporary:
                 temporary.mkdir()
                 save_hub(temporary, self.module.model, self.tokenizer)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))

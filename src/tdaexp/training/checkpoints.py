@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, disk_full
+from tdaexp.runtime.files import atomic_path
 
 log = logging.getLogger(__name__)
 KEPT_TO_RESUME = 2  # the newest, and the one before in case the newest is damaged
 STEP = re.compile(r"step-(\d+)\.ckpt")
-
-
-@contextlib.contextmanager
-def disk_may_be_full(path: Path) -> Iterator[None]:
-    """Turn "no space left", in whichever library it struck while writing `path`, into a `UserError`."""
-    try:
-        yield
-    except Exception as error:
-        if not disk_full(error):
-            raise
-        raise UserError(
-            f"{path}: no space left on the device while writing; free some and run again: "
-            "training goes on from its last checkpoint"
-        ) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write one checkpoint atomically."""
         path = Path(path)
         # A file object, because torch.save on a path hides the reason when the disk is full.
-        with disk_may_be_full(path), atomic_path(path) as temporary, temporary.open("wb") as stream:
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
 
 

@@ -32,7 +32,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder, locked, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
 from tdaexp.training.callbacks import Checkpoints, Progress
-from tdaexp.training.checkpoints import AtomicCheckpointIO, disk_may_be_full, newest_readable, save_hub
+from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
 from tdaexp.training.module import CausalTraining
 from tdaexp.training.settings import FitSettings
 
@@ -90,8 +90,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     """Write down whose folder this is; refuse one that belongs to another training."""
     note = folder / "fit.json"
     if not note.exists():
-        with disk_may_be_full(note):
-            write_json(note, settings)
+        write_json(note, settings)
         return
     try:
         theirs = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
@@ -160,8 +159,7 @@ def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, 
         curve = {"fingerprint": identity, "settings": settings, "loss": losses, **provenance()}
         write_json(temporary / "training.json", curve)
 
-    with disk_may_be_full(result):
-        cached_folder(result, build)
+    cached_folder(result, build)
 
 
 @contextlib.contextmanager
