@@ -18,6 +18,7 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
+from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.dataset import query_id
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Corpus, Record
@@ -164,7 +165,7 @@ def _study(config: Any, corpus: Corpus, loaded: LoadedModel) -> Study:
     if not names:
         raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
     records = [record for name in names for record in corpus.queries[name]]
-    candidates = config.candidates.select(records, corpus.train)
+    candidates = cached_candidates(config.candidates, records, corpus.train, Path(config.cache_dir) / "candidates")
     position = {record.id: index for index, record in enumerate(corpus.train)}
     sources = [[position[source] for source in record.truth] for record in records]
     truth = np.stack([np.isin(row, own) for row, own in zip(candidates.indices, sources, strict=True)])
