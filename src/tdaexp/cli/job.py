@@ -40,7 +40,9 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The choices that name the run, e.g. toy_gpt-biographies-select."""
+        """The choices that name the run, e.g. toy_gpt-biographies-select; stores that are named may be of any model."""
+        if self.values.get("runs"):
+            return "runs"
         groups = ("method",) if self.values.get("products") is not None else (*SUBJECT, "method")
         return slug("-".join(self.choices[group] for group in groups if self.choices.get(group)))
 
