@@ -62,10 +62,12 @@ class Pretrained:
         """
         import torch
 
-        from tdaexp.models.hub import load_tokenizer, load_weights
+        from tdaexp.models.hub import check_folder, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
 
         weights, words = self._locate()
+        if weights.folder:
+            check_folder(weights.folder)
         tokenizer = load_tokenizer(words, self.trust_remote_code)
         model = load_weights(weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation)
         check_vocabulary(model, tokenizer, weights.name)
