@@ -103,9 +103,11 @@ class AttributeConfig:
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is no fraction."""
+        """Refuse a budget that is no fraction, and a run without queries."""
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.products is None and not self.dataset.query_sets:
+            raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tdaexp.data.dataset import Dataset, as_query
 from tdaexp.data.records import Record
@@ -31,6 +32,8 @@ class Lima(Dataset):
     paraphrases: str | None = None
     limit: int | None = None
     max_length: int = 2048
+
+    PARAPHRASE_KEYS: ClassVar[str] = "dataset.paraphrases=FILE"
 
     def __post_init__(self) -> None:
         """Check the limit.

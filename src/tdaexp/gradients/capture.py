@@ -79,6 +79,12 @@ def capture(
     return losses.detach()
 
 
+def check_reduction(reduction: str) -> None:
+    """Raise UserError for a reduction of the loss over tokens that does not exist."""
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
+
+
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
     """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch.
 
@@ -86,8 +92,7 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
     example's predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example
     without loss.
     """
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
+    check_reduction(reduction)
     mask = batch.loss_mask[:, 1:].cpu()
     counts = mask.sum(1)
     if bool((counts == 0).any()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdaexp.data import templates
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Pretrained:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a length that holds no prediction."""
+        """Refuse a length that holds no prediction and an unknown template."""
+        templates.check(self.template, "model.template")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"model.max_length={self.max_length}: must be at least 2 tokens, or null")
 
