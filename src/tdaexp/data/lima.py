@@ -11,6 +11,7 @@ from tdaexp.data.dataset import Dataset, as_query
 from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, first_line, read_rows
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.quiet import quiet
 
 HUB_ID = "GAIR/lima"
 HUB_FILE = "train.jsonl"
@@ -105,7 +106,8 @@ def download() -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
+        with quiet("huggingface_hub"):  # it announces each of its retries
+            return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"dataset=lima: cannot download {HUB_ID} ({first_line(error)}); accept its licence there and run "

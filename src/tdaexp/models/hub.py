@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.quiet import quiet
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
 CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
@@ -57,7 +58,7 @@ def locate(name: str, revision: str | None, where: str) -> Source:
     if folder.is_file():
         raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the path")
+        raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the spelling")
     commit = _resolve_commit(name, revision, where)
     return Source(name, commit, f"{name}@{commit}", None)
 
@@ -65,7 +66,8 @@ def locate(name: str, revision: str | None, where: str) -> Source:
 def _resolve_commit(name: str, revision: str | None, where: str) -> str:
     at = f"{where}={name}" + (f" (revision {revision})" if revision else "")
     try:
-        config = hf_hub_download(name, "config.json", revision=revision)
+        with quiet("huggingface_hub"):  # it announces each of its retries
+            config = hf_hub_download(name, "config.json", revision=revision)
     except hub_errors.GatedRepoError as error:
         raise UserError(
             f"{at}: the repository is gated; accept its terms on its page, then run `hf auth login`"

@@ -31,6 +31,7 @@ from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder, locked, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
+from tdaexp.runtime.quiet import quiet
 from tdaexp.training.callbacks import Checkpoints, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, disk_may_be_full, newest_readable, save_hub
 from tdaexp.training.module import CausalTraining
@@ -167,17 +168,9 @@ def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Hold back Lightning's tips and its warnings about loaders and workers that this loop does not have."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet("lightning", "lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        yield
 
 
 @contextlib.contextmanager
