@@ -132,6 +132,7 @@ EXPERIMENTS = [
     ("seeed: 3\n", ["conf/experiment/x.yaml", "did you mean 'seed'"]),
     ("method:\n  ordr: single\n", ["conf/experiment/x.yaml", "did you mean 'order'"]),
     ("trainer:\n  fit:\n    steps: many\n", ["conf/experiment/x.yaml", "an integer"]),
+    ("hydra:\n  jb: 1\n", ["error: conf/experiment/x.yaml: Key 'jb' not in"]),
     ("defaults:\n  - override /modl: wide\n", ["conf/experiment/x.yaml", "modl"]),
     ("defaults:\n  - override /model: wied\n", ["conf/experiment/x.yaml", "did you mean 'wide'"]),
     ("method: {}\nmodle: {width: 3}\n", ["conf/experiment/x.yaml", "did you mean 'model'"]),

@@ -123,6 +123,7 @@ class Composer:
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
             text = one_line(error if str(error) else error.__cause__ or error)
+            text = re.sub(r"\w+ raised while composing config:; ", "", text)
             raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
     def _file(self, name: str) -> Path | None:

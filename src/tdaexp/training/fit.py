@@ -1,12 +1,11 @@
 """Train a causal language model to a folder, so that a killed run goes on to the bit-identical result.
 
     folder/fit.json                 fingerprint and settings of the training that the folder belongs to
-    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run folder/checkpoints/step-N/
-    hub format, with keep=all folder/model/                   the result in hub format, with `training.json`;
-    appears complete or not at all
+    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run
+    folder/checkpoints/step-N/      hub format, with keep=all
+    folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
 
-Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in
-memory.
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.
 """
 
 from __future__ import annotations
