@@ -52,8 +52,7 @@ class Dataset(ABC):
         """Check the values that every data set shares.
 
         Raises:
-            UserError: an unknown query set, template or loss position, or a length that leaves nothing to
-                predict.
+            UserError: an unknown query set, template or loss position, or a length that leaves nothing to predict.
         """
         self.query_sets = list(self.query_sets)
         for name in self.query_sets:

@@ -79,8 +79,7 @@ def pair(row: Row) -> Record:
 
 
 def single_turns(rows: Sequence[Row]) -> list[Record]:
-    """Keep conversations of exactly one question and one answer; ids are `lima_N`, N the row in the hub's
-    file.
+    """Keep conversations of exactly one question and one answer; ids are `lima_N`, N the row in the hub's file.
 
     Raises:
         UserError: a row without a list of conversations.

@@ -43,8 +43,7 @@ class Row:
 
 
 def read_rows(path: Path, unit: str = "line") -> list[Row]:
-    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a
-    paragraph.
+    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a paragraph.
 
     A TSV is taken literally: quotes are text. Empty lines are skipped and still counted.
 

@@ -22,8 +22,7 @@ NAMED = {
 
 
 def resolve(template: str, tokenizer: Any) -> str:
-    """Return the template's own name or format string: `auto` becomes `chat` where the tokenizer has one,
-    else `plain`.
+    """Return the template's own name or format string: `auto` becomes `chat` where the tokenizer has one, else `plain`.
 
     Raises:
         UserError: an unknown name, `chat` without a chat template, or a format string that is not one.
@@ -55,8 +54,7 @@ def check_format(template: str, where: str = "dataset.template") -> None:
     """Check a custom format string.
 
     Raises:
-        UserError: not exactly one `{completion}`, another placeholder, a `{prompt}` behind it, or a stray
-            brace.
+        UserError: not exactly one `{completion}`, another placeholder, a `{prompt}` behind it, or a stray brace.
     """
     try:
         parts = list(string.Formatter().parse(template))

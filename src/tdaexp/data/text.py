@@ -59,8 +59,7 @@ class Text(Dataset):
         """Check that the keys fit together.
 
         Raises:
-            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of
-                range.
+            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of range.
         """
         super().__post_init__()
         if (self.path is None) == (self.hub is None):

@@ -32,9 +32,7 @@ TRAINED = "training.json"  # beside the weights that a training of this program 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for
-    caches.
-    """
+    """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for caches."""
 
     name: str
     revision: str | None
@@ -137,9 +135,7 @@ def load_weights(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder without a readable config or without weights, with a missing shard, or with a truncated
-    safetensors file.
-    """
+    """Refuse a folder without readable config or weights, with a missing shard or a truncated safetensors file."""
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")

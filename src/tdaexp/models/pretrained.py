@@ -22,12 +22,11 @@ FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's
 class Pretrained:
     """A causal language model from a folder or from the hub.
 
-    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id;
-    `tokenizer` hub id or folder when it is not the model's own; `template` how prompt and completion become
-    tokens (`plain`, `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows;
-    `attn_implementation` as transformers names it, null = its choice; `expected_components` the number of
-    components that the model must have, null = any; `trust_remote_code` runs Python code that comes with
-    the model.
+    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id; `tokenizer`
+    hub id or folder when it is not the model's own; `template` how prompt and completion become tokens (`plain`,
+    `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
+    names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
+    `trust_remote_code` runs Python code that comes with the model.
     """
 
     pretrained: str
@@ -58,9 +57,8 @@ class Pretrained:
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
         """Load weights and tokenizer, frozen, on `device` in `dtype` (None: float32).
 
-        Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a
-        gated or unknown repository, damaged or missing files, a tokenizer that does not belong to the
-        model.
+        Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a gated or
+        unknown repository, damaged or missing files, a tokenizer that does not belong to the model.
         """
         import torch
 

@@ -57,10 +57,9 @@ def fit(
 ) -> Path:
     """Train `start` on the examples' loss positions and return `folder/model`, in hub format.
 
-    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is
-    returned at once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the
-    weights stay float32. Errors: an example without loss, a folder of another training, a loss that is not
-    finite, a full disk.
+    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is returned at
+    once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the weights stay float32.
+    Errors: an example without loss, a folder of another training, a loss that is not finite, a full disk.
     """
     resolve_dtype(precision)
     _check_examples(examples)
@@ -111,9 +110,7 @@ def _train(
     device: torch.device | str,
     precision: str,
 ) -> list[float]:
-    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every
-    step.
-    """
+    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every step."""
     if settings.steps == 0:
         return []
     device = torch.device(device)
