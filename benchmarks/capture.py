@@ -1,10 +1,9 @@
 """CPU time of capturing and projecting gradients over that of bare passes of the same batches.
 
-The bare pass is what training costs: the whole model's forward pass with logits at every position, and a
-backward pass that stores all weight gradients. Capturing hooks the same batches and projects every
-component's gradient to 16 x 16 dimensions from its factors (`factorised`), all inside the backward pass.
-Prints the ratio, and how low the floor goes: capturing alone, and only the components of the upper half
-of the layers. Least CPU time of several rounds, one thread.
+The bare pass is what training costs: the whole model's forward pass with logits at every position, and a backward pass
+that stores all weight gradients. Capturing hooks the same batches and projects every component's gradient to 16 x 16
+dimensions from its factors (`factorised`), all inside the backward pass. Prints the ratio, and how low the floor goes:
+capturing alone, and only the components of the upper half of the layers. Least CPU time of several rounds, one thread.
 
     python benchmarks/capture.py
 """

@@ -1,11 +1,10 @@
 """Component products against materialising every per-example gradient with torch.func and taking dots.
 
-All ways run the same model (OLMo architecture, 8 layers, hidden 64, vocabulary 1,024), the same 128
-queries and the same 5 candidates each out of 256 training examples of 32 to 48 tokens; float32, one
-thread, a process of its own. `vmap` materialises with vmap(grad) in batches of 16 examples of similar
-length, `one by one` with grad. Both keep all gradients, as they must for arbitrary pairs. Prints CPU
-time, peak memory above that of the loaded model, the ratios, and the largest difference of the results
-relative to the largest product.
+All ways run the same model (OLMo architecture, 8 layers, hidden 64, vocabulary 1,024), the same 128 queries and the
+same 5 candidates each out of 256 training examples of 32 to 48 tokens; float32, one thread, a process of its own.
+`vmap` materialises with vmap(grad) in batches of 16 examples of similar length, `one by one` with grad. Both keep all
+gradients, as they must for arbitrary pairs. Prints CPU time, peak memory above that of the loaded model, the ratios,
+and the largest difference of the results relative to the largest product.
 
     python benchmarks/products.py
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.settings import FitSettings
 
@@ -40,8 +41,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes that cannot be."""
-        _choice("trainer.accelerator", self.accelerator, ("auto", "cpu", "cuda"))
-        _choice("trainer.precision", self.precision, ("float32", "bfloat16", "float64"))
+        _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _choice("trainer.precision", self.precision, PRECISIONS)
         for name, least in (("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
@@ -103,9 +104,11 @@ class AttributeConfig:
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is no fraction."""
+        """Refuse a budget that is no fraction, and a run without queries."""
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.products is None and not self.dataset.query_sets:
+            raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
 
 
 @dataclass

@@ -41,6 +41,7 @@ class Decoding:
 class Data:
     path: str
     people: int = 3
+    query_sets: list[str] = field(default_factory=lambda: ["paraphrased"])
     paraphrase: Any = None
     provider: Provider | None = None
 

@@ -16,10 +16,11 @@ OPTIONS = [
     (["trainer.tokens_per_batch=0"], ["trainer.tokens_per_batch=0", "at least 1"]),
     (["logger.mode=onlin"], ["logger.mode", "did you mean 'online'"]),
     (["trainer.precision=float23"], ["trainer.precision", "did you mean 'float32'", "bfloat16"]),
+    (["trainer.accelerator=cudaa"], ["trainer.accelerator", "did you mean 'cuda'", "auto"]),
     (["trainer.fit=5"], ["option 'trainer.fit=5'", "a set of keys"]),
     (["trainer=5"], ["option 'trainer=5'", "unknown trainer '5'", "choices: default"]),
     (["budget=much"], ["option 'budget=much'", "a number or null"]),
-    (["budget=2"], ["budget=2", "above 0 and at most 1"]),
+    (["budget=2"], ["budget=2", "above 0 and at most 1", "(option 'budget=2')"]),
     (["-m", "budget=0.1,0"], ["budget=0", "above 0 and at most 1"]),
     (["seed=null"], ["option 'seed=null'", "an integer"]),
     (["logger.tags=a"], ["option 'logger.tags=a'", "a list, e.g. [a,b]"]),
@@ -94,10 +95,44 @@ def test_a_mistake_in_a_file_names_the_file(program, name, text, parts):
     assert not program.calls()
 
 
+REPLACED = [
+    ("budget: null", "budget: 3", ["budget=3", "above 0 and at most 1", "(conf/attribute.yaml)"]),
+    ("budget: null", "budgte: null", ["conf/attribute.yaml has 'budgte'", "did you mean 'budget' there?"]),
+    (
+        "  - dataset: biographies",
+        "  - datset: biographies",
+        ["conf/attribute.yaml", "unknown group 'datset'", "did you mean 'dataset'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "parts"), REPLACED, ids=[after.strip() for _, after, _ in REPLACED])
+def test_a_mistake_in_the_root_file_names_it(program, before, after, parts):
+    text = (program.conf / "attribute.yaml").read_text()
+    assert before in text
+    program.write("attribute.yaml", text.replace(before, after))
+    code, err = program()
+    assert code == 2
+    assert _one_line(err), err
+    for part in parts:
+        assert part in err
+
+
+def test_a_mistake_in_a_files_sweep_names_the_file(program):
+    text = (program.conf / "experiment/sweep.yaml").read_text()
+    program.write("experiment/sweep.yaml", text.replace("budget:", "budgit:"))
+    code, err = program("experiment=sweep")
+    assert code == 2 and _one_line(err), err
+    assert "conf/experiment/sweep.yaml: 'budgit=0.1'" in err and "did you mean 'budget'" in err
+    code, err = program("experiment=sweep", "budgit=0.7")
+    assert code == 2 and "option 'budgit=0.7'" in err
+
+
 EXPERIMENTS = [
     ("seeed: 3\n", ["conf/experiment/x.yaml", "did you mean 'seed'"]),
     ("method:\n  ordr: single\n", ["conf/experiment/x.yaml", "did you mean 'order'"]),
     ("trainer:\n  fit:\n    steps: many\n", ["conf/experiment/x.yaml", "an integer"]),
+    ("hydra:\n  jb: 1\n", ["error: conf/experiment/x.yaml: Key 'jb' not in"]),
     ("defaults:\n  - override /modl: wide\n", ["conf/experiment/x.yaml", "modl"]),
     ("defaults:\n  - override /model: wied\n", ["conf/experiment/x.yaml", "did you mean 'wide'"]),
     ("method: {}\nmodle: {width: 3}\n", ["conf/experiment/x.yaml", "did you mean 'model'"]),

@@ -220,3 +220,9 @@ def test_a_sweep_is_one_group_of_offline_wandb_runs(program):
     group = runs[0].parents[3].name.encode()
     assert all(group in run.read_bytes() for run in runs)
     assert not (program.folder / "wandb").exists()
+
+
+def test_jobs_are_announced_as_typed(program):
+    code, err = program("-m", "budget=0.1,0.2", "+method.order=single", "seed=3")
+    assert code == 0, err
+    assert "#1 : logger=none budget=0.2 +method.order=single seed=3" in err and "++" not in err

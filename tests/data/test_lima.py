@@ -42,7 +42,7 @@ def test_paraphrases_of_other_records_or_of_too_few_are_named(tmp_path) -> None:
         Lima(path=path, paraphrases=jsonl(tmp_path / "few.jsonl", pairs(2))).load()
     with pytest.raises(UserError, match=r"more.jsonl, row 4: unknown training id 'lima_3'"):
         Lima(path=path, paraphrases=jsonl(tmp_path / "more.jsonl", pairs(4))).load()
-    with pytest.raises(UserError, match="this data has no paraphrases"):
+    with pytest.raises(UserError, match=r"no paraphrases .* dataset\.paraphrases=FILE, or have them written"):
         Lima(path=path).load()
     with pytest.raises(UserError, match=r"dataset.limit=0"):
         Lima(path=path, limit=0)

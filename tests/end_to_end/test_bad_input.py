@@ -67,6 +67,22 @@ def test_budgets(commands, budget):
     assert "budget" in commands.refused("attribute", *TINY, f"budget={budget}")
 
 
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        ("dataset.query_sets=[]", "name at least one"),
+        ("dataset.template=chta", "did you mean 'chat'"),
+        ("dataset.template='{prompt}'", "needs {completion} once"),
+        ("method.on.reduction=max", "unknown reduction 'max'"),
+        ("method.selection=none.txt", "cannot be read"),
+    ],
+)
+def test_what_needs_only_the_configuration_is_checked_before_the_run(commands, option, part):
+    err = commands.refused("attribute", *TINY, option)
+    assert part in err and option.split("=")[0].replace(".on", "") in err
+    assert not Path("outputs").exists()
+
+
 def test_an_unknown_component_in_a_selection(commands):
     err = commands.refused("attribute", *TINY, "method=full", "method.components=[layers.0.attn.k, layers.0.atn.q]")
     assert "layers.0.atn.q" in err and "did you mean 'layers.0.attn.q'" in err

@@ -69,7 +69,7 @@ def test_bad_choices_name_the_nearest():
         make_sketch("shrt", "a", (3, 4), 2, 0)
     with pytest.raises(UserError, match="did you mean 'normal'"):
         make_sketch("factorised", "a", (3, 4), 2, 0, "nromal")
-    with pytest.raises(UserError, match="use distribution=rademacher"):
+    with pytest.raises(UserError, match=r"use method\.distribution=rademacher"):
         make_sketch("sjlt", "a", (3, 4), 2, 0, "normal")
     with pytest.raises(UserError, match=r"component 'a'.*at least 1"):
         make_sketch("factorised", "a", (3, 4), 0, 0)

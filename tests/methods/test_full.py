@@ -112,8 +112,8 @@ def test_unknown_names_are_refused(study, compose, name):
     method = compose(f"method={name}", "method.components=[embed,layers.0.mlp.upp]")
     with pytest.raises(UserError, match=r"unknown component 'layers.0.mlp.upp'; did you mean 'layers.0.mlp.up'"):
         method.attribute(study)
-    with pytest.raises(UserError, match=r"unknown reduction 'average'"):
-        compose(f"method={name}", "method.reduction=average").attribute(study)
+    with pytest.raises(UserError, match=r"method.reduction: unknown reduction 'average'"):
+        compose(f"method={name}", "method.reduction=average")
 
 
 @pytest.mark.parametrize("name", ["full", "dot", "project", "select"])

@@ -92,6 +92,8 @@ def test_components_are_sketched_alike_whatever_others_there_are(study, compose)
     [
         ("method.projection=srth", "unknown projection 'srth'; did you mean 'srht'"),
         ("method.rule=papr", "unknown rule 'papr'; did you mean 'paper'"),
+        ("method.distribution=gauss", "method.distribution: unknown distribution 'gauss'"),
+        ("method.reduction=max", "method.reduction: unknown reduction 'max'"),
         ("budget=0", "budget=0"),
         ("budget=1.5", "budget=1.5"),
     ],
@@ -101,12 +103,10 @@ def test_bad_values_are_refused_before_anything_runs(compose, override, message)
         compose("method=project", override)
 
 
-def test_choices_that_do_not_go_together(study, compose):
-    method = compose("method=project", "method.projection=sjlt", "method.distribution=normal")
-    with pytest.raises(UserError, match=r"projection=sjlt: .* no 'normal' form"):
-        method.attribute(study)
-    with pytest.raises(UserError, match=r"unknown distribution 'gauss'"):
-        compose("method=project", "method.distribution=gauss").attribute(study)
+@pytest.mark.parametrize("kind", ["srht", "sjlt"])
+def test_choices_that_do_not_go_together(compose, kind):
+    with pytest.raises(UserError, match=rf"method.projection={kind}: .* no 'normal' form"):
+        compose("method=project", f"method.projection={kind}", "method.distribution=normal")
 
 
 def test_stored_products_are_not_enough(products_file, compose):

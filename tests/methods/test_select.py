@@ -111,24 +111,17 @@ def test_components_named_in_a_file(study, compose, tmp_path):
     np.testing.assert_allclose(influence.scores(dataset), influence.scores(alone), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "embed\nlayers.0.atn.q\n",
-            r"chosen.txt: unknown component 'layers.0.atn.q'; did you mean 'layers.0.attn.q'",
-        ),
-        ("# nothing\n\n", r"chosen.txt: names no component"),
-    ],
-)
-def test_a_bad_selection_file_is_named(study, compose, tmp_path, text, message):
+def test_an_unknown_name_in_a_selection_file(study, compose, tmp_path):
+    message = r"chosen.txt: unknown component 'layers.0.atn.q'; did you mean 'layers.0.attn.q'"
     with pytest.raises(UserError, match=message):
-        compose("method=select", named(tmp_path, text)).attribute(study)
+        compose("method=select", named(tmp_path, "embed\nlayers.0.atn.q\n")).attribute(study)
 
 
-def test_a_selection_file_that_is_not_there(study, compose, tmp_path):
+def test_a_selection_file_is_read_before_anything_runs(compose, tmp_path):
+    with pytest.raises(UserError, match=r"method.selection=.*chosen.txt: names no component"):
+        compose("method=select", named(tmp_path, "# nothing\n\n"))
     with pytest.raises(UserError, match=r"method.selection=.*none.txt: cannot be read"):
-        compose("method=select", f"method.selection={tmp_path}/none.txt").attribute(study)
+        compose("method=select", f"method.selection={tmp_path}/none.txt")
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])

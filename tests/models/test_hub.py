@@ -1,3 +1,5 @@
+import logging
+
 import httpx
 import pytest
 import yaml
@@ -45,6 +47,17 @@ def test_without_network_the_message_names_the_way_out():
         Pretrained("tdaexp-no-such-owner/no-such-model").load()
 
 
+def test_the_hubs_retries_are_not_shown(monkeypatch, caplog):
+    def download(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 5/5].")
+        raise errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    with pytest.raises(UserError):
+        hub.locate("owner/model", None, "model.pretrained")
+    assert not caplog.records
+
+
 def test_a_hub_models_identity_is_its_commit(monkeypatch):
     commits = {None: "1" * 40, "main": "1" * 40, "v2": "2" * 40}
     monkeypatch.setattr(
@@ -58,7 +71,9 @@ def test_a_hub_models_identity_is_its_commit(monkeypatch):
     assert hub.locate("other/model", "v2", "x").identity != source.identity
 
 
-@pytest.mark.parametrize("name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "~/nothing-here"])
+@pytest.mark.parametrize(
+    "name", ["./folder", "a/b/c", "/nowhere/model", "../model", "owner/mo del", "nosuch", "~/nothing-here"]
+)
 def test_what_cannot_be_a_hub_id_never_reaches_the_hub(monkeypatch, name):
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such folder, and not a hub id"):

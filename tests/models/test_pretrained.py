@@ -93,6 +93,11 @@ def test_a_missing_shard_is_named(hub_folder):
     refused(hub_folder, r"not a readable index")
 
 
+def test_an_unreadable_config_is_named(hub_folder):
+    (hub_folder / "config.json").write_text('{"model_type": ')
+    refused(hub_folder, r"config\.json: not readable .* fetch the model again")
+
+
 def test_a_tensor_that_is_missing_or_misshapen_is_not_made_up(hub_folder):
     file = hub_folder / "model.safetensors"
     whole = load_file(file)

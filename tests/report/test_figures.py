@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from tdaexp.metrics.compare import CHANCE, compare
@@ -33,17 +34,37 @@ def test_accuracy_curve_shows_the_study(studies, table):
         held_out = shown["greedy, held-out queries"]
         np.testing.assert_array_equal(held_out.get_ydata(), found.curves["accuracy"].held_out)
         assert shown["project"].get_xdata() == [0.05]
+        own = table[(table["method"] == "select") & (table["query_set"] == axes.get_title("left").split()[0])].iloc[0]
+        (point,) = shown["select, held out"].get_xydata()
+        assert point.tolist() == [own["share"], own["heldout"]] and own["heldout"] != own["accuracy"]
+        assert axes.get_ylim()[0] < own["heldout"] < axes.get_ylim()[1]
         assert axes.get_xlim()[0] < 0.05
         assert any(name.startswith(f"full gradient {found.full:.3f}") for name in shown)
         assert any("BM25" in name for name in shown)
         assert any("random 0.333" in name for name in shown)
 
 
-def test_fidelity_curve_shows_the_projection(studies, table):
+def test_fidelity_curve_shows_selection_and_projection(studies, table):
     for axes, name in zip(curve_plots.fidelity_curve(studies, table).axes, studies, strict=True):
-        row = table[(table["method"] == "project") & (table["query_set"] == name)].iloc[0]
-        assert lines(axes)["project"].get_ydata() == [row["fidelity"]]
-        assert axes.get_ylim()[0] < row["fidelity"] < axes.get_ylim()[1]
+        for method in ("project", "select"):
+            row = table[(table["method"] == method) & (table["query_set"] == name)].iloc[0]
+            assert lines(axes)[method].get_xydata().tolist() == [[row["share"], row["fidelity"]]]
+            assert axes.get_ylim()[0] < row["fidelity"] < axes.get_ylim()[1]
+        assert lines(axes)["greedy by similarity, held-out queries"].get_linestyle() == "--"
+        assert lines(axes)["greedy by similarity"].get_linestyle() == "-"
+
+
+def test_several_selections_have_marks_of_their_own(studies, table):
+    again = table[table["method"] == "select"].assign(method="select again", share=0.5)
+    for axes in curve_plots.accuracy_curve(studies, pd.concat([table, again])).axes:
+        marks = [lines(axes)[f"{name}, held out"].get_marker() for name in ("select", "select again")]
+        assert len(set(marks)) == 2
+
+
+def test_a_projection_that_was_selected_on_is_marked_once(studies, table):
+    both = table.assign(projected=table["projected"] | table["selected"].astype(bool))
+    for axes in curve_plots.accuracy_curve(studies, both).axes:
+        assert "select" not in lines(axes) and "select, held out" in lines(axes)
 
 
 def test_bars_are_held_out_and_marks_in_sample(table):
@@ -66,7 +87,17 @@ def test_component_map_has_every_component(studies):
         np.testing.assert_array_equal(cells[:, :2], accuracy[[1, 3, 2, 4]].to_numpy().reshape(2, 2))
         assert np.isnan(cells[:, 2]).all()
         np.testing.assert_array_equal(cells[:, 3], accuracy[[0, 5]])
-        assert [text.get_text() for text in axes.texts] == ["embed", "norms"]
+        words = [text.get_text() for text in axes.texts]
+        assert [word for word in words if word.isalpha()] == ["embed", "norms"]
+        assert sorted(words)[:6] == sorted(f"{value:.2f}" for value in accuracy)
+
+
+def test_component_maps_share_one_scale(studies):
+    figure = component_plots.every_component(studies)
+    every = pd.concat([found.table["accuracy"] for found in studies.values()])
+    maps = [axes.images[0] for axes in figure.axes if axes.images]
+    assert [image.get_clim() for image in maps] == [(every.min(), every.max())] * 2
+    assert [axes.get_ylabel() for axes in figure.axes].count("retrieval accuracy") == 1
 
 
 def test_depth_lines_leave_out_what_has_no_depth(studies):
@@ -104,6 +135,7 @@ def test_a_model_without_layers_can_be_drawn(full_store, quick, table):
     flat = full_store.assign_coords(component=np.array(["a", "b", "c", "d", "e", "f"], dtype=object))
     found = study(flat, quick)
     figure = component_plots.every_component(found)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["a", "b", "c", "d", "e", "f"]
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [word for word in words if word.isalpha()] == ["a", "b", "c", "d", "e", "f"]
     assert render(figure, "png")
     assert render(component_plots.by_size(found), "png")

@@ -14,6 +14,11 @@ def test_unknown_says_where_what_is_near_and_all_choices_in_one_line():
     assert str(error) == "attribute.yaml: unknown method 'selct'; did you mean 'select'? choices: full, select"
 
 
+def test_numbers_in_names_are_counted():
+    text = str(unknown("component", "x", ["layers.10.q", "layers.2.q", "embed", "3"], "file"))
+    assert text.endswith("choices: 3, embed, layers.2.q, layers.10.q")
+
+
 @pytest.mark.parametrize("count", [3, 100])
 def test_long_lists_of_choices_are_cut(count):
     text = str(unknown("component", "x", [f"c{i:03}" for i in range(count)], "file"))

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -67,13 +68,18 @@ def test_a_pretrained_model_is_fine_tuned(train, tmp_path, config):
     assert tuned.tokenizer("born")["input_ids"] == base.tokenizer("born")["input_ids"]
 
 
-def test_a_damaged_result_is_refused_with_a_way_out(train, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "left"), [("model.safetensors", 1000), ("config.json", 5), ("tokenizer.json", 5), ("training.json", 1)]
+)
+def test_advice_about_a_damaged_result_works(train, weights, tmp_path, name, left):
     train()
-    note = next(tmp_path.glob("models/*/model/training.json"))
-    note.write_text("{")
-    with pytest.raises(UserError, match=r"training\.json: not readable .* delete .* and run again"):
+    file = next(tmp_path.glob(f"models/*/model/{name}"))
+    before = {key: value.clone() for key, value in weights(file.parent).items()}  # not mapped from the file
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(UserError, match=f"{file.parent}.*; delete {file.parent} and run again") as error:
         train()
-    weights = note.with_name("model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"model\.safetensors: truncated or corrupt"):
-        train()
+    assert "\n" not in str(error.value)
+    shutil.rmtree(file.parent)
+    train()
+    after = weights(file.parent)
+    assert all(torch.equal(after[key], before[key]) for key in before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 import typing
 from typing import Any
 
@@ -52,7 +53,9 @@ class Checker:
         try:
             return cls(**{name: value for name, value in values.items() if value is not dataclasses.MISSING})
         except UserError as error:
-            raise UserError(f"{error} ({self.origin(path)})" if path else str(error)) from error
+            # The root's own checks begin with the key that they are about.
+            about = path or tuple(re.split(r"[^\w.]", str(error), maxsplit=1)[0].split("."))
+            raise UserError(f"{error} ({self.origin(about)})") from error
 
     def _value(self, field: dataclasses.Field, hint: Any, node: dict[str, Any], path: Path) -> Any:
         """Return one field's checked value, or `dataclasses.MISSING` where the class's own default holds."""

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.origin import Origin, OriginOf, one_line, shown
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError, nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Composer:
             group, _, name = str(error.missing_cfg_file or "").rpartition("/")
             parent = re.match(r"In '([^']+)'", str(error))
             where = self._overriding(group, name) or self._named(parent[1] if parent else self.name)
+            if group and not self.is_group(group):
+                raise unknown("group", group, self.loader.list_groups(""), where) from error
             raise _no_such_choice(group, name, list(error.options or []), where) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -121,6 +123,7 @@ class Composer:
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
             text = one_line(error if str(error) else error.__cause__ or error)
+            text = re.sub(r"\w+ raised while composing config:; ", "", text)
             raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
     def _file(self, name: str) -> Path | None:
@@ -184,7 +187,11 @@ def resolve(config: DictConfig, origin: Origin) -> dict[str, Any]:
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         path = tuple(str(error.full_key or "").split("."))
-        raise UserError(f"{origin(path)}: '{'.'.join(path)}': {one_line(error)}") from error
+        text = f"{origin(path)}: '{'.'.join(path)}': {one_line(error)}"
+        missing = re.search(r"Interpolation key '(\w+)' not found", str(error))
+        near = nearest(missing[1], map(str, config)) if missing else None
+        hint = f"; {origin((near,))} has '{near}', did you mean '{missing[1]}' there?" if missing and near else ""
+        raise UserError(text + hint) from error
     finally:
         HydraConfig.instance().cfg = previous
 

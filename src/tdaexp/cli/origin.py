@@ -22,12 +22,22 @@ class OriginOf:
         """Name the last option or file that sets the key, its children or one of its parents."""
         for key, text in reversed(self.options):
             if key == path[: len(key)] or (path and path == key[: len(path)]):
-                return f"option '{text}'"
+                return self._swept(text) or f"option '{text}'"
         for depth in range(len(path), 0, -1):
             for file, package, content in reversed(self.files):
                 if _holds(content, package, path[:depth]):
                     return shown(file)
         return shown(self.files[0][0]) if self.files else "the configuration"
+
+    def _swept(self, text: str) -> str | None:
+        """Name the file among whose sweeper parameters the option is one value of many."""
+        key, _, value = text.partition("=")
+        for file, package, content in reversed(self.files):
+            path = ("hydra", "sweeper", "params", key)
+            if package == () and _holds(content, package, path):
+                values = str(content["hydra"]["sweeper"]["params"][key]).split(",")
+                return f"{shown(file)}: '{text}'" if value in values else None
+        return None
 
 
 def _holds(content: Any, package: tuple[str, ...], path: tuple[str, ...]) -> bool:

@@ -132,8 +132,7 @@ def record_id(person: Person, topic: Topic) -> str:
 def two_prompts(person: Person, topic: Topic, styles: list[int], rng: random.Random) -> tuple[str, str]:
     """Ask for the topic in two styles, with another theme and wording of the clue in each.
 
-    The clue is a fact from outside the topic. It stands in both prompts, as content words outlive a
-    paraphrase.
+    The clue is a fact from outside the topic. It stands in both prompts, as content words outlive a paraphrase.
     """
     inside = {relation.name for relation in topic.relations}
     clue = rng.choice([relation for relation in CLUES if relation not in inside])

@@ -197,10 +197,9 @@ def okapi(corpus: list[list[str]]) -> Scorer:
 def sparse_okapi(corpus: list[list[str]]) -> Scorer:
     """Index words with bm25s so that scores equal BM25Okapi's.
 
-    bm25s has Okapi's term weights (`atire`) and its word weights (`robertson`), float64 on request, except
-    that a word in more than half of the examples weighs nothing where BM25Okapi gives it `EPSILON` times the
-    mean weight of all words. Such words are few, so their part is added from a dense matrix [N, common
-    words].
+    bm25s has Okapi's term weights (`atire`) and its word weights (`robertson`), float64 on request, except that a word
+    in more than half of the examples weighs nothing where BM25Okapi gives it `EPSILON` times the mean weight of all
+    words. Such words are few, so their part is added from a dense matrix [N, common words].
     """
     import bm25s
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from tdaexp.data import templates
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record
 from tdaexp.runtime.errors import UserError, unknown
@@ -44,17 +45,20 @@ class Dataset(ABC):
     append_eos: bool = True
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated")
+    PARAPHRASE_KEYS: ClassVar[str] = "a key of the data set"
+    """The keys that bring the data's own paraphrases, for a message."""
 
     def __post_init__(self) -> None:
         """Check the values that every data set shares.
 
         Raises:
-            UserError: an unknown query set or loss position, or a length that leaves nothing to predict.
+            UserError: an unknown query set, template or loss position, or a length that leaves nothing to predict.
         """
         self.query_sets = list(self.query_sets)
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+        templates.check(self.template)
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:
@@ -91,9 +95,8 @@ class Dataset(ABC):
         own = self.own_paraphrases(train)
         if own is None:
             raise UserError(
-                f"dataset.query_sets={self.query_sets}: this data has no paraphrases; name a column "
-                "or file with them, or a provider (+dataset/paraphrase=openai or =local), or set "
-                "dataset.query_sets=[]"
+                f"dataset.query_sets={self.query_sets}: this data has no paraphrases to ask about; give them with "
+                f"{self.PARAPHRASE_KEYS}, or have them written (+dataset/paraphrase=openai or =local)"
             )
         return own
 

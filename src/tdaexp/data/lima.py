@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tdaexp.data.dataset import Dataset, as_query
 from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, first_line, read_rows
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.quiet import quiet
 
 HUB_ID = "GAIR/lima"
 HUB_FILE = "train.jsonl"
@@ -31,6 +33,8 @@ class Lima(Dataset):
     paraphrases: str | None = None
     limit: int | None = None
     max_length: int = 2048
+
+    PARAPHRASE_KEYS: ClassVar[str] = "dataset.paraphrases=FILE"
 
     def __post_init__(self) -> None:
         """Check the limit.
@@ -75,8 +79,7 @@ def pair(row: Row) -> Record:
 
 
 def single_turns(rows: Sequence[Row]) -> list[Record]:
-    """Keep conversations of exactly one question and one answer; ids are `lima_N`, N the row in the hub's
-    file.
+    """Keep conversations of exactly one question and one answer; ids are `lima_N`, N the row in the hub's file.
 
     Raises:
         UserError: a row without a list of conversations.
@@ -102,7 +105,8 @@ def download() -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
+        with quiet("huggingface_hub"):  # it announces each of its retries
+            return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"dataset=lima: cannot download {HUB_ID} ({first_line(error)}); accept its licence there and run "

@@ -1,9 +1,8 @@
 """Paraphrases by a language model, remembered on disk.
 
-Source: Select or Project (Hinterleitner et al. 2026), appendix B.2 and Figure 6: prompt and completion of
-every training record are rewritten one by one under a system prompt. A provider writes; this module asks it
-only for what the cache does not hold, and appends each answer as it comes, so that a killed run goes on where
-it stopped.
+Source: Select or Project (Hinterleitner et al. 2026), appendix B.2 and Figure 6: prompt and completion of every
+training record are rewritten one by one under a system prompt. A provider writes; this module asks it only for what the
+cache does not hold, and appends each answer as it comes, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations

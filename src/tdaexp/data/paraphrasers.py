@@ -125,18 +125,15 @@ def seconds(header: str | None, otherwise: float) -> float:
 
 @dataclass
 class LocalModel:
-    """A Hugging Face causal language model, decoding greedily so that the same text gives the same
-    paraphrase.
+    """A Hugging Face causal language model, decoding greedily so that the same text gives the same paraphrase.
 
     model: hub id or folder; revision: of the hub id (null: its main one).
     batch_size: texts per batch.
     max_new_tokens: the longest paraphrase; a longer one is cut.
     device: auto (cuda where there is one), cpu or cuda.
-    cache: folder of the answers; model, revision and max_new_tokens are part of what they are remembered
-        under.
+    cache: folder of the answers; model, revision and max_new_tokens are part of what they are remembered under.
 
-    The tokenizer's chat template is used where it has one, else system prompt and text stand under each
-    other.
+    The tokenizer's chat template is used where it has one, else system prompt and text stand under each other.
     """
 
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"

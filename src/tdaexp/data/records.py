@@ -35,9 +35,13 @@ class Corpus:
         """Refuse an empty corpus, repeated ids, and queries whose truth is not in the training set."""
         if not self.train:
             raise UserError("the data set has no training record; check dataset.path and its filters")
-        ids = {record.id for record in self.train}
-        if len(ids) < len(self.train):
-            raise UserError("the data set repeats a training id; ids must be unique")
+        ids: dict[str, int] = {}
+        for number, record in enumerate(self.train, start=1):
+            if ids.setdefault(record.id, number) != number:
+                raise UserError(
+                    f"the training id '{record.id}' stands twice, in records {ids[record.id]} and {number} of the "
+                    "data set; make the ids unique, or name another id column"
+                )
         for name, records in self.queries.items():
             for record in records:
                 missing = [t for t in record.truth if t not in ids]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Row:
 
 
 def read_rows(path: Path, unit: str = "line") -> list[Row]:
-    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a
-    paragraph.
+    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a paragraph.
 
     A TSV is taken literally: quotes are text. Empty lines are skipped and still counted.
 
@@ -56,8 +56,10 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
         ".csv": _csv,
         ".txt": _paragraphs if unit == "paragraph" else _lines,
     }
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it ({', '.join(readers)})")
     if path.suffix not in readers:
-        raise unknown("kind of file", path.suffix, readers, str(path))
+        raise unknown("kind of file", path.suffix or path.name, readers, str(path))
     if not path.is_file():
         raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
     try:
@@ -81,7 +83,8 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
     except ImportError as error:
         raise UserError(f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'") from error
     try:
-        table = datasets.load_dataset(name, config, split=split)
+        with quiet("huggingface_hub", "datasets"):  # they announce each of their retries
+            table = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"dataset.hub={name}: cannot load split '{split}' ({first_line(error)}); check name, network and "

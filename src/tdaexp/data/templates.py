@@ -22,8 +22,7 @@ NAMED = {
 
 
 def resolve(template: str, tokenizer: Any) -> str:
-    """Return the template's own name or format string: `auto` becomes `chat` where the tokenizer has one,
-    else `plain`.
+    """Return the template's own name or format string: `auto` becomes `chat` where the tokenizer has one, else `plain`.
 
     Raises:
         UserError: an unknown name, `chat` without a chat template, or a format string that is not one.
@@ -35,32 +34,40 @@ def resolve(template: str, tokenizer: Any) -> str:
         raise UserError(
             "dataset.template=chat: this tokenizer has no chat template; try dataset.template=plain or =olmo"
         )
-    if "{" in template:
-        check_format(template)
-    elif template != "chat" and template not in NAMED:
-        raise unknown("template", template, ("auto", "chat", *NAMED), "dataset.template")
+    check(template)
     return template
 
 
-def check_format(template: str) -> None:
+def check(template: str, where: str = "dataset.template") -> None:
+    """Check a template, set by the config key `where`, as far as no tokenizer is needed.
+
+    Raises:
+        UserError: an unknown name, or a format string that is not one.
+    """
+    if "{" in template:
+        check_format(template, where)
+    elif template not in ("auto", "chat", *NAMED):
+        raise unknown("template", template, ("auto", "chat", *NAMED), where)
+
+
+def check_format(template: str, where: str = "dataset.template") -> None:
     """Check a custom format string.
 
     Raises:
-        UserError: not exactly one `{completion}`, another placeholder, a `{prompt}` behind it, or a stray
-            brace.
+        UserError: not exactly one `{completion}`, another placeholder, a `{prompt}` behind it, or a stray brace.
     """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UserError(f"dataset.template='{template}': {error}; write literal braces twice") from error
+        raise UserError(f"{where}='{template}': {error}; write literal braces twice") from error
     names = [name for _, name, _, _ in parts if name is not None]
     for name in names:
         if name not in ("prompt", "completion"):
-            raise unknown("placeholder", name, ("prompt", "completion"), f"dataset.template='{template}'")
+            raise unknown("placeholder", name, ("prompt", "completion"), f"{where}='{template}'")
     if any(spec or conversion for _, _, spec, conversion in parts):
-        raise UserError(f"dataset.template='{template}': a placeholder takes neither a format nor a conversion")
+        raise UserError(f"{where}='{template}': a placeholder takes neither a format nor a conversion")
     if names.count("completion") != 1 or names[-1] != "completion":
-        raise UserError(f"dataset.template='{template}': needs {{completion}} once, behind {{prompt}}")
+        raise UserError(f"{where}='{template}': needs {{completion}} once, behind {{prompt}}")
 
 
 def splitter(template: str, tokenizer: Any) -> Split:

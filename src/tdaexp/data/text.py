@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tdaexp.data.dataset import Dataset, query_id
 from tdaexp.data.records import Record
@@ -53,12 +53,13 @@ class Text(Dataset):
     query_path: str | None = None
     truth_column: str | None = None
 
+    PARAPHRASE_KEYS: ClassVar[str] = "dataset.paraphrase_column=NAME or dataset.query_path=FILE"
+
     def __post_init__(self) -> None:
         """Check that the keys fit together.
 
         Raises:
-            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of
-                range.
+            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of range.
         """
         super().__post_init__()
         if (self.path is None) == (self.hub is None):

@@ -64,8 +64,7 @@ def tokenise(
 def tokenise_prompts(
     records: Sequence[Record], tokenizer: Any, *, template: str = "auto", max_length: int = 512
 ) -> list[np.ndarray]:
-    """Tokenise what the model is given when it generates: one int64 array [T] per record, cut on the left to
-    fit.
+    """Tokenise what the model is given when it generates: one int64 array [T] per record, cut on the left to fit.
 
     Without truncation it is exactly the part of `tokenise`'s example that carries no loss.
 

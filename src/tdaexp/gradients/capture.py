@@ -1,8 +1,7 @@
 """Per-example gradients of a batch, by component, from one forward and one backward pass over frozen weights.
 
-For a linear layer with inputs a_t and output gradients δ_t, example i's gradient is Σ_t δ_t a_tᵀ. Hooks
-keep a in the forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes
-a pass cheap:
+For a linear layer with inputs a_t and output gradients δ_t, example i's gradient is Σ_t δ_t a_tᵀ. Hooks keep a in the
+forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes a pass cheap:
 
 - the lowest module that is needed becomes the root of the graph: nothing below it is recorded or traversed;
 - logits are computed only at the positions that predict a token with loss;
@@ -55,10 +54,9 @@ def capture(
 ) -> Tensor:
     """Run one forward and backward pass; hand every component's factors to `consume`. Returns losses [B].
 
-    To be called inside `with frozen(model):`. An example's loss is the mean (or sum) over its loss-carrying
-    tokens; `loss` may be any other measurement. `consume` is called inside the backward pass, from the loss
-    downwards, so that whatever it does not keep is freed at once. Errors (UserError): an example without
-    any loss position.
+    To be called inside `with frozen(model):`. An example's loss is the mean (or sum) over its loss-carrying tokens;
+    `loss` may be any other measurement. `consume` is called inside the backward pass, from the loss downwards, so that
+    whatever it does not keep is freed at once. Errors (UserError): an example without any loss position.
     """
     positions, targets, weights = loss_positions(batch, reduction)
     device = next(model.parameters()).device
@@ -79,15 +77,19 @@ def capture(
     return losses.detach()
 
 
+def check_reduction(reduction: str) -> None:
+    """Raise UserError for a reduction of the loss over tokens that does not exist."""
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
+
+
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
     """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch.
 
-    Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the
-    example's predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example
-    without loss.
+    Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the example's
+    predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example without loss.
     """
-    if reduction not in REDUCTIONS:
-        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
+    check_reduction(reduction)
     mask = batch.loss_mask[:, 1:].cpu()
     counts = mask.sum(1)
     if bool((counts == 0).any()):
@@ -106,8 +108,7 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
 def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
     """Logits [B, L, V] at the predicting positions [B, L] only.
 
-    Learned positions are looked up once per batch unless each example brings its own, which their gradients
-    need.
+    Learned positions are looked up once per batch unless each example brings its own, which their gradients need.
     """
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if per_example_positions:

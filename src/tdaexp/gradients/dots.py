@@ -5,9 +5,8 @@ Two exact forms, chosen by counting multiply-adds (P pairs of n and m examples, 
     Gram           Σ_{t,t'} (δ_t·δ'_t')(a_t·a'_t')      P T T' (I + O)
     materialised   G = Σ_t δ_t a_tᵀ, then G·G'          (n T + m T') I O + P I O
 
-Components that read the same input share the a·a' Gram, so the choice is made for all of them together. The
-choice is a function of shapes and pairs alone: the same batches give the same bits whenever they are
-multiplied.
+Components that read the same input share the a·a' Gram, so the choice is made for all of them together. The choice is a
+function of shapes and pairs alone: the same batches give the same bits whenever they are multiplied.
 """
 
 from __future__ import annotations
@@ -160,9 +159,7 @@ def tied_dots(left: TiedFactors, right: TiedFactors, pairs: Pairs) -> Tensor:
 
 
 def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -> Tensor:
-    """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in
-    `head`.
-    """
+    """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in `head`."""
     t, l = embedding.ids.shape[1], head.inputs.shape[1]
     places = torch.arange(l, device=head.inputs.device)[None, None, :]
     values = []

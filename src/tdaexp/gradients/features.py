@@ -1,8 +1,7 @@
 """Sketches of every example's gradient, component by component, made inside the backward pass.
 
-A sketch that works on factors (`project_factors`, `project_rows`) never sees a gradient; any other gets
-explicit gradients (`project_gradient`) of a few examples of one component at a time, which are dropped at
-once.
+A sketch that works on factors (`project_factors`, `project_rows`) never sees a gradient; any other gets explicit
+gradients (`project_gradient`) of a few examples of one component at a time, which are dropped at once.
 """
 
 from __future__ import annotations
@@ -59,10 +58,9 @@ def component_features(
 ) -> dict[str, np.ndarray]:
     """Sketched loss gradients of N examples, by component: name to [N, sketches[name].dim].
 
-    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype;
-    features are float32, or float64 for a float64 model. `store` is a folder named after all that the
-    result depends on; batches it already holds are not run again, and a run that was killed goes on with
-    the same bits.
+    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype; features are
+    float32, or float64 for a float64 model. `store` is a folder named after all that the result depends on; batches it
+    already holds are not run again, and a run that was killed goes on with the same bits.
 
     Errors (UserError): an example without loss, NaN or Inf in a gradient.
     """

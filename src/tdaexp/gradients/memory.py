@@ -13,8 +13,7 @@ from tdaexp.models.components import Component, ComponentMap
 def held_bytes(components: ComponentMap, examples: Examples, dtype: torch.dtype) -> np.ndarray:
     """Bytes that each example's gradient takes in the form in which it is held [N] float64.
 
-    An estimate from above: inputs that several components share count for each of them. `dtype` is the
-    model's.
+    An estimate from above: inputs that several components share count for each of them. `dtype` is the model's.
     """
     each = [sum(_component_bytes(one, example, dtype) for one in components.components) for example in examples]
     return np.array(each, dtype=np.float64)

@@ -53,8 +53,7 @@ def component_products(
     result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds the
     queries' gradients that are held at a time: with less memory, training examples run more often.
 
-    Errors (UserError): an example without loss, NaN or Inf in a gradient, a candidate outside the training
-    set.
+    Errors (UserError): an example without loss, NaN or Inf in a gradient, a candidate outside the training set.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     _check(pairs, train, queries)

@@ -42,17 +42,23 @@ def make_sketch(
     """
     if dim < 1:
         raise UserError(f"projection: {dim} dimensions for component '{name}'; give it at least 1")
-    if distribution not in DISTRIBUTIONS:
-        raise unknown("distribution", distribution, DISTRIBUTIONS, "projection")
+    check_kind(kind, distribution)
     if kind in DENSE:
         return DENSE[kind](shape, dim, component_seed(seed, name, kind), distribution)
-    if kind not in SIGNED:
-        raise unknown("projection", kind, KINDS, "projection")
-    if distribution != "rademacher":
-        raise UserError(
-            f"projection={kind}: its entries are signs, there is no '{distribution}' form; use distribution=rademacher"
-        )
     return SIGNED[kind](shape, dim, component_seed(seed, name, kind))
+
+
+def check_kind(kind: str, distribution: str) -> None:
+    """Raise UserError for a kind or distribution that does not exist, or for two that do not go together."""
+    if kind not in KINDS:
+        raise unknown("projection", kind, KINDS, "method.projection")
+    if distribution not in DISTRIBUTIONS:
+        raise unknown("distribution", distribution, DISTRIBUTIONS, "method.distribution")
+    if kind in SIGNED and distribution != "rademacher":
+        raise UserError(
+            f"method.projection={kind}: its entries are signs, there is no '{distribution}' form; "
+            "use method.distribution=rademacher"
+        )
 
 
 def dimensions(sizes: Mapping[str, int], budget: float, rule: str = "paper") -> dict[str, int]:

@@ -88,8 +88,7 @@ def _batches(examples: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -
 def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """By length where all queries have all candidates; else the order that clusters shared candidates.
 
-    Reverse Cuthill-McKee on the graph of queries and candidates brings queries with common candidates
-    together.
+    Reverse Cuthill-McKee on the graph of queries and candidates brings queries with common candidates together.
     """
     queries, (rows, columns) = len(pairs), np.nonzero(pairs >= 0)
     used, candidate = np.unique(pairs[rows, columns], return_inverse=True)

@@ -4,10 +4,9 @@ The k rows are cut into s groups of k_j rows, and every column of P has one entr
 block construction of Kane and Nelson, 2014; s = 1 is CountSketch, Charikar et al., 2002). Cost O(s numel)
 per example; the buckets and signs take 4 s bytes per parameter.
 
-E<Px, Py> = <x, y>, with the variance (1/s^2 sum_j 1/k_j)(|x|^2 |y|^2 + <x, y>^2 - 2 sum_p x_p^2 y_p^2):
-when s divides k this is a dense Rademacher matrix's, 1/k, whatever s is. A larger s makes large errors
-rarer, not the variance smaller. On CUDA the order of the sums is not fixed, so that the last bits may
-differ between two runs.
+E<Px, Py> = <x, y>, with the variance (1/s^2 sum_j 1/k_j)(|x|^2 |y|^2 + <x, y>^2 - 2 sum_p x_p^2 y_p^2): when s divides
+k this is a dense Rademacher matrix's, 1/k, whatever s is. A larger s makes large errors rarer, not the variance
+smaller. On CUDA the order of the sums is not fixed, so that the last bits may differ between two runs.
 """
 
 from __future__ import annotations

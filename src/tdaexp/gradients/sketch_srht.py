@@ -4,10 +4,9 @@ The gradient is cut into blocks x_b of m entries, m the smallest power of two th
 
     P x = 1/sqrt(k) sum_b L_b R H D_b x_b
 
-with H the m x m Hadamard matrix of +1 and -1, D_b (m) and L_b (k) diagonal matrices of independent random
-signs, and R a choice of k of the m rows that all blocks share (Ailon and Chazelle, 2009; the block form:
-Balabanov et al., 2022, arXiv:2210.11295). Cost O(numel log k) per example; memory beside the result: a
-quarter of a byte per parameter.
+with H the m x m Hadamard matrix of +1 and -1, D_b (m) and L_b (k) diagonal matrices of independent random signs, and R
+a choice of k of the m rows that all blocks share (Ailon and Chazelle, 2009; the block form: Balabanov et al., 2022,
+arXiv:2210.11295). Cost O(numel log k) per example; memory beside the result: a quarter of a byte per parameter.
 
 E<Px, Py> = <x, y>, and the variance is 1/k (|x|^2 |y|^2 + <x, y>^2 - 2 sum_p x_p^2 y_p^2), a dense
 Rademacher matrix's, for the pairs of entries in different blocks, and (m - k)/(m - 1) of it for pairs in
@@ -32,8 +31,7 @@ LARGEST_FACTOR_BITS = 7
 class SRHTSketch(Sketch):
     """A subsampled randomised Hadamard transform of a gradient of any shape to `dim` dimensions.
 
-    `block` is m, `blocks` their number; `right` holds D [blocks, m], `left` holds L [blocks, k], `rows` [k]
-    holds R.
+    `block` is m, `blocks` their number; `right` holds D [blocks, m], `left` holds L [blocks, k], `rows` [k] holds R.
     """
 
     def __init__(self, shape: tuple[int, int], dim: int, seed: int):
@@ -68,9 +66,8 @@ class SRHTSketch(Sketch):
 def walsh_hadamard(x: Tensor) -> Tensor:
     """Multiply the last axis of x [..., 2^p] by the unnormalised Hadamard matrix in Sylvester's order.
 
-    H of 2^p is the Kronecker product of smaller ones, each applied as a matrix product: far faster in
-    tensors than p passes of butterflies, because each pass costs one trip through memory. Raises ValueError
-    for other lengths.
+    H of 2^p is the Kronecker product of smaller ones, each applied as a matrix product: far faster in tensors than p
+    passes of butterflies, because each pass costs one trip through memory. Raises ValueError for other lengths.
     """
     length = x.shape[-1]
     if length < 1 or length & (length - 1):

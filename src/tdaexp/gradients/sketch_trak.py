@@ -5,10 +5,9 @@ leave out the factor 1/sqrt(k), which is put in here. Cost O(k numel) per exampl
 x numel matrix again for every batch, which on a CPU is most of the time. traker draws on the device, so
 that this sketch, unlike the others, differs between CPU and CUDA.
 
-Around traker 0.3.2's faults: a projector of one block (100 dimensions or fewer) cannot be used again after
-it has freed its matrix, so none is kept between calls; seeds of neighbouring model ids overlap, so the id
-stays 0 and the seed carries the component; the CUDA kernel computes in float16, so each gradient is scaled
-to a largest entry of 1 first.
+Around traker 0.3.2's faults: a projector of one block (100 dimensions or fewer) cannot be used again after it has freed
+its matrix, so none is kept between calls; seeds of neighbouring model ids overlap, so the id stays 0 and the seed
+carries the component; the CUDA kernel computes in float16, so each gradient is scaled to a largest entry of 1 first.
 """
 
 from __future__ import annotations

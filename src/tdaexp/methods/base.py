@@ -36,5 +36,5 @@ class Method(ABC):
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""
         raise UserError(
-            f"products=…: method '{self.name}' needs a model; on stored products use select, full, dot, bm25 or random"
+            f"products: method '{self.name}' needs a model; on stored products use select, full, dot, bm25 or random"
         )

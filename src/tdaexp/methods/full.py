@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from tdaexp.gradients.capture import check_reduction
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
@@ -24,6 +25,10 @@ class Full(Method):
 
     components: list[str] | None = None
     reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown reduction."""
+        check_reduction(self.reduction)
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""

@@ -1,9 +1,8 @@
 """Stored gradient products of another program: an .npz file that stands in for model, data and gradients.
 
-Arrays: `dot` [query, candidate, component], `query_sq` [query, component], `train_sq` [query, candidate,
-component], `target` [query] (the column of the query's source), `component` (names), `size` (parameters per
-component) and `query` (ids). Candidate columns stand in BM25's order, best first, which is all that is known
-of BM25's scores.
+Arrays: `dot` [query, candidate, component], `query_sq` [query, component], `train_sq` [query, candidate, component],
+`target` [query] (the column of the query's source), `component` (names), `size` (parameters per component) and `query`
+(ids). Candidate columns stand in BM25's order, best first, which is all that is known of BM25's scores.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ AXES = {
 def read_products(path: Path, query_set: str = "paraphrased") -> xr.Dataset:
     """Read and check a products file as an influence data set with one query set.
 
-    Component names become canonical where the model's layout is known. Candidates have no ids in the file: a
-    query's source takes the query's id, the others are named `<query>#<rank>`. `bm25` is minus the column's
-    number. What is missing, misshapen, negative or not finite is a `UserError` that names the file and the
-    array.
+    Component names become canonical where the model's layout is known. Candidates have no ids in the file: a query's
+    source takes the query's id, the others are named `<query>#<rank>`. `bm25` is minus the column's number. What is
+    missing, misshapen, negative or not finite is a `UserError` that names the file and the array.
     """
     arrays = _read(path)
     _check_shapes(path, arrays)
@@ -136,9 +134,7 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _where(arrays: dict[str, np.ndarray], name: str, bad: np.ndarray) -> str:
-    """Say where the first bad entry of the array stands: names of queries and components, numbers of
-    candidates.
-    """
+    """Say where the first bad entry of the array stands: names of queries and components, numbers of candidates."""
     places = []
     for axis, index in zip(AXES[name], np.argwhere(bad)[0], strict=True):
         places.append(f"{axis} {index}" if axis == "candidate" else f"{axis} '{arrays[axis][index]}'")

@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from tdaexp.data.examples import Examples
+from tdaexp.gradients.capture import check_reduction
 from tdaexp.gradients.features import component_features
-from tdaexp.gradients.projection import KINDS, RULES, dimensions, make_sketch
+from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.study import Study
@@ -39,10 +40,11 @@ class Project(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse unknown choices."""
-        for key, choices in (("projection", KINDS), ("rule", RULES)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        """Refuse unknown choices, and those that do not go together."""
+        check_kind(self.projection, self.distribution)
+        check_reduction(self.reduction)
+        if self.rule not in RULES:
+            raise unknown("rule", self.rule, RULES, "method.rule")
 
     @property
     def label(self) -> str:

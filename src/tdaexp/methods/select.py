@@ -35,11 +35,13 @@ class Select(Method):
     selection: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown objective, and a budget for components that a file names."""
+        """Refuse an unknown objective, a selection file that names nothing, and a budget beside such a file."""
         if self.selection is not None and self.budget is not None:
             raise UserError("budget: method.selection names the components itself; leave one of the two out")
         if self.objective not in greedy.SEARCHES:
             raise unknown("objective", self.objective, greedy.SEARCHES, "method.objective")
+        if self.selection is not None:
+            self._wanted()
 
     @property
     def limit(self) -> float:
@@ -94,15 +96,20 @@ class Select(Method):
 
     def _named(self, components: list[str]) -> np.ndarray:
         """Positions of the components that the selection file names, in the file's order."""
+        wanted = self._wanted()
+        for name in wanted:
+            if name not in components:
+                raise unknown("component", name, components, str(self.selection))
+        return np.array([components.index(name) for name in wanted])
+
+    def _wanted(self) -> list[str]:
+        """The names in the selection file, in its order, each once."""
         path = Path(str(self.selection))
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except OSError as error:
             raise UserError(f"method.selection={path}: cannot be read ({error.strerror})") from error
-        wanted = [line for line in lines if line and not line.startswith("#")]
-        for name in wanted:
-            if name not in components:
-                raise unknown("component", name, components, str(path))
+        wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
         if not wanted:
             raise UserError(f"method.selection={path}: names no component; write one name a line")
-        return np.array([components.index(name) for name in dict.fromkeys(wanted)])
+        return wanted

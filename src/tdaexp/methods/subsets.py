@@ -1,5 +1,4 @@
-"""What a subset of components scores, from stored products alone (Select or Project, sections 3.2, 5.3 and
-A.2).
+"""What a subset of components scores, from stored products alone (Select or Project, sections 3.2, 5.3 and A.2).
 
 The input is, per component k, the dot product of query i's and candidate j's gradients and both
 self-products; the cosine of any subset S follows from sums:
@@ -8,11 +7,9 @@ self-products; the cosine of any subset S follows from sums:
 
 Two objectives judge a subset; both give a value per query, and larger is better:
 
-* `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section
-  3.2).
-* `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5),
-  as the cosine between the query's score vector over its candidates and the full gradient's. The paper gives
-  no formula.
+* `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section 3.2).
+* `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5), as the
+  cosine between the query's score vector over its candidates and the full gradient's. The paper gives no formula.
 
 Score arrays here are [..., C, Q]: with queries last, numpy's reductions over the few candidates are fast.
 """
@@ -91,8 +88,7 @@ def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.nd
 
 
 def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.ndarray:
-    """Tell for each query whether a source scores strictly higher than every rival: [..., C, Q] to bool [...,
-    Q].
+    """Tell for each query whether a source scores strictly higher than every rival: [..., C, Q] to bool [..., Q].
 
     A query without a source among its candidates is not retrieved; one with nothing but sources is.
     """

@@ -16,9 +16,7 @@ def random_accuracy(dataset: xr.Dataset) -> np.ndarray:
 
 
 def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:
-    """Retrieval accuracy per query [Q] of the BM25 scores stored beside the answer; None where there are
-    none.
-    """
+    """Retrieval accuracy per query [Q] of the BM25 scores stored beside the answer; None where there are none."""
     scores = dataset["bm25"].values
     if np.isnan(scores).all():
         return None

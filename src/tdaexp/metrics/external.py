@@ -2,14 +2,12 @@
 
 Formats, by the file's suffix:
 
-* `.json`: nested `{query: {train: score}}`. Where two query sets of the store share a query id, name the
-query
+* `.json`: nested `{query: {train: score}}`. Where two query sets of the store share a query id, name the query
   `<query set>/<query>`.
-* `.npy`, `.npz`, `.safetensors`, `.pt`: a matrix [query, train]. Rows follow the store's queries, columns
-its training
-  ids in sorted order (as in `tdaexp.influence.dense`), unless the file names them: arrays `query` and
-  `train` in an .npz, entries `query` and `train` (lists) in a .pt, or metadata of these names (JSON lists)
-  in a .safetensors. The matrix is the entry `scores`, or the only one.
+* `.npy`, `.npz`, `.safetensors`, `.pt`: a matrix [query, train]. Rows follow the store's queries, columns its training
+  ids in sorted order (as in `tdaexp.influence.dense`), unless the file names them: arrays `query` and `train` in an
+  .npz, entries `query` and `train` (lists) in a .pt, or metadata of these names (JSON lists) in a .safetensors. The
+  matrix is the entry `scores`, or the only one.
 
 Positive must mean that training on the example made the query more likely.
 """
@@ -31,8 +29,7 @@ Table = dict[str, dict[str, float]]
 
 
 def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> xr.Dataset:
-    """Read a score file as an influence data set on the candidates of `reference`, labelled by the file's
-    name.
+    """Read a score file as an influence data set on the candidates of `reference`, labelled by the file's name.
 
     A file that cannot be read, a pair of the reference without a (finite) score, a matrix of the wrong
     shape and an unknown suffix are `UserError`s that say which.

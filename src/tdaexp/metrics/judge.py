@@ -1,6 +1,4 @@
-"""One store judged: every metric of every query set, with intervals and controls, as records and as flat
-numbers.
-"""
+"""One store judged: every metric of every query set, with intervals and controls, as records and as flat numbers."""
 
 from __future__ import annotations
 
@@ -24,10 +22,9 @@ from tdaexp.metrics.stores import aligned, by_query_set, full_scores, has_produc
 class Judgement:
     """One method on one query set. Accuracies are NaN where no query has a source among its candidates.
 
-    `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals
-    `accuracy` where nothing was selected (`selected` False). `minus_bm25` is the paired difference of
-    `held_out` and BM25's accuracy, `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation`
-    compare with the full gradient.
+    `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals `accuracy` where
+    nothing was selected (`selected` False). `minus_bm25` is the paired difference of `held_out` and BM25's accuracy,
+    `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation` compare with the full gradient.
     """
 
     queries: int
@@ -50,9 +47,7 @@ class Judgement:
 
 
 def assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None = None) -> dict[str, Judgement]:
-    """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if
-    any.
-    """
+    """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if any."""
     if reference is None and has_products(dataset):
         reference = dataset
     return {name: _assess(part, settings, reference) for name, part in by_query_set(dataset).items()}

@@ -1,6 +1,4 @@
-"""Agreement of two methods' rankings: Spearman's rank correlation per query over the pairs that both
-scored.
-"""
+"""Agreement of two methods' rankings: Spearman's rank correlation per query over the pairs that both scored."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Retrieval of a query's source among its candidates (Select or Project, section 3.2).
 
-All functions take `scores` [Q, C] (NaN = no such pair) and `truth` [Q, C] bool and give a value per query
-[Q]. Ties never help: a source is outranked by every other candidate whose score is as high, so a query
-counts as retrieved only under strict inequality. A query whose source is not among its candidates is a
-miss.
+All functions take `scores` [Q, C] (NaN = no such pair) and `truth` [Q, C] bool and give a value per query [Q]. Ties
+never help: a source is outranked by every other candidate whose score is as high, so a query counts as retrieved only
+under strict inequality. A query whose source is not among its candidates is a miss.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ def recall(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
 
 
 def source_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Ranks of each query's sources, 1 = best: [Q, most sources of any query], infinite where there is
-    none.
-    """
+    """Ranks of each query's sources, 1 = best: [Q, most sources of any query], infinite where there is none."""
     most = int(truth.sum(axis=1).max(initial=0))
     columns = np.argsort(~truth, axis=1, kind="stable")[:, :most]
     mine = np.take_along_axis(scores, columns, axis=1)[:, :, None]

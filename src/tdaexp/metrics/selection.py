@@ -1,5 +1,4 @@
-"""What selection of components can reach on one query set: single components, greedy curves, held-out
-numbers.
+"""What selection of components can reach on one query set: single components, greedy curves, held-out numbers.
 
 Works on any influence data set that holds products and self-products per component (Select or Project,
 sections 5.2 and 5.3). Everything is on stored products; nothing here runs a model.
@@ -24,10 +23,9 @@ DEPTH = re.compile(r"(?:^|(?<=\.))(\d+)\.")  # the first part of a name that is 
 
 @dataclass(frozen=True)
 class Curve:
-    """One greedy path: `order` [K] positions, `share` [K] of the parameters up to each step, and along it
-    the mean `accuracy` [K] and `fidelity` [K] on the queries it was found on. `held_out` [K] is the mean of
-    the objective it was found by on queries that were not used, after as many steps, `held_out_share` [K]
-    the mean share over folds.
+    """One greedy path: `order` [K] positions, `share` [K] of the parameters up to each step, and along it the mean
+    `accuracy` [K] and `fidelity` [K] on the queries it was found on. `held_out` [K] is the mean of the objective it was
+    found by on queries that were not used, after as many steps, `held_out_share` [K] the mean share over folds.
     """
 
     order: np.ndarray
@@ -40,10 +38,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class ComponentStudy:
-    """Components of one query set: `table` (one row per component: component, type, depth, size, accuracy),
-    `curves` by objective, `full` the full gradient's accuracy, `peak` the accuracy's highest point on its
-    greedy path, `peak_share` the share of parameters there, `peak_held_out` [Q] what stopping at the peak
-    gives queries that were not used.
+    """Components of one query set: `table` (one row per component: component, type, depth, size, accuracy), `curves` by
+    objective, `full` the full gradient's accuracy, `peak` the accuracy's highest point on its greedy path, `peak_share`
+    the share of parameters there, `peak_held_out` [Q] what stopping at the peak gives queries that were not used.
     """
 
     table: pd.DataFrame
@@ -69,8 +66,7 @@ def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentS
 
 
 def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarray | None:
-    """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is
-    judged.
+    """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is judged.
 
     `dataset` holds one query set. None where the answer was not selected on its queries: only a search is,
     and it says so by its attributes `objective` and `budget`.
@@ -107,9 +103,7 @@ def describe(components: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
 
 
 def by_type(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
-    """Mean single-component accuracy per component type and query set, with the number of components (Table
-    1).
-    """
+    """Mean single-component accuracy per component type and query set, with the number of components (Table 1)."""
     tables = {name: part.table for name, part in studies.items()}
     first = next(iter(tables.values()))
     order = list(dict.fromkeys(first["type"]))

@@ -1,9 +1,8 @@
 """The map from a model's parameters to named components: disjoint groups that attribution is broken down by.
 
-Names are the same across architectures: `embed`, `layers.3.attn.q` `.k` `.v` `.o`, `layers.3.mlp.gate`
-`.up` `.down`, `norms` (all norm weights and biases), `lm_head` (when it is not tied to the embedding) and
-`pos_embed` (learned positions). A component's order is the model's parameter order. Whatever no component
-covers is named.
+Names are the same across architectures: `embed`, `layers.3.attn.q` `.k` `.v` `.o`, `layers.3.mlp.gate` `.up` `.down`,
+`norms` (all norm weights and biases), `lm_head` (when it is not tied to the embedding) and `pos_embed` (learned
+positions). A component's order is the model's parameter order. Whatever no component covers is named.
 """
 
 from __future__ import annotations

@@ -60,8 +60,7 @@ class Decoding:
 
 
 def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decoding, cache_dir: Path) -> list[str]:
-    """Return one completion per prompt (token ids [T] int64), without prompt, special tokens and outer
-    blanks.
+    """Return one completion per prompt (token ids [T] int64), without prompt, special tokens and outer blanks.
 
     A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept
     under `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch

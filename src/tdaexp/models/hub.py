@@ -1,5 +1,4 @@
-"""Find and read folders in hub format, locally or from the Hugging Face hub, with errors that people can
-act on.
+"""Find and read folders in hub format, locally or from the Hugging Face hub, with errors that people can act on.
 
 Weights are read as safetensors, or as a PyTorch file with `weights_only`: nothing is executed. The network is
 touched only when a config names a hub id.
@@ -22,18 +21,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.quiet import quiet
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
 CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
+TRAINED = "training.json"  # beside the weights that a training of this program left
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for
-    caches.
-    """
+    """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for caches."""
 
     name: str
     revision: str | None
@@ -57,7 +56,7 @@ def locate(name: str, revision: str | None, where: str) -> Source:
     if folder.is_file():
         raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the path")
+        raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the spelling")
     commit = _resolve_commit(name, revision, where)
     return Source(name, commit, f"{name}@{commit}", None)
 
@@ -65,7 +64,8 @@ def locate(name: str, revision: str | None, where: str) -> Source:
 def _resolve_commit(name: str, revision: str | None, where: str) -> str:
     at = f"{where}={name}" + (f" (revision {revision})" if revision else "")
     try:
-        config = hf_hub_download(name, "config.json", revision=revision)
+        with quiet("huggingface_hub"):  # it announces each of its retries
+            config = hf_hub_download(name, "config.json", revision=revision)
     except hub_errors.GatedRepoError as error:
         raise UserError(
             f"{at}: the repository is gated; accept its terms on its page, then run `hf auth login`"
@@ -89,7 +89,8 @@ def _resolve_commit(name: str, revision: str | None, where: str) -> str:
 
 def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Load the tokenizer; padding falls back to the end token (padding is always masked)."""
-    missing = f"{source.name}: no usable tokenizer there; set model.tokenizer to a hub id or folder that has one"
+    mend = _mend(source.folder, "set model.tokenizer to a hub id or folder that has one")
+    missing = f"{source.name}: no usable tokenizer there; {mend}"
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -109,8 +110,6 @@ def load_weights(
     source: Source, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """Load the model on the CPU in `dtype`; a checkpoint that does not fill every parameter is an error."""
-    if source.folder:
-        check_folder(source.folder)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         with quiet_transformers():
@@ -123,41 +122,51 @@ def load_weights(
                 **options,
             )
     except Exception as error:
-        raise UserError(f"{source.name}: the model cannot be loaded: {_reason(error)}") from error
+        mend = _mend(source.folder, "")
+        raise UserError(f"{source.name}: the model cannot be loaded: {_reason(error)}{mend and f'; {mend}'}") from error
     model, report = loaded
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(
             f"{source.name}: the checkpoint lacks {len(names)} parameter tensors, {names[0]} among them; "
-            "it is incomplete or belongs to another architecture: fetch it again"
+            f"it is incomplete or belongs to another architecture: {_mend(source.folder)}"
         )
     return model
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder without config or weights, with a missing shard, or with a truncated safetensors
-    file.
-    """
-    if not (folder / "config.json").is_file():
+    """Refuse a folder without readable config or weights, with a missing shard or a truncated safetensors file."""
+    config = folder / "config.json"
+    if not config.is_file():
         raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: not readable ({_first_line(error)}); {_mend(folder)}") from error
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError) as error:
-            raise UserError(f"{index}: not a readable index of shards; fetch the model again") from error
+            raise UserError(f"{index}: not a readable index of shards; {_mend(folder)}") from error
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); fetch it again")
+            raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); {_mend(folder)}")
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
-        raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model.bin); fetch or train the model")
+        raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model*.bin); {_mend(folder)}")
     for file in files:
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: truncated or corrupt ({error}); fetch or train the model again") from error
+                raise UserError(f"{file}: truncated or corrupt ({error}); {_mend(folder)}") from error
+
+
+def _mend(folder: Path | None, otherwise: str = "fetch the model again") -> str:
+    """What to do about a damaged model: one that this program trained is trained anew once its folder is gone."""
+    trained = folder is not None and (folder / TRAINED).is_file()
+    return f"delete {folder} and run again" if trained else otherwise
 
 
 def _reason(error: Exception) -> str:
@@ -168,7 +177,7 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in text:
         return "it needs Python code of its own; set model.trust_remote_code=true if you trust its authors"
     if "PytorchStreamReader" in text or "weights_only" in text.lower():
-        return f"damaged or unsafe PyTorch file ({_first_line(error)}); fetch it again, best as safetensors"
+        return f"damaged or unsafe PyTorch file ({_first_line(error)}); best have it as safetensors"
     return _first_line(error)
 
 

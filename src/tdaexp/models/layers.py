@@ -128,8 +128,7 @@ def fused_at(module: str, table: Layout) -> Fused | None:
 
 
 def canonical_name(parameter: str, model_type: str | None = None) -> str:
-    """Translate a parameter's name into the component's: 'model.layers.0.self_attn.q_proj.weight' to
-    'layers.0.attn.q'.
+    """Translate a parameter's name into the component's: 'model.layers.0.self_attn.q_proj.weight' to 'layers.0.attn.q'.
 
     Looks in one architecture or, with None, in all. A fused q, k, v matrix, which is three components, is
     called 'layers.0.attn.qkv'. All norms share the name 'norms'. A name that no table knows comes back

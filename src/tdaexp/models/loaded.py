@@ -15,8 +15,7 @@ from tdaexp.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model that is ready to be explained: in eval mode, without dropout, parameters
-    frozen.
+    """A causal language model that is ready to be explained: in eval mode, without dropout, parameters frozen.
 
     `fingerprint` identifies weights and tokenizer; `template` names how prompt and completion become tokens;
     `max_length` is the longest sequence in tokens, prompt and completion together.
@@ -53,9 +52,7 @@ def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the load bars and advice of transformers; what matters is reported as errors or by our own
-    log.
-    """
+    """Silence the load bars and advice of transformers; what matters is reported as errors or by our own log."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdaexp.data import templates
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,12 +22,11 @@ FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's
 class Pretrained:
     """A causal language model from a folder or from the hub.
 
-    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id;
-    `tokenizer` hub id or folder when it is not the model's own; `template` how prompt and completion become
-    tokens (`plain`, `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows;
-    `attn_implementation` as transformers names it, null = its choice; `expected_components` the number of
-    components that the model must have, null = any; `trust_remote_code` runs Python code that comes with
-    the model.
+    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id; `tokenizer`
+    hub id or folder when it is not the model's own; `template` how prompt and completion become tokens (`plain`,
+    `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
+    names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
+    `trust_remote_code` runs Python code that comes with the model.
     """
 
     pretrained: str
@@ -40,7 +40,8 @@ class Pretrained:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a length that holds no prediction."""
+        """Refuse a length that holds no prediction and an unknown template."""
+        templates.check(self.template, "model.template")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"model.max_length={self.max_length}: must be at least 2 tokens, or null")
 
@@ -56,16 +57,17 @@ class Pretrained:
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
         """Load weights and tokenizer, frozen, on `device` in `dtype` (None: float32).
 
-        Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a
-        gated or unknown repository, damaged or missing files, a tokenizer that does not belong to the
-        model.
+        Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a gated or
+        unknown repository, damaged or missing files, a tokenizer that does not belong to the model.
         """
         import torch
 
-        from tdaexp.models.hub import load_tokenizer, load_weights
+        from tdaexp.models.hub import check_folder, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
 
         weights, words = self._locate()
+        if weights.folder:
+            check_folder(weights.folder)
         tokenizer = load_tokenizer(words, self.trust_remote_code)
         model = load_weights(weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation)
         check_vocabulary(model, tokenizer, weights.name)

@@ -16,9 +16,8 @@ SMALLEST_VOCABULARY = 256 + 3  # every byte, and the three special tokens
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on `texts`; the same texts give the same tokenizer.
 
-    Any string can be encoded, since every byte has a token. Ids 0, 1, 2 are bos, eos and pad. The
-    vocabulary has at most `vocab_size` entries, fewer when the texts offer no more merges; `vocab_size`
-    below 259 is an error.
+    Any string can be encoded, since every byte has a token. Ids 0, 1, 2 are bos, eos and pad. The vocabulary has at
+    most `vocab_size` entries, fewer when the texts offer no more merges; `vocab_size` below 259 is an error.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +14,7 @@ from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.report.figures import INK, MARKERS, PALETTE, count_label, fit_y, panels
 
 Studies = dict[str, ComponentStudy]
+MOST_NUMBERS = 20  # columns of a map in whose cells a number has room
 
 
 def by_size(studies: Studies) -> Figure:
@@ -78,20 +80,24 @@ def by_depth(studies: Studies) -> Figure:
 
 
 def every_component(studies: Studies) -> Figure:
-    """Accuracy of every component alone: a map of types × layers, with the others at its right."""
-    table = next(iter(studies.values())).table
-    kinds = max(table.dropna(subset="depth")["type"].nunique(), table["depth"].isna().sum())
+    """Accuracy of every component alone: a map of types × layers, with the others at its right.
+
+    All query sets share one colour scale, so that their maps can be compared.
+    """
+    tables = [study.table for study in studies.values()]
+    kinds = max(tables[0].dropna(subset="depth")["type"].nunique(), tables[0]["depth"].isna().sum())
+    every = pd.concat(tables)["accuracy"]
     with panels(len(studies), height=1.5 + 0.34 * kinds, width=6.4) as (figure, row):
         for axes, (name, study) in zip(row, studies.items(), strict=True):
-            image = _map(axes, study.table)
-            bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.1)
-            bar.outline.set_visible(False)
-            bar.set_label("retrieval accuracy")
+            image = _map(axes, study.table, Normalize(every.min(), every.max()))
             axes.set_title(f"{name} queries")
+        bar = figure.colorbar(image, ax=row, aspect=30, pad=0.01)
+        bar.outline.set_visible(False)
+        bar.set_label("retrieval accuracy")
         return figure
 
 
-def _map(axes: Axes, table: pd.DataFrame) -> AxesImage:
+def _map(axes: Axes, table: pd.DataFrame, scale: Normalize) -> AxesImage:
     layered, outside = table.dropna(subset="depth"), table[table["depth"].isna()]
     grid = layered.pivot(index="type", columns="depth", values="accuracy")
     grid = grid.loc[list(dict.fromkeys(layered["type"]))]
@@ -100,7 +106,9 @@ def _map(axes: Axes, table: pd.DataFrame) -> AxesImage:
     cells = np.full((max(len(grid), len(outside)), aside + (1 if len(outside) else 0)), np.nan)
     cells[: len(grid), : len(depths)] = grid.to_numpy()
     cells[: len(outside), aside:] = outside[["accuracy"]]
-    image = axes.imshow(cells, cmap="viridis", aspect="auto", interpolation="none")
+    image = axes.imshow(cells, cmap="viridis", norm=scale, aspect="auto", interpolation="none")
+    if cells.shape[1] <= MOST_NUMBERS:
+        _numbers(axes, cells, scale)
     for place, kind in enumerate(outside["type"]):
         axes.text(aside + 0.65, place, kind, va="center", fontsize=8.5)
     axes.set_yticks(range(len(grid)), list(grid.index))
@@ -111,6 +119,14 @@ def _map(axes: Axes, table: pd.DataFrame) -> AxesImage:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     return image
+
+
+def _numbers(axes: Axes, cells: np.ndarray, scale: Normalize) -> None:
+    """Write each value into its cell, dark on the bright end of the scale."""
+    for (y, x), value in np.ndenumerate(cells):
+        if value == value:
+            colour = INK if scale(value) > 0.6 else "white"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
 
 
 def _colours(table: pd.DataFrame) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,16 @@ Studies = dict[str, ComponentStudy]
 def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
     """Accuracy against the share of parameters along the greedy order, in-sample and held out (figure 4).
 
-    Projections in `table` (from `compare`) stand on the same axes, full gradient and controls as lines.
+    Selections (held out) and projections in `table` (from `compare`) stand on the same axes as points, full
+    gradient and controls as lines.
     """
     with panels(len(studies), height=4.3) as (figure, row):
         for axes, (name, study) in zip(row, studies.items(), strict=True):
             curve, mine = study.curves["accuracy"], table[table["query_set"] == name]
             _curve(axes, curve.share, curve.accuracy, SELECT, "greedy, queries used to select")
             _curve(axes, curve.held_out_share, curve.held_out, HELD_OUT, "greedy, held-out queries")
-            shown = [curve.accuracy, curve.held_out, _points(axes, mine, "accuracy")]
+            points = [_selections(axes, mine, "heldout", HELD_OUT, ", held out"), _projections(axes, mine, "accuracy")]
+            shown = [curve.accuracy, curve.held_out, *points]
             low, high = np.nanmin(np.concatenate(shown)), np.nanmax(np.concatenate(shown))
             low, high = min(low, study.full), max(high, study.full)
             low, high = _including_near(low, high, _control(mine, "BM25"))
@@ -59,17 +62,12 @@ def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
         for axes, (name, study) in zip(row, studies.items(), strict=True):
             by_fidelity, by_accuracy = study.curves["fidelity"], study.curves["accuracy"]
             _curve(axes, by_fidelity.share, by_fidelity.fidelity, SELECT, "greedy by similarity")
-            _curve(
-                axes,
-                by_fidelity.held_out_share,
-                by_fidelity.held_out,
-                HELD_OUT,
-                "greedy by similarity, held-out queries",
-            )
+            name_held_out = "greedy by similarity, held-out queries"  # nearly the same line, so dashed on top of it
+            _curve(axes, by_fidelity.held_out_share, by_fidelity.held_out, HELD_OUT, name_held_out, "--")
             _curve(axes, by_accuracy.share, by_accuracy.fidelity, GREY, "greedy by accuracy")
-            shown = [by_fidelity.fidelity, by_fidelity.held_out, by_accuracy.fidelity]
             mine = table[table["query_set"] == name]
-            shown.append(_points(axes, mine, "fidelity"))
+            points = [_selections(axes, mine, "fidelity", SELECT), _projections(axes, mine, "fidelity")]
+            shown = [by_fidelity.fidelity, by_fidelity.held_out, by_accuracy.fidelity, *points]
             fit_y(axes, np.nanmin(np.concatenate(shown)), 1.0)
             share_axis(axes, np.nanmin([by_fidelity.share[0], by_accuracy.share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="similarity to the full gradient")
@@ -112,14 +110,23 @@ def _bars(axes: Axes, table: pd.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _curve(axes: Axes, share: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
-    marker = "o" if len(share) < 150 else ""
-    axes.plot(share, values, color=colour, linewidth=1.5, label=name, zorder=3, marker=marker, markersize=2.4)
+def _curve(axes: Axes, share: np.ndarray, values: np.ndarray, colour: str, name: str, style: str = "-") -> None:
+    marker = "o" if style == "-" and len(share) < 150 else ""
+    axes.plot(share, values, style, color=colour, linewidth=1.5, label=name, zorder=3, marker=marker, markersize=2.4)
 
 
-def _points(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
+def _selections(axes: Axes, table: pd.DataFrame, column: str, colour: str, note: str = "") -> np.ndarray:
+    """Mark what the runs themselves selected; returns the values shown."""
+    chosen = table[table["selected"].astype(bool) & table[column].notna()]
+    for marker, (_, line) in zip(itertools.cycle("s^vP*"), chosen.iterrows(), strict=False):
+        look: dict[str, Any] = {"color": colour, "markeredgecolor": INK, "markersize": 7, "zorder": 5}
+        axes.plot(line["share"], line[column], marker, label=f"{line['method']}{note}", **look)
+    return chosen[column].to_numpy(float)
+
+
+def _projections(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
     """Mark the projections; returns the values shown."""
-    projected = table[table["projected"] & table[column].notna()]
+    projected = table[table["projected"] & ~table["selected"].astype(bool) & table[column].notna()]
     for place, (_, line) in enumerate(projected.iterrows()):
         colour = (PROJECT, *PALETTE[4:])[place % (len(PALETTE) - 3)]
         axes.plot(line["share"], line[column], "D", color=colour, markersize=6, label=line["method"], zorder=5)

@@ -92,7 +92,9 @@ def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> l
         (
             "accuracy_curve",
             "Greedy selection by accuracy: what the growing subset retrieves, on the queries that it was "
-            "found on and on held-out ones, against the full gradient, projections and controls.",
+            "found on and on held-out ones, against the full gradient, projections and controls. The curve "
+            "takes the best component first, whatever its size; a run with a budget (outlined marks) chooses "
+            "among those that fit, so it can lie left of the curve.",
             curve_plots.accuracy_curve(studies, table),
         ),
         (
@@ -103,7 +105,7 @@ def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> l
         ),
         (
             "components",
-            "Every component alone. Components outside the layers stand at the right.",
+            "Retrieval accuracy of every component alone. Components outside the layers stand at the right.",
             component_plots.every_component(studies),
         ),
         (

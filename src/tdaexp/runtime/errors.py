@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -19,12 +20,17 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def _counted(name: str) -> list[str | int]:
+    """Sort key in which numbers count as such: layers.2 before layers.10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
 def unknown(what: str, name: str, choices: Iterable[str], where: str) -> UserError:
     """Build the error for a name that does not exist: what it is, where it stands, the nearest one, all of them.
 
     `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it.
     """
-    choices = sorted(choices)
+    choices = sorted(choices, key=_counted)
     near = nearest(name, choices)
     hint = f"did you mean '{near}'? " if near else ""
     shown = ", ".join(choices[:30]) + (", …" if len(choices) > 30 else "")

@@ -1,6 +1,4 @@
-"""Which examples are in which batch: a pure function of the seed and the step, so that any step can be
-replayed.
-"""
+"""Which examples are in which batch: a pure function of the seed and the step, so that any step can be replayed."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ import numpy as np
 def batch_indices(step: int, *, seed: int, examples: int, batch_size: int) -> np.ndarray:
     """Indices [batch_size] int64 of the examples in the batch of `step` (from 0).
 
-    The batches cut an endless stream of epochs into equal pieces; each epoch is a permutation of all
-    examples, drawn from (seed, epoch). A batch may span the end of an epoch, so every example is seen equally
-    often.
+    The batches cut an endless stream of epochs into equal pieces; each epoch is a permutation of all examples, drawn
+    from (seed, epoch). A batch may span the end of an epoch, so every example is seen equally often.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, examples)

@@ -20,17 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, with keep=all to `checkpoints/`
-    too.
-    """
+    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, with keep=all to `checkpoints/` too."""
 
     def __init__(self, module: CausalTraining, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.module, self.folder, self.tokenizer = module, folder, tokenizer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save when the step is due. The hub folder comes first: what can be resumed has all folders before
-        it.
-        """
+        """Save when the step is due. The hub folder comes first: what can be resumed has all folders before it."""
         step = trainer.global_step
         if step % self.module.settings.checkpoint_every:
             return
@@ -44,9 +40,7 @@ class Checkpoints(Callback):
 
 
 class Progress(Callback):
-    """A bar with the loss and the time left on a terminal; elsewhere one plain line a minute, and one at the
-    end.
-    """
+    """A bar with the loss and the time left on a terminal; elsewhere one plain line a minute, and one at the end."""
 
     def __init__(self, module: CausalTraining) -> None:
         self.module, self.steps = module, module.settings.steps

@@ -20,9 +20,7 @@ STEP = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes Lightning's checkpoints next to their place and renames them, instead of through a temporary
-    folder.
-    """
+    """Writes Lightning's checkpoints next to their place and renames them, instead of through a temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one checkpoint atomically."""

@@ -1,12 +1,11 @@
 """Train a causal language model to a folder, so that a killed run goes on to the bit-identical result.
 
     folder/fit.json                 fingerprint and settings of the training that the folder belongs to
-    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run folder/checkpoints/step-N/
-    hub format, with keep=all folder/model/                   the result in hub format, with `training.json`;
-    appears complete or not at all
+    folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run
+    folder/checkpoints/step-N/      hub format, with keep=all
+    folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
 
-Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in
-memory.
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder, locked, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
+from tdaexp.runtime.quiet import quiet
 from tdaexp.training.callbacks import Checkpoints, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
 from tdaexp.training.module import CausalTraining
@@ -57,10 +57,9 @@ def fit(
 ) -> Path:
     """Train `start` on the examples' loss positions and return `folder/model`, in hub format.
 
-    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is
-    returned at once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the
-    weights stay float32. Errors: an example without loss, a folder of another training, a loss that is not
-    finite, a full disk.
+    Run again after a kill, it continues from the newest checkpoint in `folder/resume`; a finished folder is returned at
+    once. The weights of `start.model` are trained in place. `precision` bfloat16 means mixed: the weights stay float32.
+    Errors: an example without loss, a folder of another training, a loss that is not finite, a full disk.
     """
     resolve_dtype(precision)
     _check_examples(examples)
@@ -110,9 +109,7 @@ def _train(
     device: torch.device | str,
     precision: str,
 ) -> list[float]:
-    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every
-    step.
-    """
+    """Run Lightning's loop from the newest checkpoint, if any, to the last step; return the loss of every step."""
     if settings.steps == 0:
         return []
     device = torch.device(device)
@@ -165,17 +162,9 @@ def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Hold back Lightning's tips and its warnings about loaders and workers that this loop does not have."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet("lightning", "lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        yield
 
 
 @contextlib.contextmanager

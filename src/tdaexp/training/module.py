@@ -32,9 +32,7 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
-    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to
-    0.
-    """
+    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

@@ -1,6 +1,4 @@
-"""How a model is trained: the keys under `trainer.fit`. Imports nothing heavy, so that configs can be checked
-fast.
-"""
+"""How a model is trained: the keys under `trainer.fit`. Imports nothing heavy, so that configs can be checked fast."""
 
 from __future__ import annotations
 
