@@ -29,8 +29,8 @@ def cached_candidates(selector: Lexical, queries: list[Record], train: list[Reco
     with locked(path):
         if not path.exists():
             found = selector.select(queries, train)
-            with atomic_path(path) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, indices=found.indices, bm25=found.bm25)
+            with atomic_path(path) as temporary, temporary.open("wb") as target:
+                np.savez(target, indices=found.indices, bm25=found.bm25)
     try:
         with path.open("rb") as stream, np.load(stream) as arrays:
             return Candidates(arrays["indices"], arrays["bm25"])

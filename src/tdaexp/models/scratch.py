@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tdaexp.data import templates
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError, unknown
 
@@ -43,6 +44,7 @@ class Scratch:
         """Refuse a context that holds no prediction."""
         if self.context < 2:
             raise UserError(f"model.context={self.context}: must be at least 2 tokens")
+        templates.check(self.template, "model.template")
 
     @property
     def needs_training(self) -> bool:
