@@ -1,9 +1,10 @@
 """The influence tensor: one labelled array that every method fills and every metric reads, and its store.
 
-In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component, step,
-output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the train axis
-is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training example (""
-where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not computed is NaN.
+In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component,
+step, output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the
+train axis is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training
+example ("" where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not
+computed is NaN.
 
 Variables (Q queries, C candidates, K components, S query sets):
 
@@ -12,6 +13,7 @@ Variables (Q queries, C candidates, K components, S query sets):
     train_sq  [Q, C, K]
     truth     [Q, C] bool           the candidate is a source of the query
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
+    answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
 Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S].

@@ -44,6 +44,7 @@ class Dataset(ABC):
     append_eos: bool = True
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated")
+    GENERATED_FROM: ClassVar[str] = "paraphrased"  # the query set whose prompts the model completes itself
 
     def __post_init__(self) -> None:
         """Check the values that every data set shares.
@@ -70,6 +71,10 @@ class Dataset(ABC):
         """Return the paraphrased queries that the data itself holds, or None where it holds none."""
         return None
 
+    def finetune_records(self) -> list[Record]:
+        """Return the records of a second training stage; most data has none."""
+        return []
+
     def load(self) -> Corpus:
         """Return the training records and the query sets that need no model.
 
@@ -82,7 +87,7 @@ class Dataset(ABC):
         queries = {}
         if {"paraphrased", "generated"} & set(self.query_sets):
             queries["paraphrased"] = self._paraphrased(train)
-        return Corpus(train, queries)
+        return Corpus(train, queries, self.finetune_records())
 
     def _paraphrased(self, train: list[Record]) -> list[Record]:
         if self.paraphrase is not None:

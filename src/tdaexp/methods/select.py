@@ -1,8 +1,8 @@
 """Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
 
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
-component products of any method that keeps them (`on`), so nothing is run again for another budget or objective. Sign: as the
-method it selects from. Fills query, train and component. Cost: the products, then seconds.
+component products of any method that keeps them (`on`), so nothing is run again for another budget or objective.
+Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Select(Method):
         on = "" if self.on.name == "full" else f" on {self.on.label}"
         how = f"{Path(self.selection).stem}" if self.selection else self.objective
         return f"select{on} ({how}, {100 * self.limit:g} %)"
+
+    @property
+    def both_stages(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.both_stages
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

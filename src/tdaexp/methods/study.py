@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,23 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A second stage of training: the model that came out of it, and the examples that it was trained on."""
+
+    loaded: LoadedModel
+    examples: Examples
+
+
+@dataclass(frozen=True)
 class Study:
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
     `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
     `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before.
+
+    A study of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `loaded` and the second
+    stage in `finetuned`. `after` makes a single-stage study of it, in which curvature is averaged over `fitted`.
     """
 
     train: Examples
@@ -51,6 +62,26 @@ class Study:
     cache: Path
     seed: int
     stores: dict[Path, float] = field(default_factory=dict)
+    finetuned: Stage | None = None
+    fitted: Examples | None = None
+
+    @property
+    def curvature_examples(self) -> Examples:
+        """The examples whose mean loss the explained model minimised: those that curvature is averaged over."""
+        return self.train if self.fitted is None else self.fitted
+
+    def after(self, stage: str) -> Study:
+        """The study as a method sees it that knows one stage: the model after `pretrained` or `finetuned`.
+
+        After `finetuned` the gradients of queries and training examples are the fine-tuned model's, and curvature is
+        that of the fine-tuning loss: the single-stage influence of Bao et al. 2025, equation 10. A study without a
+        second stage comes back as it is.
+        """
+        if self.finetuned is None:
+            return self
+        if stage == "pretrained":
+            return replace(self, finetuned=None)
+        return replace(self, loaded=self.finetuned.loaded, finetuned=None, fitted=self.finetuned.examples)
 
     @property
     def pairs(self) -> np.ndarray:

@@ -27,7 +27,7 @@ class Judgement:
     `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals
     `accuracy` where nothing was selected (`selected` False). `minus_bm25` is the paired difference of
     `held_out` and BM25's accuracy, `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation`
-    compare with the full gradient.
+    compare with the full gradient. `answered` is the share of queries that the model answers by itself.
     """
 
     queries: int
@@ -42,6 +42,7 @@ class Judgement:
     bm25: Interval
     minus_bm25: Interval
     random: float
+    answered: float = float("nan")
 
     @property
     def verdict(self) -> str:
@@ -92,7 +93,7 @@ def flatten(found: Judgement, settings: MetricSettings) -> dict[str, float]:
     flat: dict[str, float] = {"queries": found.queries, f"recall@{settings.top_k}": found.recall}
     for key, interval in intervals.items():
         flat |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    rest = ("share", "fidelity", "rank_correlation")
+    rest = ("share", "fidelity", "rank_correlation", "answered")
     return flat | {"random_accuracy": found.random} | {key: getattr(found, key) for key in rest}
 
 
@@ -128,6 +129,7 @@ def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset
         bm25=intervals.get("bm25", UNKNOWN),
         minus_bm25=intervals.get("minus_bm25", UNKNOWN),
         random=_mean(controls.random_accuracy(dataset)) if known else float("nan"),
+        answered=float(dataset["answered"].mean()) if "answered" in dataset else float("nan"),
     )
 
 
