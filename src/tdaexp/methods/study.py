@@ -107,6 +107,18 @@ class Study:
         self.stores[path] = stored_seconds(path)
         return path
 
+    def training_store(self, kind: str, *depends_on: Any) -> Path:
+        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
+        key = fingerprint(
+            self.loaded.fingerprint,
+            self.curvature_examples.fingerprint(),
+            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
+            *depends_on,
+        )
+        path = self.cache / kind / key
+        self.stores.setdefault(path, stored_seconds(path))
+        return path
+
     def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
         """Tell gradients and scoring apart in a run's `seconds` by stage.
 

@@ -22,13 +22,22 @@ class BlockStore:
     block where it stopped. The folder's name is expected to carry the fingerprint of all that the content depends on.
     """
 
-    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
-        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
+    def __init__(
+        self,
+        path: Path,
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        blocks: list[slice],
+        compressed: bool = True,
+    ) -> None:
+        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis.
+
+        `compressed` tells whether lossless compression is worth its time. Blocks that share rows write different arrays.
+        """
         self.path, self.blocks = path, blocks
         with locked(path):
             if not path.exists():
                 with atomic_path(path) as temporary:
-                    self._create(temporary, arrays, blocks)
+                    self._create(temporary, arrays, blocks, compressed)
         try:
             self.group = cast(Any, zarr.open_group(path, mode="r+"))
             stored = {name: self.group[name].shape for name in arrays}
@@ -41,11 +50,15 @@ class BlockStore:
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
 
     @staticmethod
-    def _create(path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+    def _create(
+        path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice], compressed: bool
+    ) -> None:
         group = zarr.open_group(path, mode="w")
         rows = max(1, min(block.stop - block.start for block in blocks))
         for name, (shape, dtype) in arrays.items():
-            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
+            fill = np.nan if np.dtype(dtype).kind == "f" else 0
+            packing = {} if compressed else {"compressors": None}
+            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=fill, **packing)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
 
@@ -78,7 +91,12 @@ class BlockStore:
 
 
 def stored_seconds(path: Path) -> float:
-    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none."""
+    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none.
+
+    For a folder of block stores it is their sum.
+    """
     if not path.exists():
         return 0.0
+    if not (path / "zarr.json").exists():  # a folder of stores
+        return sum(stored_seconds(one) for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
     return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())
