@@ -37,7 +37,7 @@ def write_report(
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables.
     """
     logger = logger or RunLogger()
-    reference = reference_of(datasets)
+    reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
     table = tabulate(datasets, judged, settings)
