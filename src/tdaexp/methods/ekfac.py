@@ -111,15 +111,27 @@ class EKFAC(Method):
         def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
             return factors.precondition(name, gradient, self.damped)
 
-        names, compute = train.layers.components.names, study.compute
-        common = {
-            "query_rank": self.query_rank,
-            "tokens_per_batch": compute.tokens_per_batch,
-            "cache_gb": compute.cache_gb,
-        }
+        names, tokens, cache_gb = train.layers.components.names, study.compute.tokens_per_batch, study.compute.cache_gb
         if self.keep_gb > 0:
-            store = study.training_store("kept", names, self.reduction, study.train.fingerprint())
-            return kept_scores(train, queries, study.pairs, precondition, store=store, keep_gb=self.keep_gb, **common)
+            return kept_scores(
+                train,
+                queries,
+                study.pairs,
+                precondition,
+                store=study.training_store("kept", names, self.reduction, study.train.fingerprint()),
+                keep_gb=self.keep_gb,
+                query_rank=self.query_rank,
+                tokens_per_batch=tokens,
+                cache_gb=cache_gb,
+            )
         fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
-        store = study.store("influence", names, self.measurement, self.reduction, *fitted)
-        return pair_scores(train, queries, study.pairs, precondition, store=store, **common)
+        return pair_scores(
+            train,
+            queries,
+            study.pairs,
+            precondition,
+            store=study.store("influence", names, self.measurement, self.reduction, *fitted),
+            query_rank=self.query_rank,
+            tokens_per_batch=tokens,
+            cache_gb=cache_gb,
+        )

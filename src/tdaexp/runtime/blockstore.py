@@ -57,8 +57,9 @@ class BlockStore:
         rows = max(1, min(block.stop - block.start for block in blocks))
         for name, (shape, dtype) in arrays.items():
             fill = np.nan if np.dtype(dtype).kind == "f" else 0
-            packing = {} if compressed else {"compressors": None}
-            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=fill, **packing)
+            packing: Any = "auto" if compressed else None
+            chunks = (rows, *shape[1:])
+            group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=packing)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
 
