@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from tdaexp.data.biographies import MOST_PEOPLE, Person, draw_people
 from tdaexp.data.dataset import Dataset
-from tdaexp.data.phrasings import TOPICS, Relation
+from tdaexp.data.phrasings import Relation
 from tdaexp.data.records import Corpus, Record
+from tdaexp.data.statements import STATEMENTS
 from tdaexp.runtime.errors import UserError
 
-RELATIONS = tuple(topic.relations[place] for place in range(3) for topic in TOPICS)
-PHRASINGS = 4
+PHRASINGS = min(len(relation.sentences) for relation in STATEMENTS)
 
 
 @dataclass
@@ -28,17 +28,21 @@ class BiographiesQA(Dataset):
 
     people: how many people (4 to 2,400).
     taught: the share of the people whose facts the fine-tuning stage asks for; the others are queried.
-    relations: facts per person, 1 to 18.
-    phrasings: documents per fact, 1 to 4.
+    relations: facts per person, 1 to 8.
+    phrasings: documents per fact, 1 to 5.
     seed: what everything is drawn from; the same keys give the same text on every machine.
+
+    Documents and answers begin with a blank, and the template puts prompt and completion side by side: names and answers
+    are then the same tokens in documents, questions and answers.
     """
 
     people: int = 100
     taught: float = 0.5
     relations: int = 4
-    phrasings: int = 4
+    phrasings: int = 5
     seed: int = 0
     query_sets: list[str] = field(default_factory=lambda: ["facts"])
+    template: str = "{prompt}{completion}"
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("facts", "generated")
     GENERATED_FROM: ClassVar[str] = "facts"
@@ -50,7 +54,7 @@ class BiographiesQA(Dataset):
             UserError: a size that the vocabulary cannot serve, or a share that leaves a stage empty.
         """
         super().__post_init__()
-        most = {"people": (4, MOST_PEOPLE), "relations": (1, len(RELATIONS)), "phrasings": (1, PHRASINGS)}
+        most = {"people": (4, MOST_PEOPLE), "relations": (1, len(STATEMENTS)), "phrasings": (1, PHRASINGS)}
         for key, (low, high) in most.items():
             if not low <= getattr(self, key) <= high:
                 raise UserError(f"dataset.{key}={getattr(self, key)}: must lie between {low} and {high}")
@@ -63,7 +67,7 @@ class BiographiesQA(Dataset):
             Record(
                 document_id(person, relation, style),
                 "",
-                relation.sentences[style].format(v=person.facts[relation.name], **by_name(person)),
+                " " + relation.sentences[style].format(v=person.facts[relation.name], **by_name(person)),
                 (),
                 {"person": person.name, "relation": relation.name},
             )
@@ -90,7 +94,7 @@ class BiographiesQA(Dataset):
             Record(
                 f"{fact_id(person, relation)}/question",
                 relation.question.format(name=person.name),
-                f"{person.facts[relation.name]}.",
+                f" {person.facts[relation.name]}.",
                 tuple(document_id(person, relation, style) for style in range(self.phrasings)),
                 {"person": person.name, "relation": relation.name, "answer": person.facts[relation.name]},
             )
@@ -105,7 +109,7 @@ class BiographiesQA(Dataset):
         return round(self.taught * self.people)
 
     def _relations(self) -> tuple[Relation, ...]:
-        return RELATIONS[: self.relations]
+        return STATEMENTS[: self.relations]
 
 
 def fact_id(person: Person, relation: Relation) -> str:
