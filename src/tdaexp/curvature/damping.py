@@ -25,14 +25,14 @@ class Damping:
                 raise UserError(f"damping: {name}={one} must be a number that is not negative")
 
     def of(self, spectrum: Tensor, layer: str) -> float:
-        """λ for a layer with eigenvalues `spectrum`. Errors (UserError): the sum Λ + λ cannot be inverted."""
+        """λ for a layer with eigenvalues `spectrum`. Errors (UserError): λ is 0 where an eigenvalue is, to rounding."""
         amount = self.relative * float(spectrum.mean()) if self.value is None else self.value
         limit = float(spectrum.max()) * torch.finfo(spectrum.dtype).eps * max(spectrum.shape)
-        if float(spectrum.min()) + amount <= limit:
-            small = int((spectrum + amount <= limit).sum())
+        if amount == 0 and float(spectrum.min()) <= limit:
+            small = int((spectrum <= limit).sum())
             raise UserError(
-                f"layer '{layer}': {small:,} of {spectrum.numel():,} eigenvalues are zero to rounding and the damping is "
-                f"{amount:.3g}: the curvature cannot be inverted; set method.damping above {limit:.1g}, or "
+                f"layer '{layer}': {small:,} of {spectrum.numel():,} eigenvalues are zero to rounding and so is the "
+                f"damping: the curvature cannot be inverted; set method.damping (say {max(limit, 1e-8):.1g}) or "
                 "method.relative_damping=0.1"
             )
         return amount
