@@ -32,12 +32,12 @@ class BiographiesQA(Dataset):
     phrasings: documents per fact, 1 to 5.
     seed: what everything is drawn from; the same keys give the same text on every machine.
 
-    Documents and answers begin with a blank, and the template puts prompt and completion side by side: names and answers
-    are then the same tokens in documents, questions and answers.
+    Documents and answers begin with a blank, and the template puts prompt and completion side by side: names and
+    answers are then the same tokens in documents, questions and answers.
     """
 
     people: int = 100
-    taught: float = 0.5
+    taught: float = 0.6
     relations: int = 4
     phrasings: int = 5
     seed: int = 0

@@ -1,7 +1,7 @@
 """Relations of people as single sentences that state a fact by itself, and as a question.
 
-Placeholders as in `phrasings`; the name stands before the answer in every sentence, so that a model that reads from left
-to right can learn the answer from each of them.
+Placeholders as in `phrasings`; the name stands before the answer in every sentence, so that a model that reads from
+left to right can learn the answer from each of them.
 """
 
 from tdaexp.data.phrasings import Relation

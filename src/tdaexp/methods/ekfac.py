@@ -71,9 +71,10 @@ class EKFAC(Method):
 
     @property
     def label(self) -> str:
-        """Name, and what is not usual: the mode, the part of the model."""
+        """Name, and what is not usual: the mode, a fixed damping, the part of the model."""
         chosen = f"{len(self.components)} components" if self.components else "" if self.part == "blocks" else self.part
-        notes = [note for note in ("" if self.mode == "ekfac" else self.mode, chosen) if note]
+        fixed = "" if self.damping is None or self.mode == "identity" else f"λ {self.damping:g}"
+        notes = [note for note in ("" if self.mode == "ekfac" else self.mode, fixed, chosen) if note]
         return self.name + (f" ({', '.join(notes)})" if notes else "")
 
     def attribute(self, study: Study) -> xr.Dataset:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 import xarray as xr
 
-from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.layers import Layers, layers_of
+from tdaexp.curvature.score import Precondition, Side, pair_scores
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC, PARTS
@@ -94,11 +94,10 @@ class MultiStage(Method):
         before, after = study.after("pretrained"), study.after("finetuned")
         layers = layers_of(first_map, self.strict), layers_of(second_map, self.strict)
         log.info("shared by both stages: %s", layers[0].components.coverage_line())
-        pretrained, finetuned = self.pretrained.fit(before, layers[0]), self.finetuned.fit(after, layers[1])
+        pretrained, finetuned = _inverse(self.pretrained, before, layers[0]), _inverse(self.finetuned, after, layers[1])
 
         def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
-            inner = finetuned.precondition(name, gradient, self.finetuned.damped)
-            return pretrained.precondition(name, inner, self.pretrained.damped)
+            return pretrained(name, finetuned(name, gradient))
 
         values = pair_scores(
             Side(study.loaded.model, layers[0], study.train, reduction=self.reduction),
@@ -144,3 +143,11 @@ class MultiStage(Method):
         stages = [[one.settings, one.damped] for one in (self.pretrained, self.finetuned)]
         own = [names, self.measurement, self.reduction, self.query_rank]
         return ["multistage", second.loaded.fingerprint, second.examples.fingerprint(), *own, *stages]
+
+
+def _inverse(stage: EKFAC, study: Study, layers: Layers) -> Precondition:
+    """One stage's damped inverse; where it is the identity nothing is fitted."""
+    if stage.mode == "identity":
+        return lambda name, gradient: gradient
+    factors = stage.fit(study, layers)
+    return lambda name, gradient: factors.precondition(name, gradient, stage.damped)
