@@ -91,6 +91,9 @@ def _where(config: Any) -> tuple[Any, Any]:
 
 def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> LoadedModel:
     device, dtype = _where(config)
+    method = getattr(config, "method", None)  # only attribute has one
+    if method is not None and method.wants_checkpoints:
+        settings = dataclasses.replace(settings, keep="all")
     return trained(
         model,
         records,

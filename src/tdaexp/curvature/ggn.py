@@ -14,6 +14,7 @@ Jᵀ (H J V), the latter two vectorised over K. Cost per vector: about four forw
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ class TrainingGGN:
     ) -> None:
         self.space = VectorSpace(model, components)
         self.examples, self.pad_id = examples, pad_id
-        self._logits = _Logits(model)
+        self._logits = LogitsAt(model)
         order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
         self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
         self.products = 0
@@ -138,14 +139,16 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     for module in replaced:
         module.forward = bloom_gelu_forward
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
             yield
     finally:
         for module in replaced:
             del module.forward
 
 
-class _Logits(nn.Module):
+class LogitsAt(nn.Module):
     """Logits [B, L, V] of a causal model at chosen positions [B, L], as a module of its own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -153,6 +156,7 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
         hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
         logits: Tensor = self.model.get_output_embeddings()(chosen)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import capture, frozen
+from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.pairs import Pairs, products_of_rows
@@ -161,6 +161,7 @@ def gradient_vectors(
     components: ComponentMap,
     examples: Examples,
     *,
+    loss: Loss = cross_entropy,
     reduction: str = "sum",
     tokens_per_batch: int = 4096,
     pad_id: int = 0,
@@ -183,7 +184,7 @@ def gradient_vectors(
                 result[rows[0] : rows[-1] + 1, places[component.name]] = one.materialise()
 
         with frozen(model):
-            losses = capture(model, components, collate(chosen, pad_id), consume, reduction=reduction)
+            losses = capture(model, components, collate(chosen, pad_id), consume, loss=loss, reduction=reduction)
         for column, place in enumerate(space.slices):
             largest[:, column] = result[members, place].abs().amax(1)
         ids = [example.id for example in chosen]

@@ -56,6 +56,11 @@ class Select(Method):
         """As the method that it selects from."""
         return self.on.both_stages
 
+    @property
+    def wants_checkpoints(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.wants_checkpoints
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
         return self.choose(self.on.attribute(study))
