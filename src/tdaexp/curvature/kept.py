@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import HeldLayer, Precondition, Scoring, Side, check_sides, explicit, run_layers
+from tdaexp.curvature.score import HeldLayer, Precondition, Scoring, Side, Workspace, check_sides, run_layers
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors
@@ -27,20 +27,21 @@ from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 LEVELS = 127
+CACHED_ENTRIES = 1 << 17
+"""Gradient entries that are unpacked at a time; a constant, because results may depend on it in the last bits."""
 
 
 def kept_bytes(train: Side) -> int:
-    """Size of the store of all training gradients: one byte per entry, four per row."""
-    rows = sum(layer.size + 4 * layer.outputs for layer in train.layers.layers)
-    return rows * len(train.examples)
+    """Size of the store of all training gradients: a byte per weight, four per bias and per row's scale."""
+    each = [layer.outputs * (layer.inputs - layer.bias + 4 * (1 + layer.bias)) for layer in train.layers.layers]
+    return sum(each) * len(train.examples)
 
 
 def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [..., I] as int8 [..., I] and scales [...] float32: gradient ≈ numbers × scale."""
-    scale = gradient.abs().amax(-1) / LEVELS
+    """Rows [..., I] as int8 [..., I] and scales [...]: gradient ≈ numbers × scale. Overwrites `gradient`."""
+    scale = torch.maximum(gradient.amax(-1), -gradient.amin(-1)) / LEVELS
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    numbers = gradient.mul(inverse[..., None]).round_().to(torch.int8)
-    return numbers, scale.to(torch.float32)
+    return gradient.mul_(inverse[..., None]).round_().to(torch.int8), scale
 
 
 class KeptGradients:
@@ -56,6 +57,7 @@ class KeptGradients:
                 f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none with method.keep_gb=0"
             )
         self.train, self.pad_id = train, pad_id
+        self.space = Workspace(torch.float32, next(train.model.parameters()).device)
         lengths = train.examples.lengths
         order = np.argsort(lengths, kind="stable").tolist()
         self.batches = token_budget_batches(lengths, order, tokens_per_batch)
@@ -65,8 +67,8 @@ class KeptGradients:
         count = len(train.examples)
         arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         for layer in train.layers.layers:
-            arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs), "int8")
-            arrays[f"s.{layer.name}"] = ((count, layer.outputs), "float32")
+            arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs - layer.bias), "int8")
+            arrays[f"s.{layer.name}"] = ((count, layer.outputs, 1 + layer.bias), "float32")
         self.blocks = BlockStore(store, arrays, slices, compressed=False)
 
     def fill(self) -> None:
@@ -77,45 +79,72 @@ class KeptGradients:
                 values: dict[str, np.ndarray] = {}
 
                 def take(layer: Layer, factors: LinearFactors, check: Tensor, values=values) -> None:
-                    gradient = explicit(factors, torch.float32)
-                    check[:] = gradient.flatten(1).sum(1)
-                    numbers, scale = quantise(gradient)
-                    values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), scale.cpu().numpy()
+                    numbers, rows, largest = self._compressed(layer, factors)
+                    check[:] = largest
+                    values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), rows.cpu().numpy()
 
                 run_layers(self.train, self.batches[block], self.pad_id, take)
                 self.blocks.write(block, values)
+
+    def _compressed(self, layer: Layer, factors: LinearFactors) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers [B, O, I] int8, scales and biases [B, O, 1 or 2], and the largest entries [B], finite if all are."""
+        inputs, deltas = factors.inputs.to(torch.float32), factors.deltas.to(torch.float32)
+        step = self.space.examples(layer)
+        parts = [
+            quantise(self.space.form(inputs[start : start + step], deltas[start : start + step]))
+            for start in range(0, len(deltas), step)
+        ]
+        numbers, scale = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+        rows = [scale, deltas.sum(1)] if layer.bias else [scale]
+        return numbers, torch.stack(rows, dim=2), scale.sum(1)
 
     def scores(self, held: dict[str, HeldLayer], queries: int) -> np.ndarray:
         """Scores [queries, N, K] of held queries against all training examples, float32."""
         layers = self.train.layers
         values = np.empty((queries, len(self.train.examples), len(layers.components)), dtype=np.float32)
-        device = next(self.train.model.parameters()).device
         for block in range(len(self.batches)):
             rows = self.blocks.blocks[block]
             for layer in layers.layers:
-                numbers = torch.from_numpy(self.blocks.group[f"G.{layer.name}"][rows]).to(device)
-                scale = torch.from_numpy(self.blocks.group[f"s.{layer.name}"][rows]).to(device)
+                stored = (self.blocks.group[f"{key}.{layer.name}"][rows] for key in "Gs")
+                numbers, scale = (torch.from_numpy(one).to(self.space.device) for one in stored)
                 found = product_with_kept(layer, held[layer.name], numbers, scale)
                 values[:, rows, layers.columns(layer)] = found.cpu().numpy()
         return values[:, self.place]
 
 
-def product_with_kept(layer: Layer, held: HeldLayer, numbers: Tensor, scale: Tensor) -> Tensor:
-    """Scores [Q, n, members] of held queries with n kept gradients [n, O, I] and their scales [n, O]."""
+def product_with_kept(layer: Layer, held: HeldLayer, numbers: Tensor, rows: Tensor) -> Tensor:
+    """Scores [Q, n, members] of held queries with n kept gradients: numbers [n, O, I], scales and biases [n, O, 1 or 2].
+
+    Goes through a few output rows at a time, so that what is unpacked stays in the processor's cache.
+    """
+    width = numbers.shape[2]
+    step = max(1, CACHED_ENTRIES // (len(numbers) * width))
     columns = []
-    gradient = numbers.to(torch.float32).mul_(scale[..., None])
-    flat = gradient.flatten(1)
-    for _, rows in layer.members:
-        if held.explicit is not None:
-            entries = slice(rows.start * layer.inputs, rows.stop * layer.inputs)
-            columns.append(held.explicit.flatten(1)[:, entries].to(torch.float32) @ flat[:, entries].T)
-        else:
-            assert held.left is not None and held.right is not None
-            left, right = held.left.to(torch.float32), held.right.to(torch.float32)
-            through = gradient[:, rows] @ right.flatten(0, 1).T  # [n, o, Q r]
-            both = torch.einsum("noc,co->cn", through, left.flatten(0, 1)[:, rows])
-            columns.append(both.view(len(left), -1, both.shape[1]).sum(1))
+    for _, member in layer.members:
+        total: Tensor | float = 0.0
+        for start in range(member.start, member.stop, step):
+            part = slice(start, min(start + step, member.stop))
+            gradient = numbers[:, part].to(torch.float32).mul_(rows[:, part, :1])
+            if held.explicit is not None:
+                total = total + held.explicit[:, part].flatten(1).to(torch.float32) @ gradient.flatten(1).T
+                if held.bias is not None:
+                    total = total + held.bias[:, part].to(torch.float32) @ rows[:, part, 1].T
+            else:
+                biases = rows[:, part, 1:] if layer.bias else None
+                total = total + _low_rank_product(held, part, gradient, biases)
+        columns.append(torch.as_tensor(total))
     return torch.stack(columns, dim=2)
+
+
+def _low_rank_product(held: HeldLayer, part: slice, gradient: Tensor, biases: Tensor | None) -> Tensor:
+    """Scores [Q, n] of queries of low rank with some rows of n gradients [n, o, I], biases [n, o, 1]."""
+    if held.left is None or held.right is None:
+        raise ValueError("queries are held neither explicitly nor with low rank")
+    left, right = held.left.to(torch.float32), held.right.to(torch.float32)
+    whole = gradient if biases is None else torch.cat([gradient, biases], dim=2)
+    through = whole @ right.flatten(0, 1).T  # [n, o, Q r]
+    both = torch.einsum("noc,co->cn", through, left.flatten(0, 1)[:, part])
+    return both.view(len(left), -1, both.shape[1]).sum(1)
 
 
 def kept_scores(

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 Precondition = Callable[[str, Tensor], Tensor]
 """Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
 
-CHUNK_BYTES = 1 << 26
-"""Memory for explicit gradients of a batch; a constant, because results may depend on it in the last bits."""
+CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
+"""Explicit gradients of a training batch that are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +61,12 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class HeldLayer:
-    """Preconditioned gradients of n queries: `explicit` [n, O, I], or `left` [n, r, O] and `right` [n, r, I]."""
+    """Preconditioned gradients of n queries: `explicit` [n, O, I - 1] with `bias` [n, O] (without one [n, O, I] and None),
+    or `left` [n, r, O] and `right` [n, r, I]. The bias is apart because widths like 257 slow a matrix product down.
+    """
 
-    explicit: Tensor | None
+    explicit: Tensor | None = None
+    bias: Tensor | None = None
     left: Tensor | None = None
     right: Tensor | None = None
 
@@ -138,6 +141,7 @@ class Scoring:
     def __post_init__(self) -> None:
         self.dtype = accumulation_dtype(self.train.model.dtype)
         self.device = next(self.train.model.parameters()).device
+        self.space = Workspace(self.dtype, self.device)
 
     def held_bytes(self) -> int:
         """Memory for one query."""
@@ -170,10 +174,7 @@ class Scoring:
                 gradient = explicit(factors, self.dtype)
                 squares[:] = gradient.flatten(1).square().sum(1)
                 ready = self.precondition(layer.name, gradient).to(self.device)
-                held = HeldLayer(ready)
-                if self.rank is not None and self.rank * (layer.outputs + layer.inputs) < layer.size:
-                    held = HeldLayer(None, *low_rank(ready, self.rank))
-                found.setdefault(layer.name, []).append(held)
+                found.setdefault(layer.name, []).append(_held(layer, ready, self.rank))
 
             run_layers(self.queries, members, self.pad_id, take)
         return {name: _joined(parts) for name, parts in found.items()}
@@ -184,7 +185,7 @@ class Scoring:
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
             columns = self.train.layers.columns(layer)
-            values[:, columns] = layer_scores(layer, factors, held[layer.name], pairs, self.dtype)
+            values[:, columns] = layer_scores(layer, factors, held[layer.name], pairs, self.space)
             check[:] = 0.0
             check.index_add_(0, pairs.right, values[:, columns].sum(1).to(check.dtype))
 
@@ -217,26 +218,57 @@ def explicit(factors: LinearFactors, dtype: torch.dtype) -> Tensor:
     return form(factors.inputs.to(dtype), factors.deltas.to(dtype), factors.bias)
 
 
-def layer_scores(layer: Layer, factors: LinearFactors, held: HeldLayer, pairs: Pairs, dtype: torch.dtype) -> Tensor:
+def layer_scores(layer: Layer, factors: LinearFactors, held: HeldLayer, pairs: Pairs, space: Workspace) -> Tensor:
     """Scores [P, members] of pairs of held queries (left) and the examples of a batch (right), for one layer."""
+    inputs, deltas = factors.inputs.to(space.dtype), factors.deltas.to(space.dtype)
     if held.left is not None and held.right is not None:
-        return _low_rank_scores(layer, factors, held.left, held.right, pairs, dtype)
+        factors = LinearFactors(inputs, deltas, factors.bias)
+        return _low_rank_scores(layer, factors, held.left, held.right, pairs, space.dtype)
     assert held.explicit is not None
+    width = inputs.shape[2]
     flat = held.explicit.flatten(1)
-    step = max(1, CHUNK_BYTES // (8 * layer.size))
-    values = torch.empty(len(pairs), len(layer.members), device=flat.device, dtype=dtype)
-    for start in range(0, factors.examples, step):
-        stop = min(start + step, factors.examples)
+    step = space.examples(layer)
+    values = torch.empty(len(pairs), len(layer.members), device=flat.device, dtype=space.dtype)
+    biases = deltas.sum(1) if held.bias is not None else None
+    for start in range(0, len(deltas), step):
+        stop = min(start + step, len(deltas))
         inside = ((pairs.right >= start) & (pairs.right < stop)).nonzero()[:, 0]
         if not len(inside):
             continue
         part = Pairs(pairs.left[inside], pairs.right[inside] - start)
-        chunk = LinearFactors(factors.inputs[start:stop], factors.deltas[start:stop], factors.bias)
-        gradient = explicit(chunk, dtype).flatten(1)
+        gradient = space.form(inputs[start:stop], deltas[start:stop]).flatten(1)
         for column, (_, rows) in enumerate(layer.members):
-            entries = slice(rows.start * layer.inputs, rows.stop * layer.inputs)
-            values[inside, column] = products_of_rows(flat[:, entries], gradient[:, entries], part)
+            entries = slice(rows.start * width, rows.stop * width)
+            found = products_of_rows(flat[:, entries], gradient[:, entries], part)
+            if held.bias is not None and biases is not None:
+                found = found + products_of_rows(held.bias[:, rows], biases[start:stop, rows], part)
+            values[inside, column] = found
     return values
+
+
+class Workspace:
+    """Memory for explicit gradients that is used again: fresh pages cost as much as the product that fills them.
+
+    Its size is a constant, because results may depend on it in the last bits.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Nothing is allocated before it is needed."""
+        self.dtype, self.device = dtype, device
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+
+    def examples(self, layer: Layer) -> int:
+        """How many gradients of a layer are formed at a time."""
+        limit = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cpu"])
+        return max(1, limit // (self.dtype.itemsize * layer.size))
+
+    def form(self, inputs: Tensor, deltas: Tensor) -> Tensor:
+        """Weight gradients [B, O, I] without the bias's column, valid until the next call."""
+        shape = (len(deltas), deltas.shape[2], inputs.shape[2])
+        entries = shape[0] * shape[1] * shape[2]
+        if self._memory.numel() < entries:
+            self._memory = torch.empty(entries, dtype=self.dtype, device=self.device)
+        return torch.bmm(deltas.transpose(1, 2), inputs, out=self._memory[:entries].view(shape))
 
 
 def _low_rank_scores(
@@ -268,7 +300,17 @@ def low_rank_is_cheaper(layer: Layer, positions: int, columns: int) -> bool:
     return direct <= positions * layer.size + columns * (layer.size + layer.outputs)
 
 
+def _held(layer: Layer, gradient: Tensor, rank: int | None) -> HeldLayer:
+    """The form in which preconditioned gradients [n, O, I] are held: of low rank where that is smaller."""
+    if rank is not None and rank * (layer.outputs + layer.inputs) < layer.size:
+        left, right = low_rank(gradient, rank)
+        return HeldLayer(left=left, right=right)
+    if layer.bias:
+        return HeldLayer(gradient[..., :-1].contiguous(), gradient[..., -1].contiguous())
+    return HeldLayer(gradient)
+
+
 def _joined(parts: list[HeldLayer]) -> HeldLayer:
     """Queries of several batches as one."""
-    sides = [[getattr(one, side) for one in parts] for side in ("explicit", "left", "right")]
+    sides = [[getattr(one, side) for one in parts] for side in ("explicit", "bias", "left", "right")]
     return HeldLayer(*(None if side[0] is None else torch.cat(side) for side in sides))
