@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from tdaexp.methods.greedy import SEARCHES, HeldOut, admitted, cross_validated, order_components
-from tdaexp.methods.subsets import OBJECTIVES, Products
+from tdaexp.methods.subsets import OBJECTIVES, Products, products_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
 
@@ -52,12 +52,6 @@ class ComponentStudy:
     peak: float
     peak_share: float
     peak_held_out: np.ndarray
-
-
-def products_of(dataset: xr.Dataset) -> Products:
-    """The data set's products, arranged for selection."""
-    parts = (dataset[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
-    return Products.of(*parts)
 
 
 def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentStudy]:
