@@ -62,7 +62,8 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
         if done:
             basis[1 : done + 1] = torch.from_numpy(blocks.group["next"][:done]).to(start)
         for step in track(missing, "Arnoldi", steps, done):
-            alpha, beta, following = _extend(multiply, basis[: step + 1])
+            scale = max(blocks.group["alpha"][:step], default=0.0)
+            alpha, beta, following = _extend(multiply, basis[: step + 1], scale)
             basis[step + 1] = following
             row = {"next": following.cpu().numpy()[None], "alpha": np.array([alpha]), "beta": np.array([beta])}
             blocks.write(step, row)
@@ -70,17 +71,18 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
     return _ritz(basis, kept["alpha"], kept["beta"], rank)
 
 
-def _extend(multiply: Product, basis: Tensor) -> tuple[float, float, Tensor]:
+def _extend(multiply: Product, basis: Tensor, scale: float) -> tuple[float, float, Tensor]:
     """One step from the basis [j + 1, n]: T's new entries α_j and β_j, and the next basis vector.
 
-    After the end of the iteration (β = 0) the vectors are zero.
+    The iteration ends (β = 0) where nothing new is left but rounding, in proportion to the product or to `scale`, the
+    largest α so far; the vectors behind its end are zero.
     """
     last = basis[-1]
     if not bool(last.any()):
         return 0.0, 0.0, last
     product = multiply(last[None])[0]
     alpha = float(last.double() @ product.double())
-    size = float(torch.linalg.vector_norm(product))
+    size = max(float(torch.linalg.vector_norm(product)), scale)
     for _ in range(2):  # once is not enough in floating point, twice is (Kahan and Parlett)
         product = product - (basis @ product) @ basis
     beta = float(torch.linalg.vector_norm(product))

@@ -1,9 +1,9 @@
 """Conjugate gradients for (G + λI) x = b, many right-hand sides at once, each with steps of its own.
 
-Source: Hestenes and Stiefel 1952; for influence functions Koh and Liang 2017, section 3. G is positive semi-definite and
-known by its products alone; a preconditioner changes the way to the solution, not the solution. A right-hand side that
-has converged takes no further part, so that its solution depends on nobody else's. Memory: five vectors per right-hand
-side. Cost: one product per iteration, and one for the true residual.
+Source: Hestenes and Stiefel 1952; for influence functions Koh and Liang 2017, section 3. G is positive semi-definite
+and known by its products alone; a preconditioner changes the way to the solution, not the solution. A right-hand side
+that has converged takes no further part, so that its solution depends on nobody else's. Memory: five vectors per
+right-hand side. Cost: one product per iteration, and one for the true residual.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def ggn_product(
 
     `directions` maps names to [K, *shape], and so does the result.
     """
-    values, pull_back = torch.func.vjp(outputs, parameters)
+    values, pull_back, *_ = torch.func.vjp(outputs, parameters)
 
     def push(direction: dict[str, Tensor]) -> Tensor:
         return torch.func.jvp(outputs, (parameters,), (direction,))[1]
@@ -137,7 +137,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
 
     replaced = [module for module in model.modules() if isinstance(module, BloomGelu)]
     for module in replaced:
-        module.forward = bloom_gelu_forward
+        vars(module)["forward"] = bloom_gelu_forward
     try:
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
@@ -145,7 +145,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module in replaced:
-            del module.forward
+            del vars(module)["forward"]
 
 
 class LogitsAt(nn.Module):

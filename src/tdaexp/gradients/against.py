@@ -2,8 +2,8 @@
 
 For a query that has been multiplied by an inverse curvature there is nothing left but an explicit vector v [size] over
 the components (layout in `vectors`). The training examples that it meets stream past it as factors: for a linear
-component Σ_t δ_tᵀ V a_t, formed as <Σ_t δ_t a_tᵀ, V>, which costs T I O once per training example and I O per pair, where
-the contraction would cost T I O per pair. Queries are held in blocks of bounded memory, as in `products`.
+component Σ_t δ_tᵀ V a_t, formed as <Σ_t δ_t a_tᵀ, V>, which costs T I O once per training example and I O per pair,
+where the contraction would cost T I O per pair. Queries are held in blocks of bounded memory, as in `products`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Influence by conjugate gradients: the exact damped inverse, to a stated residual. The reference for approximations.
 
-Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `inverse` for the formula, the
-sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance is marked
-(`residual` per query, attribute `converged`) and named in the log. Cost: a product per query and iteration, each about
-four forward passes over the examples of the GGN.
+Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `inverse` for the formula,
+the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance is
+marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
+product per query and iteration, each about four forward passes over the examples of the GGN.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.cg import Product, conjugate_gradients
 from tdaexp.gradients.against import Vectors
 from tdaexp.methods.arnoldi import eigenpairs
 from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,9 @@ ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration 
 
 @dataclass
 class CG(Inverse):
-    """Keys, beside those of `inverse.Inverse`: `iterations` at most, `tolerance` of the relative residual |b - (G + λI) x|
-    / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries share; 0 = none: the
-    solution is the same, the way to it shorter), `at_once` queries that are solved together.
+    """Keys, beside those of `inverse.Inverse`: `iterations` at most, `tolerance` of the relative residual |b - (G + λI)
+    x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries share; 0 = none:
+    the solution is the same, the way to it shorter), `at_once` queries that are solved together.
     """
 
     iterations: int = 60
@@ -44,6 +46,12 @@ class CG(Inverse):
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least {least}")
         if not self.tolerance > 0:
             raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.01")
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """As every inverse, with the worst residual and whether all queries converged as attributes."""
+        dataset = super().attribute(study)
+        worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
+        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance)
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
@@ -63,8 +71,8 @@ class CG(Inverse):
         residual = notes["residual"][1]
         reached = residual <= ROUNDING * self.tolerance
         log.info(
-            "conjugate gradients: %d of %d queries converged in %d to %d iterations; residual %.2g at most, %.2g at the "
-            "median",
+            "conjugate gradients: %d of %d queries converged in %d to %d iterations; residual %.2g at most, %.2g at "
+            "the median",
             reached.sum(),
             len(reached),
             notes["iterations"][1].min(),
@@ -74,8 +82,8 @@ class CG(Inverse):
         )
         if not reached.all():
             log.warning(
-                "conjugate gradients: %d queries have not converged (tolerance %g); they are marked in the store: raise "
-                "method.iterations (now %d) or the damping (now %.3g)",
+                "conjugate gradients: %d queries have not converged (tolerance %g); they are marked in the store: "
+                "raise method.iterations (now %d) or the damping (now %.3g)",
                 (~reached).sum(),
                 self.tolerance,
                 self.iterations,

@@ -2,8 +2,8 @@
 
 G is the GGN of the training loss, summed over an example's tokens and averaged over the training examples or a stated
 number of them, over all chosen components together: no block structure is assumed. Each query is multiplied by the
-inverse once; training gradients are dotted with the result component by component. Sign: m is larger where the answer is
-more likely, so positive = helps. Fills query, train and component.
+inverse once; training gradients are dotted with the result component by component. Sign: m is larger where the answer
+is more likely, so positive = helps. Fills query, train and component.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multip
 
 @dataclass
 class Inverse(Method):
-    """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace), `examples`
-    that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the others are left
-    out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`), `components` (names, in
-    place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `seed`.
+    """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
+    `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
+    others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`),
+    `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
+    (`mean`, `sum`), `seed`.
 
     Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
     """
@@ -180,7 +181,8 @@ def solve_in_blocks(
     count = len(task.study.queries)
     slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
     kind = str(task.kind).removeprefix("torch.")
-    arrays = {"vectors": ((count, task.ggn.size), kind)} | {name: ((count,), own) for name, own in notes.items()}
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
+    arrays["vectors"] = (count, task.ggn.size), kind
     blocks = BlockStore(task.study.store("solutions", *task.curvature, *task.method.settings()), arrays, slices)
     with blocks.pending() as missing:
         for number in missing:

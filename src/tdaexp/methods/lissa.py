@@ -1,18 +1,19 @@
 """Influence by LiSSA: the damped inverse as a Neumann series on random batches.
 
-Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `inverse` for the formula, the sign and
-what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per query, step and
-repeat.
+Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `inverse` for the formula, the sign
+and what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per query,
+step and repeat.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from tdaexp.curvature.lissa import largest_eigenvalue, lissa
+from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.gradients.against import Vectors
 from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
 from tdaexp.runtime.errors import UserError
@@ -25,9 +26,9 @@ TRIED = 4  # batches that the scale is estimated from
 
 @dataclass
 class LiSSA(Inverse):
-    """Keys, beside those of `inverse.Inverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null = 1.5
-    times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are solved
-    together.
+    """Keys, beside those of `inverse.Inverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
+    1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are
+    solved together.
     """
 
     depth: int = 200
@@ -55,7 +56,7 @@ class LiSSA(Inverse):
             return task.ggn.multiply_some(vectors, members.tolist())
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
-            scale = self.scale or self._scale(task, size)
+            scale = self.scale or self._scale(task, multiply)
             found = lissa(
                 multiply, gradients, damping=task.damping, scale=scale, depth=self.depth, repeats=self.repeats
             )
@@ -63,13 +64,9 @@ class LiSSA(Inverse):
 
         return solve_in_blocks(task, self.at_once, {}, solver)
 
-    def _scale(self, task: Task, size: int) -> float:
-        """σ from the largest eigenvalue of some batches."""
-        found = []
-        for step in range(TRIED):
-            members = batch_indices(step, seed=self.seed, examples=len(task.ggn.examples), batch_size=size).tolist()
-            start = task.random("start")
-            found.append(largest_eigenvalue(lambda v, own=members: task.ggn.multiply_some(v, own), start))
+    def _scale(self, task: Task, multiply: BatchProduct) -> float:
+        """σ from the largest eigenvalues of the first batches."""
+        found = [largest_eigenvalue(partial(multiply, step), task.random("start")) for step in range(TRIED)]
         scale = SAFETY * max(found) + task.damping
         log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)
         return scale

@@ -2,8 +2,8 @@
 
 Source: Pruthi et al. 2020, equation 1 (TracInCP): Σ_i η_i ∇ℓ(θ_i, q)·∇ℓ(θ_i, z), with η_i the mean learning rate of the
 steps between checkpoints i - 1 and i. It describes steps of plain gradient descent; the training here uses AdamW, whose
-steps are scaled otherwise. Sign: positive = steps on the training example lowered the query's loss. Fills query, train and
-component; additive over components. Cost: per checkpoint that of `dot`.
+steps are scaled otherwise. Sign: positive = steps on the training example lowered the query's loss. Fills query, train
+and component; additive over components. Cost: per checkpoint that of `dot`.
 """
 
 from __future__ import annotations

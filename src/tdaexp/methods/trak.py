@@ -1,15 +1,16 @@
 """TRAK: influence in a linear model of the trained network, in randomly projected gradients.
 
-Source: Park et al. 2023, section 3, equation 13 without its soft threshold (as in traker): with φ_c = P ∇f the projected
-gradients at checkpoint c, and Φ_c those of all examples that the model was trained on as rows,
+Source: Park et al. 2023, section 3, equation 13 without its soft threshold (as in traker): with φ_c = P ∇f the
+projected gradients at checkpoint c, and Φ_c those of all examples that the model was trained on as rows,
 
     τ(z, q) = [1/C Σ_c φ_c(q)ᵀ (Φ_cᵀ Φ_c + ridge)⁻¹ φ_c(z)] · [1/C Σ_c Q_c(z)]
 
-f is the mean over an example's predicted tokens of log(p / (1 - p)), the output function of the paper for classification
-taken token by token, and Q the mean of 1 - p over them. P is a matrix of its own for each component, and their products
-add up: φ is a projection of the whole gradient, and the part of φ(z) that comes from a component gives the component axis.
-`checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive = helps. Fills query,
-train and component. Cost: a forward-backward pass and k numbers of every gradient entry per example and checkpoint.
+f is the mean over an example's predicted tokens of log(p / (1 - p)), the output function of the paper for
+classification taken token by token, and Q the mean of 1 - p over them. P is a matrix of its own for each component, and
+their products add up: φ is a projection of the whole gradient, and the part of φ(z) that comes from a component gives
+the component axis. `checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive =
+helps. Fills query, train and component. Cost: a forward-backward pass and k numbers of every gradient entry per example
+and checkpoint.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ ENSEMBLES = ("last", "all")
 
 @dataclass
 class TRAK(Method):
-    """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last` =
-    the model alone, `all` that its training kept), `projection` and `distribution` as for `project` (`trak` = traker's),
-    `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `seed`.
+    """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
+    = the model alone, `all` that its training kept), `projection` and `distribution` as for `project` (`trak` =
+    traker's), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`), `components` (names, in place of
+    `part`), `seed`.
     """
 
     dimensions: int = 256
@@ -99,9 +101,7 @@ class TRAK(Method):
     ) -> np.ndarray:
         """Projected gradients [N, K, k] of -f; the sign falls out of every product."""
         sketches = {
-            one.name: make_sketch(
-                self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution
-            )
+            one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
             for one in components.components
         }
         dims = {sketch.dim for sketch in sketches.values()}
@@ -123,13 +123,11 @@ class TRAK(Method):
         return np.stack([found[one] for one in components.names], axis=1)
 
 
-def kernel(
-    queries: np.ndarray, train: np.ndarray, fitted: np.ndarray, pairs: np.ndarray, ridge: float
-) -> np.ndarray:
+def kernel(queries: np.ndarray, train: np.ndarray, fitted: np.ndarray, pairs: np.ndarray, ridge: float) -> np.ndarray:
     """φ(q)ᵀ (ΦᵀΦ + ridge)⁻¹ φ(z) by component [Q, C, K], in float64.
 
-    From `queries` [Q, k], `train` [N, K, k] and Φ = `fitted` [M, k], the examples that the model was trained on. `ridge`
-    is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1. Errors (UserError): ΦᵀΦ is
+    From `queries` [Q, k], `train` [N, K, k] and Φ = `fitted` [M, k], the examples that the model was trained on.
+    `ridge` is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1. Errors (UserError): ΦᵀΦ is
     singular and there is no ridge.
     """
     phi = fitted.astype(np.float64)
@@ -137,8 +135,8 @@ def kernel(
     gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
     if np.linalg.cond(gram) > 1 / np.finfo(np.float32).eps:
         raise UserError(
-            f"trak: {len(gram)} dimensions for {len(phi)} training examples leave ΦᵀΦ singular; set method.ridge=0.01, or "
-            "fewer method.dimensions"
+            f"trak: {len(gram)} dimensions for {len(phi)} training examples leave ΦᵀΦ singular; set method.ridge=0.01, "
+            "or fewer method.dimensions"
         )
     solved = np.linalg.solve(gram, queries.T.astype(np.float64)).T
     columns = [np.einsum("qd,qkd->qk", solved, train[column], optimize=True) for column in pairs.T]
