@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 import yaml
 
 from tdaexp import influence
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.external import read_scores
+from tdaexp.metrics.proximity import proximity
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.preparation import build_study, load_model, load_successor, with_generated
@@ -58,12 +61,13 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
 
 def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Score the candidate pairs with the configured method; leaves the store, its metrics and a report."""
+    near = None
     if config.products is not None:
         start = time.monotonic()
         dataset = config.method.from_products(read_products(Path(config.products)))
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
-        dataset, cost, texts = _attribute_model(config)
+        dataset, cost, texts, near = _attribute_model(config)
         write_json(folder / "texts.json", texts)
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
@@ -71,7 +75,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     influence.save(dataset, folder / "influence.zarr")
     write_json(folder / "cost.json", cost)
     dataset.attrs["cost"] = cost
-    return write_report(folder, {config.method.label: dataset}, texts, config.metric, logger)
+    return write_report(folder, {config.method.label: dataset}, texts, config.metric, logger, near)
 
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
@@ -90,8 +94,8 @@ def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, datasets, texts, config.metric, logger)
 
 
-def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts]:
-    """The method's answer on the configured model and data, seconds by stage, and the texts for the report."""
+def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
+    """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = _Clock()
     corpus = config.dataset.load()
     loaded = load_model(config, corpus.train)
@@ -105,15 +109,18 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts]:
     dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
     clock.stop("scoring")
     cost = study.split_cost(clock.seconds)
+    near = None
     if successor is not None:
-        answered = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
-        dataset["answered"] = ("query", answered)
+        answers = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
+        answered = dict(zip(study.queries.ids, answers, strict=True))
+        dataset["answered"] = ("query", np.array([answered[query] for query in dataset["query"].values]))
+        near = proximity(loaded, successor)
     records = [record for name in config.dataset.query_sets for record in corpus.queries[name]]
     texts = {
         "query": {record.id: record.text for record in records},
         "train": {record.id: record.text for record in corpus.train},
     }
-    return dataset, cost, texts
+    return dataset, cost, texts, near
 
 
 def _beside(store: Path, name: str) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Study:
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
     `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
-    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before.
+    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before;
+    `overhead` which of them no query had a part in.
 
     A study of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `loaded` and the second
     stage in `finetuned`. `after` makes a single-stage study of it, in which curvature is averaged over `fitted`.
@@ -62,6 +63,7 @@ class Study:
     cache: Path
     seed: int
     stores: dict[Path, float] = field(default_factory=dict)
+    overhead: set[Path] = field(default_factory=set)
     finetuned: Stage | None = None
     fitted: Examples | None = None
 
@@ -117,16 +119,20 @@ class Study:
         )
         path = self.cache / kind / key
         self.stores.setdefault(path, stored_seconds(path))
+        self.overhead.add(path)
         return path
 
     def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
-        """Tell gradients and scoring apart in a run's `seconds` by stage.
+        """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
 
-        `gradients` is what the stores took, whichever run filled them; what this run added to them leaves `scoring`.
+        `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
+        (factors of curvature, features of the training set), and the others. What this run added leaves `scoring`.
         """
         after = {path: stored_seconds(path) for path in self.stores}
         own = sum(after[path] - before for path, before in self.stores.items())
-        return {**seconds, "gradients": sum(after.values()), "scoring": seconds["scoring"] - own}
+        overhead = sum(seconds for path, seconds in after.items() if path in self.overhead)
+        parts = {"overhead": overhead, "gradients": sum(after.values()) - overhead}
+        return {**seconds, **parts, "scoring": seconds["scoring"] - own}
 
     def label(
         self,

@@ -22,7 +22,7 @@ Score arrays here are [..., C, Q]: with queries last, numpy's reductions over th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -74,8 +74,9 @@ class Products:
 
     def rows(self, keep: np.ndarray) -> Products:
         """Return the products of some queries only (`keep`: positions or a mask over Q)."""
-        parts = (self.dot, self.query_sq, self.train_sq, self.source, self.rival)
-        return Products(*(np.ascontiguousarray(part[..., keep]) for part in parts), self.plain)
+        names = ("dot", "query_sq", "train_sq", "source", "rival")
+        kept = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
+        return replace(self, **kept)
 
     def full(self) -> np.ndarray:
         """Return the full gradient's scores [C, Q] (0 where there is no candidate)."""

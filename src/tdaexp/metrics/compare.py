@@ -59,18 +59,19 @@ def tabulate(
 ) -> pd.DataFrame:
     """One row per method label and query set, and per query set the controls BM25 and random.
 
-    Columns: `method`, `query_set`, `control` (`BM25`, `random` or nothing), `projected`, `queries`,
-    `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`, `recall` and `rank_correlation` (with
-    bounds), `share`, `fidelity`, `answered`, `mrr_sd`, `minus_bm25` (with bounds), `vs_bm25` (+, −, ≈ or nothing),
-    and one column `cost_<name>` per entry of the stores' attribute `cost`. The control rows are computed on the
-    pairs of the first store that holds the query set; NaN is what a method does not have. The table's own
-    attributes `top_k` and `reference` say what recall and rank correlation refer to.
+    Columns: `method` (the store's label), `kind` (its method), `damping`, `query_set`, `control` (`BM25`, `random` or
+    nothing), `projected`, `queries`, `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`,
+    `recall` and `rank_correlation` (with bounds), `share`, `fidelity`, `answered`, `mrr_sd`, `minus_bm25` (with
+    bounds), `vs_bm25` (+, −, ≈ or nothing), and one column `cost_<name>` per entry of the stores' attribute `cost`.
+    The control rows are computed on the pairs of the first store that holds the query set; NaN is what a method does
+    not have. The table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
     """
     rows: list[dict[str, Any]] = []
     parts: dict[str, xr.Dataset] = {}
     for label, dataset in datasets.items():
         control = CONTROLS.get(dataset.attrs["method"], "")
         kind = {"control": control, "projected": "projection" in dataset.attrs}
+        kind |= {"kind": dataset.attrs["method"], "damping": damping_of(dataset)}
         cost = {f"cost_{key}": value for key, value in dataset.attrs.get("cost", {}).items()}
         for name, found in judged[label].items():
             rows.append({"method": label, "query_set": name} | kind | _row(found) | cost)
@@ -82,6 +83,12 @@ def tabulate(
     table = pd.DataFrame(rows).fillna({"vs_bm25": ""})
     table.attrs |= {"top_k": settings.top_k, "reference": settings.reference}
     return table
+
+
+def damping_of(dataset: xr.Dataset) -> float:
+    """The fixed damping that a store's method was told; NaN where it has none."""
+    told = (dataset.attrs.get("config") or {}).get("method", {}).get("damping")
+    return math.nan if told is None else float(told)
 
 
 def _controls(

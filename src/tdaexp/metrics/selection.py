@@ -8,6 +8,7 @@ sections 5.2 and 5.3). Everything is on stored products; nothing here runs a mod
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
     return found.at_budget(sizes, budget)
 
 
-def describe(components: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
+def describe(components: Sequence[str] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> pd.DataFrame:
     """Split component names into type and depth: layers.3.attn.q is attn.q at 3.
 
     Names of other layouts keep what stands before the number (`h.3.w` is `h.#.w`): type and depth together

@@ -21,8 +21,11 @@ HEADINGS = {
     "share": "parameters",
     "fidelity": "similarity to full",
     "rank_correlation": "rank corr.",
+    "overhead": "overhead",
+    "pairwise": "per query",
 }
 PLAIN_WIDTH = 140
+STAGES = ("overhead", "gradients", "scoring")
 
 
 def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
@@ -31,7 +34,8 @@ def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled
     only for methods that selected on the queries.
     """
-    mine = table[table["query_set"] == query_set]
+    mine = table.join(times(table))
+    mine = mine[mine["query_set"] == query_set]
     is_control = mine["control"] != ""
     mine = mine.assign(last=is_control).sort_values(["last", "heldout"], ascending=[True, False], kind="stable")
     return [_cells(line) for _, line in mine.iterrows()]
@@ -71,7 +75,7 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
     for name in dict.fromkeys(table["query_set"]):
         rows = rows_of(table, name)
         shown = Table(title=titles(table)[name], title_justify="left", header_style="bold", box=SIMPLE)
-        hidden = set() if table.attrs.get("reference") else {"rank_correlation"}
+        hidden = set() if table.attrs.get("reference") else {"rank_correlation", "overhead", "pairwise"}
         columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:
             shown.add_column(headings(table)[column], justify="left" if column in ("method", "vs_bm25") else "right")
@@ -113,6 +117,16 @@ def costs(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return heading, rows
 
 
+def times(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds per row that serve all queries (`overhead`) and that one query costs (`pairwise`); NaN where not known.
+
+    A query's cost is that of its gradient and of scoring all its pairs; the queries of all sets count.
+    """
+    costs = {name: table.get(f"cost_{name}", pd.Series(math.nan, table.index)) for name in STAGES}
+    queries = table.groupby("method")["queries"].transform("sum")
+    return pd.DataFrame({"overhead": costs["overhead"], "pairwise": (costs["gradients"] + costs["scoring"]) / queries})
+
+
 def _cells(line: pd.Series) -> dict[str, str]:
     difference = with_interval(line["minus_bm25"], line["minus_bm25_low"], line["minus_bm25_high"])
     return {
@@ -128,4 +142,6 @@ def _cells(line: pd.Series) -> dict[str, str]:
         "rank_correlation": with_interval(
             line["rank_correlation"], line["rank_correlation_low"], line["rank_correlation_high"]
         ),
+        "overhead": seconds(line["overhead"]),
+        "pairwise": seconds(line["pairwise"]),
     }
