@@ -61,7 +61,9 @@ def dense(model: PreTrainedModel, examples: Examples, labels: dict[str, list[int
     return Dense(a_sum / count, s_sum / count, torch.stack(gradients), count)
 
 
-def _one(model: PreTrainedModel, example: Example, labels: list[int], names: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+def _one(
+    model: PreTrainedModel, example: Example, labels: list[int], names: list[str]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs with the constant [T, I], output gradients [T, O] and gradient [O, I] of one example.
 
     δ is the gradient with respect to an addition to the output of the matrix, put there by a hook.

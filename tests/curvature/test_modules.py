@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def images(count: int = 7) -> torch.Tensor:
 
 
 class Design(ModuleSource):
-    """Every example with every unit vector (times √O) as output gradient: E[δδᵀ] = I exactly, independent of the input."""
+    """Every example with every unit vector (times √O) as output gradient: E[δδᵀ] = I, independent of the input."""
 
     def __init__(self, model: nn.Module, inputs: torch.Tensor, outputs: int) -> None:
         repeated = inputs.repeat_interleave(outputs, 0)
@@ -93,7 +95,7 @@ def test_where_the_kronecker_form_is_exact_it_is_the_gauss_newton_block(mode, de
     """Squared loss on linear networks: inputs and output gradients of every layer are independent."""
     torch.manual_seed(0)
     widths = [5, 3] if depth == 1 else [5, 4, 3]
-    model = nn.Sequential(*[nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]).double()
+    model = nn.Sequential(*[nn.Linear(i, o) for i, o in pairwise(widths)]).double()
     x = torch.randn(30, 5, dtype=torch.float64)
     factors = fit_source(Design(model, x, 3), FactorSettings(mode), store=tmp_path / "f")
     for layer in factors.layers.values():
@@ -111,9 +113,7 @@ def test_drawn_noise_gives_the_gauss_newton_matrix_of_squared_loss(tmp_path):
     x = torch.randn(20_000, 3, dtype=torch.float64)
     source = ModuleSource(nn.Sequential(model), x, [str(n) for n in range(len(x))], "gaussian", batch_size=5000)
     factors = fit_source(source, FactorSettings("kfac"), store=tmp_path / "f")
-    torch.testing.assert_close(
-        factors.covariance("0").outputs, torch.eye(2, dtype=torch.float64), atol=0.03, rtol=0
-    )
+    torch.testing.assert_close(factors.covariance("0").outputs, torch.eye(2, dtype=torch.float64), atol=0.03, rtol=0)
 
 
 def test_influence_is_leaving_one_out_on_ridge_regression(tmp_path):

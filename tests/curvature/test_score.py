@@ -139,7 +139,7 @@ def test_low_rank_queries(rank, pairs, fitted, tmp_path, monkeypatch):
     wanted = score(fitted, tmp_path / "a", pairs, precondition=truncated)
     found = []
     for through_factors in (True, False):
-        monkeypatch.setattr("tdaexp.curvature.score.low_rank_is_cheaper", lambda *_, way=through_factors: way)
+        monkeypatch.setattr("tdaexp.curvature.contraction.low_rank_is_cheaper", lambda *_, way=through_factors: way)
         found.append(score(fitted, tmp_path / f"{through_factors}", pairs, query_rank=rank))
     for one in found:
         np.testing.assert_allclose(one, wanted, rtol=1e-7, atol=1e-9)
@@ -248,7 +248,7 @@ def test_modes_share_what_they_can(models, tmp_path, monkeypatch):
 
 
 def test_two_models_must_have_the_same_layers(models, fitted, tmp_path):
-    model, layers, factors = fitted
+    model, layers, _ = fitted
     other = models("bloom-tied")
     sides = Side(model, layers, TRAIN), Side(other, chosen(other), QUERIES)
     with pytest.raises(UserError, match=r"the two models differ in layer '"):

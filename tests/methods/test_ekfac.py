@@ -124,7 +124,8 @@ def test_the_seconds_of_a_fit_count(make_study, compose, tmp_path):
     study = make_study(tmp_path)
     compose("method=ekfac").attribute(study)
     cost = study.split_cost({"scoring": 100.0})
-    assert 0 < cost["gradients"] < 100 and cost["scoring"] == pytest.approx(100 - cost["gradients"])
+    assert 0 < cost["overhead"] < 100 and 0 < cost["gradients"] < 100
+    assert cost["scoring"] == pytest.approx(100 - cost["overhead"] - cost["gradients"])
 
 
 @pytest.mark.parametrize(

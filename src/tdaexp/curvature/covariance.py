@@ -1,9 +1,9 @@
 """Sums of outer products, A = Σ_t a_t a_tᵀ and S = Σ_t δ_t δ_tᵀ, at a little over half the cost of a matrix product.
 
 Source: Bao et al. 2025, equation 4 (K-FAC, Martens and Grosse 2015). Only the blocks on and above the diagonal are
-computed, and mirrored once at the end, so that a factor is exactly symmetric. A bias is one more input that is always 1: its row and
-column are the sum of a_t and the number of positions, with no copy of the inputs. Cost: (1/2 + 1/(2 n)) T d² multiply-adds
-for n blocks.
+computed, and mirrored once at the end, so that a factor is exactly symmetric. A bias is one more input that is always
+1: its row and column are the sum of a_t and the number of positions, with no copy of the inputs. Cost: (1/2 + 1/(2 n))
+T d² multiply-adds for n blocks.
 """
 
 from __future__ import annotations

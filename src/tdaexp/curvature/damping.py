@@ -12,7 +12,7 @@ from tdaexp.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Damping:
-    """λ of G + λ I. `value` is λ itself, the same for all layers; with None it is `relative` times the layer's mean Λ."""
+    """λ of G + λ I. `value` is λ itself, the same for all layers; None means `relative` times a layer's mean Λ."""
 
     value: float | None = None
     relative: float = 0.1

@@ -41,7 +41,7 @@ def eigenbasis(matrix: Tensor, name: str) -> Eigenbasis:
     lowest, highest = float(values[0]), float(values[-1])
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UserError(
-            f"{name}: eigenvalue {lowest:.3g} beside a largest of {highest:.3g}: this is no covariance; delete the stored "
-            "factors and fit again, or fit with trainer.precision=float32"
+            f"{name}: eigenvalue {lowest:.3g} beside a largest of {highest:.3g}: this is no covariance; delete the "
+            "stored factors and fit again, or fit with trainer.precision=float32"
         )
     return Eigenbasis(values.clamp(min=0), vectors, lowest)

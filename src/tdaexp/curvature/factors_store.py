@@ -56,7 +56,10 @@ class Factors:
         return list(self.layers)
 
     def precondition(self, name: str, gradient: Tensor, damping: Damping) -> Tensor:
-        """(G + λI)⁻¹ applied to a layer's gradients [..., O, I]; a new tensor. Errors (UserError): unknown layer, singular."""
+        """(G + λI)⁻¹ applied to a layer's gradients [..., O, I], as a new tensor.
+
+        Errors (UserError): unknown layer, singular curvature.
+        """
         return self[name].precondition(gradient, damping)
 
     def __getitem__(self, name: str) -> LayerFactors:

@@ -1,9 +1,9 @@
 """Fits the curvature of a model over a data set, in passes with bounded memory that survive a kill.
 
 Three phases, each a block store under one folder: `covariance` (A, S and the drawn labels), `eigen`, `lambda` (or
-`diagonal` alone). The layers are cut into `partitions`, each of which takes a pass of its own, so that the sums of
-one partition are all that is in memory; the data is cut into `saves` chunks, after each of which partial sums are written. A killed
-fit goes on at the chunk where it stopped, with the same bits. Loss: sum over an example's tokens.
+`diagonal` alone). The layers are cut into `partitions`, each of which takes a pass of its own, so that the sums of one
+partition are all that is in memory; the data is cut into `saves` chunks, after each of which partial sums are written.
+A killed fit goes on at the chunk where it stopped, with the same bits. Loss: sum over an example's tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Sums = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FactorSettings:
-    """How factors are fitted: `mode`, the `seed` of the drawn labels, `partitions` of the layers, `saves` of the data."""
+    """How factors are fitted: `mode`, `seed` of the drawn labels, `partitions` of the layers, `saves` of the data."""
 
     mode: str = "ekfac"
     seed: int = 0
@@ -162,9 +162,9 @@ class Fit:
         if lowest:
             worst = min(lowest, key=lambda key: lowest[key])
             log.info(
-                "eigenvalues below zero were set to zero in %d of %d covariances; the lowest, in %s, is %.2g of the largest",
-                len(lowest), len(wanted), worst, lowest[worst],
-            )  # fmt: skip
+                "eigenvalues below zero set to zero in %d of %d covariances; the lowest, in %s, is %.2g of the largest",
+                *(len(lowest), len(wanted), worst, lowest[worst]),
+            )
 
     def spectrum(self, phase: str, readers: dict[str, str]) -> None:
         """Sums of squared per-example gradients: rotated (`lambda`) or as they are (`diagonal`)."""
@@ -207,7 +207,7 @@ class Fit:
                 blocks.write(block, values)
 
     def _chunk(self, chunk, layers, shapes, add, fresh) -> tuple[Sums, np.ndarray]:  # type: ignore[no-untyped-def]
-        """Sums over the batches of a chunk, and its labels [rows, L]: drawn when `fresh`, else those that are stored."""
+        """Sums over the batches of a chunk, and its labels [rows, L]: drawn when `fresh`, else those stored."""
         assert self._labels is not None
         stored = self._labels.group["labels"]
         labels = np.full(stored.shape[1:], -1, dtype=np.int32) if fresh else stored[chunk]

@@ -2,8 +2,8 @@
 
 Each row of an example's gradient matrix G [O, I] is stored as whole numbers from -127 to 127 and one scale: a byte per
 parameter. Rounding errors are independent of the query, so they average out in the dot product: relative to |P||G| the
-error is about 0.01/√(O I). What is kept depends on the model, the training set and its loss, but not on factors, damping
-or queries. Cost of another query set: its own passes, and one read of the store.
+error is about 0.01/√(O I). What is kept depends on the model, the training set and its loss, but not on factors,
+damping or queries. Cost of another query set: its own passes, and one read of the store.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.curvature.contraction import HeldLayer, Workspace
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import HeldLayer, Precondition, Scoring, Side, Workspace, check_sides, run_layers
+from tdaexp.curvature.score import Precondition, Scoring, Side, check_sides, run_layers
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors
@@ -27,7 +28,7 @@ from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 LEVELS = 127
-CACHED_ENTRIES = 1 << 17
+CACHED_ENTRIES = 1 << 19
 """Gradient entries that are unpacked at a time; a constant, because results may depend on it in the last bits."""
 
 
@@ -54,7 +55,8 @@ class KeptGradients:
         if needed > keep_gb * 1e9:
             raise UserError(
                 f"keeping the gradients of {len(train.examples):,} training examples takes {needed / 1e9:.3g} GB; set "
-                f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none with method.keep_gb=0"
+                f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none "
+                "(method.keep_gb=0)"
             )
         self.train, self.pad_id = train, pad_id
         self.space = Workspace(torch.float32, next(train.model.parameters()).device)
@@ -113,9 +115,10 @@ class KeptGradients:
 
 
 def product_with_kept(layer: Layer, held: HeldLayer, numbers: Tensor, rows: Tensor) -> Tensor:
-    """Scores [Q, n, members] of held queries with n kept gradients: numbers [n, O, I], scales and biases [n, O, 1 or 2].
+    """Scores [Q, n, members] of held queries with n kept gradients.
 
-    Goes through a few output rows at a time, so that what is unpacked stays in the processor's cache.
+    `numbers` [n, O, I] int8; `rows` [n, O, 1 or 2] has each row's scale, and its bias where there is one. Goes through
+    a few output rows at a time, so that what is unpacked stays in the processor's cache.
     """
     width = numbers.shape[2]
     step = max(1, CACHED_ENTRIES // (len(numbers) * width))

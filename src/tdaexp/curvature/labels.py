@@ -1,7 +1,7 @@
 """Labels drawn from the model's own distribution, which is what makes the factors those of the Gauss-Newton matrix.
 
-The label for position t comes from the logits at t. Each example has random numbers of its own, a function of the seed and
-of its id, so that neither batching nor the order of the examples changes a label.
+The label for position t comes from the logits at t. Each example has random numbers of its own, a function of the seed
+and of its id, so that neither batching nor the order of the examples changes a label.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Λ: the mean over examples of the squared per-example gradient in the Kronecker eigenbasis.
 
-Source: Bao et al. 2025, equation 6 (George et al. 2018). Per example G = Σ_t δ_t a_tᵀ is summed over the example's tokens
-first, then G' = Q_Sᵀ G Q_A is squared. A side is rotated before or after G is formed, whichever is fewer operations: the
-T vectors of one side, or G itself.
+Source: Bao et al. 2025, equation 6 (George et al. 2018). Per example G = Σ_t δ_t a_tᵀ is summed over the example's
+tokens first, then G' = Q_Sᵀ G Q_A is squared. A side is rotated before or after G is formed, whichever is fewer
+operations: the T vectors of one side, or G itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def add_rotated_squares(
 ) -> None:
     """Add Σ_i (Q_Sᵀ G_i Q_A)² to `total` [O, I] for B examples with T positions each.
 
-    `inputs` [B, T, I] without the bias's constant (with `bias`, I of `total` and q_in is one larger), `deltas` [B, T, O];
-    all of one dtype. `q_in` [I, I] and `q_out` [O, O] have eigenvectors as columns; None is the identity.
+    `inputs` [B, T, I] without the bias's constant (with `bias`, I of `total` and q_in is one larger), `deltas` [B, T,
+    O]; all of one dtype. `q_in` [I, I] and `q_out` [O, O] have eigenvectors as columns; None is the identity.
     """
     examples, positions = deltas.shape[:2]
     outputs, width = total.shape

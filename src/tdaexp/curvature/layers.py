@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Layer:
     """One weight matrix: `outputs` O and `inputs` I, the bias's constant input included (last column).
 
-    `members` are its components as slices of the O rows. `at_loss`: it runs only at positions that carry loss (the head).
+    `members` are its components as slices of the O rows. `at_loss`: it runs only where there is loss (the head).
     """
 
     name: str
@@ -76,8 +76,8 @@ class Layers:
 def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
     """Group the linear components by weight matrix; others (embeddings, norms, a tied head) have no factor rule.
 
-    What has none is left out and named in the coverage line; with `strict` it is an error. Errors (UserError): nothing is
-    left.
+    What has none is left out and named in the coverage line; with `strict` it is an error. Errors (UserError): nothing
+    is left.
     """
     fit = [one for one in components.components if not _without_rule(one)]
     unfit = [one for one in components.components if _without_rule(one)]

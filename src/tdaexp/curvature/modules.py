@@ -113,7 +113,7 @@ class ModuleSource:
 def capture_modules(model, inputs: Tensor, names: Sequence[str], loss, consume: LayerConsumer) -> Tensor:  # type: ignore[no-untyped-def]
     """One forward and backward pass over frozen weights; hands the factors of the named layers to `consume`.
 
-    `loss` maps outputs [B, ...] to losses [B], which are returned. Errors (UserError): a layer that runs more than once.
+    `loss` maps outputs [B, ...] to losses [B], which are returned. Errors (UserError): a layer that runs twice.
     """
     seen: set[str] = set()
     roots: list[Tensor] = []

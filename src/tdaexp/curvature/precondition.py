@@ -47,6 +47,6 @@ class LayerFactors:
 
 
 def low_rank(gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximation of rank r of matrices [n, O, I]: left [n, r, O] and right [n, r, I], G ≈ Σ_r left_r right_rᵀ."""
+    """Best approximation of rank r of matrices [n, O, I]: Σ_r left_r right_rᵀ, with [n, r, O] and [n, r, I]."""
     u, s, v = torch.linalg.svd(gradient, full_matrices=False)
     return (u * s[:, None, :]).transpose(1, 2)[:, :rank].contiguous(), v[:, :rank].contiguous()

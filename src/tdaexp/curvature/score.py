@@ -1,13 +1,10 @@
 """Influence of candidate pairs: preconditioned query gradients dotted with training gradients, by component.
 
 I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z), with m the measurement to be made larger: positive helps. Each query's gradient is
-preconditioned once and held; every training batch is run past all held queries. Per layer and batch of n examples with T
-positions, against Q queries, the cheaper of two exact forms is taken (multiply-adds):
+preconditioned once and held; every training batch is run past all held queries (`contraction` has the products).
 
-    explicit   G = Σ_t δ_t a_tᵀ, then P·G                n O I (T + Q)
-    low rank   Σ_r Σ_t (δ_t·l_r)(a_t·r_r)                n T Q r (O + I)      only with `query_rank` r
-
-Blocks of queries are a function of the pairs and of memory, kept in a plan, so that a killed run ends with the same bits.
+Blocks of queries are a function of the pairs and of memory, kept in a plan, so that a killed run ends with the same
+bits.
 """
 
 from __future__ import annotations
@@ -21,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, joined, layer_scores
 from tdaexp.curvature.lambdas import form
 from tdaexp.curvature.layers import Layer, Layers
-from tdaexp.curvature.precondition import low_rank
 from tdaexp.data.examples import Examples, collate
 from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
-from tdaexp.gradients.pairs import Pairs, products_of_rows
+from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
 from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
@@ -40,9 +37,6 @@ if TYPE_CHECKING:
 
 Precondition = Callable[[str, Tensor], Tensor]
 """Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
-
-CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
-"""Explicit gradients of a training batch that are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +51,6 @@ class Side:
     examples: Examples
     loss: Loss = cross_entropy
     reduction: str = "mean"
-
-
-@dataclass(frozen=True, eq=False)
-class HeldLayer:
-    """Preconditioned gradients of n queries: `explicit` [n, O, I - 1] with `bias` [n, O] (without one [n, O, I] and None),
-    or `left` [n, r, O] and `right` [n, r, I]. The bias is apart because widths like 257 slow a matrix product down.
-    """
-
-    explicit: Tensor | None = None
-    bias: Tensor | None = None
-    left: Tensor | None = None
-    right: Tensor | None = None
 
 
 def pair_scores(
@@ -87,8 +69,8 @@ def pair_scores(
 
     `pairs` [Q, C] int indexes the training examples, -1 for none. `store` is a folder named after all that the result
     depends on. `query_rank` replaces each preconditioned query gradient by its best approximation of that rank.
-    `cache_gb` (10^9 bytes) bounds the queries that are held at a time. Errors (UserError): an example without loss, a gradient that is not finite,
-    sides with different layers.
+    `cache_gb` (10^9 bytes) bounds the queries that are held at a time. Errors (UserError): an example without loss, a
+    gradient that is not finite, sides with different layers.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     check_sides(train, queries, pairs)
@@ -174,10 +156,10 @@ class Scoring:
                 gradient = explicit(factors, self.dtype)
                 squares[:] = gradient.flatten(1).square().sum(1)
                 ready = self.precondition(layer.name, gradient).to(self.device)
-                found.setdefault(layer.name, []).append(_held(layer, ready, self.rank))
+                found.setdefault(layer.name, []).append(held_layer(layer, ready, self.rank))
 
             run_layers(self.queries, members, self.pad_id, take)
-        return {name: _joined(parts) for name, parts in found.items()}
+        return {name: joined(parts) for name, parts in found.items()}
 
     def _meet(self, members: list[int], held: dict[str, HeldLayer], pairs: Pairs) -> np.ndarray:
         """Run a training batch past the held queries: scores [P, K]."""
@@ -216,101 +198,3 @@ def run_layers(
 def explicit(factors: LinearFactors, dtype: torch.dtype) -> Tensor:
     """Gradients [B, O, I], the bias's column last."""
     return form(factors.inputs.to(dtype), factors.deltas.to(dtype), factors.bias)
-
-
-def layer_scores(layer: Layer, factors: LinearFactors, held: HeldLayer, pairs: Pairs, space: Workspace) -> Tensor:
-    """Scores [P, members] of pairs of held queries (left) and the examples of a batch (right), for one layer."""
-    inputs, deltas = factors.inputs.to(space.dtype), factors.deltas.to(space.dtype)
-    if held.left is not None and held.right is not None:
-        factors = LinearFactors(inputs, deltas, factors.bias)
-        return _low_rank_scores(layer, factors, held.left, held.right, pairs, space.dtype)
-    assert held.explicit is not None
-    width = inputs.shape[2]
-    flat = held.explicit.flatten(1)
-    step = space.examples(layer)
-    values = torch.empty(len(pairs), len(layer.members), device=flat.device, dtype=space.dtype)
-    biases = deltas.sum(1) if held.bias is not None else None
-    for start in range(0, len(deltas), step):
-        stop = min(start + step, len(deltas))
-        inside = ((pairs.right >= start) & (pairs.right < stop)).nonzero()[:, 0]
-        if not len(inside):
-            continue
-        part = Pairs(pairs.left[inside], pairs.right[inside] - start)
-        gradient = space.form(inputs[start:stop], deltas[start:stop]).flatten(1)
-        for column, (_, rows) in enumerate(layer.members):
-            entries = slice(rows.start * width, rows.stop * width)
-            found = products_of_rows(flat[:, entries], gradient[:, entries], part)
-            if held.bias is not None and biases is not None:
-                found = found + products_of_rows(held.bias[:, rows], biases[start:stop, rows], part)
-            values[inside, column] = found
-    return values
-
-
-class Workspace:
-    """Memory for explicit gradients that is used again: fresh pages cost as much as the product that fills them.
-
-    Its size is a constant, because results may depend on it in the last bits.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Nothing is allocated before it is needed."""
-        self.dtype, self.device = dtype, device
-        self._memory = torch.empty(0, dtype=dtype, device=device)
-
-    def examples(self, layer: Layer) -> int:
-        """How many gradients of a layer are formed at a time."""
-        limit = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cpu"])
-        return max(1, limit // (self.dtype.itemsize * layer.size))
-
-    def form(self, inputs: Tensor, deltas: Tensor) -> Tensor:
-        """Weight gradients [B, O, I] without the bias's column, valid until the next call."""
-        shape = (len(deltas), deltas.shape[2], inputs.shape[2])
-        entries = shape[0] * shape[1] * shape[2]
-        if self._memory.numel() < entries:
-            self._memory = torch.empty(entries, dtype=self.dtype, device=self.device)
-        return torch.bmm(deltas.transpose(1, 2), inputs, out=self._memory[:entries].view(shape))
-
-
-def _low_rank_scores(
-    layer: Layer, factors: LinearFactors, left: Tensor, right: Tensor, pairs: Pairs, dtype: torch.dtype
-) -> Tensor:
-    """As `layer_scores`, of queries [n, r, O] and [n, r, I]: the sides of every outer product apart."""
-    inputs, deltas = factors.extended_inputs().to(dtype), factors.deltas.to(dtype)
-    rank = left.shape[1]
-    values = []
-    for part in pairs.dense:
-        (queries, query_at), (examples, example_at) = part.lefts, part.rights
-        columns = len(queries) * rank
-        outer, inner = left[queries].reshape(columns, -1), right[queries].reshape(columns, -1)
-        a, delta = inputs[examples], deltas[examples]
-        if low_rank_is_cheaper(layer, delta.shape[1], columns):
-            through = a @ inner.T  # [n, T, Q r]
-            tables = [(through * (delta[..., rows] @ outer[:, rows].T)).sum(1) for _, rows in layer.members]
-        else:
-            through = form(a, delta, False) @ inner.T  # [n, O, Q r]
-            tables = [torch.einsum("noc,co->nc", through[:, rows], outer[:, rows]) for _, rows in layer.members]
-        scores = torch.stack([table.view(len(examples), len(queries), rank).sum(2) for table in tables], dim=2)
-        values.append(scores[example_at, query_at])
-    return torch.cat(values)
-
-
-def low_rank_is_cheaper(layer: Layer, positions: int, columns: int) -> bool:
-    """Whether going through the factors, T c (O + I), is less than forming G and multiplying it, T O I + c O (I + 1)."""
-    direct = positions * columns * (layer.outputs + layer.inputs)
-    return direct <= positions * layer.size + columns * (layer.size + layer.outputs)
-
-
-def _held(layer: Layer, gradient: Tensor, rank: int | None) -> HeldLayer:
-    """The form in which preconditioned gradients [n, O, I] are held: of low rank where that is smaller."""
-    if rank is not None and rank * (layer.outputs + layer.inputs) < layer.size:
-        left, right = low_rank(gradient, rank)
-        return HeldLayer(left=left, right=right)
-    if layer.bias:
-        return HeldLayer(gradient[..., :-1].contiguous(), gradient[..., -1].contiguous())
-    return HeldLayer(gradient)
-
-
-def _joined(parts: list[HeldLayer]) -> HeldLayer:
-    """Queries of several batches as one."""
-    sides = [[getattr(one, side) for one in parts] for side in ("explicit", "bias", "left", "right")]
-    return HeldLayer(*(None if side[0] is None else torch.cat(side) for side in sides))

@@ -1,7 +1,7 @@
 """Measurements m of a query: what about the model's answer is to be explained.
 
-Source: Bao et al. 2025, section 3.2 (m is any differentiable function of the output). Each measurement is larger where the
-model makes the answer more likely; `as_loss` turns it into a `Loss` for `capture`, so that a positive influence is
+Source: Bao et al. 2025, section 3.2 (m is any differentiable function of the output). Each measurement is larger where
+the model makes the answer more likely; `as_loss` turns it into a `Loss` for `capture`, so that a positive influence is
 one that helps.
 """
 

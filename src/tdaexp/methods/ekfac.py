@@ -1,10 +1,10 @@
 """EK-FAC influence: the gradient dot product in the metric of the damped, Kronecker-factored Gauss-Newton matrix.
 
-Source: Bao et al. 2025 (multi-stage influence), section 3, after Grosse et al. 2023: I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z),
-block-diagonal over weight matrices. G belongs to the loss summed over an example's tokens; `reduction` is that of ℓ and m.
-Sign: m is larger where the answer is more likely, so positive = helps; Koh and Liang's sign for a loss is the opposite.
-Fills query, train and component; additive over components. Cost: two passes over the training set to fit, with
-sums of outer products that cost about as much again, then one pass over queries and candidates.
+Source: Bao et al. 2025 (multi-stage influence), section 3, after Grosse et al. 2023: I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹
+∇ℓ(z), block-diagonal over weight matrices. G belongs to the loss summed over an example's tokens; `reduction` is that
+of ℓ and m. Sign: m is larger where the answer is more likely, so positive = helps; Koh and Liang's sign for a loss is
+the opposite. Fills query, train and component; additive over components. Cost: two passes over the training set to
+fit, with sums of outer products that cost about as much again, then one pass over queries and candidates.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 class EKFAC(Method):
     """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
     `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
-    attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components without
-    a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
-    `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for other
-    queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a phase,
-    `seed` of the drawn labels.
+    attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
+    without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
+    `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
+    other queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a
+    phase, `seed` of the drawn labels.
     """
 
     mode: str = "ekfac"
@@ -93,7 +93,7 @@ class EKFAC(Method):
         return layers_of(every.select(names), self.strict)
 
     def fit(self, study: Study, layers: Layers) -> Factors:
-        """Factors of the study's model over the examples that it was trained on, from the cache where they are there."""
+        """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
         fitted = self.settings
         return fit_factors(
             study.loaded.model,

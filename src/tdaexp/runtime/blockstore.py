@@ -31,7 +31,8 @@ class BlockStore:
     ) -> None:
         """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis.
 
-        `compressed` tells whether lossless compression is worth its time. Blocks that share rows write different arrays.
+        `compressed` tells whether lossless compression is worth its time. Blocks that share rows write different
+        arrays.
         """
         self.path, self.blocks = path, blocks
         with locked(path):
