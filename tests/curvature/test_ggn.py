@@ -74,3 +74,14 @@ def test_the_softmax_hessian_is_the_second_derivative_of_cross_entropy():
         target = torch.tensor(label)
         hessian = torch.func.hessian(lambda z, y=target: torch.nn.functional.cross_entropy(z, y))(logits)
         torch.testing.assert_close(softmax_hessian(logits, directions), directions @ hessian)
+
+
+def test_a_bfloat16_model_has_float32_sums():
+    model = build_model("gpt_neox-untied", torch.float32).requires_grad_(False)
+    examples, components = make_examples(0, 3), component_map(model).select(NAMES)
+    exact = TrainingGGN(model, components, examples)
+    vectors = torch.randn(2, exact.size, generator=torch.Generator().manual_seed(0))
+    wanted = exact.multiply(vectors)
+    found = TrainingGGN(model.to(torch.bfloat16), components, examples).multiply(vectors)
+    assert found.dtype == torch.float32
+    assert ((found - wanted).norm(dim=1) < 0.05 * wanted.norm(dim=1)).all()

@@ -70,8 +70,8 @@ def ggn_product(
 class TrainingGGN:
     """The GGN of a causal language model's loss over `examples`, restricted to `components`.
 
-    Symmetric and positive semi-definite, [size, size]. Works in the model's dtype. Batches hold at most
-    `tokens_per_batch` tokens after padding, which changes nothing but rounding.
+    Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
+    vectors. Batches hold at most `tokens_per_batch` tokens after padding, which changes nothing but rounding.
     """
 
     def __init__(
@@ -104,12 +104,14 @@ class TrainingGGN:
         return self._product(vectors, [members]) / len(members)
 
     def _product(self, vectors: Tensor, batches: list[list[int]]) -> Tensor:
-        parameters, directions = self.space.parameters(), self.space.tangents(vectors)
+        parameters = self.space.parameters()
+        narrow = next(iter(parameters.values())).dtype
+        directions = self.space.tangents(vectors.to(narrow))
         total = torch.zeros_like(vectors)
         with frozen(self._logits), _differentiable(self._logits):
             for members in batches:
                 batch = collate([self.examples[index] for index in members], self.pad_id)
-                total += self._batch_product(batch, parameters, directions)
+                total += self._batch_product(batch, parameters, directions).to(total.dtype)
         self.products += len(vectors)
         return total
 

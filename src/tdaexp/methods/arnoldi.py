@@ -26,8 +26,8 @@ class Arnoldi(Inverse):
     """Keys, beside those of `inverse.Inverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
 
     queries: int | None = None
-    steps: int = 150
-    rank: int = 100
+    steps: int = 100
+    rank: int = 60
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""

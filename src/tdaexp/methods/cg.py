@@ -34,8 +34,8 @@ class CG(Inverse):
     """
 
     iterations: int = 60
-    tolerance: float = 1e-2
-    deflate: int = 150
+    tolerance: float = 3e-3
+    deflate: int = 100
     at_once: int = 16
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class CG(Inverse):
             if getattr(self, key) < least:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least {least}")
         if not self.tolerance > 0:
-            raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.01")
+            raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
 
     def attribute(self, study: Study) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,18 @@ Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""
 
 log = logging.getLogger(__name__)
+TOLD = (
+    "part",
+    "damping",
+    "relative_damping",
+    "examples",
+    "iterations",
+    "tolerance",
+    "depth",
+    "repeats",
+    "steps",
+    "rank",
+)
 PROBES = 8  # random vectors that estimate the trace
 PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
 
@@ -55,7 +67,7 @@ class Inverse(Method):
     """
 
     damping: float | None = None
-    relative_damping: float = 1.0
+    relative_damping: float = 10.0
     examples: int | None = 128
     queries: int | None = 4
     part: str = "blocks"
@@ -75,7 +87,17 @@ class Inverse(Method):
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1, or null for all")
         for key in ("damping", "relative_damping"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=0.1")
+                raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
+
+    @property
+    def label(self) -> str:
+        """Name, and what is not usual among the keys that change the answer."""
+        usual = {one.name: one.default for one in fields(self)}
+        chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
+        notes = [f"{key}={value}" for key, value in chosen.items()]
+        if self.components:
+            notes.append(f"{len(self.components)} components")
+        return self.name + (f" ({', '.join(notes)})" if notes else "")
 
     @abstractmethod
     def solve(self, task: Task) -> tuple[Vectors, Notes]:

@@ -116,7 +116,7 @@ class TRAK(Method):
             components,
             examples,
             sketches,
-            store=study.store("trak", examples.fingerprint(), name, components.names, settings),
+            store=study.training_store("trak", examples.fingerprint(), name, components.names, settings),
             loss=as_loss(logit_margin),
             tokens_per_batch=study.compute.tokens_per_batch,
         )
