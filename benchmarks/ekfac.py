@@ -28,9 +28,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from tdaexp.curvature import covariance, lambdas
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fit import FactorSettings, Fit
 from tdaexp.curvature.kept import KeptGradients, kept_bytes, kept_scores
 from tdaexp.curvature.layers import Layers, attention_and_mlp, layers_of
+from tdaexp.curvature.phases import Phases
 from tdaexp.curvature.score import Side, pair_scores
 from tdaexp.curvature.source import LanguageSource
 from tdaexp.data.examples import Example, Examples
@@ -107,7 +107,7 @@ def ours(count: int) -> dict:
     every = np.tile(np.arange(count), (QUERIES, 1))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        fit = Fit(source, FactorSettings(), root / "f")
+        fit = Phases(source, seed=0, partitions=1, saves=4, store=root / "f")
         with source.ready(), torch.no_grad():
             readers = fit.readers()
             clock.run("covariances", lambda: fit.covariance(readers))

@@ -9,6 +9,7 @@ fit, with sums of outer products that cost about as much again, then one pass ov
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError, unknown
 
+log = logging.getLogger(__name__)
 PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 """Choices of `part`, and what the names of their components contain."""
 
@@ -90,7 +92,9 @@ class EKFAC(Method):
         every = study.components()
         pattern = PARTS[self.part]
         names = self.components or [name for name in every.names if pattern in name]
-        return layers_of(every.select(names), self.strict)
+        found = layers_of(every.select(names), self.strict)
+        log.info("%s: %s", self.name, found.components.coverage_line())
+        return found
 
     def fit(self, study: Study, layers: Layers) -> Factors:
         """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
