@@ -26,5 +26,7 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
     """Labels [...] int64 from logits [..., V] by inverting the distribution function at `numbers` [...]."""
     wide = accumulation_dtype(logits.dtype)
     cumulative = logits.to(wide).softmax(-1).cumsum(-1)
-    at = numbers.to(logits.device, wide)[..., None] * cumulative[..., -1:]
+    total = cumulative[..., -1:]
+    # Just below 1 a number rounds up to it, and would point behind the last label that is possible.
+    at = torch.minimum(numbers.to(logits.device, wide)[..., None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, at, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
