@@ -48,6 +48,15 @@ def test_the_residual_that_is_reported_is_the_true_one():
     assert (true > 1e-3).all() and found.iterations.tolist() == [4] * 5
 
 
+def test_rounding_that_keeps_the_residual_up_is_reported():
+    """In float32 the recursion goes on to think itself converged; the true residual does not follow it down."""
+    matrix = spd(40, 1e-5, 1.0).float()
+    found = conjugate_gradients(lambda v: v @ matrix, RHS.float(), damping=0.0, iterations=2000, tolerance=1e-6)
+    exact = (RHS - found.vectors.double() @ matrix.double()).norm(dim=1) / RHS.norm(dim=1)
+    assert (found.iterations < 2000).all() and (exact > 5e-6).all()
+    torch.testing.assert_close(found.residual, exact, rtol=0.5, atol=0)
+
+
 def test_each_right_hand_side_is_solved_as_if_it_were_alone():
     easy = torch.linalg.eigh(MATRIX).eigenvectors[:, -1]  # one step
     together = solve(torch.stack([RHS[0], easy, torch.zeros(40, dtype=torch.float64), RHS[1]]))

@@ -56,8 +56,9 @@ def test_the_inner_product_of_a_gradient_and_a_direction_is_that_of_the_vectors(
 
 
 @every_variant
-@pytest.mark.parametrize("cache_gb", [1e-9, 1.0])
-def test_products_with_vectors_by_component(models, variant, cache_gb, tmp_path):
+@pytest.mark.parametrize(("cache_gb", "chunk"), [(1e-9, 1 << 28), (1.0, 1 << 28), (1.0, 1)])
+def test_products_with_vectors_by_component(models, variant, cache_gb, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdaexp.gradients.against.CHUNK_BYTES", chunk)  # the last one: an example at a time
     model = models(variant)
     train, components = make_examples(4, 7), component_map(model)
     pairs = np.array([[0, 3, -1], [6, 2, 1], [-1, -1, -1], [5, 3, 0]])
@@ -70,7 +71,7 @@ def test_products_with_vectors_by_component(models, variant, cache_gb, tmp_path)
         pairs,
         lambda queries: vectors[queries],
         store=tmp_path / "store",
-        tokens_per_batch=20,
+        tokens_per_batch=40,
         cache_gb=cache_gb,
     )
     gradients = oracle(model, train, "sum")

@@ -37,8 +37,9 @@ SHORTER = {
     "cg": [
         *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
         "method.deflate=4",
+        "method.examples=8",
     ],
-    "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8"],
+    "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
     "arnoldi": ["method.relative_damping=300", "method.steps=80", "method.rank=60"],
 }  # keys that keep iterations on the tiny model few
 

@@ -124,10 +124,10 @@ class TrainingGGN:
         def outputs(values: dict[str, Tensor]) -> Tensor:
             named = {f"model.{name}": value for name, value in values.items()}
             logits: Tensor = torch.func.functional_call(self._logits, named, (tokens, positions))
-            return logits * counted[..., None]
+            return logits
 
         def hessian(logits: Tensor, pushed: Tensor) -> Tensor:
-            return softmax_hessian(logits, pushed) * counted[..., None]
+            return softmax_hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
         return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
 
