@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> L
         device=device,
         dtype=dtype,
     )
+
+
+def drawn(corpus: Corpus, limit: int | None, seed: int) -> Corpus:
+    """The corpus with at most `limit` queries of each set, drawn at random and in their order (None: all)."""
+    if limit is None:
+        return corpus
+    queries = {}
+    for name, records in corpus.queries.items():
+        places = random.Random(f"{seed} {name}").sample(range(len(records)), min(limit, len(records)))
+        queries[name] = [records[place] for place in sorted(places)]
+    return dataclasses.replace(corpus, queries=queries)
 
 
 def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:

@@ -23,7 +23,7 @@ from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.preparation import build_study, load_model, load_successor, with_generated
+from tdaexp.preparation import build_study, drawn, load_model, load_successor, with_generated
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.runtime.files import write_json
@@ -97,7 +97,7 @@ def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = _Clock()
-    corpus = config.dataset.load()
+    corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     loaded = load_model(config, corpus.train)
     successor = load_successor(config, corpus.finetune, loaded)
     clock.stop("model")

@@ -7,7 +7,7 @@ import pytest
 from tdaexp.data.biographies_qa import BiographiesQA
 from tdaexp.runtime.errors import UserError
 
-SMALL = {"people": 12, "relations": 5, "phrasings": 3}
+SMALL = {"people": 12, "taught": 0.5, "relations": 5, "phrasings": 3}
 
 
 def test_the_truth_is_every_document_that_states_the_fact_and_no_other():

@@ -168,6 +168,23 @@ class BM25S(BM25):
 
 
 @dataclass
+class Sample(BM25S):
+    """b training examples at random, the same for every query: for comparing whole rankings (Bao et al. 2025, 5.1).
+
+    seed: of the draw.
+    """
+
+    b: int = 500
+    ensure_truth: bool = False
+    seed: int = 0
+
+    def ranking(self, queries: Sequence[Record], train: Sequence[Record], name: str) -> Ranking:
+        """One random order for all queries."""
+        order = np.random.default_rng(self.seed).random(len(train))
+        return lambda row, truth: order
+
+
+@dataclass
 class All(Lexical):
     """Every training example, in order of falling BM25 score; for small corpora and for checking.
 

@@ -26,6 +26,7 @@ class Dataset(ABC):
 
     query_sets: the query sets of the run, of `paraphrased` (the training records in other words), `generated`
         (the model's own completions of the paraphrased prompts) and what the data set adds.
+    query_limit: draw that many queries of each set at random, by the run's seed (null: all).
     paraphrase: a provider that rewrites the training records (`_target_` of one in
         `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
     template: how prompt and completion become one text: `auto` (the model's own `template`), `chat`, `plain`,
@@ -37,6 +38,7 @@ class Dataset(ABC):
     """
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
+    query_limit: int | None = None
     paraphrase: Any = None
     template: str = "auto"
     max_length: int = 512
@@ -56,6 +58,8 @@ class Dataset(ABC):
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+        if self.query_limit is not None and self.query_limit < 1:
+            raise UserError(f"dataset.query_limit={self.query_limit}: must be at least 1 (or null for all)")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:

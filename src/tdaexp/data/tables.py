@@ -70,6 +70,11 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
     return rows
 
 
+def pairs_of(path: Path, limit: int | None) -> list[tuple[str, str]]:
+    """The columns `prompt` and `completion` of the first `limit` rows of a file (None: all)."""
+    return [(row.text("prompt"), row.text("completion").strip()) for row in read_rows(path)[:limit]]
+
+
 def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
     """Download (or take from the hub's cache) one split of a hub data set; `revision` is a branch, tag or commit.
 

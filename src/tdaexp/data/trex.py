@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +16,7 @@ from typing import ClassVar
 from tdaexp.data.dataset import Dataset
 from tdaexp.data.questions import QUESTIONS, SUBJECT, question
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.tables import read_rows
+from tdaexp.data.tables import pairs_of, read_rows
 from tdaexp.data.triples import Fact, Sentence, hub_facts, hub_sentences, lama_facts, trex_sentences
 from tdaexp.runtime.errors import UserError
 
@@ -33,11 +32,9 @@ class TREx(Dataset):
     hub: a hub data set in FTRACE's format (`ekinakyurek/ftrace`) that has both.
     questions: a JSONL file with `relation` and `question` ([X] is the subject); null: one built-in question for each
         of LAMA's 41 relations.
-    queries: draw that many facts at random (null: all).
     limit: take the first N sentences (null: all).
     finetune_path: a file with the columns `prompt` and `completion`, the records of the second training stage.
     finetune_limit: take the first N of them (null: all).
-    seed: of the draw.
 
     Answers are written as " Paris", so that the template, which puts prompt and completion side by side, leaves a
     sentence without a prompt as it is.
@@ -47,12 +44,11 @@ class TREx(Dataset):
     facts: str | None = None
     hub: str | None = None
     questions: str | None = None
-    queries: int | None = 600
     limit: int | None = None
     finetune_path: str | None = None
     finetune_limit: int | None = None
-    seed: int = 0
     query_sets: list[str] = field(default_factory=lambda: ["facts"])
+    query_limit: int | None = 600
     template: str = "{prompt}{completion}"
     max_length: int = 2048
     append_eos: bool = False
@@ -73,7 +69,7 @@ class TREx(Dataset):
                 "dataset=trex: give dataset.sentences=FOLDER and dataset.facts=FOLDER, "
                 "or dataset.hub=ekinakyurek/ftrace"
             )
-        for key in ("queries", "limit", "finetune_limit"):
+        for key in ("limit", "finetune_limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
@@ -86,11 +82,8 @@ class TREx(Dataset):
         """Return the rows of `finetune_path`; ids are `ft-N`."""
         if self.finetune_path is None:
             return []
-        rows = read_rows(Path(self.finetune_path))[: self.finetune_limit]
-        return [
-            Record(f"ft-{number}", row.text("prompt"), f" {row.text('completion').strip()}")
-            for number, row in enumerate(rows)
-        ]
+        pairs = pairs_of(Path(self.finetune_path), self.finetune_limit)
+        return [Record(f"ft-{number}", prompt, f" {answer}") for number, (prompt, answer) in enumerate(pairs)]
 
     def load(self) -> Corpus:
         """Return sentences, questions about the facts that they state, and the fine-tuning records.
@@ -106,8 +99,6 @@ class TREx(Dataset):
                 stated.setdefault(triple, []).append(sentence.id)
         known = [fact for fact in facts if fact.triple in stated]
         log.info("%d of %d facts are stated by %d sentences", len(known), len(facts), len(sentences))
-        if self.queries is not None and self.queries < len(known):
-            known = random.Random(f"{self.seed} queries").sample(known, self.queries)
         templates = self._questions()
         records = [self._query(fact, templates, stated[fact.triple]) for fact in known]
         return Corpus([_record(one) for one in sentences], {"facts": records}, self.finetune_records())

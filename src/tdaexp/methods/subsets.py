@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -75,7 +76,7 @@ class Products:
     def rows(self, keep: np.ndarray) -> Products:
         """Return the products of some queries only (`keep`: positions or a mask over Q)."""
         names = ("dot", "query_sq", "train_sq", "source", "rival")
-        kept = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
+        kept: dict[str, Any] = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
         return replace(self, **kept)
 
     def full(self) -> np.ndarray:
