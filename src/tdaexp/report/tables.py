@@ -24,6 +24,7 @@ HEADINGS = {
     "overhead": "overhead",
     "pairwise": "per query",
 }
+RETRIEVAL, RANKING = {"heldout", "accuracy", "vs_bm25", "recall"}, {"rank_correlation", "overhead", "pairwise"}
 PLAIN_WIDTH = 140
 STAGES = ("overhead", "gradients", "scoring")
 
@@ -31,13 +32,16 @@ STAGES = ("overhead", "gradients", "scoring")
 def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     """The cells of one query set by column name (`HEADINGS`), best accuracy first, controls last.
 
+    With a named reference the best is the one that ranks most like it.
+
     The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled
     only for methods that selected on the queries.
     """
     mine = table.join(times(table))
     mine = mine[mine["query_set"] == query_set]
     is_control = mine["control"] != ""
-    mine = mine.assign(last=is_control).sort_values(["last", "heldout"], ascending=[True, False], kind="stable")
+    best = "rank_correlation" if table.attrs.get("reference") else "heldout"
+    mine = mine.assign(last=is_control).sort_values(["last", best], ascending=[True, False], kind="stable")
     return [_cells(line) for _, line in mine.iterrows()]
 
 
@@ -68,14 +72,17 @@ def titles(table: pd.DataFrame) -> dict[str, str]:
 
 
 def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison, one table per query set; wide enough where there is no terminal."""
+    """Print the comparison, one table per query set; wide enough where there is no terminal.
+
+    With a named reference the columns are those of ranking and cost, else those of retrieval.
+    """
     console = console or Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     for name in dict.fromkeys(table["query_set"]):
         rows = rows_of(table, name)
         shown = Table(title=titles(table)[name], title_justify="left", header_style="bold", box=SIMPLE)
-        hidden = set() if table.attrs.get("reference") else {"rank_correlation", "overhead", "pairwise"}
+        hidden = RETRIEVAL if table.attrs.get("reference") else RANKING
         columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:
             shown.add_column(headings(table)[column], justify="left" if column in ("method", "vs_bm25") else "right")
