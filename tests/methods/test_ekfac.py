@@ -98,6 +98,7 @@ class Writes:
         return found
 
 
+@pytest.mark.long
 def test_what_is_fitted_again(make_study, compose, tmp_path, monkeypatch):
     """Damping, measurement and queries leave the factors alone; seed, data and partitions do not."""
     writes = Writes(monkeypatch)
