@@ -62,7 +62,9 @@ class KeptGradients:
         self.space = Workspace(torch.float32, next(train.model.parameters()).device)
         lengths = train.examples.lengths
         order = np.argsort(lengths, kind="stable").tolist()
-        self.batches = token_budget_batches(lengths, order, tokens_per_batch)
+        # Batches of one size, so that each is one file per array.
+        size = max(1, tokens_per_batch // int(lengths.max()))
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
         self.place = np.argsort(order)  # where each example's row is
         ends = np.cumsum([len(batch) for batch in self.batches])
         slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(self.batches, ends, strict=True)]
@@ -71,7 +73,7 @@ class KeptGradients:
         for layer in train.layers.layers:
             arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs - layer.bias), "int8")
             arrays[f"s.{layer.name}"] = ((count, layer.outputs, 1 + layer.bias), "float32")
-        self.blocks = BlockStore(store, arrays, slices, compressed=False)
+        self.blocks = BlockStore(store, arrays, slices, compressed=False, rows=min(size, count))
 
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""

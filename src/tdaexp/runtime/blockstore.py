@@ -28,17 +28,18 @@ class BlockStore:
         arrays: dict[str, tuple[tuple[int, ...], str]],
         blocks: list[slice],
         compressed: bool = True,
+        rows: int | None = None,
     ) -> None:
         """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis.
 
-        `compressed` tells whether lossless compression is worth its time. Blocks that share rows write different
-        arrays.
+        `compressed` tells whether lossless compression is worth its time; a file holds `rows` rows of an array, by
+        default those of the smallest block. Blocks that share rows write different arrays.
         """
         self.path, self.blocks = path, blocks
         with locked(path):
             if not path.exists():
                 with atomic_path(path) as temporary:
-                    self._create(temporary, arrays, blocks, compressed)
+                    self._create(temporary, arrays, blocks, compressed, rows)
         try:
             self.group = cast(Any, zarr.open_group(path, mode="r+"))
             stored = {name: self.group[name].shape for name in arrays}
@@ -52,10 +53,14 @@ class BlockStore:
 
     @staticmethod
     def _create(
-        path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice], compressed: bool
+        path: Path,
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        blocks: list[slice],
+        compressed: bool,
+        rows: int | None,
     ) -> None:
         group = zarr.open_group(path, mode="w")
-        rows = max(1, min(block.stop - block.start for block in blocks))
+        rows = rows or max(1, min(block.stop - block.start for block in blocks))
         for name, (shape, dtype) in arrays.items():
             fill = np.nan if np.dtype(dtype).kind == "f" else 0
             packing: Any = "auto" if compressed else None
