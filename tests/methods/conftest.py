@@ -40,7 +40,7 @@ SHORTER = {
         "method.examples=8",
     ],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
-    "arnoldi": ["method.relative_damping=300", "method.steps=80", "method.rank=60"],
+    "arnoldi": ["method.relative_damping=300", "method.steps=50", "method.rank=40"],
 }  # keys that keep iterations on the tiny model few
 
 

@@ -87,8 +87,8 @@ def vector_products(
     check_losses(Examples([train[index] for index in np.unique(pairs[pairs >= 0])]), "training")
     work = _Work(model, components, train, pairs, vectors, reduction, pad_id)
     sizes = np.full(len(pairs), work.space.size * work.dtype.itemsize, dtype=np.float64)
-    # The order and batches of queries do not matter here: each is a vector already.
-    wanted = plan_blocks(pairs, np.ones(len(pairs)), train.lengths, sizes, max(1, len(pairs)), cache_gb * 1e9)
+    # How queries are batched does not matter here: each is a vector already.
+    wanted = plan_blocks(pairs, np.ones(len(pairs)), train.lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), [block for block in wanted if block.train])
     kind = str(work.dtype).removeprefix("torch.")
     result = np.full((*pairs.shape, len(components)), np.nan, kind)
