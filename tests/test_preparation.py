@@ -101,6 +101,7 @@ def test_the_fine_tuned_model_answers_for_itself(config):
     assert [record.prompt for record in own] == [record.prompt for record in facts]
     assert [record.truth for record in own] == [record.truth for record in facts]
     assert len({record.id for record in [*facts, *own]}) == 2 * len(facts) and whole.finetune == corpus.finetune
+    assert all(record.completion.startswith(" ") for record in [*facts, *own])  # as it stands behind the prompt
     study = build_study(settings, whole, first, second)
     assert study.query_set == ["facts"] * len(facts) + ["generated"] * len(facts)
 

@@ -86,6 +86,11 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
     )
 
 
+def _blanks(text: str) -> str:
+    """What a text begins with before its first word: where the data writes " Paris", so does the model."""
+    return text[: len(text) - len(text.lstrip())]
+
+
 def _where(config: Any) -> tuple[Any, Any]:
     return resolve_device(config.trainer.accelerator), resolve_dtype(config.trainer.precision)
 
@@ -137,8 +142,12 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
         max_length=config.dataset.max_length,
     )
     renamed = [
-        dataclasses.replace(record, id=query_id(record.id.removesuffix(f"/{source}"), GENERATED))
-        for record in completed
+        dataclasses.replace(
+            record,
+            id=query_id(record.id.removesuffix(f"/{source}"), GENERATED),
+            completion=_blanks(old.completion) + record.completion,
+        )
+        for record, old in zip(completed, corpus.queries[source], strict=True)
     ]
     return dataclasses.replace(corpus, queries={**corpus.queries, GENERATED: renamed})
 

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tdaexp.report.figures import GREY, INK, MARKERS, PALETTE, fit_y, legend_below, panels
+from tdaexp.report.figures import GREY, INK, MARKERS, PALETTE, PANEL, fit_y, legend_below, panels
 from tdaexp.report.tables import times
+
+LINE = 0.25  # inches that a method's line in a legend takes
 
 
 def has_times(table: pd.DataFrame) -> bool:
@@ -29,7 +31,7 @@ def accuracy_time(table: pd.DataFrame) -> Figure:
     """Rank correlation against seconds (Bao et al. 2025, Figure 1): hollow for a query's pairs, solid with overhead."""
     whole = table.join(times(table)).dropna(subset=["rank_correlation", "pairwise"])
     names = list(dict.fromkeys(whole["query_set"]))
-    with panels(len(names)) as (figure, row):
+    with panels(len(names), height=PANEL[1] + LINE * whole["method"].nunique()) as (figure, row):
         for axes, name in zip(row, names, strict=True):
             mine = whole[whole["query_set"] == name]
             for place, (_, line) in enumerate(mine.iterrows()):
@@ -46,7 +48,7 @@ def accuracy_time(table: pd.DataFrame) -> Figure:
             fit_y(axes, min(0.0, mine["rank_correlation"].min()), 1.0)
             reference = table.attrs["reference"]
             axes.set(title=f"{name} queries", xlabel="seconds per query", ylabel=f"rank correlation with {reference}")
-            legend_below(axes)
+            legend_below(axes, columns=1)
         return figure
 
 
