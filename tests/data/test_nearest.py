@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import sys
 
@@ -115,3 +117,15 @@ def test_an_encoder_that_is_none(tmp_path):
     pytest.importorskip("faiss")
     with pytest.raises(UserError, match=r"candidates\.encoder=.*nowhere: no sentence-transformers model"):
         KNN(encoder=str(tmp_path / "nowhere"), cache=str(tmp_path)).select(QUERIES, TRAIN)
+
+
+def test_of_more_sources_than_candidates_the_nearest_remain(made_up, tmp_path):
+    """Sources that are no nearest neighbours are told apart by their cosines too."""
+    vectors, _ = made_up
+    mine = vectors[QUERIES[0].prompt]
+    cosine = {r.id: vectors[r.prompt] @ mine / np.linalg.norm(vectors[r.prompt]) for r in TRAIN}
+    for sources in itertools.combinations(cosine, 3):
+        query = dataclasses.replace(QUERIES[0], truth=sources)
+        found = KNN(b=2, cache=str(tmp_path)).select([query], TRAIN)
+        wanted = sorted(sources, key=lambda name: -cosine[name])[:2]
+        assert [TRAIN[index].id for index in found.indices[0]] == wanted
