@@ -29,7 +29,7 @@ class Trainer:
 
     `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
     batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
-    `fit` how a model is trained, where it is.
+    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage.
     """
 
     accelerator: str = "auto"
@@ -38,6 +38,7 @@ class Trainer:
     cache_gb: float = 2.0
     threads: int = 0
     fit: FitSettings = field(default_factory=FitSettings)
+    finetune: FitSettings = field(default_factory=FitSettings)
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes that cannot be."""
@@ -86,7 +87,8 @@ class AttributeConfig:
     """Keys of `attribute.py`; model, dataset, candidates and method hold objects of their YAML's classes.
 
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
-    `products` a file of stored component products, instead of model, dataset, candidates and decoding.
+    `products` a file of stored component products, instead of model, dataset, candidates and decoding; `stage` the
+    training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two.
     """
 
     model: Any = field(metadata={"group": True})
@@ -99,12 +101,14 @@ class AttributeConfig:
     logger: Logger
     seed: int = 0
     budget: float | None = None
+    stage: str = "finetuned"
     products: str | None = None
     resume: bool = False
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is no fraction, and a run without queries."""
+        """Refuse a budget that is no fraction, an unknown stage, and a run without queries."""
+        _choice("stage", self.stage, ("pretrained", "finetuned"))
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
         if self.products is None and not self.dataset.query_sets:

@@ -13,6 +13,7 @@ Variables (Q queries, C candidates, K components, S query sets):
     train_sq  [Q, C, K]
     truth     [Q, C] bool           the candidate is a source of the query
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
+    answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
 Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S].

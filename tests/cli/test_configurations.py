@@ -12,10 +12,16 @@ from tdaexp.cli.plan import plan
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "dataset", "candidates", "decoding", "method", "metric", "trainer", "logger", "experiment")
+PLAIN_TEXT = ("single", "table1", "table1_solvers", "table1_baselines", "fig1", "fig1_lissa")
 # what these choices leave open on purpose: the user has to say it
 NEEDED = {
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
+    "dataset=trex": ["dataset.hub=NAME"],
     "experiment=verses": ["dataset.path=FILE"],
+    **{f"experiment=msif_{name}": ["dataset.path=FILE", "dataset.text_column=text"] for name in PLAIN_TEXT},
+    "experiment=msif_fig3": ["dataset.finetune_path=FILE"],
+    "experiment=msif_fig3_baselines": ["dataset.finetune_path=FILE"],
+    "experiment=msif_case_study": [f"dataset.{key}=FILE" for key in ("path", "query_path", "finetune_path")],
 }
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 

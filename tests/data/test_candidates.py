@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdaexp.data.biographies import Biographies
-from tdaexp.data.candidates import BM25, BM25S, All, top
+from tdaexp.data.candidates import BM25, BM25S, All, Sample, top
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError
 
@@ -182,3 +182,16 @@ def test_bad_values_are_named(make, message: str) -> None:
 def test_an_empty_field_is_an_error() -> None:
     with pytest.raises(UserError, match="empty in every training example"):
         BM25(field="completion").select([Record("q", "a", "")], [Record("t", "a", "")])
+
+
+def test_a_sample_is_the_same_for_every_query_and_keeps_bm25_beside_it() -> None:
+    corpus = Biographies(people=20, topics=1).load()
+    queries = corpus.queries["paraphrased"]
+    found = Sample(b=7, seed=3).select(queries, corpus.train)
+    assert (found.indices == found.indices[0]).all() and len(set(found.indices[0])) == 7
+    every = BM25S(b=20).select(queries, corpus.train)
+    for row in range(len(queries)):
+        lexical = dict(zip(every.indices[row], every.bm25[row], strict=True))
+        assert [lexical[index] for index in found.indices[row]] == found.bm25[row].tolist()
+    assert (Sample(b=7, seed=4).select(queries, corpus.train).indices != found.indices).any()
+    assert Sample(b=500).select(queries, corpus.train).indices.shape == (20, 20)

@@ -11,12 +11,25 @@ import yaml
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted([*CONF.glob("dataset/**/*.yaml"), *CONF.glob("candidates/*.yaml")])
-OWN = {"biographies", "text", "lima", "openai", "local", "bm25", "bm25s", "all"}
+OWN = {
+    "biographies",
+    "biographies_qa",
+    "trex",
+    "knn",
+    "tfidf",
+    "text",
+    "lima",
+    "openai",
+    "local",
+    "bm25",
+    "bm25s",
+    "all",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_yaml_holds_its_class_s_keys_and_defaults(path: Path) -> None:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = yaml.safe_load(path.read_text(encoding="utf-8").replace("${cache_dir}", "cache"))
     module, name = values.pop("_target_").rsplit(".", 1)
     fields = dataclasses.fields(getattr(importlib.import_module(module), name))
     defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}

@@ -114,9 +114,10 @@ def test_separate_queries_with_their_own_ids_and_truths(tmp_path, caplog) -> Non
         limited = Text(path=train, query_path=query_path, limit=2, **keys).load().queries["paraphrased"]
     assert [(q.id, q.truth) for q in limited] == [("a/paraphrased", ("t1",)), ("b/paraphrased", ("t0",))]
     assert "left out 1 queries" in caplog.text
-    write(tmp_path / "q.tsv", 'id\ttext\tsource\nb\tB\t["t0", "t3"]\n')
-    (query,) = Text(path=train, query_path=str(tmp_path / "q.tsv"), **keys).load().queries["paraphrased"]
+    write(tmp_path / "q.tsv", 'id\ttext\tsource\nb\tB\t["t0", "t3"]\nd\tD\t[]\n')
+    query, unknown = Text(path=train, query_path=str(tmp_path / "q.tsv"), **keys).load().queries["paraphrased"]
     assert query.truth == ("t0", "t3")
+    assert unknown.truth == ()  # a query without a known source stays
 
 
 def test_query_ids_that_match_nothing_are_named_with_row_and_neighbour(tmp_path) -> None:
@@ -260,3 +261,18 @@ def test_the_verses_load_with_their_human_paraphrases() -> None:
     chosen = BM25().select(queries[:50], data.train)
     hits = [data.train[row[0]].id in query.truth for query, row in zip(queries, chosen.indices, strict=False)]
     assert sum(hits) > 30
+
+
+def test_a_second_stage_comes_from_a_file(tmp_path) -> None:
+    train = jsonl(tmp_path / "t.jsonl", [{"text": "one"}, {"text": "two"}])
+    rows = [{"prompt": "Two and two?", "completion": " four"}, {"prompt": "Sky?", "completion": "blue"}]
+    keys = {"path": train, "text_column": "text", "query_sets": []}
+    data = Text(**keys, finetune_path=jsonl(tmp_path / "f.jsonl", rows))
+    found = data.load().finetune
+    assert [(r.id, r.prompt, r.completion) for r in found] == [
+        ("ft-0", "Two and two?", "four"),
+        ("ft-1", "Sky?", "blue"),
+    ]
+    assert not Text(**keys).load().finetune
+    with pytest.raises(UserError, match=r"dataset\.finetune_limit=0: must be at least 1"):
+        Text(**keys, finetune_limit=0)

@@ -11,29 +11,55 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny_study import GENERATED, PARAPHRASED, TINY, TRAIN, tokens, with_type
+from tiny_study import (
+    FINETUNE,
+    GENERATED,
+    PARAPHRASED,
+    TINY,
+    TRAIN,
+    keep_checkpoints,
+    moved_a_little,
+    tokens,
+    with_type,
+)
 
 from tdaexp.cli.compose import open_composer
 from tdaexp.cli.plan import plan
 from tdaexp.data.candidates import BM25
 from tdaexp.data.records import Record
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Compute, Study
+from tdaexp.methods.study import Compute, Stage, Study
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.scratch import Scratch
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+SHORTER = {
+    "cg": [
+        *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
+        "method.deflate=4",
+        "method.examples=8",
+    ],
+    "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
+    "arnoldi": ["method.relative_damping=300", "method.steps=50", "method.rank=40"],
+}  # keys that keep iterations on the tiny model few
 
 
 @pytest.fixture(scope="session")
-def loaded() -> LoadedModel:
-    """A random model of OLMo's layout: `embed` (tied) and two layers of seven components, float32."""
-    return Scratch("olmo", TINY, vocab_size=300, context=128).start([record.text for record in TRAIN])
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A random model of OLMo's layout: `embed` (tied) and two layers of seven components, float32.
+
+    Beside its folder lie two checkpoints, as if it had been trained for 20 steps.
+    """
+    found = Scratch("olmo", TINY, vocab_size=300, context=128).start([record.text for record in TRAIN])
+    folder = tmp_path_factory.mktemp("training")
+    keep_checkpoints(found, folder)
+    found.model.name_or_path = found.model.config.name_or_path = str(folder / "model")
+    return found
 
 
 @pytest.fixture(scope="session")
 def make_study(loaded: LoadedModel) -> Callable[..., Study]:
-    """Build a study of any records on the tiny model; BM25 chooses the pairs."""
+    """Build a study of any records on the tiny model and a fine-tuned one beside it; BM25 chooses the pairs."""
 
     def make(
         cache: Path,
@@ -61,6 +87,7 @@ def make_study(loaded: LoadedModel) -> Callable[..., Study]:
             compute=Compute(torch.device("cpu"), dtype, tokens_per_batch, cache_gb),
             cache=cache,
             seed=seed,
+            finetuned=Stage(moved_a_little(model), tokens(FINETUNE, model)),
         )
 
     return make
@@ -104,10 +131,10 @@ def compose() -> Callable[..., Method]:
 
 @pytest.fixture(scope="session")
 def configured(compose: Callable[..., Method]) -> Callable[[str], Method]:
-    """Make a method of its YAML alone, with a budget of 0.3 where it reads one."""
+    """Make a method of its YAML, with a budget of 0.3 where it reads one, and less work where it is long."""
 
     def make(name: str) -> Method:
-        return compose(f"method={name}", *(["budget=0.3"] if _reads_budget(name) else []))
+        return compose(f"method={name}", *(["budget=0.3"] if _reads_budget(name) else []), *SHORTER.get(name, []))
 
     return make
 

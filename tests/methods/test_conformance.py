@@ -148,6 +148,7 @@ def with_extra(usual, make_study, cache, train, query):
         query_set=[*usual.query_set, "long"],
         candidates=Candidates(indices, lexical),
         truth=np.concatenate([usual.truth, [[True, False, False, False]]]),
+        fitted=usual.curvature_examples,  # a curvature that knew the new example would rightly be another one
         cache=cache,
     )
 

@@ -19,11 +19,12 @@ from tdaexp.methods.subsets import Products
 from tdaexp.runtime.errors import UserError
 
 
-def transcribed(dot, query_sq, train_sq, truth, objective):
+def transcribed(dot, query_sq, train_sq, truth, objective, score=None):
     """Algorithm 2 word for word: loops over queries, candidates and components, one number at a time."""
+    score = score or scalar_cosine
     queries, candidates, count = dot.shape
     real = [[j for j in range(candidates) if not np.isnan(dot[i, j]).any()] for i in range(queries)]
-    full = [[scalar_cosine(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)]
+    full = [[score(dot, query_sq, train_sq, i, j, range(count)) for j in real[i]] for i in range(queries)]
     chosen, path = [], []
     remaining = list(range(count))
     while remaining:
@@ -31,7 +32,7 @@ def transcribed(dot, query_sq, train_sq, truth, objective):
         for k in remaining:
             values = []
             for i in range(queries):
-                scores = [scalar_cosine(dot, query_sq, train_sq, i, j, [*chosen, k]) for j in real[i]]
+                scores = [score(dot, query_sq, train_sq, i, j, [*chosen, k]) for j in real[i]]
                 values.append(objective(scores, [bool(truth[i, j]) for j in real[i]], full[i]))
             if sum(values) / queries > best:
                 best, winner = sum(values) / queries, k
@@ -48,6 +49,10 @@ def scalar_cosine(dot, query_sq, train_sq, i, j, subset):
         query += float(query_sq[i, k])
         train += float(train_sq[i, j, k])
     return numerator / (math.sqrt(query) * math.sqrt(train) + EPSILON)
+
+
+def scalar_sum(dot, query_sq, train_sq, i, j, subset):
+    return sum(float(dot[i, j, k]) for k in subset)
 
 
 def hit(scores, truth, full):
@@ -233,3 +238,20 @@ def test_single_ranks_by_each_components_own_accuracy(products):
 def test_unknown_objective_names_the_nearest(products):
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         order_components(products, "acuracy")
+
+
+@pytest.mark.parametrize(("name", "objective"), [("accuracy", hit), ("fidelity", likeness)])
+def test_without_self_products_scores_are_plain_sums(name, objective):
+    """Cosines of the same dot products would choose otherwise."""
+    rng = np.random.default_rng(4)
+    dot = rng.normal(size=(9, 4, 6)) * rng.uniform(0.2, 5, (9, 4, 1))
+    truth = np.zeros((9, 4), bool)
+    truth[np.arange(9), rng.integers(4, size=9)] = True
+    dot[3, 2] = np.nan
+    order, path = greedy_order(dot, None, None, truth, name)
+    wanted, values = transcribed(dot, None, None, truth, objective, scalar_sum)
+    assert order.tolist() == wanted
+    np.testing.assert_allclose(path, values, rtol=1e-9)
+    norms = np.nan_to_num(dot) ** 2
+    _, cosines = transcribed(dot, norms[:, 0], norms, truth, objective)
+    assert np.abs(np.array(cosines) - values).max() > 0.01

@@ -23,7 +23,7 @@ def states(loaded, examples, layer, pooling):
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("layer", [-1, 0, 1, 2, -3])
 def test_cosines_of_hidden_states(make_study, compose, tmp_path, layer, pooling):
-    study = make_study(tmp_path, tokens_per_batch=200)
+    study = make_study(tmp_path, tokens_per_batch=200).after("pretrained")
     found = compose("method=repsim", f"method.layer={layer}", f"method.pooling={pooling}").attribute(study)
     assert found["influence"].dims == ("query", "candidate")
     queries, train = (states(study.loaded, part, layer, pooling) for part in (study.queries, study.train))

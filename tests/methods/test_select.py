@@ -134,10 +134,25 @@ def test_a_budget_below_the_smallest_component(study, compose, objective):
 
 
 def test_what_cannot_be_selected_on(study, compose):
-    with pytest.raises(UserError, match=r"method.on: 'dot' keeps no self-products"):
-        compose("method=select", "method@method.on=dot").attribute(study)
+    with pytest.raises(UserError, match=r"method.on: 'repsim' does not tell components apart"):
+        compose("method=select", "method@method.on=repsim").attribute(study)
     with pytest.raises(UserError, match=r"unknown objective 'acuracy'; did you mean 'accuracy'"):
         compose("method=select", "method.objective=acuracy")
+
+
+@pytest.mark.parametrize("name", ["ekfac", "multistage", "dot"])
+def test_selection_on_plain_sums(study, compose, name):
+    """A selection of everything is the method itself; a smaller one sums the chosen components."""
+    on = compose(f"method={name}")
+    whole = on.attribute(study)
+    everything = compose("method=select", f"method@method.on={name}", "budget=1").attribute(study)
+    np.testing.assert_allclose(influence.scores(everything), influence.scores(whole), rtol=1e-12)
+    method = compose("method=select", f"method@method.on={name}", "budget=0.3")
+    assert method.label == f"select on {on.label} (accuracy, 30 %)" and method.both_stages == on.both_stages
+    found = method.attribute(study)
+    weight = found["weight"].sel(query_set_name=found["query_set"]).values
+    assert 0 < weight.sum() < weight.size
+    np.testing.assert_allclose(influence.scores(found), (whole["influence"].values * weight[:, None]).sum(-1))
 
 
 def test_selection_on_projected_gradients(study, compose):

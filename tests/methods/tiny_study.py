@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,7 @@ from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.training.checkpoints import save_hub
 
 CITIES = ["Lisbon", "Krakow", "Oslo", "Quito", "Perth", "Graz"]
 CITIES += ["Turin", "Bergen", "Ghent", "Porto", "Leeds", "Nice"]
@@ -47,6 +50,11 @@ GENERATED = [
     for n in (2, 11, 6, 1, 9, 4)
 ]
 
+FINETUNE = [
+    Record(f"f{n}", f"Tell me: where was person {n} born?", f"In {city}.")
+    for n, city in [(20, "Oslo"), (21, "Nice"), (22, "Graz"), (23, "Ghent")]
+]
+
 
 def tokens(records: Sequence[Record], loaded: LoadedModel) -> Examples:
     """The records as the stages tokenise them."""
@@ -58,6 +66,26 @@ def with_type(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     model = type(loaded.model)(loaded.model.config).to(dtype).eval().requires_grad_(False)
     model.load_state_dict({name: value.to(dtype) for name, value in loaded.model.state_dict().items()})
     return replace(loaded, model=model)
+
+
+def moved_a_little(loaded: LoadedModel, by: float = 0.02) -> LoadedModel:
+    """Other weights nearby, as fine-tuning would leave them."""
+    other = with_type(loaded, loaded.model.dtype)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(by * noise.to(parameter.dtype))
+    return replace(other, fingerprint=f"{loaded.fingerprint}-finetuned")
+
+
+def keep_checkpoints(loaded: LoadedModel, folder: Path) -> None:
+    """Fill a training's folder: a model with its note, and two checkpoints with other weights nearby."""
+    settings = {"lr": 0.01, "steps": 20, "warmup": 4}
+    for place, by in (("model", 0.0), ("checkpoints/step-10", 0.05), ("checkpoints/step-20", 0.02)):
+        (folder / place).mkdir(parents=True)
+        save_hub(folder / place, moved_a_little(loaded, by).model, loaded.tokenizer)
+    (folder / "model" / "training.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
 
 
 def explicit_gradients(

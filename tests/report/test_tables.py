@@ -26,7 +26,8 @@ def row(method, heldout, low=NAN, high=NAN, accuracy=None, verdict="", control="
         "minus_bm25_low": NAN,
         "minus_bm25_high": NAN,
     }
-    line |= dict.fromkeys(("mrr", "share", "fidelity", "rank_correlation"), NAN)
+    bounded = [f"{key}{end}" for key in ("mrr", "recall", "rank_correlation") for end in ("", "_low", "_high")]
+    line |= dict.fromkeys(("share", "fidelity", "answered", *bounded), NAN)
     return line | more
 
 

@@ -20,6 +20,7 @@ from tdaexp.runtime.errors import UserError
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
     """Check and run one stage; returns the exit code. Arguments as in `tdaexp.cli.main`."""
     options = _parse(arguments)
+    options.overrides = [_nested(text) for text in options.overrides]
     conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
     extra = Path(options.config_dir) if options.config_dir else None
     places = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)]
@@ -40,6 +41,16 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         return _sweep(task, conf, name, argv, planned)
     _hand_over(task, conf, name, argv)
     return task.codes[-1]
+
+
+_NESTED = {"method.on": "method"}  # keys that hold a whole choice of a group, and that group
+
+
+def _nested(text: str) -> str:
+    """Spell `method.on=NAME` in Hydra's way, `method@method.on=NAME`."""
+    key, equals, value = text.partition("=")
+    group = _NESTED.get(key)
+    return f"{group}@{key}{equals}{value}" if group and equals else text
 
 
 _PLACES = ("config_path", "config_name", "config_dir")

@@ -1,4 +1,4 @@
-"""Which (query, training example) pairs are worth a gradient: BM25's best, or all of them.
+"""Which (query, training example) pairs are worth a gradient: BM25's best, or all of them (`nearest` has others).
 
 Source: Select or Project (Hinterleitner et al. 2026), appendix B.1, Algorithm 1: the b lexically nearest
 training examples; where the query's source is not among them it takes the place of the weakest.
@@ -33,6 +33,7 @@ FIELDS: dict[str, Callable[[Record], str]] = {
     "text": lambda record: record.text,
 }
 Scorer = Callable[[list[str]], np.ndarray]  # the query's words -> BM25 scores of the N training examples, float64
+Ranking = Callable[[int, Sequence[int]], np.ndarray]  # a query's row and its sources' positions -> scores [N]
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,16 @@ class Lexical(ABC):
     def index(self, corpus: list[list[str]]) -> Scorer:
         """Index the training examples' words; return what scores a query's words against them."""
 
+    def ranking(self, queries: Sequence[Record], train: Sequence[Record], name: str) -> Ranking | None:
+        """What pairs are chosen by, from the field `name`; None: by their BM25 scores."""
+        return None
+
     def size(self, train: Sequence[Record]) -> int:
         """Return how many candidates a query gets."""
         return len(train)
 
     def select(self, queries: list[Record], train: list[Record]) -> Candidates:
-        """Return the candidates of every query, columns in order of falling score.
+        """Return the candidates of every query, columns in order of falling score (BM25's, or the ranking's).
 
         Raises:
             UserError: the compared field is empty in every training example.
@@ -86,24 +91,25 @@ class Lexical(ABC):
         if name == "prompt" and not any(record.prompt.strip() for record in train):
             log.info("no training record has a prompt: BM25 compares the whole text")
             name = "text"
-        corpus = [self._words(record, name) for record in train]
+        corpus = [self.words(record, name) for record in train]
         if not any(corpus):
             raise UserError(
                 f"candidates.field={self.field}: empty in every training example; try candidates.field=text"
             )
-        scorer = self.index(corpus)
+        scorer, ranking = self.index(corpus), self.ranking(queries, train, name)
         position = {record.id: index for index, record in enumerate(train)}
         size = self.size(train)
         indices = np.full((len(queries), size), -1, dtype=np.int64)
         scores = np.full((len(queries), size), np.nan)
-        for row, query in enumerate(track(queries, "BM25 candidates", len(queries))):
-            score = scorer(self._words(query, name))
+        for row, query in enumerate(track(queries, "candidates", len(queries))):
+            score = scorer(self.words(query, name))
             truth = [position[source] for source in query.truth] if self.ensure_truth else []
-            indices[row] = top(score, size, truth)
+            indices[row] = top(score if ranking is None else ranking(row, truth), size, truth)
             scores[row] = score[indices[row]]
         return Candidates(indices, scores)
 
-    def _words(self, record: Record, name: str) -> list[str]:
+    def words(self, record: Record, name: str) -> list[str]:
+        """Return the words of a record's compared field."""
         text = FIELDS[name](record)
         return (text.lower() if self.lowercase else text).split()
 
@@ -159,6 +165,23 @@ class BM25S(BM25):
     def index(self, corpus: list[list[str]]) -> Scorer:
         """Index with bm25s."""
         return sparse_okapi(corpus)
+
+
+@dataclass
+class Sample(BM25S):
+    """b training examples at random, the same for every query: for comparing whole rankings (Bao et al. 2025, 5.1).
+
+    seed: of the draw.
+    """
+
+    b: int = 500
+    ensure_truth: bool = False
+    seed: int = 0
+
+    def ranking(self, queries: Sequence[Record], train: Sequence[Record], name: str) -> Ranking:
+        """One random order for all queries."""
+        order = np.random.default_rng(self.seed).random(len(train))
+        return lambda row, truth: order
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Dataset(ABC):
 
     query_sets: the query sets of the run, of `paraphrased` (the training records in other words), `generated`
         (the model's own completions of the paraphrased prompts) and what the data set adds.
+    query_limit: draw that many queries of each set at random, by the run's seed (null: all).
     paraphrase: a provider that rewrites the training records (`_target_` of one in
         `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
     template: how prompt and completion become one text: `auto` (the model's own `template`), `chat`, `plain`,
@@ -38,6 +39,7 @@ class Dataset(ABC):
     """
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
+    query_limit: int | None = None
     paraphrase: Any = None
     template: str = "auto"
     max_length: int = 512
@@ -47,6 +49,7 @@ class Dataset(ABC):
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated")
     PARAPHRASE_KEYS: ClassVar[str] = "a key of the data set"
     """The keys that bring the data's own paraphrases, for a message."""
+    GENERATED_FROM: ClassVar[str] = "paraphrased"  # the query set whose prompts the model completes itself
 
     def __post_init__(self) -> None:
         """Check the values that every data set shares.
@@ -59,6 +62,8 @@ class Dataset(ABC):
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
         templates.check(self.template)
+        if self.query_limit is not None and self.query_limit < 1:
+            raise UserError(f"dataset.query_limit={self.query_limit}: must be at least 1 (or null for all)")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:
@@ -74,6 +79,10 @@ class Dataset(ABC):
         """Return the paraphrased queries that the data itself holds, or None where it holds none."""
         return None
 
+    def finetune_records(self) -> list[Record]:
+        """Return the records of a second training stage; most data has none."""
+        return []
+
     def load(self) -> Corpus:
         """Return the training records and the query sets that need no model.
 
@@ -86,7 +95,7 @@ class Dataset(ABC):
         queries = {}
         if {"paraphrased", "generated"} & set(self.query_sets):
             queries["paraphrased"] = self._paraphrased(train)
-        return Corpus(train, queries)
+        return Corpus(train, queries, self.finetune_records())
 
     def _paraphrased(self, train: list[Record]) -> list[Record]:
         if self.paraphrase is not None:

@@ -26,10 +26,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training records and named query sets (`paraphrased`, `generated`, …)."""
+    """Training records and named query sets (`paraphrased`, `generated`, …).
+
+    `finetune` are the records of a second training stage, empty where there is one stage only: the model is trained
+    on `train`, whose records are what answers are attributed to, and then on these.
+    """
 
     train: list[Record]
     queries: dict[str, list[Record]]
+    finetune: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse an empty corpus, repeated ids, and queries whose truth is not in the training set."""

@@ -72,8 +72,13 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
     return rows
 
 
-def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
-    """Download (or take from the hub's cache) one split of a hub data set.
+def pairs_of(path: Path, limit: int | None) -> list[tuple[str, str]]:
+    """The columns `prompt` and `completion` of the first `limit` rows of a file (None: all)."""
+    return [(row.text("prompt"), row.text("completion").strip()) for row in read_rows(path)[:limit]]
+
+
+def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
+    """Download (or take from the hub's cache) one split of a hub data set; `revision` is a branch, tag or commit.
 
     Raises:
         UserError: `datasets` is not installed, or the data set cannot be reached or does not exist.
@@ -82,9 +87,10 @@ def hub_rows(name: str, config: str | None, split: str) -> list[Row]:
         import datasets
     except ImportError as error:
         raise UserError(f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'") from error
+    options = {} if revision is None else {"revision": revision}
     try:
         with quiet("huggingface_hub", "datasets"):  # they announce each of their retries
-            table = datasets.load_dataset(name, config, split=split)
+            table = datasets.load_dataset(name, config, split=split, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"dataset.hub={name}: cannot load split '{split}' ({first_line(error)}); check name, network and "

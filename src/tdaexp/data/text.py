@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from tdaexp.data.dataset import Dataset, query_id
 from tdaexp.data.records import Record
-from tdaexp.data.tables import Row, hub_rows, read_rows
+from tdaexp.data.tables import Row, hub_rows, pairs_of, read_rows
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ class Text(Dataset):
     prompt_fraction: with text_column, the share of the words that becomes the prompt; 0: all is completion.
     paraphrase_column: the text in other words; or paraphrase_prompt_column and paraphrase_completion_column.
     query_path: a second file whose rows are the queries, in the columns named for the training records.
-    truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list (null: the
-        query's own id).
+    truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list, `[]` where no
+        source is known (null: the query's own id).
+    finetune_path: a file with the columns `prompt` and `completion`, the records of a second training stage; the first
+        `finetune_limit` of them (null: all).
     """
 
     path: str | None = None
@@ -52,6 +54,8 @@ class Text(Dataset):
     paraphrase_completion_column: str | None = None
     query_path: str | None = None
     truth_column: str | None = None
+    finetune_path: str | None = None
+    finetune_limit: int | None = None
 
     PARAPHRASE_KEYS: ClassVar[str] = "dataset.paraphrase_column=NAME or dataset.query_path=FILE"
 
@@ -81,12 +85,21 @@ class Text(Dataset):
             raise unknown("unit", self.unit, UNITS, "dataset.unit")
         if not 0 <= self.prompt_fraction < 1:
             raise UserError(f"dataset.prompt_fraction={self.prompt_fraction}: must lie in [0, 1)")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"dataset.limit={self.limit}: must be at least 1 (or null for all)")
+        for key in ("limit", "finetune_limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
 
     def train_records(self) -> list[Record]:
         """Return the first `limit` records of the file or hub data set."""
         return [self._record(row, number) for number, row in enumerate(self._rows()[: self.limit])]
+
+    def finetune_records(self) -> list[Record]:
+        """Return the rows of `finetune_path`; ids are `ft-N`."""
+        if self.finetune_path is None:
+            return []
+        pairs = pairs_of(Path(self.finetune_path), self.finetune_limit)
+        return [Record(f"ft-{number}", *pair) for number, pair in enumerate(pairs)]
 
     def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
         """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""
@@ -114,7 +127,8 @@ class Text(Dataset):
     def _parts(self, row: Row, text: str | None, prompt: str | None, completion: str | None) -> tuple[str, str]:
         if text is not None:
             return split_words(row.text(text), self.prompt_fraction)
-        return (row.text(prompt) if prompt is not None else ""), row.text(str(completion))
+        given = row.value(prompt) if prompt is not None else None
+        return ("" if given in (None, "") else row.text(str(prompt))), row.text(str(completion))
 
     def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
         """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
@@ -128,8 +142,8 @@ class Text(Dataset):
                 if source not in every:
                     raise unknown("training id", source, every, row.where)
             kept = tuple(source for source in sources if source in known)
-            left_out += not kept
-            if kept:
+            left_out += bool(sources) and not kept
+            if kept or not sources:
                 queries.append(Record(query_id(record.id, "paraphrased"), record.prompt, record.completion, kept))
         if left_out:
             log.info("%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out)

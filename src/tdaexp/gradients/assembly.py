@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,8 +94,16 @@ def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -
     if part.kind == "norm":
         return VectorFactors(norm_gradient(part, module, inputs, delta))
     if part.rows is not None:
-        delta = delta.index_select(2, torch.from_numpy(part.rows).to(delta.device))
+        delta = take_outputs(delta, part.rows)
     return LinearFactors(inputs, delta, part.bias)
+
+
+def take_outputs(delta: Tensor, rows: np.ndarray) -> Tensor:
+    """Copy some columns of δ [B, T, O]; runs of neighbours (a head's rows) at once, which is faster than one by one."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    if 2 * len(runs) > len(rows):
+        return delta.index_select(2, torch.from_numpy(rows).to(delta.device))
+    return torch.cat([delta[..., int(run[0]) : int(run[-1]) + 1] for run in runs], dim=2)
 
 
 def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:

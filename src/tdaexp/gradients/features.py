@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import capture, frozen
+from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.sketch import Sketch
@@ -52,6 +52,7 @@ def component_features(
     sketches: Mapping[str, Sketch],
     *,
     store: Path,
+    loss: Loss = cross_entropy,
     reduction: str = "mean",
     tokens_per_batch: int = 4096,
     pad_id: int = 0,
@@ -75,7 +76,7 @@ def component_features(
     with frozen(model), blocks.pending() as missing:
         for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
             chosen = Examples([examples[index] for index in batches[block]])
-            values = _sketch_batch(model, components, chosen, sketches, reduction, pad_id)
+            values = _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
             blocks.write(block, {"features": values})
     features = blocks.read()["features"][np.argsort(order)]
     return dict(zip(components.names, np.split(features, np.cumsum(dims)[:-1], axis=1), strict=True))
@@ -86,6 +87,7 @@ def _sketch_batch(
     components: ComponentMap,
     examples: Examples,
     sketches: Mapping[str, Sketch],
+    loss: Loss,
     reduction: str,
     pad_id: int,
 ) -> np.ndarray:
@@ -96,7 +98,7 @@ def _sketch_batch(
         for component, one in zip(arrived, factors, strict=True):
             found[component.name] = project(one, sketches[component.name])
 
-    losses = capture(model, components, collate(examples, pad_id), consume, reduction=reduction)
+    losses = capture(model, components, collate(examples, pad_id), consume, loss=loss, reduction=reduction)
     ordered = [found[name] for name in components.names]
     norms = torch.stack([one.abs().amax(1) for one in ordered], dim=1)
     require_finite(norms.cpu().numpy(), examples.ids, components.names, losses.cpu().numpy())

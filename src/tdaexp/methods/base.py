@@ -29,6 +29,16 @@ class Method(ABC):
         """What tells this run of the method from others in a table."""
         return self.name
 
+    @property
+    def both_stages(self) -> bool:
+        """Whether the method looks at both training stages of a two-stage study; others see the run's `stage`."""
+        return False
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """Whether a model that is trained for this method must keep the checkpoints on its way."""
+        return False
+
     @abstractmethod
     def attribute(self, study: Study) -> xr.Dataset:
         """Score the study's pairs; positive means that training on the example made the query more likely."""

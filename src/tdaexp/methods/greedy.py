@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdaexp.methods.subsets import OBJECTIVES, Products, cosine, judge
+from tdaexp.methods.subsets import OBJECTIVES, Products, judge
 from tdaexp.runtime.errors import UserError
 
 ROUNDING = 1e-9  # a prefix whose share equals the budget fits, whatever the budget's binary fraction is
@@ -71,15 +71,15 @@ class HeldOut:
 
 def greedy_order(
     dot: np.ndarray,
-    query_sq: np.ndarray,
-    train_sq: np.ndarray,
+    query_sq: np.ndarray | None,
+    train_sq: np.ndarray | None,
     truth: np.ndarray,
     objective: str = "accuracy",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order all components: `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K], `truth` [Q, C] bool.
 
     Returns the order [K] (positions) and the mean objective [K] after each step. Pairs with a NaN are
-    ignored.
+    ignored. Without self-products (None) the score of a subset is a plain sum.
     """
     return order_components(Products.of(dot, query_sq, train_sq, truth), objective)
 
@@ -97,7 +97,7 @@ def order_components(
     order, path = np.empty(len(remaining), np.int64), np.empty(len(remaining))
     for step in range(len(order)):
         grown = tuple(total + part for total, part in zip(sums, rest, strict=True))
-        means = value(cosine(*grown)).mean(axis=-1)
+        means = value(products.scores(*grown)).mean(axis=-1)
         best = int(means.argmax())  # the first of equals, which is parameter order
         order[step], path[step] = remaining[best], means[best]
         sums = tuple(part[best].copy() for part in grown)

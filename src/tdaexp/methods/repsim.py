@@ -2,6 +2,9 @@
 
 Source: the RepSim baseline of Bao et al. 2025 and of earlier fact-tracing work. Sign: closer = higher. Fills query and
 train. Cost: one forward pass per example.
+
+With two training stages the training examples' states are the pre-trained model's and the queries' the fine-tuned one's
+(Bao et al. 2025, section 5.3).
 """
 
 from __future__ import annotations
@@ -35,9 +38,15 @@ class RepSim(Method):
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS, "method.pooling")
 
+    @property
+    def both_stages(self) -> bool:
+        """Yes: each side's states are those of its own stage."""
+        return True
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Cosine of pooled hidden states for every candidate pair."""
-        queries, train = self.states(study, study.queries), self.states(study, study.train)
+        queries = self.states(study.after("finetuned"), study.queries)
+        train = self.states(study.after("pretrained"), study.train)
         return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
 
     def states(self, study: Study, examples: Examples) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
 
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
-component products of any method that keeps them (`on`), so nothing is run again for another budget or objective.
-Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
+component axis of any method that fills it (`on`), so nothing is run again for another budget or objective: on cosines
+where the method keeps self-products, on plain sums where its answer is one (EK-FAC, multi-stage influence, dot
+products). Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import xarray as xr
 from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.study import Study
-from tdaexp.methods.subsets import Products
+from tdaexp.methods.subsets import products_of
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -55,6 +56,16 @@ class Select(Method):
         how = Path(self.selection).stem if self.selection else f"{self.objective}, {100 * self.limit:g} %"
         return f"select{on} ({how})"
 
+    @property
+    def both_stages(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.both_stages
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.wants_checkpoints
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
         return self.choose(self.on.attribute(study))
@@ -65,9 +76,10 @@ class Select(Method):
 
     def choose(self, products: xr.Dataset) -> xr.Dataset:
         """Add `weight` [query_set_name, component] (1 = chosen) and `order` (rank in the search, -1 = never ranked)."""
-        if "query_sq" not in products:
+        if "component" not in products["influence"].dims:
             raise UserError(
-                f"method.on: '{self.on.name}' keeps no self-products per component; select works on full or project"
+                f"method.on: '{self.on.name}' does not tell components apart; select works on methods that do, "
+                "such as full, dot, ekfac or multistage"
             )
         names = list(dict.fromkeys(products["query_set"].values))
         found = [self._search(products.isel(query=products["query_set"].values == name)) for name in names]
@@ -87,8 +99,7 @@ class Select(Method):
         if self.selection is not None:
             chosen = order = self._named(list(products["component"].values))
         else:
-            arrays = (products[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
-            found = greedy.select(Products.of(*arrays), sizes, self.limit, self.objective)
+            found = greedy.select(products_of(products), sizes, self.limit, self.objective)
             chosen, order = found.chosen, found.order
         weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
         weight[chosen], rank[order] = 1.0, np.arange(len(order))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,24 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A second stage of training: the model that came out of it, and the examples that it was trained on."""
+
+    loaded: LoadedModel
+    examples: Examples
+
+
+@dataclass(frozen=True)
 class Study:
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
     `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
-    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before.
+    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before;
+    `overhead` which of them no query had a part in.
+
+    A study of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `loaded` and the second
+    stage in `finetuned`. `after` makes a single-stage study of it, in which curvature is averaged over `fitted`.
     """
 
     train: Examples
@@ -51,6 +63,27 @@ class Study:
     cache: Path
     seed: int
     stores: dict[Path, float] = field(default_factory=dict)
+    overhead: set[Path] = field(default_factory=set)
+    finetuned: Stage | None = None
+    fitted: Examples | None = None
+
+    @property
+    def curvature_examples(self) -> Examples:
+        """The examples whose mean loss the explained model minimised: those that curvature is averaged over."""
+        return self.train if self.fitted is None else self.fitted
+
+    def after(self, stage: str) -> Study:
+        """The study as a method sees it that knows one stage: the model after `pretrained` or `finetuned`.
+
+        After `finetuned` the gradients of queries and training examples are the fine-tuned model's, and curvature is
+        that of the fine-tuning loss: the single-stage influence of Bao et al. 2025, equation 10. A study without a
+        second stage comes back as it is.
+        """
+        if self.finetuned is None:
+            return self
+        if stage == "pretrained":
+            return replace(self, finetuned=None)
+        return replace(self, loaded=self.finetuned.loaded, finetuned=None, fitted=self.finetuned.examples)
 
     @property
     def pairs(self) -> np.ndarray:
@@ -80,14 +113,31 @@ class Study:
         self.stores[path] = stored_seconds(path)
         return path
 
-    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
-        """Tell gradients and scoring apart in a run's `seconds` by stage.
+    def training_store(self, kind: str, *depends_on: Any) -> Path:
+        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
+        key = fingerprint(
+            CACHE_VERSION,
+            self.loaded.fingerprint,
+            self.curvature_examples.fingerprint(),
+            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
+            *depends_on,
+        )
+        path = self.cache / kind / key
+        self.stores.setdefault(path, stored_seconds(path))
+        self.overhead.add(path)
+        return path
 
-        `gradients` is what the stores took, whichever run filled them; what this run added to them leaves `scoring`.
+    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
+
+        `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
+        (factors of curvature, features of the training set), and the others. What this run added leaves `scoring`.
         """
         after = {path: stored_seconds(path) for path in self.stores}
         own = sum(after[path] - before for path, before in self.stores.items())
-        return {**seconds, "gradients": sum(after.values()), "scoring": seconds["scoring"] - own}
+        overhead = sum(seconds for path, seconds in after.items() if path in self.overhead)
+        parts = {"overhead": overhead, "gradients": sum(after.values()) - overhead}
+        return {**seconds, **parts, "scoring": seconds["scoring"] - own}
 
     def label(
         self,

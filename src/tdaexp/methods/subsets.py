@@ -5,6 +5,8 @@ self-products; the cosine of any subset S follows from sums:
 
     cos_S(i, j) = Σ_{k∈S} dot[i,j,k] / (sqrt(Σ_{k∈S} query_sq[i,k]) sqrt(Σ_{k∈S} train_sq[i,j,k]) + ε)
 
+Without self-products (a method whose answer is no cosine, such as EK-FAC) a subset's score is the sum Σ_{k∈S} dot.
+
 Two objectives judge a subset; both give a value per query, and larger is better:
 
 * `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section 3.2).
@@ -17,9 +19,11 @@ Score arrays here are [..., C, Q]: with queries last, numpy's reductions over th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from tdaexp.influence import EPSILON
 from tdaexp.runtime.errors import unknown
@@ -33,7 +37,7 @@ class Products:
 
     `dot` [K, C, Q], `query_sq` [K, Q], `train_sq` [K, C, Q]; `source` and `rival` [C, Q] bool: the candidate
     exists and is, or is not, a source of the query. Where a query has fewer than C candidates both are False
-    and the products are 0.
+    and the products are 0. `plain`: scores are sums of `dot`, and the self-products are all 0.
     """
 
     dot: np.ndarray
@@ -41,32 +45,44 @@ class Products:
     train_sq: np.ndarray
     source: np.ndarray
     rival: np.ndarray
+    plain: bool = False
 
     @classmethod
-    def of(cls, dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray, truth: np.ndarray) -> Products:
+    def of(
+        cls, dot: np.ndarray, query_sq: np.ndarray | None, train_sq: np.ndarray | None, truth: np.ndarray
+    ) -> Products:
         """Arrange `dot` [Q, C, K], `query_sq` [Q, K], `train_sq` [Q, C, K], `truth` [Q, C] bool.
 
-        A pair with a NaN in any component is a candidate that does not exist.
+        A pair with a NaN in any component is a candidate that does not exist. Without self-products (None) scores are
+        plain sums.
         """
+        plain = query_sq is None or train_sq is None
+        if query_sq is None or train_sq is None:
+            query_sq, train_sq = np.zeros((len(dot), dot.shape[2])), np.zeros(dot.shape)
         pairs, norms = (np.asarray(part, np.float64).transpose(2, 1, 0) for part in (dot, train_sq))
         valid = ~(np.isnan(pairs) | np.isnan(norms)).any(axis=0)
         pairs, norms = (np.ascontiguousarray(np.where(valid, part, 0.0)) for part in (pairs, norms))
         own = np.ascontiguousarray(np.asarray(query_sq, np.float64).T)
         source = np.asarray(truth, bool).T & valid
-        return cls(pairs, own, norms, source, valid & ~source)
+        return cls(pairs, own, norms, source, valid & ~source, plain)
+
+    def scores(self, dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
+        """Scores [..., C, Q] of subsets from their sums, shapes as for `cosine`."""
+        return dot if self.plain else cosine(dot, query_sq, train_sq)
 
     def rows(self, keep: np.ndarray) -> Products:
         """Return the products of some queries only (`keep`: positions or a mask over Q)."""
-        parts = (self.dot, self.query_sq, self.train_sq, self.source, self.rival)
-        return Products(*(np.ascontiguousarray(part[..., keep]) for part in parts))
+        names = ("dot", "query_sq", "train_sq", "source", "rival")
+        kept: dict[str, Any] = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
+        return replace(self, **kept)
 
     def full(self) -> np.ndarray:
-        """Return the full gradient's cosines [C, Q] (0 where there is no candidate)."""
-        return cosine(self.dot.sum(axis=0), self.query_sq.sum(axis=0), self.train_sq.sum(axis=0))
+        """Return the full gradient's scores [C, Q] (0 where there is no candidate)."""
+        return self.scores(self.dot.sum(axis=0), self.query_sq.sum(axis=0), self.train_sq.sum(axis=0))
 
     def single(self, objective: str) -> np.ndarray:
         """Return the objective's value [K, Q] for each component alone."""
-        return judge(objective, self)(cosine(self.dot, self.query_sq, self.train_sq))
+        return judge(objective, self)(self.scores(self.dot, self.query_sq, self.train_sq))
 
     def along(self, objective: str, order: np.ndarray) -> np.ndarray:
         """Return the objective's value [len(order), Q] for the subsets that grow along `order`."""
@@ -75,8 +91,14 @@ class Products:
         rows = np.empty((len(order), self.dot.shape[-1]))
         for step, k in enumerate(order):
             dot, own, norm = dot + self.dot[k], own + self.query_sq[k], norm + self.train_sq[k]
-            rows[step] = value(cosine(dot, own, norm))
+            rows[step] = value(self.scores(dot, own, norm))
         return rows
+
+
+def products_of(dataset: xr.Dataset) -> Products:
+    """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums."""
+    query_sq, train_sq = (dataset[name].values if name in dataset else None for name in ("query_sq", "train_sq"))
+    return Products.of(dataset["influence"].values, query_sq, train_sq, dataset["truth"].values)
 
 
 def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:

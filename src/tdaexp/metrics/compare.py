@@ -12,16 +12,35 @@ from tdaexp.metrics.controls import bm25_answer
 from tdaexp.metrics.judge import Judgement, assess
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products, same_study
+from tdaexp.runtime.errors import UserError, unknown
 
 CHANCE = "random (expected)"
 CONTROLS = {"bm25": "BM25", "random": "random"}  # method to control
 
 
-def reference_of(datasets: dict[str, xr.Dataset]) -> xr.Dataset | None:
-    """The store that tells what the full gradient scores: method `full` if there, else any with products."""
+def reference_of(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> xr.Dataset | None:
+    """The store that others are compared with: the one that `metric.reference` names by label or method.
+
+    Without one, the store that tells what the full gradient scores: method `full` if there, else any with products.
+    Errors (UserError): no store of that name, or several of that method.
+    """
+    if settings.reference is not None:
+        return _named(datasets, settings.reference)
     full = [dataset for dataset in datasets.values() if dataset.attrs.get("method") == "full"]
     able = [dataset for dataset in full + list(datasets.values()) if has_products(dataset)]
     return able[0] if able else None
+
+
+def _named(datasets: dict[str, xr.Dataset], name: str) -> xr.Dataset:
+    if name in datasets:
+        return datasets[name]
+    found = {label: dataset for label, dataset in datasets.items() if dataset.attrs["method"] == name}
+    if not found:
+        choices = [*datasets, *(str(dataset.attrs["method"]) for dataset in datasets.values())]
+        raise unknown("method", name, choices, "metric.reference")
+    if len(found) > 1:
+        raise UserError(f"metric.reference={name}: several stores are of this method; name one of {', '.join(found)}")
+    return next(iter(found.values()))
 
 
 def compare(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> pd.DataFrame:
@@ -30,11 +49,11 @@ def compare(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> pd.Dat
 
 
 def judge_all(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> dict[str, dict[str, Judgement]]:
-    """Judgements by store and query set, each against the full gradient of its own model and queries."""
+    """Judgements by store and query set, each against the reference for its own model and queries."""
     judged = {}
     for label, dataset in datasets.items():
         peers = {name: other for name, other in datasets.items() if same_study(dataset, other)}
-        judged[label] = assess(dataset, settings, reference_of(peers))
+        judged[label] = assess(dataset, settings, reference_of(peers, settings))
     return judged
 
 
@@ -43,26 +62,36 @@ def tabulate(
 ) -> pd.DataFrame:
     """One row per method label and query set, and per query set the controls BM25 and random.
 
-    Columns: `method`, `query_set`, `control` (`BM25`, `random` or nothing), `projected`, `queries`,
-    `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`, `recall`, `share`, `fidelity`,
-    `rank_correlation`, `minus_bm25` (with bounds), `vs_bm25` (+, −, ≈ or nothing), and one column
-    `cost_<name>` per entry of the stores' attribute `cost`. The control rows are computed on the pairs of the
-    first store that holds the query set; NaN is what a method does not have.
+    Columns: `method` (the store's label), `kind` (its method), `damping`, `query_set`, `control` (`BM25`, `random` or
+    nothing), `projected`, `queries`, `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`,
+    `recall` and `rank_correlation` (with bounds), `share`, `fidelity`, `answered`, `mrr_sd`, `minus_bm25` (with
+    bounds), `vs_bm25` (+, −, ≈ or nothing), and one column `cost_<name>` per entry of the stores' attribute `cost`.
+    The control rows are computed on the pairs of the first store that holds the query set; NaN is what a method does
+    not have. The table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
     """
     rows: list[dict[str, Any]] = []
     parts: dict[str, xr.Dataset] = {}
     for label, dataset in datasets.items():
         control = CONTROLS.get(dataset.attrs["method"], "")
         kind = {"control": control, "projected": "projection" in dataset.attrs}
+        kind |= {"kind": dataset.attrs["method"], "damping": damping_of(dataset)}
         cost = {f"cost_{key}": value for key, value in dataset.attrs.get("cost", {}).items()}
         for name, found in judged[label].items():
             rows.append({"method": label, "query_set": name} | kind | _row(found) | cost)
         parts = by_query_set(dataset) | parts
     stored = {row["control"] for row in rows}
-    reference = reference_of(datasets)
+    reference = reference_of(datasets, settings)
     for name, part in parts.items():
         rows += _controls(name, part, settings, reference, with_bm25="BM25" not in stored)
-    return pd.DataFrame(rows).fillna({"vs_bm25": ""})
+    table = pd.DataFrame(rows).fillna({"vs_bm25": ""})
+    table.attrs |= {"top_k": settings.top_k, "reference": settings.reference}
+    return table
+
+
+def damping_of(dataset: xr.Dataset) -> float:
+    """The fixed damping that a store's method was told; NaN where it has none."""
+    told = (dataset.attrs.get("config") or {}).get("method", {}).get("damping")
+    return math.nan if told is None else float(told)
 
 
 def _controls(
@@ -90,8 +119,11 @@ def _row(found: Judgement) -> dict[str, Any]:
     row: dict[str, Any] = {"queries": found.queries}
     for key, interval in (("accuracy", found.accuracy), ("heldout", found.held_out)):
         row |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    row |= {"selected": found.selected, "mrr": found.mrr.value}
-    row |= {key: getattr(found, key) for key in ("recall", "share", "fidelity", "rank_correlation")}
+    row |= {"selected": found.selected}
+    for key in ("mrr", "recall", "rank_correlation"):
+        interval = getattr(found, key)
+        row |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    row |= {key: getattr(found, key) for key in ("share", "fidelity", "answered", "mrr_sd")}
     difference = found.minus_bm25
     row |= {
         "minus_bm25": difference.value,

@@ -16,6 +16,7 @@ from tdaexp.metrics.rank_correlation import spearman
 from tdaexp.metrics.selection import ComponentStudy, held_out_accuracy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import aligned, by_query_set, full_scores, has_products, share
+from tdaexp.metrics.trials import spread, weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Judgement:
 
     `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals `accuracy` where
     nothing was selected (`selected` False). `minus_bm25` is the paired difference of `held_out` and BM25's accuracy,
-    `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation` compare with the full gradient.
+    `verdict` what it shows (+, −, ≈). `fidelity` and `rank_correlation` compare with the full gradient, or with the
+    method that `metric.reference` names. Retrieval is averaged over trials, if there are several: `mrr_sd` is the
+    standard deviation of MRR over them. `answered` is the share of queries that the model answers by itself.
     """
 
     queries: int
@@ -32,13 +35,15 @@ class Judgement:
     held_out: Interval
     selected: bool
     mrr: Interval
-    recall: float
+    recall: Interval
     share: float
     fidelity: float
-    rank_correlation: float
+    rank_correlation: Interval
     bm25: Interval
     minus_bm25: Interval
     random: float
+    answered: float = float("nan")
+    mrr_sd: float = float("nan")
 
     @property
     def verdict(self) -> str:
@@ -79,15 +84,17 @@ def flatten(found: Judgement, settings: MetricSettings) -> dict[str, float]:
     intervals = {
         "accuracy": found.accuracy,
         "mrr": found.mrr,
+        f"recall@{settings.top_k}": found.recall,
+        "rank_correlation": found.rank_correlation,
         "bm25_accuracy": found.bm25,
         "minus_bm25": found.minus_bm25,
     }
     if found.selected:
         intervals["heldout_accuracy"] = found.held_out
-    flat: dict[str, float] = {"queries": found.queries, f"recall@{settings.top_k}": found.recall}
+    flat: dict[str, float] = {"queries": found.queries}
     for key, interval in intervals.items():
         flat |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    rest = ("share", "fidelity", "rank_correlation")
+    rest = ("share", "fidelity", "answered", "mrr_sd")
     return flat | {"random_accuracy": found.random} | {key: getattr(found, key) for key in rest}
 
 
@@ -105,10 +112,12 @@ def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset
     scores, truth = influence.scores(dataset).values, dataset["truth"].values
     known = bool(truth.any())
     intervals = _retrieval(dataset, scores, settings) if known else {}
-    like_full = rank = float("nan")
+    like_full, rank = float("nan"), UNKNOWN
     if reference is not None:
         full = aligned(dataset, reference, full_scores(reference).values)
-        like_full, rank = _mean(fidelity(scores, full)), _mean(spearman(scores, full))
+        like_full, ranks = _mean(fidelity(scores, full)), spearman(scores, full)
+        if not np.isnan(ranks).all():
+            (rank,) = bootstrap(ranks[None, ~np.isnan(ranks)], settings)
     own = intervals.get("accuracy", UNKNOWN)
     return Judgement(
         queries=len(truth),
@@ -116,13 +125,15 @@ def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset
         held_out=intervals.get("held_out", own),
         selected="held_out" in intervals,
         mrr=intervals.get("mrr", UNKNOWN),
-        recall=_mean(retrieval.recall(scores, truth, settings.top_k)) if known else float("nan"),
+        recall=intervals.get("recall", UNKNOWN),
         share=share(dataset),
         fidelity=like_full,
         rank_correlation=rank,
         bm25=intervals.get("bm25", UNKNOWN),
         minus_bm25=intervals.get("minus_bm25", UNKNOWN),
         random=_mean(controls.random_accuracy(dataset)) if known else float("nan"),
+        answered=float(dataset["answered"].mean()) if "answered" in dataset else float("nan"),
+        mrr_sd=spread(retrieval.reciprocal_rank(scores, truth), settings) if known else float("nan"),
     )
 
 
@@ -130,13 +141,15 @@ def _retrieval(dataset: xr.Dataset, scores: np.ndarray, settings: MetricSettings
     """Intervals by name, all on the same resamples; what the store cannot give is absent."""
     truth = dataset["truth"].values
     rows = {"accuracy": retrieval.accuracy(scores, truth), "mrr": retrieval.reciprocal_rank(scores, truth)}
+    rows["recall"] = retrieval.recall(scores, truth, settings.top_k)
     honest = rows["accuracy"]
     held_out, lexical = held_out_accuracy(dataset, settings), controls.bm25_accuracy(dataset)
     if held_out is not None:
         rows["held_out"] = honest = held_out
     if lexical is not None:
         rows |= {"bm25": lexical, "minus_bm25": honest - lexical}
-    return dict(zip(rows, bootstrap(np.stack(list(rows.values())), settings), strict=True))
+    found = bootstrap(np.stack(list(rows.values())), settings, weights(len(truth), settings))
+    return dict(zip(rows, found, strict=True))
 
 
 def _mean(values: np.ndarray) -> float:

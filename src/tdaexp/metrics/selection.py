@@ -7,6 +7,7 @@ sections 5.2 and 5.3). Everything is on stored products; nothing here runs a mod
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from tdaexp.methods.greedy import SEARCHES, HeldOut, admitted, cross_validated, order_components
-from tdaexp.methods.subsets import OBJECTIVES, Products
+from tdaexp.methods.subsets import OBJECTIVES, Products, products_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
 
@@ -51,12 +52,6 @@ class ComponentStudy:
     peak_held_out: np.ndarray
 
 
-def products_of(dataset: xr.Dataset) -> Products:
-    """The data set's products, arranged for selection."""
-    parts = (dataset[name].values for name in ("influence", "query_sq", "train_sq", "truth"))
-    return Products.of(*parts)
-
-
 def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentStudy]:
     """Study each query set that has any truth; empty where the data set has no products."""
     if not has_products(dataset):
@@ -84,7 +79,7 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
     return found.at_budget(sizes, budget)
 
 
-def describe(components: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
+def describe(components: Sequence[str] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> pd.DataFrame:
     """Split component names into type and depth: layers.3.attn.q is attn.q at 3.
 
     Names of other layouts keep what stands before the number (`h.3.w` is `h.#.w`): type and depth together

@@ -11,20 +11,27 @@ from tdaexp.runtime.errors import UserError
 class MetricSettings:
     """Keys: `bootstrap` (resamples of the queries behind every interval), `confidence` (of the intervals),
     `folds` (for the accuracy on queries that were not used for selecting), `top_k` (training texts shown
-    per query, and the k of recall@k), `plots` (draw the figures), `seed` (of resamples and folds).
+    per query, and the k of recall@k), `trials` and `queries_per_trial` (retrieval is averaged over that many random
+    samples of the queries; null = all queries, once), `reference` (the method, by its name or its label in the table,
+    that rank correlations compare with; null = the full gradient), `plots` (draw the figures), `seed` (of resamples,
+    trials and folds).
     """
 
     bootstrap: int = 2000
     confidence: float = 0.95
     folds: int = 5
     top_k: int = 5
+    trials: int = 3
+    queries_per_trial: int | None = None
+    reference: str | None = None
     plots: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no metric can work with."""
-        for name, least in (("bootstrap", 1), ("folds", 2), ("top_k", 1)):
-            if getattr(self, name) < least:
+        for name, least in (("bootstrap", 1), ("folds", 2), ("top_k", 1), ("trials", 1), ("queries_per_trial", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise UserError(f"metric.{name}={getattr(self, name)}: must be at least {least}")
         if not 0 < self.confidence < 1:
             raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")

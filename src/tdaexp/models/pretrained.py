@@ -26,7 +26,8 @@ class Pretrained:
     hub id or folder when it is not the model's own; `template` how prompt and completion become tokens (`plain`,
     `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
     names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
-    `trust_remote_code` runs Python code that comes with the model.
+    `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
+    a second training stage.
     """
 
     pretrained: str
@@ -38,6 +39,7 @@ class Pretrained:
     attn_implementation: str | None = None
     expected_components: int | None = None
     trust_remote_code: bool = False
+    finetuned: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""

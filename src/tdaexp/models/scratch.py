@@ -28,7 +28,7 @@ class Scratch:
     …); `config` values of that type's config (hidden_size, …); `vocab_size` of the byte-level BPE
     tokenizer, at most; `seed` of the initial weights; `context` longest sequence in tokens; `template` how
     prompt and completion become tokens; `name` a short label; `pretrained` a folder with trained weights:
-    nothing is trained then.
+    nothing is trained then; `finetuned` a folder or hub id of the same model after a second training stage.
     """
 
     architecture: str = "olmo"
@@ -39,6 +39,7 @@ class Scratch:
     template: str = "plain"
     name: str = "scratch"
     pretrained: str | None = None
+    finetuned: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a context that holds no prediction."""

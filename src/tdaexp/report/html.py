@@ -15,7 +15,7 @@ from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.summary import findings
-from tdaexp.report.tables import HEADINGS, columns_of, costs, number, rows_of
+from tdaexp.report.tables import columns_of, costs, headings, number, rows_of
 from tdaexp.report.texts import Query
 
 
@@ -50,7 +50,7 @@ def page(
         labels=list(datasets),
         findings=findings(table),
         tables=_tables(table),
-        headings=HEADINGS,
+        headings=headings(table),
         pictures=pictures,
         types=_types(studies),
         sets=list(studies),

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from tdaexp.metrics import selection
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
 from tdaexp.metrics.judge import flat_metrics
+from tdaexp.metrics.proximity import flat_proximity
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import same_study
-from tdaexp.report import component_plots, curve_plots
+from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.figures import render
 from tdaexp.report.html import Picture, page
 from tdaexp.report.loggers import RunLogger
@@ -29,16 +30,18 @@ def write_report(
     texts: Texts | None,
     settings: MetricSettings,
     logger: RunLogger | None = None,
+    near: pd.DataFrame | None = None,
 ) -> dict[str, float]:
     """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
 
     Files: `report.html`, `metrics.json`, `table.csv`, `components.csv` (where a store has products), and the
     figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
-    training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables.
+    training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
+    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
     """
     logger = logger or RunLogger()
-    reference = reference_of(datasets)
+    reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
     table = tabulate(datasets, judged, settings)
@@ -48,11 +51,14 @@ def write_report(
         # What selection can reach is a property of the products, so one store of several carries it.
         own = flat_metrics(judged[label], settings, studies if dataset is reference else {})
         metrics |= {prefix + key: value for key, value in own.items()}
+    if near is not None:
+        metrics |= flat_proximity(near)
+        write_text(folder / "proximity.csv", near.to_csv(index=False))
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "table.csv", table.to_csv(index=False))
     if studies:
         write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
-    pictures = _draw(folder, studies, table) if settings.plots else []
+    pictures = _draw(folder, studies, table, near) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if same_study(dataset, first)}
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
@@ -71,13 +77,16 @@ def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
     return first.assign(**{name: study.table["accuracy"].to_numpy() for name, study in studies.items()})
 
 
-def _draw(folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[Picture]:
+def _draw(
+    folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame, near: pd.DataFrame | None
+) -> list[Picture]:
     figures: list[tuple[str, str, Figure]] = []
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table)))
     if studies:
         figures += _study_figures(studies, table)
+    figures += _influence_figures(table, near)
     pictures = []
     for name, caption, figure in figures:
         for kind in ("png", "svg"):
@@ -85,6 +94,20 @@ def _draw(folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame)
                 temporary.write_bytes(render(figure, kind))
         pictures.append(Picture(name, caption, (folder / "plots" / f"{name}.svg").read_bytes()))
     return pictures
+
+
+def _influence_figures(table: pd.DataFrame, near: pd.DataFrame | None) -> list[tuple[str, str, Figure]]:
+    figures = []
+    if influence_plots.has_times(table):
+        caption = "Rank correlation with the reference against time. Hollow: a query's pairs; solid: with the overhead."
+        figures.append(("accuracy_time", caption, influence_plots.accuracy_time(table)))
+    if influence_plots.has_dampings(table):
+        caption = "Retrieval against damping, with intervals. Dashed: MRR of methods without damping."
+        figures.append(("damping", caption, influence_plots.by_damping(table)))
+    if near is not None:
+        caption = "How far fine-tuning moved the weights of each component, absolute and relative to their norm."
+        figures.append(("proximity", caption, influence_plots.nearness(near)))
+    return figures
 
 
 def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[tuple[str, str, Figure]]:

@@ -17,22 +17,31 @@ HEADINGS = {
     "accuracy": "in-sample",
     "vs_bm25": "vs BM25",
     "mrr": "MRR",
+    "recall": "recall@k",
     "share": "parameters",
     "fidelity": "similarity to full",
     "rank_correlation": "rank corr.",
+    "overhead": "overhead",
+    "pairwise": "per query",
 }
+RETRIEVAL, RANKING = {"heldout", "accuracy", "vs_bm25", "recall"}, {"rank_correlation", "overhead", "pairwise"}
 PLAIN_WIDTH = 140
+STAGES = ("overhead", "gradients", "scoring")
 
 
 def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     """The cells of one query set by column name (`HEADINGS`), best accuracy first, controls last.
 
+    With a named reference the best is the one that ranks most like it.
+
     The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled
     only for methods that selected on the queries.
     """
-    mine = table[table["query_set"] == query_set]
+    mine = table.join(times(table))
+    mine = mine[mine["query_set"] == query_set]
     is_control = mine["control"] != ""
-    mine = mine.assign(last=is_control).sort_values(["last", "heldout"], ascending=[True, False], kind="stable")
+    best = "rank_correlation" if table.attrs.get("reference") else "heldout"
+    mine = mine.assign(last=is_control).sort_values(["last", best], ascending=[True, False], kind="stable")
     return [_cells(line) for _, line in mine.iterrows()]
 
 
@@ -41,18 +50,42 @@ def columns_of(rows: list[dict[str, str]]) -> list[str]:
     return [name for name in HEADINGS if any(row[name] for row in rows)]
 
 
+def headings(table: pd.DataFrame) -> dict[str, str]:
+    """Headings by column, with the k of recall@k and the reference of the correlations, where the table knows them."""
+    named = dict(HEADINGS)
+    if table.attrs.get("top_k"):
+        named["recall"] = f"recall@{table.attrs['top_k']}"
+    if table.attrs.get("reference"):
+        named["fidelity"] = f"similarity to {table.attrs['reference']}"
+        named["rank_correlation"] = f"rank corr. with {table.attrs['reference']}"
+    return named
+
+
+def titles(table: pd.DataFrame) -> dict[str, str]:
+    """A title per query set: its name, its number of queries, and how many of them the model answers by itself."""
+    found = {}
+    for name, part in table.groupby("query_set", sort=False):
+        answered = part["answered"].dropna()
+        told = f", {percent(answered.iloc[0])} answered by the model itself" if len(answered) else ""
+        found[str(name)] = f"{name} ({int(part['queries'].iloc[0])} queries{told})"
+    return found
+
+
 def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison, one table per query set; wide enough where there is no terminal."""
+    """Print the comparison, one table per query set; wide enough where there is no terminal.
+
+    With a named reference the columns are those of ranking and cost, else those of retrieval.
+    """
     console = console or Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     for name in dict.fromkeys(table["query_set"]):
         rows = rows_of(table, name)
-        count = int(table.loc[table["query_set"] == name, "queries"].iloc[0])
-        shown = Table(title=f"{name} ({count} queries)", title_justify="left", header_style="bold", box=SIMPLE)
-        columns = [column for column in columns_of(rows) if column != "rank_correlation"]
+        shown = Table(title=titles(table)[name], title_justify="left", header_style="bold", box=SIMPLE)
+        hidden = RETRIEVAL if table.attrs.get("reference") else RANKING
+        columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:
-            shown.add_column(HEADINGS[column], justify="left" if column in ("method", "vs_bm25") else "right")
+            shown.add_column(headings(table)[column], justify="left" if column in ("method", "vs_bm25") else "right")
         for row in rows:
             shown.add_row(*(row[column] for column in columns), style="dim" if row["control"] else None)
         console.print(shown)
@@ -91,6 +124,16 @@ def costs(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return heading, rows
 
 
+def times(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds per row that serve all queries (`overhead`) and that one query costs (`pairwise`); NaN where not known.
+
+    A query's cost is that of its gradient and of scoring all its pairs; the queries of all sets count.
+    """
+    costs = {name: table.get(f"cost_{name}", pd.Series(math.nan, table.index)) for name in STAGES}
+    queries = table.groupby("method")["queries"].transform("sum")
+    return pd.DataFrame({"overhead": costs["overhead"], "pairwise": (costs["gradients"] + costs["scoring"]) / queries})
+
+
 def _cells(line: pd.Series) -> dict[str, str]:
     difference = with_interval(line["minus_bm25"], line["minus_bm25_low"], line["minus_bm25_high"])
     return {
@@ -99,8 +142,13 @@ def _cells(line: pd.Series) -> dict[str, str]:
         "heldout": with_interval(line["heldout"], line["heldout_low"], line["heldout_high"]),
         "accuracy": number(line["accuracy"]) if line["selected"] else "",
         "vs_bm25": f"{line['vs_bm25']} {difference}" if line["vs_bm25"] else "",
-        "mrr": number(line["mrr"]),
+        "mrr": with_interval(line["mrr"], line["mrr_low"], line["mrr_high"]),
+        "recall": number(line["recall"]),
         "share": percent(line["share"]) if number(line["share"]) else "",
         "fidelity": number(line["fidelity"], 4),
-        "rank_correlation": number(line["rank_correlation"]),
+        "rank_correlation": with_interval(
+            line["rank_correlation"], line["rank_correlation_low"], line["rank_correlation_high"]
+        ),
+        "overhead": seconds(line["overhead"]),
+        "pairwise": seconds(line["pairwise"]),
     }

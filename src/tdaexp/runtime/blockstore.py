@@ -28,13 +28,24 @@ class BlockStore:
     is computed again. The folder's name is expected to carry the fingerprint of all that the content depends on.
     """
 
-    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
-        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis."""
+    def __init__(
+        self,
+        path: Path,
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        blocks: list[slice],
+        compressed: bool = True,
+        rows: int | None = None,
+    ) -> None:
+        """Open or create the store; `arrays` maps names to (shape, dtype), `blocks` cut the first axis.
+
+        `compressed` tells whether lossless compression is worth its time; a file holds `rows` rows of an array, by
+        default those of the smallest block. Blocks that share rows write different arrays.
+        """
         self.path, self.blocks = path, blocks
         with locked(path):
             if not path.exists():
                 with atomic_path(path) as temporary:
-                    self._create(temporary, arrays, blocks)
+                    self._create(temporary, arrays, blocks, compressed, rows)
         try:
             self.group = cast(Any, zarr.open_group(path, mode="r+"))
             stored = {name: self.group[name].shape for name in arrays}
@@ -47,11 +58,20 @@ class BlockStore:
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
 
     @staticmethod
-    def _create(path: Path, arrays: dict[str, tuple[tuple[int, ...], str]], blocks: list[slice]) -> None:
+    def _create(
+        path: Path,
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        blocks: list[slice],
+        compressed: bool,
+        rows: int | None,
+    ) -> None:
         group = zarr.open_group(path, mode="w")
-        rows = max(1, min(block.stop - block.start for block in blocks))
+        rows = rows or max(1, min(block.stop - block.start for block in blocks))
         for name, (shape, dtype) in arrays.items():
-            group.create_array(name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fill_value=np.nan)
+            fill = np.nan if np.dtype(dtype).kind == "f" else 0
+            packing: Any = "auto" if compressed else None
+            chunks = (rows, *shape[1:])
+            group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=packing)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
         group.create_array("checksum", shape=(len(blocks),), dtype="uint64", chunks=(1,), fill_value=0)
@@ -106,7 +126,12 @@ def _checksum(values: dict[str, np.ndarray]) -> int:
 
 
 def stored_seconds(path: Path) -> float:
-    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none."""
+    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none.
+
+    For a folder of block stores it is their sum.
+    """
     if not path.exists():
         return 0.0
+    if not (path / "zarr.json").exists():  # a folder of stores
+        return sum(stored_seconds(one) for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
     return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())

@@ -1,0 +1,117 @@
+"""Fitted factors on disk, read layer by layer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import zarr
+from torch import Tensor
+
+from tdaexp.curvature.damping import Damping
+from tdaexp.curvature.layers import Layer
+from tdaexp.curvature.precondition import LayerFactors
+from tdaexp.runtime.errors import unknown
+
+MODES = ("ekfac", "kfac", "diagonal", "identity")
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """`inputs` A [I, I] and `outputs` S [O, O], means over `tokens` positions, float64."""
+
+    inputs: Tensor
+    outputs: Tensor
+    tokens: float
+
+
+class Factors:
+    """Curvature of a model over a data set, by layer; read from the store when asked for.
+
+    `examples` is N. At most `memory` bytes of factors are kept between calls (the last used stay).
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        layers: tuple[Layer, ...],
+        readers: dict[str, str],
+        mode: str,
+        examples: int,
+        dtype: torch.dtype,
+        memory: float = 2e9,
+    ) -> None:
+        """`store` was filled by `fit_factors`; `readers` maps each layer to the layer whose A it shares."""
+        self.store, self.mode, self.examples, self.dtype, self.memory = store, mode, examples, dtype, memory
+        self.layers = {layer.name: layer for layer in layers}
+        self._shared = readers
+        self._held: OrderedDict[str, LayerFactors] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        """Layer names in the model's order."""
+        return list(self.layers)
+
+    def precondition(self, name: str, gradient: Tensor, damping: Damping) -> Tensor:
+        """(G + λI)⁻¹ applied to a layer's gradients [..., O, I], as a new tensor.
+
+        Errors (UserError): unknown layer, singular curvature.
+        """
+        return self[name].precondition(gradient, damping)
+
+    def __getitem__(self, name: str) -> LayerFactors:
+        """A layer's factors, in the dtype that they were fitted in. Errors (UserError): unknown layer."""
+        if name not in self.layers:
+            raise unknown("layer", name, self.layers, "the fitted factors")
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        factors = self._read(name)
+        self._held[name] = factors
+        while len(self._held) > 1 and sum(one.bytes for one in self._held.values()) > self.memory:
+            self._held.popitem(last=False)
+        return factors
+
+    def covariance(self, name: str) -> Covariance:
+        """A and S of a layer. Modes `ekfac` and `kfac` only."""
+        group = self._open("covariance")
+        shared = self._shared[name]
+        tokens = float(group[f"n.{name}"][:].sum())
+        a, s = (self._sum(group, key) for key in (f"A.{shared}", f"S.{name}"))
+        return Covariance(a / tokens, s / tokens, tokens)
+
+    def labels(self) -> Tensor:
+        """The drawn labels, chunk by chunk as they were fitted: [chunks, rows, L], -1 where there is none."""
+        return torch.from_numpy(self._open("diagonal" if self.mode == "diagonal" else "covariance")["labels"][:])
+
+    def _read(self, name: str) -> LayerFactors:
+        if self.mode == "identity":
+            return LayerFactors(name, None, None, None)
+        if self.mode == "diagonal":
+            return LayerFactors(name, None, None, self._mean("diagonal", name))
+        group, shared = self._open("eigen"), self._shared[name]
+        keys = (f"S.{name}", f"A.{shared}")
+        q_out, q_in = (torch.from_numpy(group[f"{key}.vectors"][0]).to(self.dtype) for key in keys)
+        if self.mode == "ekfac":
+            return LayerFactors(name, q_out, q_in, self._mean("lambda", name))
+        outputs, inputs = (torch.from_numpy(group[f"{key}.values"][0]) for key in keys)
+        tokens = float(self._open("covariance")[f"n.{name}"][:].sum())
+        # Tokens of an example count as independent in K-FAC: its summed gradient's variance is T times a token's.
+        return LayerFactors(name, q_out, q_in, (torch.outer(outputs, inputs) * (tokens / self.examples)).to(self.dtype))
+
+    def _mean(self, phase: str, name: str) -> Tensor:
+        return (self._sum(self._open(phase), f"L.{name}") / self.examples).to(self.dtype)
+
+    def _sum(self, group: Any, key: str) -> Tensor:
+        """Sum of the chunks' partial sums in float64, one in memory at a time."""
+        array = group[key]
+        total = torch.from_numpy(array[0]).double()
+        for chunk in range(1, array.shape[0]):
+            total += torch.from_numpy(array[chunk])
+        return total
+
+    def _open(self, phase: str) -> Any:
+        return cast(Any, zarr.open_group(self.store / phase, mode="r"))

@@ -1,0 +1,74 @@
+"""Fits the curvature of a model over a data set: settings in, stored factors out.
+
+The factors are those of the loss summed over an example's tokens, with labels drawn from the model. What is computed is
+stored under one folder, in phases that modes share (`phases`): a killed fit goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tdaexp.curvature.factors_store import MODES, Factors
+from tdaexp.curvature.layers import Layers
+from tdaexp.curvature.phases import Phases
+from tdaexp.curvature.source import LanguageSource, Source
+from tdaexp.data.examples import Examples
+from tdaexp.runtime.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class FactorSettings:
+    """How factors are fitted: `mode`, `seed` of the drawn labels, `partitions` of the layers, `saves` of the data."""
+
+    mode: str = "ekfac"
+    seed: int = 0
+    partitions: int = 1
+    saves: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse unknown modes and counts below one."""
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES, "method.mode")
+        for name in ("partitions", "saves"):
+            if getattr(self, name) < 1:
+                raise UserError(f"method.{name}={getattr(self, name)}: must be at least 1")
+
+
+def fit_factors(
+    model: PreTrainedModel,
+    layers: Layers,
+    examples: Examples,
+    settings: FactorSettings,
+    *,
+    store: Path,
+    tokens_per_batch: int = 4096,
+    pad_id: int = 0,
+) -> Factors:
+    """Curvature of a causal language model over `examples`; `store` is a folder named after all that it depends on.
+
+    The mode and the damping need not be in the name: modes share what they can. Errors (UserError): an example without
+    loss; NaN or Inf in an activation or an output gradient, with layer and example.
+    """
+    return fit_source(LanguageSource(model, layers, examples, tokens_per_batch, pad_id), settings, store=store)
+
+
+def fit_source(source: Source, settings: FactorSettings, *, store: Path) -> Factors:
+    """As `fit_factors`, for anything that can run its batches."""
+    fit = Phases(source, settings.seed, settings.partitions, settings.saves, store)
+    with source.ready(), torch.no_grad():
+        readers = fit.readers() if settings.mode in ("ekfac", "kfac") else {}
+        if readers:
+            fit.covariance(readers)
+            fit.eigen(readers)
+        if settings.mode == "ekfac":
+            fit.spectrum("lambda", readers)
+        elif settings.mode == "diagonal":
+            fit.spectrum("diagonal", readers)
+    return Factors(store, source.layers, readers, settings.mode, len(source.ids), source.dtype)

@@ -1,0 +1,165 @@
+"""Products of the generalised Gauss-Newton matrix with vectors, without ever forming the matrix.
+
+    G = 1/N Σ_i Σ_t J_itᵀ H_it J_it
+
+over N examples and the tokens t that carry loss: the loss is *summed over an example's tokens and averaged over
+examples*. J_it is the Jacobian of the logits at t with respect to the parameters of the chosen components, and H_it the
+Hessian of the token's loss with respect to the logits, exactly: diag(p) - p pᵀ for cross-entropy, whatever the label.
+Source: Schraudolph 2002; Martens 2020, section 8; Bao et al. 2025, section 3.2.
+
+K vectors are multiplied at once: one forward pass, one forward-mode pass for J V and one reverse-mode pass for
+Jᵀ (H J V), the latter two vectorised over K. Cost per vector: about four forward passes over the N examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
+from tdaexp.gradients.capture import frozen, loss_positions
+from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.models.components import ComponentMap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Outputs = Callable[[dict[str, Tensor]], Tensor]
+"""Parameters by name to a network's outputs, of any shape."""
+
+HessianProduct = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, directions [K, *outputs]) to the loss Hessian's products with the directions [K, *outputs]."""
+
+
+def softmax_hessian(logits: Tensor, directions: Tensor) -> Tensor:
+    """(diag(p) - p pᵀ) u over the last axis: the Hessian of cross-entropy, the same for every label."""
+    p = torch.softmax(logits, dim=-1)
+    weighted = p * directions
+    return weighted - p * weighted.sum(-1, keepdim=True)
+
+
+def squared_hessian(outputs: Tensor, directions: Tensor) -> Tensor:
+    """The Hessian of 1/2 |y - target|², the identity."""
+    return directions
+
+
+def ggn_product(
+    outputs: Outputs, parameters: dict[str, Tensor], directions: dict[str, Tensor], hessian: HessianProduct
+) -> dict[str, Tensor]:
+    """Σ Jᵀ H J v for K directions at once, summed over all outputs.
+
+    `directions` maps names to [K, *shape], and so does the result.
+    """
+    values, pull_back, *_ = torch.func.vjp(outputs, parameters)
+
+    def push(direction: dict[str, Tensor]) -> Tensor:
+        return torch.func.jvp(outputs, (parameters,), (direction,))[1]
+
+    pushed = torch.func.vmap(push)(directions)
+    (pulled,) = torch.func.vmap(pull_back)(hessian(values, pushed))
+    result: dict[str, Tensor] = pulled
+    return result
+
+
+class TrainingGGN:
+    """The GGN of a causal language model's loss over `examples`, restricted to `components`.
+
+    Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
+    vectors. Batches hold at most `tokens_per_batch` tokens after padding, which changes nothing but rounding.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        components: ComponentMap,
+        examples: Examples,
+        *,
+        tokens_per_batch: int = 1024,
+        pad_id: int = 0,
+    ) -> None:
+        self.space = VectorSpace(model, components)
+        self.examples, self.pad_id = examples, pad_id
+        self._logits = LogitsAt(model)
+        order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
+        self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
+        self.products = 0
+
+    @property
+    def size(self) -> int:
+        """Rows of the matrix."""
+        return self.space.size
+
+    def multiply(self, vectors: Tensor) -> Tensor:
+        """G v for each of the vectors [K, size]."""
+        return self._product(vectors, self.batches) / len(self.examples)
+
+    def multiply_some(self, vectors: Tensor, members: list[int]) -> Tensor:
+        """The product with the GGN of some of the examples alone, averaged over them: [K, size]."""
+        return self._product(vectors, [members]) / len(members)
+
+    def _product(self, vectors: Tensor, batches: list[list[int]]) -> Tensor:
+        parameters = self.space.parameters()
+        narrow = next(iter(parameters.values())).dtype
+        directions = self.space.tangents(vectors.to(narrow))
+        total = torch.zeros_like(vectors)
+        with frozen(self._logits), _differentiable(self._logits):
+            for members in batches:
+                batch = collate([self.examples[index] for index in members], self.pad_id)
+                total += self._batch_product(batch, parameters, directions).to(total.dtype)
+        self.products += len(vectors)
+        return total
+
+    def _batch_product(self, batch: Batch, parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> Tensor:
+        device = next(iter(parameters.values())).device
+        positions, _, weights = loss_positions(batch, "sum")
+        tokens = batch.tokens[:, : int(positions.max()) + 1].to(device)
+        positions, counted = positions.to(device), weights.bool().to(device)
+
+        def outputs(values: dict[str, Tensor]) -> Tensor:
+            named = {f"model.{name}": value for name, value in values.items()}
+            logits: Tensor = torch.func.functional_call(self._logits, named, (tokens, positions))
+            return logits
+
+        def hessian(logits: Tensor, pushed: Tensor) -> Tensor:
+            return softmax_hessian(logits, pushed) * counted[..., None]  # padding carries no loss
+
+        return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+
+
+@contextlib.contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Replace, inside the block, what has no forward-mode derivative: fused attention, and BLOOM's own GELU."""
+    from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
+
+    replaced = [module for module in model.modules() if isinstance(module, BloomGelu)]
+    for module in replaced:
+        vars(module)["forward"] = bloom_gelu_forward
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+            yield
+    finally:
+        for module in replaced:
+            del vars(module)["forward"]
+
+
+class LogitsAt(nn.Module):
+    """Logits [B, L, V] of a causal model at chosen positions [B, L], as a module of its own."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
+        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
+        logits: Tensor = self.model.get_output_embeddings()(chosen)
+        return logits

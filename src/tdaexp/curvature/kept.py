@@ -1,0 +1,191 @@
+"""Training gradients kept in 8 bits, so that another query set needs no pass over the training data.
+
+Each row of an example's gradient matrix G [O, I] is stored as whole numbers from -127 to 127 and one scale: a byte per
+parameter. Rounding errors are independent of the query, so they average out in the dot product: relative to |P||G| the
+error is about 0.01/√(O I). What is kept depends on the model, the training set and its loss, but not on factors,
+damping or queries. Cost of another query set: its own passes, and one read of the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.curvature.contraction import HeldLayer, Workspace
+from tdaexp.curvature.layers import Layer
+from tdaexp.curvature.score import Precondition, Scoring, Side, check_sides, run_layers
+from tdaexp.data.examples import token_budget_batches
+from tdaexp.gradients.capture import frozen
+from tdaexp.gradients.factors import LinearFactors
+from tdaexp.gradients.finite import check_losses
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.progress import track
+
+log = logging.getLogger(__name__)
+LEVELS = 127
+CACHED_ENTRIES = 1 << 19
+"""Gradient entries that are unpacked at a time; a constant, because results may depend on it in the last bits."""
+
+
+def kept_bytes(train: Side) -> int:
+    """Size of the store of all training gradients: a byte per weight, four per bias and per row's scale."""
+    each = [layer.outputs * (layer.inputs - layer.bias + 4 * (1 + layer.bias)) for layer in train.layers.layers]
+    return sum(each) * len(train.examples)
+
+
+def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., I] as int8 [..., I] and scales [...]: gradient ≈ numbers × scale. Overwrites `gradient`."""
+    scale = torch.maximum(gradient.amax(-1), -gradient.amin(-1)) / LEVELS
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    return gradient.mul_(inverse[..., None]).round_().to(torch.int8), scale
+
+
+class KeptGradients:
+    """All training gradients of one side in a block store; rows are ordered by length."""
+
+    def __init__(self, train: Side, store: Path, keep_gb: float, tokens_per_batch: int, pad_id: int = 0) -> None:
+        """Plan the store. Errors (UserError): it would be larger than `keep_gb` (10^9 bytes)."""
+        check_losses(train.examples, "training")
+        needed = kept_bytes(train)
+        if needed > keep_gb * 1e9:
+            raise UserError(
+                f"keeping the gradients of {len(train.examples):,} training examples takes {needed / 1e9:.3g} GB; set "
+                f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none "
+                "(method.keep_gb=0)"
+            )
+        self.train, self.pad_id = train, pad_id
+        self.space = Workspace(torch.float32, next(train.model.parameters()).device)
+        lengths = train.examples.lengths
+        order = np.argsort(lengths, kind="stable").tolist()
+        # Batches of one size, so that each is one file per array.
+        size = max(1, tokens_per_batch // int(lengths.max()))
+        self.batches = [order[start : start + size] for start in range(0, len(order), size)]
+        self.place = np.argsort(order)  # where each example's row is
+        ends = np.cumsum([len(batch) for batch in self.batches])
+        slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(self.batches, ends, strict=True)]
+        count = len(train.examples)
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+        for layer in train.layers.layers:
+            arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs - layer.bias), "int8")
+            arrays[f"s.{layer.name}"] = ((count, layer.outputs, 1 + layer.bias), "float32")
+        self.blocks = BlockStore(store, arrays, slices, compressed=False, rows=min(size, count))
+
+    def fill(self) -> None:
+        """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
+        count = len(self.batches)
+        with frozen(self.train.model), self.blocks.pending() as missing:
+            for block in track(missing, "training gradients", count, count - len(missing)):
+                values: dict[str, np.ndarray] = {}
+
+                def take(layer: Layer, factors: LinearFactors, check: Tensor, values=values) -> None:
+                    numbers, rows, largest = self._compressed(layer, factors)
+                    check[:] = largest
+                    values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), rows.cpu().numpy()
+
+                run_layers(self.train, self.batches[block], self.pad_id, take)
+                self.blocks.write(block, values)
+
+    def _compressed(self, layer: Layer, factors: LinearFactors) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers [B, O, I] int8, scales and biases [B, O, 1 or 2], and the largest entries [B], finite if all are."""
+        inputs, deltas = factors.inputs.to(torch.float32), factors.deltas.to(torch.float32)
+        step = self.space.examples(layer)
+        parts = [
+            quantise(self.space.form(inputs[start : start + step], deltas[start : start + step]))
+            for start in range(0, len(deltas), step)
+        ]
+        numbers, scale = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+        rows = [scale, deltas.sum(1)] if layer.bias else [scale]
+        return numbers, torch.stack(rows, dim=2), scale.sum(1)
+
+    def scores(self, held: dict[str, HeldLayer], queries: int) -> np.ndarray:
+        """Scores [queries, N, K] of held queries against all training examples, float32."""
+        layers = self.train.layers
+        values = np.empty((queries, len(self.train.examples), len(layers.components)), dtype=np.float32)
+        for block in range(len(self.batches)):
+            rows = self.blocks.blocks[block]
+            for layer in layers.layers:
+                stored = (self.blocks.group[f"{key}.{layer.name}"][rows] for key in "Gs")
+                numbers, scale = (torch.from_numpy(one).to(self.space.device) for one in stored)
+                found = product_with_kept(layer, held[layer.name], numbers, scale)
+                values[:, rows, layers.columns(layer)] = found.cpu().numpy()
+        return values[:, self.place]
+
+
+def product_with_kept(layer: Layer, held: HeldLayer, numbers: Tensor, rows: Tensor) -> Tensor:
+    """Scores [Q, n, members] of held queries with n kept gradients.
+
+    `numbers` [n, O, I] int8; `rows` [n, O, 1 or 2] has each row's scale, and its bias where there is one. Goes through
+    a few output rows at a time, so that what is unpacked stays in the processor's cache.
+    """
+    width = numbers.shape[2]
+    step = max(1, CACHED_ENTRIES // (len(numbers) * width))
+    columns = []
+    for _, member in layer.members:
+        total: Tensor | float = 0.0
+        for start in range(member.start, member.stop, step):
+            part = slice(start, min(start + step, member.stop))
+            gradient = numbers[:, part].to(torch.float32).mul_(rows[:, part, :1])
+            if held.explicit is not None:
+                total = total + held.explicit[:, part].flatten(1).to(torch.float32) @ gradient.flatten(1).T
+                if held.bias is not None:
+                    total = total + held.bias[:, part].to(torch.float32) @ rows[:, part, 1].T
+            else:
+                biases = rows[:, part, 1:] if layer.bias else None
+                total = total + _low_rank_product(held, part, gradient, biases)
+        columns.append(torch.as_tensor(total))
+    return torch.stack(columns, dim=2)
+
+
+def _low_rank_product(held: HeldLayer, part: slice, gradient: Tensor, biases: Tensor | None) -> Tensor:
+    """Scores [Q, n] of queries of low rank with some rows of n gradients [n, o, I], biases [n, o, 1]."""
+    if held.left is None or held.right is None:
+        raise ValueError("queries are held neither explicitly nor with low rank")
+    left, right = held.left.to(torch.float32), held.right.to(torch.float32)
+    whole = gradient if biases is None else torch.cat([gradient, biases], dim=2)
+    through = whole @ right.flatten(0, 1).T  # [n, o, Q r]
+    both = torch.einsum("noc,co->cn", through, left.flatten(0, 1)[:, part])
+    return both.view(len(left), -1, both.shape[1]).sum(1)
+
+
+def kept_scores(
+    train: Side,
+    queries: Side,
+    pairs: np.ndarray,
+    precondition: Precondition,
+    *,
+    store: Path,
+    keep_gb: float,
+    query_rank: int | None = None,
+    tokens_per_batch: int = 4096,
+    cache_gb: float = 2.0,
+    pad_id: int = 0,
+) -> np.ndarray:
+    """As `score.pair_scores`, from gradients that `store` keeps for other query sets. Returns [Q, C, K] float32.
+
+    `store` is a folder named after the model, the training set and its loss alone. Errors (UserError): as there, and a
+    store larger than `keep_gb`.
+    """
+    pairs = np.asarray(pairs, dtype=np.int64)
+    check_sides(train, queries, pairs)
+    kept = KeptGradients(train, store, keep_gb, tokens_per_batch, pad_id)
+    kept.fill()
+    work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
+    at_once = max(1, int(cache_gb * 1e9 // work.held_bytes()))
+    values = np.full((*pairs.shape, len(train.layers.components)), np.nan, dtype=np.float32)
+    lengths = queries.examples.lengths
+    order = np.argsort(lengths, kind="stable")
+    starts = range(0, len(order), at_once)
+    with frozen(queries.model):
+        for start in track(starts, "influence", len(starts)):
+            members = order[start : start + at_once]
+            held = work.hold(token_budget_batches(lengths, members.tolist(), tokens_per_batch))
+            table = kept.scores(held, len(members))
+            for row, query in enumerate(members):
+                real = pairs[query] >= 0
+                values[query, real] = table[row, pairs[query, real]]
+    return values

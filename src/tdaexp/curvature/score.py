@@ -1,0 +1,200 @@
+"""Influence of candidate pairs: preconditioned query gradients dotted with training gradients, by component.
+
+I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z), with m the measurement to be made larger: positive helps. Each query's gradient is
+preconditioned once and held; every training batch is run past all held queries (`contraction` has the products).
+
+Blocks of queries are a function of the pairs and of memory, kept in a plan, so that a killed run ends with the same
+bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, joined, layer_scores
+from tdaexp.curvature.lambdas import form
+from tdaexp.curvature.layers import Layer, Layers
+from tdaexp.data.examples import Examples, collate
+from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
+from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
+from tdaexp.gradients.finite import check_losses, require_finite
+from tdaexp.gradients.pairs import Pairs
+from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.models.components import Component
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Precondition = Callable[[str, Tensor], Tensor]
+"""Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of the pairs: a model, its layers, examples, and the loss whose gradient is taken.
+
+    The sides may have different models (before and after fine-tuning): their layers are matched by name.
+    """
+
+    model: PreTrainedModel
+    layers: Layers
+    examples: Examples
+    loss: Loss = cross_entropy
+    reduction: str = "mean"
+
+
+def pair_scores(
+    train: Side,
+    queries: Side,
+    pairs: np.ndarray,
+    precondition: Precondition,
+    *,
+    store: Path,
+    query_rank: int | None = None,
+    tokens_per_batch: int = 4096,
+    cache_gb: float = 2.0,
+    pad_id: int = 0,
+) -> np.ndarray:
+    """Scores [Q, C, K] of candidate pairs by component (`train.layers.components`), NaN where there is none.
+
+    `pairs` [Q, C] int indexes the training examples, -1 for none. `store` is a folder named after all that the result
+    depends on. `query_rank` replaces each preconditioned query gradient by its best approximation of that rank.
+    `cache_gb` (10^9 bytes) bounds the queries that are held at a time. Errors (UserError): an example without loss, a
+    gradient that is not finite, sides with different layers.
+    """
+    pairs = np.asarray(pairs, dtype=np.int64)
+    check_sides(train, queries, pairs)
+    work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
+    sizes = np.full(len(queries.examples), work.held_bytes(), dtype=float)
+    lengths = queries.examples.lengths, train.examples.lengths
+    wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
+    plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
+    order = [query for block in plan for batch in block.queries for query in batch]
+    if sorted(order) != list(range(len(pairs))):
+        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
+    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
+    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    kind = str(work.dtype).removeprefix("torch.")
+    blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
+    with frozen(train.model), frozen(queries.model), blocks.pending() as missing:
+        for number in track(missing, "influence", len(plan), len(plan) - len(missing)):
+            blocks.write(number, {"scores": work.block(plan[number])})
+    return blocks.read()["scores"][np.argsort(order)]
+
+
+def check_sides(train: Side, queries: Side, pairs: np.ndarray) -> None:
+    """Refuse layers that do not match, pairs outside the training set, and examples without loss."""
+    mine = [(layer.name, layer.outputs, layer.inputs) for layer in train.layers.layers]
+    other = [(layer.name, layer.outputs, layer.inputs) for layer in queries.layers.layers]
+    if mine != other:
+        odd = sorted(set(mine) ^ set(other)) or mine
+        raise UserError(f"the two models differ in layer '{odd[0][0]}'; name the components that both have and share")
+    if pairs.ndim != 2 or len(pairs) != len(queries.examples):
+        raise UserError(
+            f"candidates of shape {pairs.shape} for {len(queries.examples)} queries; give one row per query"
+        )
+    if pairs.size and (pairs.min() < -1 or pairs.max() >= len(train.examples)):
+        raise UserError(f"a candidate's number is outside 0 … {len(train.examples) - 1}, the training examples")
+    check_losses(queries.examples, "query")
+    check_losses(Examples([train.examples[index] for index in np.unique(pairs[pairs >= 0])]), "training")
+
+
+@dataclass
+class Scoring:
+    """Computes blocks of pairs."""
+
+    train: Side
+    queries: Side
+    pairs: np.ndarray
+    precondition: Precondition
+    rank: int | None
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        self.dtype = accumulation_dtype(self.train.model.dtype)
+        self.device = next(self.train.model.parameters()).device
+        self.space = Workspace(self.dtype, self.device)
+
+    def held_bytes(self) -> int:
+        """Memory for one query."""
+        layers, size = self.train.layers.layers, self.dtype.itemsize
+        if self.rank is None:
+            return sum(layer.size for layer in layers) * size
+        return sum(min(layer.size, self.rank * (layer.outputs + layer.inputs)) for layer in layers) * size
+
+    def block(self, block: Block) -> np.ndarray:
+        """Scores of a block's queries, in the order in which the block lists them."""
+        members = [query for batch in block.queries for query in batch]
+        held = self.hold(block.queries)
+        values = np.full((len(members), self.pairs.shape[1], len(self.train.layers.components)), np.nan)
+        for batch in block.train:
+            row = np.full(len(self.train.examples), -1)
+            row[batch] = np.arange(len(batch))
+            candidates = self.pairs[members]
+            places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
+            there = row[candidates[places]]
+            pairs = Pairs(*(torch.from_numpy(side).to(self.device) for side in (places[0], there)))
+            values[places] = self._meet(batch, held, pairs)
+        return values.astype(str(self.dtype).removeprefix("torch."))
+
+    def hold(self, batches: list[list[int]]) -> dict[str, HeldLayer]:
+        """Preconditioned gradients of a block's queries, by layer."""
+        found: dict[str, list[HeldLayer]] = {}
+        for members in batches:
+
+            def take(layer: Layer, factors: LinearFactors, squares: Tensor) -> None:
+                gradient = explicit(factors, self.dtype)
+                squares[:] = gradient.flatten(1).square().sum(1)
+                ready = self.precondition(layer.name, gradient).to(self.device)
+                found.setdefault(layer.name, []).append(held_layer(layer, ready, self.rank))
+
+            run_layers(self.queries, members, self.pad_id, take)
+        return {name: joined(parts) for name, parts in found.items()}
+
+    def _meet(self, members: list[int], held: dict[str, HeldLayer], pairs: Pairs) -> np.ndarray:
+        """Run a training batch past the held queries: scores [P, K]."""
+        values = torch.empty(len(pairs), len(self.train.layers.components), device=self.device, dtype=self.dtype)
+
+        def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
+            columns = self.train.layers.columns(layer)
+            values[:, columns] = layer_scores(layer, factors, held[layer.name], pairs, self.space)
+            check[:] = 0.0
+            check.index_add_(0, pairs.right, values[:, columns].sum(1).to(check.dtype))
+
+        run_layers(self.train, members, self.pad_id, take)
+        return values.cpu().numpy()
+
+
+def run_layers(
+    side: Side, members: list[int], pad_id: int, take: Callable[[Layer, LinearFactors, Tensor], None]
+) -> None:
+    """One pass over some examples; `take` gets each layer's factors and fills in numbers [B] that must be finite."""
+    chosen = [side.examples[index] for index in members]
+    names = side.layers.names
+    device = next(side.model.parameters()).device
+    checks = torch.full((len(names), len(members)), torch.nan, device=device, dtype=torch.float64)
+
+    def consume(components: list[Component], factors: list[Factors]) -> None:
+        for component, one in zip(components, factors, strict=True):
+            if isinstance(one, LinearFactors):
+                place = names.index(component.name)
+                take(side.layers.layers[place], one, checks[place])
+
+    batch = collate(chosen, pad_id)
+    losses = capture(side.model, side.layers.map, batch, consume, loss=side.loss, reduction=side.reduction)
+    require_finite(checks.T.cpu().numpy(), [one.id for one in chosen], names, losses.cpu().numpy())
+
+
+def explicit(factors: LinearFactors, dtype: torch.dtype) -> Tensor:
+    """Gradients [B, O, I], the bias's column last."""
+    return form(factors.inputs.to(dtype), factors.deltas.to(dtype), factors.bias)

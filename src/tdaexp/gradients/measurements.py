@@ -1,0 +1,80 @@
+"""Measurements m of a query: what about the model's answer is to be explained.
+
+Source: Bao et al. 2025, section 3.2 (m is any differentiable function of the output). Each measurement is larger where
+the model makes the answer more likely; `as_loss` turns it into a `Loss` for `capture`, so that a positive influence is
+one that helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tdaexp.gradients.capture import Loss
+from tdaexp.gradients.factors import accumulation_dtype
+from tdaexp.runtime.errors import UserError, unknown
+
+Measurement = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [B, L, V], targets [B, L] int64, weights [B, L]) to numbers [B], larger = more likely.
+
+Weights are 1 over the number of answer tokens (`reduction=mean`) or 1 (`sum`), and 0 for padding.
+"""
+
+
+def log_likelihood(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Minus the cross-entropy of the completion: the weighted sum of its tokens' log-probabilities."""
+    return (_log_probabilities(logits, targets) * weights).sum(1)
+
+
+def answer_log_probability(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Log-probability of the whole answer: the sum over its tokens, whatever the reduction."""
+    return (_log_probabilities(logits, targets) * (weights > 0)).sum(1)
+
+
+def logit_margin(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of log(p / (1 - p)) of the right tokens: their logit against all others (Park et al. 2023)."""
+    wide = logits.to(accumulation_dtype(logits.dtype))
+    right = wide.gather(2, targets[..., None])
+    others = wide.scatter(2, targets[..., None], -torch.inf).logsumexp(2)
+    return ((right[..., 0] - others) * weights).sum(1)
+
+
+def first_token_logit(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Logit of the answer's first token."""
+    return logits[:, 0].to(accumulation_dtype(logits.dtype)).gather(1, targets[:, :1])[:, 0]
+
+
+MEASUREMENTS: dict[str, Measurement] = {
+    one.__name__: one for one in (log_likelihood, answer_log_probability, logit_margin, first_token_logit)
+}
+
+
+def register(measurement: Measurement, name: str) -> None:
+    """Make a function of one's own known by name, for `method.measurement=NAME`. Errors: the name is taken."""
+    if name in MEASUREMENTS:
+        raise UserError(f"measurement '{name}' exists already; choose another name")
+    MEASUREMENTS[name] = measurement
+
+
+def named(name: str) -> Measurement:
+    """The measurement of that name. Errors (UserError): unknown name."""
+    if name not in MEASUREMENTS:
+        raise unknown("measurement", name, MEASUREMENTS, "method.measurement")
+    return MEASUREMENTS[name]
+
+
+def as_loss(measurement: Measurement) -> Loss:
+    """Minus the measurement."""
+
+    def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return -measurement(logits, targets, weights)
+
+    return loss
+
+
+def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = logits.to(accumulation_dtype(logits.dtype))
+    losses = nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    return -losses.view_as(targets)

@@ -1,0 +1,99 @@
+"""Explicit vectors over a model's components, and what they are as tensors of the model's parameters.
+
+A vector lists the components in order; inside a component the layout is that of a materialised gradient (see
+`factors`): a linear map row by row, each row followed by its bias; norms in parameter order. So a vector can be
+multiplied with captured factors component by component, and be used as a direction in parameter space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdaexp.models.components import Component, ComponentMap, Part
+
+
+@dataclass(frozen=True)
+class VectorSpace:
+    """The space of vectors [..., size] over the `components` of `model`."""
+
+    model: nn.Module
+    components: ComponentMap
+
+    @property
+    def size(self) -> int:
+        """Entries of a vector."""
+        return int(self.components.sizes.sum())
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where each component lies in a vector."""
+        found, start = [], 0
+        for component in self.components.components:
+            found.append(slice(start, start + component.size))
+            start += component.size
+        return found
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters that the components have a share in, by name (one name for tied ones)."""
+        chosen = {path for _, _, _, path in self._shares()}
+        return {name: value.detach() for name, value in self.model.named_parameters() if name in chosen}
+
+    def tangents(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Vectors [K, size] as directions in parameter space: name to [K, *shape], zero outside the components."""
+        named = dict(self.model.named_parameters())
+        found = {name: vectors.new_zeros(len(vectors), *value.shape) for name, value in self.parameters().items()}
+        for columns, part, kind, name in self._shares():
+            entries = vectors[:, columns]
+            if part.rows is None:
+                found[name] = _shaped(entries, part, kind, named[name].shape)
+            elif part.kind == "conv1d" and kind == "weight":
+                found[name][:, :, part.rows] = _shaped(entries, part, kind, (part.shape[1], part.shape[0]))
+            else:
+                rows = (part.shape[0], *named[name].shape[1:])
+                found[name][:, part.rows] = _shaped(entries, part, kind, rows)
+        return found
+
+    def vectors(self, gradients: dict[str, Tensor]) -> Tensor:
+        """The inverse of `tangents` (its transpose where a matrix has rows of no component): [K, size]."""
+        first = next(iter(gradients.values()))
+        result = first.new_empty(len(first), self.size)
+        for columns, part, kind, name in self._shares():
+            value = gradients[name]
+            if part.kind == "conv1d" and kind == "weight":
+                value = value.transpose(1, 2)
+            if part.rows is not None:
+                value = value[:, part.rows]
+            result[:, columns] = value.reshape(len(value), -1)
+        return result
+
+    def _shares(self) -> Iterator[tuple[Tensor, Part, str, str]]:
+        """(places in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
+        for component, place in zip(self.components.components, self.slices, strict=True):
+            start = place.start
+            for part in _own_parts(component):
+                places = torch.arange(start, start + part.size)
+                outputs, inputs = part.shape
+                weight, bias = places[: part.size - outputs * part.bias], places[part.size - outputs * part.bias :]
+                if part.kind in ("linear", "conv1d"):
+                    matrix = places.view(outputs, inputs + part.bias)
+                    weight, bias = matrix[:, :inputs].flatten(), matrix[:, inputs:].flatten()
+                yield weight, part, "weight", f"{part.module}.weight"
+                if part.bias:
+                    yield bias, part, "bias", f"{part.module}.bias"
+                start += part.size
+
+
+def _own_parts(component: Component) -> list[Part]:
+    """The parts that hold a component's parameters: of a tied matrix, the embedding alone."""
+    return [part for part in component.parts if part.kind == "embedding"] if component.tied else list(component.parts)
+
+
+def _shaped(entries: Tensor, part: Part, kind: str, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Entries [K, n] in the shape of a parameter."""
+    if part.kind == "conv1d" and kind == "weight":
+        return entries.reshape(len(entries), part.shape[0], part.shape[1]).transpose(1, 2)
+    return entries.reshape(len(entries), *shape)

@@ -1,0 +1,60 @@
+"""Influence in the span of the curvature's dominant eigenvectors, found by Arnoldi's iteration.
+
+Source: Schioppa et al. 2022 ("Scaling up influence functions"), section 3; a baseline of Bao et al. 2025. With U the
+`rank` dominant eigenvectors of G and μ their eigenvalues, I(z, q) = Σ_r (u_r·∇m(q)) (u_r·∇ℓ(z)) / (μ_r + λ). What lies
+outside their span is lost: as λ grows this does not become the dot product, but that of the projected gradients. See
+`inverse` for the sign and what it fills. Cost: `steps` products with G, once for all queries.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
+from tdaexp.gradients.against import Vectors
+from tdaexp.methods.inverse import Inverse, Notes, Task
+from tdaexp.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Arnoldi(Inverse):
+    """Keys, beside those of `inverse.Inverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
+
+    queries: int | None = None
+    steps: int = 100
+    rank: int = 60
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        if not 1 <= self.rank <= self.steps:
+            raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
+
+    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+        """Find the eigenvectors, then project each query when it is asked for."""
+        pairs, damping = eigenpairs(task, self.steps, self.rank), task.damping
+        exact = int((pairs.errors <= 0.01 * pairs.values).sum())
+        log.info(
+            "Arnoldi: eigenvalues %.4g to %.4g, %d of %d to within 1 %%",
+            pairs.values[0],
+            pairs.values[-1],
+            exact,
+            len(pairs.values),
+        )
+
+        def vectors(queries: list[int]) -> torch.Tensor:
+            return pairs.inverse(task.gradients(queries), damping)
+
+        return vectors, {}
+
+
+def eigenpairs(task: Task, steps: int, rank: int) -> Eigenpairs:
+    """The task's `rank` dominant eigenpairs after `steps` products, from the cache where they are there."""
+    seed = task.method.seed
+    store = task.study.training_store("arnoldi", *task.curvature, seed, steps)
+    return dominant_eigenpairs(task.ggn.multiply, task.random("start"), steps=steps, rank=rank, store=store)

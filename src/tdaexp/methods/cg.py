@@ -1,0 +1,98 @@
+"""Influence by conjugate gradients: the exact damped inverse, to a stated residual. The reference for approximations.
+
+Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `inverse` for the formula,
+the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance is
+marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
+product per query and iteration, each about four forward passes over the examples of the GGN.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from tdaexp.curvature.cg import Product, conjugate_gradients
+from tdaexp.gradients.against import Vectors
+from tdaexp.methods.arnoldi import eigenpairs
+from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.study import Study
+from tdaexp.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration by so much
+
+
+@dataclass
+class CG(Inverse):
+    """Keys, beside those of `inverse.Inverse`: `iterations` at most, `tolerance` of the relative residual |b - (G + λI)
+    x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries share; 0 = none:
+    the solution is the same, the way to it shorter), `at_once` queries that are solved together.
+    """
+
+    iterations: int = 60
+    tolerance: float = 3e-3
+    deflate: int = 100
+    at_once: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        for key, least in (("iterations", 1), ("at_once", 1), ("deflate", 0)):
+            if getattr(self, key) < least:
+                raise UserError(f"method.{key}={getattr(self, key)}: must be at least {least}")
+        if not self.tolerance > 0:
+            raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """As every inverse, with the worst residual and whether all queries converged as attributes."""
+        dataset = super().attribute(study)
+        worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
+        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance)
+
+    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+        """Solve in blocks of queries; say how far each got."""
+
+        def solver(gradients: Tensor) -> dict[str, Tensor]:
+            found = conjugate_gradients(
+                task.ggn.multiply,
+                gradients,
+                damping=task.damping,
+                iterations=self.iterations,
+                tolerance=self.tolerance,
+                precondition=self._preconditioner(task),
+            )
+            return {"vectors": found.vectors, "residual": found.residual, "iterations": found.iterations}
+
+        vectors, notes = solve_in_blocks(task, self.at_once, {"residual": "float64", "iterations": "int64"}, solver)
+        residual = notes["residual"][1]
+        reached = residual <= ROUNDING * self.tolerance
+        log.info(
+            "conjugate gradients: %d of %d queries converged in %d to %d iterations; residual %.2g at most, %.2g at "
+            "the median",
+            reached.sum(),
+            len(reached),
+            notes["iterations"][1].min(),
+            notes["iterations"][1].max(),
+            residual.max(),
+            np.median(residual),
+        )
+        if not reached.all():
+            log.warning(
+                "conjugate gradients: %d queries have not converged (tolerance %g); they are marked in the store: "
+                "raise method.iterations (now %d) or the damping (now %.3g)",
+                (~reached).sum(),
+                self.tolerance,
+                self.iterations,
+                task.damping,
+            )
+        return vectors, {**notes, "converged": ("query", reached)}
+
+    def _preconditioner(self, task: Task) -> Product | None:
+        if not self.deflate:
+            return None
+        pairs, damping = eigenpairs(task, self.deflate, self.deflate).converged(), task.damping
+        return lambda vectors: pairs.precondition(vectors, damping)

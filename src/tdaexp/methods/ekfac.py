@@ -1,0 +1,142 @@
+"""EK-FAC influence: the gradient dot product in the metric of the damped, Kronecker-factored Gauss-Newton matrix.
+
+Source: Bao et al. 2025 (multi-stage influence), section 3, after Grosse et al. 2023: I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹
+∇ℓ(z), block-diagonal over weight matrices. G belongs to the loss summed over an example's tokens; `reduction` is that
+of ℓ and m. Sign: m is larger where the answer is more likely, so positive = helps; Koh and Liang's sign for a loss is
+the opposite. Fills query, train and component; additive over components. Cost: two passes over the training set to
+fit, with sums of outer products that cost about as much again, then one pass over queries and candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from tdaexp.curvature.damping import Damping
+from tdaexp.curvature.factors_store import Factors
+from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.kept import kept_scores
+from tdaexp.curvature.layers import Layers, layers_of
+from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.gradients.capture import REDUCTIONS
+from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.methods.base import Method
+from tdaexp.methods.study import Study
+from tdaexp.runtime.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
+"""Choices of `part`, and what the names of their components contain."""
+
+
+@dataclass
+class EKFAC(Method):
+    """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
+    `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
+    attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
+    without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
+    `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
+    other queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a
+    phase, `seed` of the drawn labels.
+    """
+
+    mode: str = "ekfac"
+    damping: float | None = None
+    relative_damping: float = 0.1
+    part: str = "blocks"
+    components: list[str] | None = None
+    strict: bool = False
+    measurement: str = "log_likelihood"
+    reduction: str = "mean"
+    query_rank: int | None = None
+    keep_gb: float = 0.0
+    partitions: int = 1
+    saves: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices and impossible numbers."""
+        named(self.measurement)
+        for key, choices in (("part", PARTS), ("reduction", REDUCTIONS)):
+            if getattr(self, key) not in choices:
+                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        if self.query_rank is not None and self.query_rank < 1:
+            raise UserError(f"method.query_rank={self.query_rank}: must be at least 1, or null for the whole gradient")
+        if not self.keep_gb >= 0:
+            raise UserError(f"method.keep_gb={self.keep_gb}: must not be negative")
+        self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves)
+        self.damped = Damping(self.damping, self.relative_damping)
+
+    @property
+    def label(self) -> str:
+        """Name, and what is not usual: the mode, a fixed damping, the part of the model."""
+        chosen = f"{len(self.components)} components" if self.components else "" if self.part == "blocks" else self.part
+        fixed = "" if self.damping is None or self.mode == "identity" else f"λ {self.damping:g}"
+        notes = [note for note in ("" if self.mode == "ekfac" else self.mode, fixed, chosen) if note]
+        return self.name + (f" ({', '.join(notes)})" if notes else "")
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Fit the factors, precondition the queries, score the pairs."""
+        layers = self.layers(study)
+        factors = self.fit(study, layers)
+        train = Side(study.loaded.model, layers, study.train, reduction=self.reduction)
+        queries = Side(study.loaded.model, layers, study.queries, as_loss(named(self.measurement)), self.reduction)
+        return study.label(self.scores(study, train, queries, factors), layers.components)
+
+    def layers(self, study: Study) -> Layers:
+        """The chosen components by weight matrix."""
+        every = study.components()
+        pattern = PARTS[self.part]
+        names = self.components or [name for name in every.names if pattern in name]
+        found = layers_of(every.select(names), self.strict)
+        log.info("%s: %s", self.name, found.components.coverage_line())
+        return found
+
+    def fit(self, study: Study, layers: Layers) -> Factors:
+        """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
+        fitted = self.settings
+        return fit_factors(
+            study.loaded.model,
+            layers,
+            study.curvature_examples,
+            fitted,
+            store=study.training_store(
+                "factors", layers.components.names, fitted.seed, fitted.partitions, fitted.saves
+            ),
+            tokens_per_batch=study.compute.tokens_per_batch,
+        )
+
+    def scores(self, study: Study, train: Side, queries: Side, factors: Factors) -> np.ndarray:
+        """Scores [Q, C, K] of the study's pairs: exact, or from kept gradients."""
+
+        def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
+            return factors.precondition(name, gradient, self.damped)
+
+        names, tokens, cache_gb = train.layers.components.names, study.compute.tokens_per_batch, study.compute.cache_gb
+        if self.keep_gb > 0:
+            return kept_scores(
+                train,
+                queries,
+                study.pairs,
+                precondition,
+                store=study.training_store("kept", names, self.reduction, study.train.fingerprint()),
+                keep_gb=self.keep_gb,
+                query_rank=self.query_rank,
+                tokens_per_batch=tokens,
+                cache_gb=cache_gb,
+            )
+        fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
+        return pair_scores(
+            train,
+            queries,
+            study.pairs,
+            precondition,
+            store=study.store("influence", names, self.measurement, self.reduction, *fitted),
+            query_rank=self.query_rank,
+            tokens_per_batch=tokens,
+            cache_gb=cache_gb,
+        )

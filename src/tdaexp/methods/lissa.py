@@ -1,0 +1,72 @@
+"""Influence by LiSSA: the damped inverse as a Neumann series on random batches.
+
+Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `inverse` for the formula, the sign
+and what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per query,
+step and repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
+from tdaexp.gradients.against import Vectors
+from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.batches import batch_indices
+
+log = logging.getLogger(__name__)
+SAFETY = 1.5  # batches beyond those that the scale is estimated from may have more curvature
+TRIED = 4  # batches that the scale is estimated from
+
+
+@dataclass
+class LiSSA(Inverse):
+    """Keys, beside those of `inverse.Inverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
+    1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are
+    solved together.
+    """
+
+    depth: int = 200
+    repeats: int = 1
+    scale: float | None = None
+    batch_size: int = 16
+    at_once: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        for key in ("depth", "repeats", "batch_size", "at_once"):
+            if getattr(self, key) < 1:
+                raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1")
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
+
+    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+        """Run the series in blocks of queries, all blocks on the same batches."""
+        examples = len(task.ggn.examples)
+        size = min(self.batch_size, examples)
+
+        def multiply(step: int, vectors: Tensor) -> Tensor:
+            members = batch_indices(step, seed=self.seed, examples=examples, batch_size=size)
+            return task.ggn.multiply_some(vectors, members.tolist())
+
+        def solver(gradients: Tensor) -> dict[str, Tensor]:
+            scale = self.scale or self._scale(task, multiply)
+            found = lissa(
+                multiply, gradients, damping=task.damping, scale=scale, depth=self.depth, repeats=self.repeats
+            )
+            return {"vectors": found}
+
+        return solve_in_blocks(task, self.at_once, {}, solver)
+
+    def _scale(self, task: Task, multiply: BatchProduct) -> float:
+        """σ from the largest eigenvalues of the first batches."""
+        found = [largest_eigenvalue(partial(multiply, step), task.random("start")) for step in range(TRIED)]
+        scale = SAFETY * max(found) + task.damping
+        log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)
+        return scale

@@ -1,0 +1,153 @@
+"""Multi-stage influence: what a pre-training example did for an answer that the model gives after fine-tuning.
+
+Source: Bao et al. 2025, equation 12. The inner product, over the components that both models share, of
+
+    (G_pt + λ_pt I)⁻¹ ∇ℓ_pt(z; θ_pt)   and   (G_ft + λ_ft I)⁻¹ ∇m(x; θ_ft),
+
+with G_pt averaged over the pre-training examples at θ_pt and G_ft over the fine-tuning examples at θ_ft. λ_ft takes in
+the paper's proximity term α. Both inverses are symmetric, so both are applied to the query's gradient, once per query;
+neither is left out. Mode `identity` in both stages is the dot product across the two models, the paper's GDP. Sign:
+positive = helps, as in `ekfac`. Fills query, train and component; additive over components. Cost: two fits of factors,
+then one pass over queries and candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+import xarray as xr
+
+from tdaexp.curvature.layers import Layers, layers_of
+from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.methods.base import Method
+from tdaexp.methods.ekfac import EKFAC, PARTS
+from tdaexp.methods.study import Stage, Study
+from tdaexp.models.successor import shared_components
+from tdaexp.runtime.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MultiStage(Method):
+    """Keys: `mode`, `damping` and `relative_damping` of the pre-training stage, as for `ekfac`; the same with
+    `finetuned_` in front for the fine-tuning stage (null = as the pre-training stage); `part`, `components`, `strict`,
+    `measurement`, `reduction`, `query_rank`, `partitions`, `saves`, `seed` as for `ekfac`.
+    """
+
+    mode: str = "ekfac"
+    damping: float | None = None
+    relative_damping: float = 0.1
+    finetuned_mode: str | None = None
+    finetuned_damping: float | None = None
+    finetuned_relative_damping: float | None = None
+    part: str = "blocks"
+    components: list[str] | None = None
+    strict: bool = False
+    measurement: str = "log_likelihood"
+    reduction: str = "mean"
+    query_rank: int | None = None
+    partitions: int = 1
+    saves: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices and impossible numbers."""
+        if self.part not in PARTS:
+            raise unknown("part", self.part, PARTS, "method.part")
+        damping, relative = self.damping, self.relative_damping
+        self.pretrained = self._stage(self.mode, damping, relative)
+        if self.finetuned_damping is not None or self.finetuned_relative_damping is not None:
+            damping = self.finetuned_damping
+        if self.finetuned_relative_damping is not None:
+            relative = self.finetuned_relative_damping
+        self.finetuned = self._stage(self.finetuned_mode or self.mode, damping, relative)
+
+    @property
+    def label(self) -> str:
+        """Name, and what is not usual: modes, fixed damping, the part of the model."""
+        modes = dict.fromkeys((self.pretrained.mode, self.finetuned.mode))
+        notes = [] if list(modes) == ["ekfac"] else ["/".join(modes)]
+        fixed = dict.fromkeys(one.damping for one in (self.pretrained, self.finetuned) if one.mode != "identity")
+        if any(value is not None for value in fixed):
+            notes.append("λ " + "/".join("relative" if value is None else f"{value:g}" for value in fixed))
+        if self.components:
+            notes.append(f"{len(self.components)} components")
+        elif self.part != "blocks":
+            notes.append(self.part)
+        return self.name + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def both_stages(self) -> bool:
+        """Yes."""
+        return True
+
+    def attribute(self, study: Study) -> xr.Dataset:
+        """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""
+        second = self._second(study)
+        first_map, second_map = shared_components(study.loaded, second.loaded)
+        names = self.components or [name for name in first_map.names if PARTS[self.part] in name]
+        first_map, second_map = shared_components(study.loaded, second.loaded, names)
+        before, after = study.after("pretrained"), study.after("finetuned")
+        layers = layers_of(first_map, self.strict), layers_of(second_map, self.strict)
+        log.info("shared by both stages: %s", layers[0].components.coverage_line())
+        pretrained, finetuned = _inverse(self.pretrained, before, layers[0]), _inverse(self.finetuned, after, layers[1])
+
+        def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
+            return pretrained(name, finetuned(name, gradient))
+
+        values = pair_scores(
+            Side(study.loaded.model, layers[0], study.train, reduction=self.reduction),
+            Side(second.loaded.model, layers[1], study.queries, as_loss(named(self.measurement)), self.reduction),
+            study.pairs,
+            precondition,
+            store=study.store("influence", *self._identity(second, layers[0].components.names)),
+            query_rank=self.query_rank,
+            tokens_per_batch=study.compute.tokens_per_batch,
+            cache_gb=study.compute.cache_gb,
+        )
+        return study.label(values, layers[0].components)
+
+    def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:
+        """The factors of one stage."""
+        return EKFAC(
+            mode=mode,
+            damping=damping,
+            relative_damping=relative,
+            measurement=self.measurement,
+            reduction=self.reduction,
+            query_rank=self.query_rank,
+            partitions=self.partitions,
+            saves=self.saves,
+            seed=self.seed,
+        )
+
+    def _second(self, study: Study) -> Stage:
+        if study.finetuned is None:
+            raise UserError(
+                "method=multistage: there is one training stage only; use a data set with two "
+                "(dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
+            )
+        if not len(study.finetuned.examples) and self.finetuned.mode != "identity":
+            raise UserError(
+                "method=multistage: no fine-tuning example is known, so the second stage has no curvature; give "
+                "them (dataset.finetune_path=FILE for dataset=trex), or set method.finetuned_mode=identity"
+            )
+        return study.finetuned
+
+    def _identity(self, second: Stage, names: list[str]) -> list[object]:
+        """All that the scores depend on beside the pre-trained model, training examples, queries and pairs."""
+        stages = [[one.settings, one.damped] for one in (self.pretrained, self.finetuned)]
+        own = [names, self.measurement, self.reduction, self.query_rank]
+        return ["multistage", second.loaded.fingerprint, second.examples.fingerprint(), *own, *stages]
+
+
+def _inverse(stage: EKFAC, study: Study, layers: Layers) -> Precondition:
+    """One stage's damped inverse; where it is the identity nothing is fitted."""
+    if stage.mode == "identity":
+        return lambda name, gradient: gradient
+    factors = stage.fit(study, layers)
+    return lambda name, gradient: factors.precondition(name, gradient, stage.damped)

@@ -1,0 +1,29 @@
+"""Does a model answer a question by itself? Greedy decoding gives an answer when its every token is the likeliest."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tdaexp.data.examples import Examples, collate, token_budget_batches
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime.progress import track
+
+
+def greedy_answers(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) -> np.ndarray:
+    """Tell for each example whether greedy decoding from its prompt would write its completion: [N] bool.
+
+    One forward pass per example: the most probable token is the completion's at every position that carries loss, an
+    end-of-text token included.
+    """
+    device = loaded.model.device
+    by_length = np.argsort(examples.lengths, kind="stable").tolist()
+    batches = token_budget_batches(examples.lengths, by_length, tokens_per_batch)
+    right = np.zeros(len(examples), dtype=bool)
+    for batch in track(batches, "greedy answers", len(batches)):
+        inputs = collate([examples[i] for i in batch]).to(device)
+        with torch.no_grad():
+            logits = loaded.model(inputs.tokens, attention_mask=inputs.attention).logits
+        hit = logits[:, :-1].argmax(-1) == inputs.tokens[:, 1:]
+        right[batch] = (hit | ~inputs.loss_mask[:, 1:]).all(1).cpu().numpy()
+    return right

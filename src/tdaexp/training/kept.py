@@ -1,0 +1,50 @@
+"""The checkpoints that a training kept (`trainer.fit.keep=all`), with the learning rate that led to each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.module import learning_rate_factor
+
+STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in hub format after `step` steps; `rate` is the mean learning rate of the steps since the one before."""
+
+    step: int
+    rate: float
+    folder: Path
+
+
+def kept_checkpoints(model: Path) -> list[Checkpoint]:
+    """The checkpoints beside a trained model's folder, in order of steps; none where the training kept none.
+
+    Errors (UserError): the training's own note is missing or cannot be read.
+    """
+    found = [(int(match[1]), path) for path in (model.parent / "checkpoints").glob("*") if (match := _step(path))]
+    if not found:
+        return []
+    note = model / "training.json"
+    try:
+        settings = json.loads(note.read_text(encoding="utf-8"))["settings"]
+        peak, shape = float(settings["lr"]), {"steps": int(settings["steps"]), "warmup": int(settings["warmup"])}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{note}: not readable ({error}); delete {model.parent} and run again") from error
+    checkpoints, before = [], 0
+    for step, folder in sorted(found):
+        rates = [learning_rate_factor(own, **shape) for own in range(before, step)]
+        checkpoints.append(Checkpoint(step, peak * float(np.mean(rates)), folder))
+        before = step
+    return checkpoints
+
+
+def _step(path: Path) -> re.Match[str] | None:
+    return STEP.fullmatch(path.name)

@@ -1,0 +1,123 @@
+"""The pure functions: blocked sums of outer products, rotated squares in both orders, eigenbases, damping, labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tdaexp.curvature.covariance import BLOCK, add_second_moment, mirrored, multiply_adds
+from tdaexp.curvature.damping import Damping
+from tdaexp.curvature.eigen import eigenbasis
+from tdaexp.curvature.labels import draw, uniforms
+from tdaexp.curvature.lambdas import add_rotated_squares
+from tdaexp.curvature.modules import conv_patches
+from tdaexp.curvature.precondition import LayerFactors, low_rank
+from tdaexp.runtime.errors import UserError
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("width", [3, BLOCK, 2 * BLOCK + 7])
+@pytest.mark.parametrize("ones", [False, True])
+def test_second_moments_block_by_block(width, ones):
+    parts = [random(5, width, seed=s) for s in range(2)]
+    total = torch.zeros(width + ones, width + ones, dtype=torch.float64)
+    for part in parts:
+        add_second_moment(total, part, ones)
+    x = torch.cat(parts)
+    if ones:
+        x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    found = mirrored(total)
+    torch.testing.assert_close(found, x.T @ x, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.T)
+
+
+def test_the_blocks_save_nearly_half():
+    assert multiply_adds(1, 4 * BLOCK) == 10 / 16 * (4 * BLOCK) ** 2
+
+
+@pytest.mark.parametrize("positions", [2, 6, 40])
+@pytest.mark.parametrize("bias", [False, True])
+def test_rotated_squares_whichever_side_is_rotated_first(positions, bias, monkeypatch):
+    """T below, between and above O = 9 and I = 4: all orders; a few examples at a time."""
+    inputs, deltas = random(5, positions, 4), random(5, positions, 9, seed=1)
+    q_in, q_out = torch.linalg.qr(random(4 + bias, 4 + bias, seed=2))[0], torch.linalg.qr(random(9, 9, seed=3))[0]
+    whole = torch.cat([inputs, torch.ones(5, positions, 1, dtype=torch.float64)], 2) if bias else inputs
+    gradient = torch.einsum("bto,bti->boi", deltas, whole)
+    for basis in ((q_in, q_out), (None, None)):
+        wanted = gradient if basis[0] is None else q_out.T @ gradient @ q_in
+        for limit in (1, 1 << 20):
+            monkeypatch.setattr("tdaexp.curvature.lambdas.CHUNK_BYTES", {"cpu": limit})
+            total = torch.ones(9, 4 + bias, dtype=torch.float64)
+            add_rotated_squares(total, inputs, deltas, bias, *basis)
+            torch.testing.assert_close(total, 1 + wanted.square().sum(0), rtol=1e-10, atol=1e-12)
+
+
+def test_eigenvalues_below_zero():
+    rounding = torch.diag(torch.tensor([1.0, 2.0, -1e-9]))
+    found = eigenbasis(rounding, "A of layer 'x'")
+    assert (
+        found.lowest == pytest.approx(-1e-9) and float(found.values.min()) == 0 and found.values.dtype == torch.float64
+    )
+    with pytest.raises(UserError, match=r"A of layer 'x': eigenvalue -0.1 beside a largest of 2"):
+        eigenbasis(torch.diag(torch.tensor([1.0, 2.0, -0.1])), "A of layer 'x'")
+    with pytest.raises(UserError, match="is not finite"):
+        eigenbasis(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), "A of layer 'x'")
+    assert eigenbasis(torch.zeros(3, 3), "A").lowest == 0
+
+
+def test_damping_by_value_and_by_the_mean():
+    spectrum = torch.tensor([[1.0, 3.0], [0.0, 4.0]])
+    assert Damping(0.25).of(spectrum, "x") == 0.25
+    assert Damping(relative=0.1).of(spectrum, "x") == pytest.approx(0.2)
+    assert Damping(0.0).of(spectrum + 1, "x") == 0
+    assert Damping(1e-8).of(spectrum, "x") == 1e-8
+    for how in (Damping(0.0), Damping(relative=0.0)):
+        with pytest.raises(UserError, match=r"layer 'x': 1 of 4 eigenvalues are zero"):
+            how.of(spectrum, "x")
+    with pytest.raises(UserError, match=r"layer 'x': 4 of 4"):
+        Damping(relative=0.1).of(torch.zeros(2, 2), "x")
+    for bad in (dict(value=-1.0), dict(relative=float("nan"))):
+        with pytest.raises(UserError, match="not negative"):
+            Damping(**bad)
+
+
+def test_the_identity_is_neither_damped_nor_inverted():
+    gradient = random(2, 3, 4)
+    assert torch.equal(LayerFactors("x", None, None, None).precondition(gradient, Damping(7.0)), gradient)
+
+
+def test_low_rank_is_the_best_approximation():
+    gradient = random(3, 6, 5)
+    left, right = low_rank(gradient, 2)
+    found = torch.einsum("nro,nri->noi", left, right)
+    error = torch.linalg.svdvals(gradient)[:, 2:].square().sum(1)
+    torch.testing.assert_close((gradient - found).flatten(1).square().sum(1), error)
+    full = torch.einsum("nro,nri->noi", *low_rank(gradient, 9))
+    torch.testing.assert_close(full, gradient)
+
+
+def test_labels_have_the_softmax_frequencies_and_are_never_impossible():
+    logits = torch.tensor([[2.0, -torch.inf, 0.5, 1.0, -torch.inf]]).expand(20_000, -1)
+    numbers = torch.from_numpy((np.arange(20_000) + 0.5) / 20_000)
+    found = draw(logits, numbers).bincount(minlength=5) / 20_000
+    torch.testing.assert_close(found, logits[0].softmax(0), atol=2e-4, rtol=0)
+    edges = draw(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))
+    assert edges.tolist() == [0, 3]
+
+
+def test_random_numbers_belong_to_the_example():
+    one, two = uniforms(["a", "b", "c"], 0, 5), uniforms(["c", "a"], 0, 7)
+    assert torch.equal(one[0], two[1, :5]) and torch.equal(one[2], two[0, :5])
+    assert not torch.equal(one[0], one[1]) and not torch.equal(uniforms(["a"], 1, 5)[0], one[0])
+
+
+def test_patches_turn_a_convolution_into_a_matrix_product():
+    conv = nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(1, 2)).double()
+    x = random(4, 2, 6, 7)
+    found = conv_patches(x, conv) @ conv.weight.flatten(1).T + conv.bias
+    torch.testing.assert_close(found.transpose(1, 2).reshape(conv(x).shape), conv(x))

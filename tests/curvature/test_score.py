@@ -1,0 +1,255 @@
+"""Pair scores against explicit gradients through the dense inverse; invariances; kept gradients; tokens; resuming."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gradient_oracle import make_examples, oracle
+
+from tdaexp.curvature.damping import Damping
+from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.kept import kept_bytes, kept_scores
+from tdaexp.curvature.layers import attention_and_mlp, layers_of
+from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.tokens import token_influence
+from tdaexp.data.examples import Examples
+from tdaexp.models.components import component_map
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
+
+DAMPING = Damping(relative=0.2)
+TRAIN, QUERIES = make_examples(3, 9, prefix="t"), make_examples(11, 5, prefix="q")
+EVERY = np.tile(np.arange(9), (5, 1))
+SOME = np.array([[0, 3, -1], [8, 1, 2], [4, -1, -1], [5, 6, 7], [0, 8, 2]])
+
+
+def chosen(model, names=None):
+    components = component_map(model)
+    return layers_of(components.select(names or attention_and_mlp(components)))
+
+
+@pytest.fixture(scope="module")
+def fitted(models, tmp_path_factory):
+    """Model, layers and factors of a tiny GPT-NeoX."""
+    model = models("gpt_neox-untied")
+    layers = chosen(model)
+    store = tmp_path_factory.mktemp("factors") / "f"
+    return model, layers, fit_factors(model, layers, TRAIN, FactorSettings(), store=store, tokens_per_batch=40)
+
+
+def score(fitted, folder, pairs=EVERY, train=TRAIN, queries=QUERIES, precondition=None, kept=False, **options):
+    model, layers, factors = fitted
+    sides = Side(model, layers, train), Side(model, layers, queries)
+    ready = precondition or (lambda name, gradient: factors.precondition(name, gradient, DAMPING))
+    function = kept_scores if kept else pair_scores
+    options = {"keep_gb": 1.0, **options} if kept else options
+    return function(*sides, pairs, ready, store=folder, **{"tokens_per_batch": 40, **options})
+
+
+def explicit(fitted, pairs=EVERY, train=TRAIN, queries=QUERIES):
+    """Scores [Q, C, K] from autograd gradients and inverses built from the eigenbasis as dense matrices."""
+    model, layers, factors = fitted
+    names = component_map(model).names
+    left, right = oracle(model, queries), oracle(model, train)
+    found = np.full((*pairs.shape, len(layers.components)), np.nan)
+    for layer in layers.layers:
+        one = factors[layer.name]
+        basis = torch.kron(one.q_out, one.q_in)
+        inverse = basis @ torch.diag(1 / (one.spectrum + 0.2 * one.spectrum.mean()).flatten()) @ basis.T
+        members = [names.index(name) for name, _ in layer.members]
+        for (q, c), t in np.ndenumerate(pairs):
+            if t < 0:
+                continue
+            solved = inverse @ torch.cat([left[q][k] for k in members])
+            parts = torch.split(solved, [len(left[q][k]) for k in members])
+            for k, part, column in zip(members, parts, layers.columns(layer), strict=True):
+                found[q, c, column] = float(part @ right[t][k])
+    return found
+
+
+@pytest.mark.parametrize("pairs", [EVERY, SOME], ids=["every pair", "candidates"])
+def test_against_explicit_gradients(pairs, fitted, tmp_path):
+    found = score(fitted, tmp_path / "s", pairs)
+    wanted = explicit(fitted, pairs)
+    assert (np.isnan(found) == (pairs < 0)[..., None]).all()
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-10 * np.nanmax(np.abs(wanted)))
+
+
+@pytest.mark.parametrize("change", [dict(tokens_per_batch=1), dict(tokens_per_batch=9999), dict(cache_gb=1e-9)])
+def test_batches_padding_and_memory_do_not_matter(change, fitted, tmp_path):
+    usual, other = score(fitted, tmp_path / "a", SOME), score(fitted, tmp_path / "b", SOME, **change)
+    np.testing.assert_allclose(other, usual, rtol=1e-9, atol=1e-12)
+
+
+def test_without_preconditioning_it_is_the_gradient_dot_product(fitted, tmp_path):
+    model, layers, _ = fitted
+    found = score(fitted, tmp_path / "s", precondition=lambda _, gradient: gradient)
+    names = component_map(model).names
+    left, right = oracle(model, QUERIES), oracle(model, TRAIN)
+    for column, name in enumerate(layers.components.names):
+        k = names.index(name)
+        wanted = torch.stack([q[k] for q in left]) @ torch.stack([t[k] for t in right]).T
+        np.testing.assert_allclose(found[..., column], wanted.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_much_damping_goes_to_the_dot_product(fitted, tmp_path):
+    *_, factors = fitted
+    plain = score(fitted, tmp_path / "a", precondition=lambda _, gradient: gradient)
+    damped = score(fitted, tmp_path / "b", precondition=lambda n, g: factors.precondition(n, g, Damping(1e12)))
+    np.testing.assert_allclose(damped * 1e12, plain, rtol=1e-6, atol=1e-9)
+    assert (np.argsort(damped.sum(2), 1) == np.argsort(plain.sum(2), 1)).all()
+
+
+def test_the_sum_over_components_is_the_whole(fitted, tmp_path):
+    """q, k and v of a fused matrix are shares of the matrix's own score."""
+    model, layers, factors = fitted
+    found = score(fitted, tmp_path / "s").sum(2)
+    names = component_map(model).names
+    left, right = oracle(model, QUERIES), oracle(model, TRAIN)
+    wanted = np.zeros(found.shape)
+    for layer in layers.layers:
+        members = [names.index(name) for name, _ in layer.members]
+        q, t = (torch.stack([torch.cat([one[k] for k in members]) for one in side]) for side in (left, right))
+        ready = factors.precondition(layer.name, q.view(-1, layer.outputs, layer.inputs), DAMPING)
+        wanted += (ready.flatten(1) @ t.T).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-9)
+
+
+def test_scores_of_a_set_with_itself_are_symmetric_with_positive_self_influence(fitted, tmp_path):
+    pairs = np.tile(np.arange(9), (9, 1))
+    table = score(fitted, tmp_path / "all", pairs, queries=TRAIN)
+    alone = score(fitted, tmp_path / "own", np.arange(9)[:, None], queries=TRAIN)
+    np.testing.assert_allclose(np.diagonal(table).T, alone[:, 0], rtol=1e-9, atol=1e-12)
+    total = table.sum(2)
+    np.testing.assert_allclose(total, total.T, rtol=1e-9, atol=1e-10)
+    assert (np.diag(total) > 0).all() and np.linalg.eigvalsh(total).min() > 0
+
+
+@pytest.mark.parametrize("pairs", [EVERY, SOME], ids=["every pair", "candidates"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank_queries(rank, pairs, fitted, tmp_path, monkeypatch):
+    """Both ways of multiplying give the scores of the truncated gradients."""
+    *_, factors = fitted
+
+    def truncated(name, gradient):
+        u, s, v = np.linalg.svd(factors.precondition(name, gradient, DAMPING).numpy(), full_matrices=False)
+        return torch.from_numpy((u[..., :rank] * s[:, None, :rank]) @ v[:, :rank])
+
+    wanted = score(fitted, tmp_path / "a", pairs, precondition=truncated)
+    found = []
+    for through_factors in (True, False):
+        monkeypatch.setattr("tdaexp.curvature.contraction.low_rank_is_cheaper", lambda *_, way=through_factors: way)
+        found.append(score(fitted, tmp_path / f"{through_factors}", pairs, query_rank=rank))
+    for one in found:
+        np.testing.assert_allclose(one, wanted, rtol=1e-7, atol=1e-9)
+    assert np.nanmax(np.abs(wanted - score(fitted, tmp_path / "full", pairs))) > 1e-3
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_kept_gradients_serve_other_queries(rank, fitted, tmp_path, monkeypatch):
+    first = score(fitted, tmp_path / "kept", SOME, kept=True, query_rank=rank)
+    exact = score(fitted, tmp_path / "a", SOME, query_rank=rank)
+    scale = np.nanmax(np.abs(exact), axis=(0, 1))
+    assert 0 < np.nanmax(np.abs(first - exact) / scale) < 0.02
+    assert np.corrcoef(first[SOME >= 0].sum(1), exact[SOME >= 0].sum(1))[0, 1] > 0.9999
+    from tdaexp.curvature import kept
+
+    monkeypatch.setattr(kept.KeptGradients, "fill", lambda self: None)  # nothing is left to run
+    others = make_examples(12, 5, prefix="r")
+    second = score(fitted, tmp_path / "kept", queries=others, kept=True, query_rank=rank)
+    exact = score(fitted, tmp_path / "b", queries=others, query_rank=rank)
+    assert np.corrcoef(second.sum(2).ravel(), exact.sum(2).ravel())[0, 1] > 0.9999
+
+
+def test_the_kept_store_has_the_stated_size(fitted, tmp_path):
+    model, layers, _ = fitted
+    size = kept_bytes(Side(model, layers, TRAIN))
+    with pytest.raises(UserError, match=r"takes .* GB; set method.keep_gb="):
+        score(fitted, tmp_path / "kept", kept=True, keep_gb=(size - 1) / 1e9)
+    score(fitted, tmp_path / "kept", kept=True, keep_gb=size / 1e9)
+    stored = sum(one.stat().st_size for one in (tmp_path / "kept").rglob("*") if one.is_file())
+    metadata = sum(one.stat().st_size for one in (tmp_path / "kept").rglob("zarr.json"))
+    assert size <= stored - metadata <= 1.2 * size  # the last piece of an array is stored in full length
+
+
+def test_a_copy_of_a_training_example_has_it_as_the_top_score(fitted, tmp_path):
+    copies = Examples([*TRAIN][:4])
+    scores = score(fitted, tmp_path / "s", np.tile(np.arange(9), (4, 1)), queries=copies).sum(2)
+    own = scores[np.arange(4), np.arange(4)]
+    assert (own > 0).all() and (own == scores.max(1)).all()
+
+
+@pytest.mark.parametrize("names", [None, ["lm_head", "layers.1.mlp.down"]])
+def test_shares_of_tokens_add_up_to_the_score(names, models, tmp_path):
+    model = models("gpt_neox-untied")
+    layers = chosen(model, names)
+    factors = fit_factors(model, layers, TRAIN, FactorSettings(), store=tmp_path / "f")
+    scores = score((model, layers, factors), tmp_path / "s").sum(2)
+    sides = Side(model, layers, TRAIN), Side(model, layers, QUERIES)
+    for example, query in ((0, 0), (5, 3)):
+        found = token_influence(*sides, example, query, lambda n, g: factors.precondition(n, g, DAMPING))
+        assert found.train.shape == (TRAIN[example].length,) and found.query.shape == (QUERIES[query].length,)
+        np.testing.assert_allclose(found.train.sum(), scores[query, example], rtol=1e-9)
+        np.testing.assert_allclose(found.query.sum(), scores[query, example], rtol=1e-9)
+        # Nothing behind the last position that predicts a token, and not all in one place before it.
+        last = np.flatnonzero(TRAIN[example].loss_mask[1:])[-1]
+        assert (found.train[last + 1 :] == 0).all() and np.count_nonzero(found.train) >= 1 + (names is None)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["ekfac", "kfac", "diagonal"])
+def test_a_killed_fit_goes_on_with_the_same_bits(mode, models, tmp_path, monkeypatch):
+    model = models("gpt_neox-untied", torch.float32)
+    layers, settings = chosen(model), FactorSettings(mode, partitions=2, saves=3)
+    real, counted, last = BlockStore.write, [0], [None]
+
+    def write(store, block, values):
+        if counted[0] == last[0]:
+            raise Killed
+        real(store, block, values)
+        counted[0] += 1
+
+    monkeypatch.setattr(BlockStore, "write", write)
+
+    def run(folder):
+        factors = fit_factors(model, layers, TRAIN, settings, store=tmp_path / folder, tokens_per_batch=20)
+        return {name: factors[name].spectrum for name in layers.names}, factors
+
+    straight, _ = run("straight")
+    total, counted[0] = counted[0], 0
+    for stop in range(total):
+        last[0] = counted[0] + 1
+        with pytest.raises(Killed) if stop < total - 1 else _nothing():
+            run("killed")
+    resumed, factors = run("killed")
+    assert counted[0] == total  # nothing was computed twice
+    assert all(torch.equal(resumed[name], straight[name]) for name in layers.names)
+    assert (factors.labels() >= 0).any()
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+def test_modes_share_what_they_can(models, tmp_path, monkeypatch):
+    model = models("gpt_neox-untied")
+    layers = chosen(model)
+    fit_factors(model, layers, TRAIN, FactorSettings("ekfac"), store=tmp_path / "f")
+    monkeypatch.setattr(BlockStore, "write", lambda *_: pytest.fail("computed again"))
+    fit_factors(model, layers, TRAIN, FactorSettings("kfac"), store=tmp_path / "f")
+
+
+def test_two_models_must_have_the_same_layers(models, fitted, tmp_path):
+    model, layers, _ = fitted
+    other = models("bloom-tied")
+    sides = Side(model, layers, TRAIN), Side(other, chosen(other), QUERIES)
+    with pytest.raises(UserError, match=r"the two models differ in layer '"):
+        pair_scores(*sides, EVERY, lambda n, g: g, store=tmp_path / "s")

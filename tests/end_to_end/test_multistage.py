@@ -1,0 +1,91 @@
+"""The toy experiments of the multi-stage paper as commands, on data and models so small that they take seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import metrics, only, rows
+
+TINY = (
+    "model.config.hidden_size=16",
+    "model.config.num_hidden_layers=2",
+    "model.config.intermediate_size=24",
+    "model.vocab_size=320",
+    "trainer.fit.steps=5",
+    "trainer.finetune.steps=3",
+    "metric.bootstrap=50",
+    "metric.plots=false",
+)
+STAGES = (*TINY, "dataset.people=8", "dataset.relations=2", "dataset.phrasings=2")
+
+
+def test_figure_3_over_damping_and_its_baselines(commands):
+    commands.done("attribute", "experiment=toy_msif_fig3", *STAGES, "method.damping=1e-2,1e-3")
+    commands.done("attribute", "experiment=toy_msif_fig3_baselines", *STAGES)
+    folders = [Path("multirun/toy_msif_fig3"), Path("multirun/toy_msif_fig3_baselines")]
+    table = [row for folder in folders for row in rows(folder)]
+    assert [row["status"] for row in table] == ["done"] * 7
+    runs = f"runs=[{folders[0]},{folders[1]}]"
+    commands.done("evaluate", runs, "metric.bootstrap=50", "metric.top_k=10")
+    found, folder = metrics(only("outputs/evaluate/*")), only("outputs/evaluate/*")
+    labels = {key.split("/")[0] for key in found}
+    wanted = {f"{name} (λ {damping})" for name in ("ekfac", "multistage") for damping in ("0.01", "0.001")}
+    assert labels == wanted | {"bm25", "repsim", "multistage (identity)"}
+    assert all(0 <= found[f"{label}/facts/{key}"] <= 1 for label in labels for key in ("mrr", "recall@10", "answered"))
+    assert {file.stem for file in (folder / "plots").glob("*.svg")} == {"accuracies", "damping"}
+
+
+def test_figure_2_tells_how_far_the_second_stage_moved(commands):
+    commands.done("attribute", "experiment=toy_msif_fig2", *STAGES, "metric.plots=true")
+    folder = only("outputs/attribute/toy_recall-biographies_qa-bm25-*")
+    found = metrics(folder)
+    assert 0 < found["proximity/relative"] < 1 and found["proximity/distance_sq"] > 0
+    head, *body = (folder / "proximity.csv").read_text().splitlines()
+    assert head.startswith("component,type,depth,size,distance,norm,relative") and len(body) == 14
+    assert (folder / "plots" / "proximity.svg").exists()
+
+
+def test_the_case_study_is_a_page_of_the_model_s_own_answers(commands):
+    commands.done(
+        "attribute", "experiment=toy_msif_case_study", *STAGES, "method.damping=0.01", "dataset.query_limit=3"
+    )
+    folder = only("outputs/attribute/toy_recall-biographies_qa-multistage-*")
+    texts = json.loads((folder / "texts.json").read_text())
+    assert len(texts["query"]) == 3 and all(name.endswith("/generated") for name in texts["query"])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(text.split("?")[0] in page for text in texts["query"].values())
+
+
+def test_single_stage_methods_explain_the_stage_that_they_are_told(commands):
+    common = (*STAGES, "dataset=biographies_qa", "model=toy_recall", "method=ekfac", "candidates=all")
+    for stage in ("pretrained", "finetuned"):
+        commands.done("attribute", *common, f"stage={stage}", f"hydra.run.dir=run-{stage}")
+    one, two = (metrics(Path(f"run-{stage}")) for stage in ("pretrained", "finetuned"))
+    assert one["facts/mrr"] != two["facts/mrr"]
+    assert "stage" in commands.refused("attribute", *common, "stage=fine-tuned")
+
+
+@pytest.mark.long
+def test_table_1_compares_with_converged_conjugate_gradients(commands):
+    small = (*(text for text in TINY if "finetune" not in text), "dataset.people=12", "candidates.b=10")
+    parts = {
+        "toy_msif_table1": ("method.damping=1.0",),
+        "toy_msif_table1_solvers": ("method.damping=1.0", "method=cg,lissa"),
+        "toy_msif_table1_baselines": ("method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
+    }
+    for name, own in parts.items():
+        commands.done("attribute", f"experiment={name}", *small, *own)
+    runs = ",".join(f"multirun/{name}" for name in parts)
+    commands.done("evaluate", f"runs=[{runs}]", "metric.reference=cg", "metric.bootstrap=50")
+    folder = only("outputs/evaluate/*")
+    found = metrics(folder)
+    correlation = {key.split("/")[0]: value for key, value in found.items() if key.endswith("/rank_correlation")}
+    assert len(correlation) == 6 and max(correlation.values()) == pytest.approx(1)
+    assert (folder / "plots" / "accuracy_time.svg").exists()
+
+
+def test_without_a_second_stage_the_method_says_what_to_do(commands):
+    line = commands.refused("attribute", *TINY, "dataset.people=10", "method=multistage")
+    assert "one training stage only" in line and "dataset=biographies_qa" in line

@@ -1,0 +1,156 @@
+"""Method `ekfac`: the dot product in its limits, what is fitted again and what is not, its keys, its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny_study import TRAIN, explicit_gradients
+
+from tdaexp import influence
+from tdaexp.data.records import Record
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
+
+
+@pytest.fixture
+def wide(make_study, tmp_path):
+    """A study in float64."""
+    return make_study(tmp_path / "cache", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_identity_is_the_dot_product(reduction, wide, compose):
+    found = compose("method=ekfac", "method.mode=identity", f"method.reduction={reduction}").attribute(wide)
+    names = list(found["component"].values)
+    assert "embed" not in names and len(names) == 14
+    wanted = compose("method=dot", f"method.components=[{','.join(names)}]", f"method.reduction={reduction}")
+    np.testing.assert_allclose(found["influence"], wanted.attribute(wide)["influence"], rtol=1e-10, atol=1e-12)
+
+
+def test_much_damping_ranks_as_the_dot_product(wide, compose):
+    found = influence.scores(compose("method=ekfac", "method.damping=1e9").attribute(wide)).values
+    wanted = influence.scores(compose("method=ekfac", "method.mode=identity").attribute(wide)).values
+    assert (np.argsort(found, 1) == np.argsort(wanted, 1)).all()
+    np.testing.assert_allclose(found * 1e9, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["ekfac", "kfac", "diagonal"])
+def test_modes_differ_and_little_damping_is_far_from_the_dot_product(mode, wide, compose):
+    plain = influence.scores(compose("method=ekfac", "method.mode=identity").attribute(wide)).values.ravel()
+    found = influence.scores(compose("method=ekfac", f"method.mode={mode}").attribute(wide)).values.ravel()
+    assert 0.1 < np.corrcoef(found, plain)[0, 1] < 0.995
+
+
+def test_a_measurement_is_what_is_explained(wide, compose):
+    """The gradient of the answer's whole log-probability, against the mean loss of the training example."""
+    method = compose("method=ekfac", "method.mode=identity", "method.measurement=answer_log_probability")
+    scores = influence.scores(method.attribute(wide)).values
+    names = list(method.attribute(wide)["component"].values)
+    left = explicit_gradients(wide.loaded, wide.queries, "sum")
+    right = explicit_gradients(wide.loaded, wide.train, "mean")
+    for (q, c), t in np.ndenumerate(wide.pairs):
+        wanted = sum(float(left[q][name] @ right[t][name]) for name in names)
+        np.testing.assert_allclose(scores[q, c], wanted, rtol=1e-8)
+
+
+def test_a_training_example_that_is_there_twice_helps_its_query_most(make_study, compose, tmp_path):
+    twice = dataclasses.replace(TRAIN[3], id="again")
+    copy = Record("q", TRAIN[3].prompt, TRAIN[3].completion, ("t3", "again"))
+    study = make_study(tmp_path, train=[*TRAIN, twice], queries={"copy": [copy]}, candidates=13)
+    (scores,) = influence.scores(compose("method=ekfac").attribute(study)).values
+    (truth,) = study.truth
+    assert scores[truth].min() > 0 and scores[truth].min() > scores[~truth].max()
+    np.testing.assert_allclose(*scores[truth], rtol=1e-5)
+
+
+def test_the_mlp_alone(wide, compose):
+    found = compose("method=ekfac_mlp").attribute(wide)
+    assert list(found["component"].values) == [f"layers.{k}.mlp.{p}" for k in (0, 1) for p in ("gate", "up", "down")]
+    whole = compose("method=ekfac").attribute(wide).sel(component=found["component"].values)
+    np.testing.assert_allclose(found["influence"], whole["influence"], rtol=1e-8, atol=1e-10)
+
+
+def test_kept_gradients_and_exact_scores_agree(make_study, compose, tmp_path):
+    study = make_study(tmp_path / "cache")
+    exact = influence.scores(compose("method=ekfac").attribute(study)).values
+    kept = influence.scores(compose("method=ekfac", "method.keep_gb=0.1").attribute(study)).values
+    assert np.abs(kept - exact).max() < 0.01 * np.abs(exact).max()
+
+
+class Writes:
+    """Names of the stores that were written to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stores: list[str] = []
+        real = BlockStore.write
+
+        def write(store, block, values):
+            self.stores.append(store.path.name if store.path.parent.name != "influence" else "influence")
+            real(store, block, values)
+
+        patch.setattr(BlockStore, "write", write)
+
+    def since(self) -> set[str]:
+        found, self.stores = set(self.stores), []
+        return found
+
+
+@pytest.mark.long
+def test_what_is_fitted_again(make_study, compose, tmp_path, monkeypatch):
+    """Damping, measurement and queries leave the factors alone; seed, data and partitions do not."""
+    writes = Writes(monkeypatch)
+    everything = {"covariance", "eigen", "lambda", "influence"}
+
+    def run(*overrides, **study):
+        compose("method=ekfac", *overrides).attribute(make_study(tmp_path, **study))
+        return writes.since()
+
+    assert run() == everything
+    assert run() == set()
+    assert run("method.damping=0.5") == {"influence"}
+    assert run("method.measurement=logit_margin") == {"influence"}
+    assert run("method.mode=kfac") == {"influence"}
+    assert run("method.mode=diagonal") == {"diagonal", "influence"}
+    assert run(queries={"one": [Record("x", "Where was person 3 born?", "In Quito.", ("t3",))]}) == {"influence"}
+    assert run("method.seed=1") == everything
+    assert run("method.partitions=2") == everything
+    assert run(train=TRAIN[:-1], queries={"one": [Record("x", "Where?", "In Quito.", ("t3",))]}) == everything
+    assert run(dtype=torch.float64) == everything
+
+
+def test_the_seconds_of_a_fit_count(make_study, compose, tmp_path):
+    study = make_study(tmp_path)
+    compose("method=ekfac").attribute(study)
+    cost = study.split_cost({"scoring": 100.0})
+    assert 0 < cost["overhead"] < 100 and 0 < cost["gradients"] < 100
+    assert cost["scoring"] == pytest.approx(100 - cost["overhead"] - cost["gradients"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.mode=ekfc", "method.mode: unknown mode 'ekfc'; did you mean 'ekfac'"),
+        ("method.part=mpl", "method.part: unknown part 'mpl'; did you mean 'mlp'"),
+        ("method.measurement=logit_margins", "method.measurement: .* did you mean 'logit_margin'"),
+        ("method.reduction=total", "method.reduction"),
+        ("method.damping=-1", "not negative"),
+        ("method.query_rank=0", "method.query_rank=0"),
+        ("method.keep_gb=-1", "method.keep_gb"),
+        ("method.saves=0", "method.saves=0"),
+    ],
+)
+def test_choices_that_do_not_exist(override, words, compose):
+    with pytest.raises(UserError, match=words):
+        compose("method=ekfac", override)
+
+
+def test_errors_of_a_run(wide, compose):
+    with pytest.raises(UserError, match=r"without a factor rule: embed"):
+        compose("method=ekfac", "method.strict=true", "method.components=[embed,layers.0.mlp.up]").attribute(wide)
+    with pytest.raises(UserError, match=r"eigenvalues are zero to rounding"):
+        compose("method=ekfac", "method.mode=kfac", "method.damping=0").attribute(wide)
+    with pytest.raises(UserError, match=r"takes .* GB; set method.keep_gb="):
+        compose("method=ekfac", "method.keep_gb=1e-6").attribute(wide)

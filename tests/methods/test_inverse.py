@@ -1,0 +1,152 @@
+"""Influence by conjugate gradients, LiSSA and Arnoldi on a language model, against the dense inverse in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_study import PARAPHRASED, TRAIN, explicit_gradients, join
+
+from tdaexp import influence
+from tdaexp.data.records import Record
+from tdaexp.runtime.errors import UserError
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "curvature"))
+
+from dense_ggn import dense_ggn
+
+NAMES = ["layers.0.attn.q", "layers.1.attn.v"]
+FEW = [f"method.components=[{','.join(NAMES)}]", "method.queries=null"]
+TIGHT = ["method.tolerance=1e-5", "method.iterations=200"]  # the norms of this model are float32 in any type
+
+
+@pytest.fixture(scope="module")
+def exact(make_study, tmp_path_factory):
+    """A float64 study, its dense GGN, and the gradients of queries and training examples."""
+    few = {"paraphrased": [one for one in PARAPHRASED if one.truth[0] in ("t0", "t3")]}
+    cache = tmp_path_factory.mktemp("cache")
+    study = make_study(cache, train=TRAIN[:4], queries=few, candidates=3, dtype=torch.float64)
+    model = study.loaded.model
+    dense = dense_ggn(model, study.components(NAMES), study.train)
+    sides = [
+        [join(one, NAMES) for one in explicit_gradients(study.loaded, side)] for side in (study.queries, study.train)
+    ]
+    return study, dense, torch.stack(sides[0]), torch.stack(sides[1])
+
+
+def wanted_scores(study, inverse, queries, train):
+    """Scores [Q, C, 2] by component from explicit matrices."""
+    solved = queries @ inverse
+    parts = torch.stack([solved[:, :256] @ train[:, :256].T, solved[:, 256:] @ train[:, 256:].T], dim=2).numpy()
+    return np.take_along_axis(parts, study.pairs[:, :, None], axis=1)
+
+
+def assert_near(found, wanted, tolerance=1e-5):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("deflate", [0, 20])
+def test_scores_are_those_of_the_dense_inverse(exact, compose, deflate):
+    study, dense, queries, train = exact
+    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.deflate={deflate}").attribute(study)
+    inverse = torch.linalg.inv(dense + 0.1 * torch.eye(512, dtype=torch.float64))
+    assert_near(found["influence"].values, wanted_scores(study, inverse, queries, train))
+    assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-5
+    assert found.attrs["damping"] == 0.1 and found.attrs["curvature_examples"] == len(study.train)
+    assert list(found["component"].values) == NAMES
+
+
+def test_relative_damping_is_a_share_of_the_mean_eigenvalue(exact, compose):
+    study, dense, _, _ = exact
+    found = compose("method=cg", *FEW, "method.relative_damping=2.0", "method.iterations=1").attribute(study)
+    assert found.attrs["damping"] == pytest.approx(2 * float(dense.trace()) / 512, rel=0.3)  # of eight random vectors
+
+
+def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
+    study, dense, queries, train = exact
+    keys = ["method.damping=5", "method.batch_size=4", "method.depth=300"]
+    found = compose("method=lissa", *FEW, *keys).attribute(study)
+    inverse = torch.linalg.inv(dense + 5 * torch.eye(512, dtype=torch.float64))
+    assert_near(found["influence"].values, wanted_scores(study, inverse, queries, train), 1e-4)
+
+
+def test_lissa_that_diverges_says_so(exact, compose):
+    study = exact[0]
+    with pytest.raises(UserError, match=r"LiSSA diverges .*set method.scale="):
+        compose("method=lissa", *FEW, "method.damping=0.01", "method.scale=0.01").attribute(study)
+
+
+def test_arnoldi_is_the_inverse_in_the_span_of_the_dominant_eigenvectors(exact, compose):
+    study, dense, queries, train = exact
+    found = compose("method=arnoldi", *FEW, "method.damping=0.01", "method.steps=60", "method.rank=10").attribute(study)
+    values, vectors = torch.linalg.eigh(dense)
+    values, vectors = values[-10:], vectors[:, -10:]
+    assert_near(
+        found["influence"].values,
+        wanted_scores(study, vectors @ torch.diag(1 / (values + 0.01)) @ vectors.T, queries, train),
+    )
+
+
+def test_with_much_damping_all_rank_as_the_dot_product(exact, compose):
+    study = exact[0]
+    dot = compose("method=dot", FEW[0]).attribute(study)["influence"].values
+    for name, keys in (("cg", TIGHT), ("lissa", ["method.depth=3", "method.scale=1.01e6"])):
+        found = compose(f"method={name}", *FEW, *keys, "method.damping=1e6").attribute(study)["influence"].values
+        assert_near(1e6 * found, dot, 1e-4)
+
+
+def test_what_has_not_converged_is_marked(study, compose, caplog):
+    keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.deflate=0"]
+    with caplog.at_level(logging.WARNING):
+        found = compose("method=cg", *FEW, *keys).attribute(study)
+    assert found.attrs["converged"] is False and not found["converged"].any()
+    assert (found["residual"] > 1e-6).all() and (found["iterations"] == 2).all()
+    assert "12 queries have not converged (tolerance 1e-06)" in caplog.text
+
+
+def test_a_duplicated_training_example_is_positive_and_on_top(make_study, compose, tmp_path):
+    twin = dataclasses.replace(TRAIN[4], id="twin")
+    copy = Record("copy", TRAIN[4].prompt, TRAIN[4].completion, ("t4",))
+    study = make_study(tmp_path, train=[*TRAIN[2:7], twin], queries={"copies": [copy]}, candidates=6)
+    scores = influence.dense(compose("method=cg", "method.damping=1.0", *TIGHT[1:]).attribute(study)).isel(query=0)
+    assert scores.sel(train="t4") == pytest.approx(float(scores.sel(train="twin")), rel=1e-4)
+    others = scores.drop_sel(train=["t4", "twin"])
+    assert float(scores.sel(train="twin")) > max(0.0, float(others.max()))
+
+
+def test_only_some_queries_are_answered_whatever_their_order(study, compose):
+    method = compose("method=cg", "method.queries=2", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    found = method.attribute(study)
+    assert [list(found["query_set"].values).count(name) for name in ("paraphrased", "generated")] == [2, 2]
+    assert set(found["query"].values) < set(study.queries.ids)
+    whole = compose("method=cg", "method.queries=null", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    same = whole.attribute(study).sel(query=found["query"])
+    np.testing.assert_allclose(found["influence"], same["influence"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_label_tells_what_is_not_usual(compose):
+    assert compose("method=cg").label == "cg"
+    assert (
+        compose("method=cg", "method.damping=1e-4", "method.iterations=7").label == "cg (damping=0.0001, iterations=7)"
+    )
+    assert compose("method=arnoldi", "method.part=mlp", FEW[0]).label == "arnoldi (part=mlp, 2 components)"
+
+
+def test_keys_that_make_no_sense(compose):
+    for keys, message in (
+        ("method.damping=0", r"method.damping=0.0: must be above 0"),
+        ("method.queries=0", r"method.queries=0: must be at least 1, or null"),
+        ("method.part=block", r"unknown part 'block'; did you mean 'blocks'"),
+        ("method.tolerance=0", r"method.tolerance=0.0: must be above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compose("method=cg", keys)
+    with pytest.raises(UserError, match=r"method.rank=9: must lie between 1 and method.steps=5"):
+        compose("method=arnoldi", "method.steps=5", "method.rank=9")
+    with pytest.raises(UserError, match=r"method.depth=0: must be at least 1"):
+        compose("method=lissa", "method.depth=0")
