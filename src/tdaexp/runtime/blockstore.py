@@ -74,7 +74,8 @@ class BlockStore:
             group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=packing)
         group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
-        group.create_array("checksum", shape=(len(blocks),), dtype="uint64", chunks=(1,), fill_value=0)
+        shape = (len(blocks), len(arrays))  # one for each array that the block wrote
+        group.create_array("checksum", shape=shape, dtype="uint64", chunks=(1, len(arrays)), fill_value=0)
 
     @contextlib.contextmanager
     def pending(self) -> Iterator[list[int]]:
@@ -96,20 +97,21 @@ class BlockStore:
     def _intact(self, block: int) -> bool:
         """Whether a block reads as it was written."""
         try:
-            values = {name: array[self.blocks[block]] for name, array in self._arrays()}
+            written = zip(self._arrays().values(), self.group["checksum"][block], strict=True)
+            return all(_checksum(array[self.blocks[block]]) == known for array, known in written if known)
         except Exception:  # whatever a codec makes of a truncated chunk
             return False
-        return _checksum(values) == int(self.group["checksum"][block])
 
-    def _arrays(self) -> list[tuple[str, Any]]:
-        return [(name, array) for name, array in self.group.arrays() if name not in NOTES]
+    def _arrays(self) -> dict[str, Any]:
+        return {name: array for name, array in sorted(self.group.arrays()) if name not in NOTES}
 
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Store one block of every array, then mark it done."""
         values = {name: np.asarray(value, dtype=self.group[name].dtype) for name, value in values.items()}
         for name, value in values.items():
             self.group[name][self.blocks[block]] = value
-        self.group["checksum"][block] = _checksum(values)
+        sums = [_checksum(values[name]) if name in values else 0 for name in self._arrays()]
+        self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
         now = time.monotonic()
         self.group["seconds"][block], self._clock = now - self._clock, now
         self.done[block] = True
@@ -118,11 +120,11 @@ class BlockStore:
         """Return all arrays; an incomplete store is a programming error, so ask `missing` first."""
         if not self.done[:].all():
             raise RuntimeError(f"{self.path}: {int((~self.done[:]).sum())} blocks are missing")
-        return {name: array[:] for name, array in self._arrays()}
+        return {name: array[:] for name, array in self._arrays().items()}
 
 
-def _checksum(values: dict[str, np.ndarray]) -> int:
-    return int(fingerprint(values), 16)
+def _checksum(values: np.ndarray) -> int:
+    return int(fingerprint(values), 16) or 1  # 0 stands for an array that a block did not write
 
 
 def stored_seconds(path: Path) -> float:
