@@ -1,0 +1,1 @@
+"""ExPLAIND's mathematics: update algebra of optimisers, quadrature, decompositions. Tensors in, tensors out."""

@@ -1,0 +1,109 @@
+"""The change of an output in one step, by component and by part of the update (theorem 3.1, summed over examples).
+
+f(θ_{s+1}) − f(θ_s) = Σ_parts Σ_components ∫₀¹ ∇f(θ_s(t)) dt · direction + residual, where the directions sum to
+θ_{s+1} − θ_s. Contributions are to f: the paper's ψ with the opposite sign. The residual is what the quadrature leaves;
+it is returned, never spread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tdaexp.pathkernel.forward import forward_products
+from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step, between
+from tdaexp.pathkernel.quadrature import Quadrature, nodes
+from tdaexp.pathkernel.reverse import reverse_products
+from tdaexp.runtime.errors import unknown
+
+log = logging.getLogger(__name__)
+MODES = ("auto", "forward", "reverse")
+MEMORY = 256 * 2**20  # bytes of gradients at a time
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Of one step: `values` [P, K, Q, O] by part, component, query and output; `residual` and `after` = f(θ_{s+1})
+    [Q, O]; `nodes` evaluations of the integral.
+    """
+
+    values: Tensor
+    residual: Tensor
+    after: Tensor
+    nodes: int
+
+
+class Decomposer:
+    """Decomposes one function of one batch of queries, step by step.
+
+    `mode` auto counts passes: forward mode takes K (1 + 2P) of them a node, reverse mode 1 + 2O. An operation without
+    a forward-mode rule makes it go over to reverse mode, with a warning.
+    """
+
+    def __init__(
+        self,
+        f: Function,
+        layout: Layout,
+        batch: Batch,
+        quadrature: Quadrature | None = None,
+        *,
+        mode: str = "auto",
+        memory: int = MEMORY,
+    ) -> None:
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES, "method.mode")
+        self.f, self.layout, self.batch, self.mode, self.memory = f, layout, batch, mode, memory
+        self.quadrature = quadrature or Quadrature()
+
+    def value(self, parameters: Parameters) -> Tensor:
+        """f(θ) [Q, O]."""
+        with torch.no_grad():
+            return self.f(parameters, self.batch)
+
+    def step(self, step: Step, parts: Mapping[str, Tensor], before: Tensor | None = None) -> Contributions:
+        """Contributions of the directions [D] in `parts`, in their order; `before` is f(θ_s) if it is known."""
+        before = self.value(step.start) if before is None else before
+        after = self.value(step.end)
+        directions = torch.stack(list(parts.values()))
+        count = self.node_count(step, before, after)
+        values = self._integral(step, directions, count, before)
+        return Contributions(values, after - before - values.sum((0, 1)), after, count)
+
+    def node_count(self, step: Step, before: Tensor, after: Tensor) -> int:
+        """Nodes for this step: the first count whose residual along the whole update is small enough."""
+        counts, change = self.quadrature.counts(), after - before
+        whole = (self.layout.flat(step.end) - self.layout.flat(step.start))[None]
+        rounding = float(after.norm()) * torch.finfo(after.dtype).eps
+        for count in counts[:-1]:
+            residual = change - self._integral(step, whole, count, before, split=False).sum((0, 1))
+            if self.quadrature.satisfied(float(residual.norm()), float(change.norm()), rounding):
+                return count
+        return counts[-1]
+
+    def _integral(self, step: Step, directions: Tensor, count: int, like: Tensor, split: bool = True) -> Tensor:
+        total: Tensor | None = None
+        for position, weight in zip(*nodes(self.quadrature.rule, count), strict=True):
+            found = float(weight) * self._products(between(step, float(position)), directions, like, split)
+            total = found if total is None else total + found
+        assert total is not None  # a rule has at least one node
+        return total
+
+    def _products(self, parameters: Parameters, directions: Tensor, like: Tensor, split: bool) -> Tensor:
+        groups = len(self.layout.components) if split else 1
+        cheaper = groups * (1 + 2 * len(directions)) <= 1 + 2 * like.shape[1]
+        with torch.no_grad():
+            if self.mode == "forward" or (self.mode == "auto" and cheaper):
+                try:
+                    return forward_products(self.f, parameters, self.layout, directions, self.batch, split)
+                except NotImplementedError as error:
+                    reason = str(error).splitlines()[0]
+                    log.warning("no forward-mode rule (%s); going over to reverse mode", reason)
+                    self.mode = "reverse"
+            row = like.shape[1] * self.layout.size * directions.element_size()
+            rows, reduced = max(1, self.memory // row), len(like) == 1
+            found = reverse_products(self.f, parameters, self.layout, directions, self.batch, rows, reduced)
+            return found if split else found.sum(1, keepdim=True)
