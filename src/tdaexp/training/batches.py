@@ -22,3 +22,20 @@ def batch_indices(step: int, *, seed: int, examples: int, batch_size: int) -> np
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(examples)
+
+
+def epoch_batch(step: int, *, seed: int, examples: int, batch_size: int) -> np.ndarray:
+    """Indices of the examples in the batch of `step` where each epoch is cut by itself: its last batch may be smaller.
+
+    A batch of all examples takes them in their own order.
+    """
+    if batch_size >= examples:
+        return np.arange(examples, dtype=np.int64)
+    epoch, place = divmod(step, -(-examples // batch_size))
+    return _order(seed, epoch, examples)[place * batch_size : (place + 1) * batch_size].astype(np.int64)
+
+
+def step_batch(step: int, *, kind: str, seed: int, examples: int, batch_size: int) -> np.ndarray:
+    """Indices of the examples in the batch of `step`, by `trainer.fit.batches`: `stream` or `epochs`."""
+    cut = epoch_batch if kind == "epochs" else batch_indices
+    return cut(step, seed=seed, examples=examples, batch_size=batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.module import learning_rate_factor
+from tdaexp.training.optimisers import learning_rate_factor
 
 STEP = re.compile(r"step-(\d+)")
 
@@ -36,11 +37,12 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
     try:
         settings = json.loads(note.read_text(encoding="utf-8"))["settings"]
         peak, shape = float(settings["lr"]), {"steps": int(settings["steps"]), "warmup": int(settings["warmup"])}
+        rate = functools.partial(learning_rate_factor, **shape, schedule=settings.get("schedule", "cosine"))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {model.parent} and run again") from error
     checkpoints, before = [], 0
     for step, folder in sorted(found):
-        rates = [learning_rate_factor(own, **shape) for own in range(before, step)]
+        rates = [rate(own) for own in range(before, step)]
         checkpoints.append(Checkpoint(step, peak * float(np.mean(rates)), folder))
         before = step
     return checkpoints

@@ -1,8 +1,7 @@
-"""The LightningModule: next-token loss on masked positions, AdamW, linear warm-up and cosine decay."""
+"""The LightningModule: next-token loss on masked positions, the configured optimiser and schedule."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Batch, Examples, collate
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.batches import batch_indices
+from tdaexp.training.batches import batch_indices, epoch_batch
+from tdaexp.training.optimisers import build_optimizer, learning_rate_factor
 from tdaexp.training.settings import FitSettings
 
 
@@ -29,13 +29,6 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     predicted = logits[:, :-1][counted]  # [tokens with loss, V]
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
     return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][counted])
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: int) -> float:
-    """Learning rate of `step` (from 0) over its peak: linear to 1 over `warmup` steps, then half a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
 class CausalTraining(LightningModule):
@@ -60,7 +53,8 @@ class CausalTraining(LightningModule):
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
         """Return the loss of this step's batch; a loss that is not finite ends the training."""
         step = self.global_step
-        indices = batch_indices(step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size)
+        cut = batch_indices if self.settings.batches == "stream" else epoch_batch
+        indices = cut(step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size)
         batch = collate([self.examples[int(index)] for index in indices], self.pad_id).to(self.device)
         loss = causal_loss(self.model, batch)
         if not torch.isfinite(loss):
@@ -73,18 +67,13 @@ class CausalTraining(LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with decay on matrices only, and the schedule, stepped after every batch."""
+        """The configured optimiser and schedule, stepped after every batch."""
         settings = self.settings
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
-        schedule = LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        schedule = {"steps": settings.steps, "warmup": settings.warmup, "schedule": settings.schedule}
+        optimizer = build_optimizer(named, settings)
+        rates = LambdaLR(optimizer, lambda step: learning_rate_factor(step, **schedule))  # type: ignore[arg-type]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the loss curve with the weights."""

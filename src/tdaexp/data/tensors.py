@@ -1,0 +1,106 @@
+"""Data of classification tasks: inputs as tensors and one class per example, instead of text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.fingerprint import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class TensorExamples:
+    """N labelled examples.
+
+    `ids` [N]; `inputs` [N, ...], int64 tokens or float32 images; `targets` [N] int64, the right class;
+    `meta`: name to values [N], what is known of each example besides (for plots and truth).
+    """
+
+    ids: list[str]
+    inputs: Tensor
+    targets: Tensor
+    meta: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> TensorExamples:
+        """The examples at `indices`, in that order."""
+        places = np.asarray(indices, dtype=np.int64)
+        rows = torch.from_numpy(places)
+        meta = {name: values[places] for name, values in self.meta.items()}
+        return TensorExamples([self.ids[place] for place in places], self.inputs[rows], self.targets[rows], meta)
+
+    def fingerprint(self) -> str:
+        """Hash of ids, inputs and targets in order."""
+        return fingerprint(self.ids, self.inputs.numpy(), self.targets.numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class TensorCorpus:
+    """Training and test examples of one task with `classes` classes; no example is in both."""
+
+    train: TensorExamples
+    test: TensorExamples
+    classes: int
+
+    def __post_init__(self) -> None:
+        """Refuse a task without examples, and ids that stand twice."""
+        for part, examples in (("train", self.train), ("test", self.test)):
+            if not len(examples):
+                raise UserError(f"the data set has no {part} example; raise dataset.{part}")
+        if len({*self.train.ids, *self.test.ids}) < len(self.train) + len(self.test):
+            raise UserError("the data set has the same example id twice; make the ids unique")
+
+
+@dataclass
+class TensorDataset(ABC):
+    """Keys that every classification task reads.
+
+    train, test: how many examples are drawn, without overlap. seed: of the draw. query_sets: what is asked about,
+    of `test` and `train`. query_limit: ask about the first so many of each set (null: all).
+    """
+
+    train: int
+    test: int
+    seed: int = 0
+    query_sets: list[str] = field(default_factory=lambda: ["test"])
+    query_limit: int | None = None
+
+    QUERY_SETS: ClassVar[tuple[str, ...]] = ("test", "train")
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one and unknown query sets."""
+        for key in ("train", "test"):
+            if getattr(self, key) < 1:
+                raise UserError(f"dataset.{key}={getattr(self, key)}: must be at least 1")
+        if self.query_limit is not None and self.query_limit < 1:
+            raise UserError(f"dataset.query_limit={self.query_limit}: must be at least 1 (or null for all)")
+        for name in self.query_sets:
+            if name not in self.QUERY_SETS:
+                raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+
+    @abstractmethod
+    def load(self) -> TensorCorpus:
+        """Read or generate the training and test examples.
+
+        Raises:
+            UserError: files that are missing or damaged, or fewer examples than asked for.
+        """
+
+    def drawn(self, pool: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the test examples among `pool`, drawn by the seed, without overlap."""
+        if self.train + self.test > pool:
+            raise UserError(
+                f"dataset.train={self.train} and dataset.test={self.test}: the data has {pool} examples in all; "
+                "ask for fewer"
+            )
+        order = np.random.default_rng(self.seed).permutation(pool)
+        return order[: self.train], order[self.train : self.train + self.test]

@@ -1,0 +1,85 @@
+"""A classification task with its trained model: from the cache where it exists, else trained and recorded now."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tdaexp.data.tensors import TensorCorpus, TensorDataset
+from tdaexp.models.task import TaskComponents, TaskModel, task_components
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.training.problem import Classification
+from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.settings import FitSettings
+from tdaexp.training.trajectory import Trajectory
+
+RECIPE = 1  # raise it when a change in this program changes the weights that the same settings give
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTask:
+    """A task, its network with the trained weights (frozen, evaluation mode), and the folder of its training."""
+
+    corpus: TensorCorpus
+    module: torch.nn.Module
+    folder: Path
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The training's own account: `fingerprint`, `settings`, `curves`."""
+        found: dict[str, Any] = json.loads((self.folder / "model" / "training.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the trained weights."""
+        return str(self.note["fingerprint"])
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The recording. Errors (UserError): there is none, or it is damaged."""
+        return Trajectory(self.folder / "trajectory")
+
+    @property
+    def components(self) -> TaskComponents:
+        """The network's components."""
+        return task_components(self.module)
+
+
+def trained_task(
+    model: TaskModel,
+    corpus: TensorCorpus,
+    settings: FitSettings,
+    *,
+    cache_dir: Path,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> TrainedTask:
+    """Train `model` on `corpus.train`, or load the result; killed and called again, the training goes on."""
+    identity = fingerprint(RECIPE, model.start_fingerprint(), corpus.classes)
+    key = fingerprint(identity, corpus.train.fingerprint(), corpus.test.fingerprint(), settings.deciding(), seed)
+    every = f"-record{settings.record}" if settings.record else ""
+    folder = cache_dir / "models" / f"{model.name}-{key}{every}"
+    module = model.build(corpus).to(device)
+    result = folder / "model"
+    if not result.exists():
+        fit_recorded(Classification(module, corpus), settings, folder=folder, seed=seed, identity=identity)
+    module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
+    return TrainedTask(corpus, module.requires_grad_(False), folder)
+
+
+def check_pair(model: Any, dataset: Any) -> bool:
+    """Whether this is a task; one half of a task with a language model or with text is refused."""
+    if isinstance(model, TaskModel) == isinstance(dataset, TensorDataset):
+        return isinstance(model, TaskModel)
+    if isinstance(model, TaskModel):
+        raise UserError(
+            f"model={model.name}: cannot read text; choose dataset=modular_addition, mnist, digits or cifar2"
+        )
+    raise UserError(f"dataset={type(dataset).__name__}: is not text; choose model=grokking, mnist_cnn or resnet9")
