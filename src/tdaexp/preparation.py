@@ -24,6 +24,7 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.training.task import TrainedTask, trained_task
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,18 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     )
     named = dataclasses.replace(start, name=f"{config.model.name}-finetuned")
     return _trained(config, named, records, config.trainer.finetune)
+
+
+def load_task(config: Any) -> TrainedTask:
+    """Train and record the configured classification task, or load it where it was trained before."""
+    return trained_task(
+        config.model,
+        config.dataset.load(),
+        config.trainer.fit,
+        cache_dir=Path(config.cache_dir),
+        seed=config.seed,
+        device=resolve_device(config.trainer.accelerator),
+    )
 
 
 def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Study:

@@ -24,11 +24,12 @@ from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.preparation import build_study, drawn, load_model, load_successor, with_generated
+from tdaexp.preparation import build_study, drawn, load_model, load_successor, load_task, with_generated
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
 Texts = dict[str, dict[str, str]]
@@ -36,6 +37,8 @@ Texts = dict[str, dict[str, str]]
 
 def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
+    if check_pair(config.model, config.dataset):
+        return _train_task(config, folder, logger)
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
@@ -57,6 +60,20 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
     if note["loss"]:
         metrics[f"{stage}/loss"] = note["loss"][-1]
     log.info("checkpoint: %s", loaded.model.name_or_path)
+    return metrics
+
+
+def _train_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Train and record a classification task; returns its last losses and accuracies."""
+    task = load_task(config)
+    for entry in task.note["curves"]:
+        measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
+        logger.log_metrics(measures, step=int(entry["step"]))
+    metrics = {"train/steps": float(entry["step"]), **measures}
+    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    log.info("checkpoint: %s", task.folder)
+    write_json(folder / "metrics.json", metrics)
+    logger.log_metrics(metrics)
     return metrics
 
 

@@ -104,3 +104,10 @@ class TensorDataset(ABC):
             )
         order = np.random.default_rng(self.seed).permutation(pool)
         return order[: self.train], order[self.train : self.train + self.test]
+
+
+def image_examples(part: str, rows: np.ndarray, images: Tensor, labels: np.ndarray) -> TensorExamples:
+    """The images [N, C, H, W] and labels [N] at `rows`; ids say which row of which part an image was."""
+    targets = labels[rows].astype(np.int64)
+    ids = [f"{part}-{row}" for row in rows]
+    return TensorExamples(ids, images[torch.from_numpy(rows)], torch.from_numpy(targets), {"label": targets})

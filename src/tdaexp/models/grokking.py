@@ -6,6 +6,7 @@ decoder `layers.0.attn.o`; Linear 1 and 2 `layers.0.mlp.up` and `.down`; decoder
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,9 +110,12 @@ class Attention(nn.Module):
     def __init__(self, config: Grokking) -> None:
         super().__init__()
         self.heads, self.tied = config.heads, config.tied_heads
-        for name in ("qkv",) if self.tied else ("q", "k", "v"):
-            self.add_module(name, nn.Linear(config.hidden, config.hidden, bias=config.bias))
-        self.o = nn.Linear(config.hidden, config.hidden, bias=config.bias)
+        linear = functools.partial(nn.Linear, config.hidden, config.hidden, bias=config.bias)
+        if self.tied:
+            self.qkv = linear()
+        else:
+            self.q, self.k, self.v = linear(), linear(), linear()
+        self.o = linear()
 
     def forward(self, stream: Tensor) -> Tensor:
         """Scores over √(D / heads); no mask, the last token may look at every one."""

@@ -121,9 +121,8 @@ class BlockStore:
         try:
             values = {name: np.asarray(array[self.blocks[block]]) for name, array in self._arrays().items()}
             known = self.group["checksum"][block]
-            intact = all(
-                _checksum(value) == total for value, total in zip(values.values(), known, strict=True) if total
-            )
+            written = zip(values.values(), known, strict=True)
+            intact = all(_checksum(value) == total for value, total in written if total)
             return values if intact and self.done[block] else None
         except Exception:  # whatever a codec makes of a truncated chunk
             return None

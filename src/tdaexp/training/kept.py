@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from dataclasses import dataclass
@@ -36,13 +35,15 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
     note = model / "training.json"
     try:
         settings = json.loads(note.read_text(encoding="utf-8"))["settings"]
-        peak, shape = float(settings["lr"]), {"steps": int(settings["steps"]), "warmup": int(settings["warmup"])}
-        rate = functools.partial(learning_rate_factor, **shape, schedule=settings.get("schedule", "cosine"))
+        peak, steps, warmup = float(settings["lr"]), int(settings["steps"]), int(settings["warmup"])
+        schedule = str(settings.get("schedule", "cosine"))  # older notes do not name it
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {model.parent} and run again") from error
     checkpoints, before = [], 0
     for step, folder in sorted(found):
-        rates = [rate(own) for own in range(before, step)]
+        rates = [
+            learning_rate_factor(own, steps=steps, warmup=warmup, schedule=schedule) for own in range(before, step)
+        ]
         checkpoints.append(Checkpoint(step, peak * float(np.mean(rates)), folder))
         before = step
     return checkpoints

@@ -69,7 +69,7 @@ class CausalTraining(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimiser and schedule, stepped after every batch."""
         settings = self.settings
-        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        named: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         schedule = {"steps": settings.steps, "warmup": settings.warmup, "schedule": settings.schedule}
         optimizer = build_optimizer(named, settings)
         rates = LambdaLR(optimizer, lambda step: learning_rate_factor(step, **schedule))  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ def decays(parameters: Iterable[tuple[str, Tensor]], settings: FitSettings) -> d
     return {name: settings.weight_decay if every or tensor.ndim >= 2 else 0.0 for name, tensor in parameters}
 
 
-def build_optimizer(parameters: dict[str, Tensor], settings: FitSettings) -> torch.optim.Optimizer:
-    """torch's own optimiser on named parameters, one tensor after the other (no fused kernels: replay is exact)."""
+def build_optimizer(parameters: Mapping[str, Tensor], settings: FitSettings) -> torch.optim.Optimizer:
+    """Torch's own optimiser on named parameters, one tensor after the other (no fused kernels: replay is exact)."""
     by_decay: dict[float, list[Tensor]] = {}
     for name, decay in decays(parameters.items(), settings).items():
         by_decay.setdefault(decay, []).append(parameters[name])

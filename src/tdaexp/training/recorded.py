@@ -93,7 +93,7 @@ def _check(problem: Problem, settings: FitSettings) -> None:
 
 
 def _train(problem: Problem, settings: FitSettings, folder: Path, seed: int, identity: str) -> Run:
-    parameters = dict(problem.module.requires_grad_().named_parameters())
+    parameters: dict[str, Tensor] = dict(problem.module.requires_grad_().named_parameters())
     run = Run(parameters, build_optimizer(parameters, settings), 0, [])
     recorder = None
     if settings.record:

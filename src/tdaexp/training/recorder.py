@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ BLOCK_BYTES = 8_000_000
 DISK_MARGIN = 1.05  # zarr's own files, and what else the run writes
 
 
-def plan(parameters: dict[str, Tensor], settings: FitSettings, *, examples: int, batch: int, identity: str) -> Layout:
+def plan(
+    parameters: Mapping[str, Tensor], settings: FitSettings, *, examples: int, batch: int, identity: str
+) -> Layout:
     """The layout of a recording before it starts; `batch` is the size of its largest batch."""
     size = 4 * sum(parameter.numel() for parameter in parameters.values())
     rows = max(1, min(BLOCK_BYTES // size, settings.checkpoint_every // settings.record))
@@ -47,18 +51,18 @@ class Recorder:
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         """Open or create the folder. Errors (UserError): it does not fit on the disk."""
-        self.layout, self._rows = layout, {}  # type: ignore[var-annotated]
-        _check_disk(folder, layout)
-        if not (folder / "note.json").exists():
-            write_json(folder / "note.json", asdict(layout))
-        self._states, self._batches = layout.open(folder)
+        self._rows: dict[int, dict[str, np.ndarray]] = {}
+        self.layout = _as_begun(folder, layout)
+        _check_disk(folder, self.layout)
+        write_json(folder / "note.json", asdict(self.layout))
+        self._states, self._batches = self.layout.open(folder)
 
     @property
     def empty(self) -> bool:
         """Whether no row waits for its block to be full."""
         return not self._rows
 
-    def before(self, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def before(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Take θ_s, and the first moment where it is kept."""
         if step % self.layout.every == 0:
             row = {"parameters": self.layout.flat(parameters)}
@@ -70,7 +74,7 @@ class Recorder:
     def after(
         self,
         step: int,
-        parameters: dict[str, Tensor],
+        parameters: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         batch: tuple[np.ndarray, np.ndarray],
     ) -> None:
@@ -80,14 +84,14 @@ class Recorder:
         row, (ids, weights) = self._rows[step // self.layout.every], batch
         gap = self.layout.batch - len(ids)
         row |= {"ids": np.pad(ids, (0, gap), constant_values=-1), "weights": np.pad(weights, (0, gap))}
-        row["lr"] = np.float64(optimizer.param_groups[0]["lr"])
+        row["lr"] = np.asarray(optimizer.param_groups[0]["lr"])
         if self.layout.optimizer == "adamw":
             row["second_moment"] = self.layout.flat(_state(parameters, optimizer, "exp_avg_sq"))
         if self.layout.every > 1:
             row["updated"] = self.layout.flat(parameters)
         self._flush(step // self.layout.every)
 
-    def end(self, parameters: dict[str, Tensor]) -> None:
+    def end(self, parameters: Mapping[str, Tensor]) -> None:
         """Take the parameters that the training ended with."""
         nothing = {name: np.zeros(shape[1:], dtype) for name, (shape, dtype) in self.layout.states().items()}
         nothing |= {name: np.zeros(shape[1:], dtype) for name, (shape, dtype) in self.layout.batches().items()}
@@ -105,10 +109,24 @@ class Recorder:
         self._rows.clear()
 
 
-def _state(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, key: str) -> dict[str, Tensor]:
+def _state(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, key: str) -> dict[str, Tensor]:
     """One of the optimiser's buffers by parameter name; zeros before the first step, and without momentum."""
     found = {name: optimizer.state.get(parameter, {}).get(key) for name, parameter in parameters.items()}
     return {name: torch.zeros_like(parameters[name]) if value is None else value for name, value in found.items()}
+
+
+def _as_begun(folder: Path, layout: Layout) -> Layout:
+    """The layout with the blocks of a recording that was begun before, perhaps under another `checkpoint_every`."""
+    note = folder / "note.json"
+    if not note.exists():
+        return layout
+    try:
+        begun = Layout(**json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
+    if replace(begun, rows=layout.rows) != layout:
+        raise UserError(f"{folder}: holds the trajectory of another training; delete this folder and run again")
+    return begun
 
 
 def _check_disk(folder: Path, layout: Layout) -> None:

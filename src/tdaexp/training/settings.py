@@ -26,12 +26,13 @@ LATER = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches"
 class FitSettings:
     """Settings of a training run.
 
-    Keys: `steps` optimiser steps, 0 = keep the initial weights; `batch_size` in examples; `lr` peak learning rate; `warmup` steps of linear rise, before the `schedule` (`cosine` or `linear`
-    to zero, or `constant`); `weight_decay` and its reach `decay` (`matrices` or `all` parameters); `checkpoint_every`
-    steps, what a killed run loses at most; `keep` `last` or `all` checkpoints as models that can be loaded; `clip` the
-    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`) or `sgd` (`momentum`, with the weight decay in the
-    gradient); `batches` cut an endless `stream` of epochs, or each of the `epochs` by itself, the last batch smaller; `record`
-    the trajectory at every so many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task model.
+    Keys: `steps` optimiser steps, 0 = keep the initial weights; `batch_size` in examples; `lr` peak learning rate;
+    `warmup` steps of linear rise, before the `schedule` (`cosine` or `linear` to zero, or `constant`); `weight_decay`
+    and its reach `decay` (`matrices` or `all` parameters); `checkpoint_every` steps, what a killed run loses at most;
+    `keep` `last` or `all` checkpoints as models that can be loaded; `clip` the gradient's norm, 0 = never; `optimizer`
+    `adamw` (`betas`, `eps`) or `sgd` (`momentum`, with the weight decay in the gradient); `batches` cut an endless
+    `stream` of epochs, or each of the `epochs` by itself, the last batch smaller; `record` the trajectory at every so
+    many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task model.
     """
 
     steps: int = 400

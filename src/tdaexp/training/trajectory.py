@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Layout:
         states = BlockStore(folder / "states", self.states(), self.blocks, compressed=False, rows=self.rows)
         return states, BlockStore(folder / "batches", self.batches(), self.blocks, rows=self.rows)
 
-    def flat(self, named: dict[str, Tensor]) -> np.ndarray:
+    def flat(self, named: Mapping[str, Tensor]) -> np.ndarray:
         """Tensors by name as one row [parameters] float32."""
         return np.concatenate([named[name].detach().cpu().numpy().reshape(-1) for name in self.shapes])
 
@@ -192,10 +193,8 @@ class Trajectory:
         for store in (self._states, self._batches):
             part = store.read_block(block)
             if part is None:
-                rows = self.settings.blocks[block]
-                where = (
-                    f"steps {self._first_step(block)} to {min(rows.stop * self.settings.every, self.settings.total)}"
-                )
+                last = min(self.settings.blocks[block].stop * self.settings.every, self.settings.total)
+                where = f"steps {self._first_step(block)} to {last}"
                 raise UserError(f"{store.path}: {where} are damaged or truncated; delete {self.folder} and {AGAIN}")
             found |= part
         return found
