@@ -22,7 +22,7 @@ from tdaexp.runtime.errors import unknown
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "forward", "reverse")
-MEMORY = 256 * 2**20  # bytes of gradients at a time
+MEMORY = 64 * 2**20  # bytes of gradients at a time
 
 
 @dataclass(frozen=True)

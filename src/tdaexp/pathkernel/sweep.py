@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tdaexp.pathkernel.decompose import MEMORY, Decomposer
@@ -69,41 +68,48 @@ class Sweep:
         now, layout = self.rule.coefficients(step.number), self.layout
         before, after = self._values(step)
         features, count = self.features(step, before, after) if counted else (None, 0)
-        scaled = 0.0 if features is None else self.rule.scale(step, layout) * features
-        carried = 0.0 if self.carry is None or now.decay == 0 else now.decay * self.carry
-        carry = now.gain * scaled + carried
-        if not isinstance(carry, Tensor):  # nothing counts yet
-            carry = layout.flat(step.start).new_zeros(before.numel(), layout.size)
-        self.carry = carry
-        direction = now.take * carry + (now.direct * scaled if now.direct else 0.0)
+        whole, residual = self._whole(step, features, after - before)
+        decay = decay_share(step, layout)[None]
+        decoupled = layout.spread(step.lr, decay) * decay
+        shrunk = (
+            whole.new_zeros(len(whole), before.numel()) if features is None else self._dots(decoupled, features)[:, 0]
+        )
+        direction = self._advance(step, features, before.numel())
         dots = example_dots(
             self.losses, step.start, layout, examples, direction, memory=self.memory, split=self.components
         )
-        train = -step.weights.to(dots)[:, None] * dots
-        decay = decay_share(step, layout)[None]
         if self.rule.coupled:
-            regularisation = -self._dots(decay, direction)[:, 0]
-        elif features is None:
-            regularisation = train.new_zeros(len(train), before.numel())
-        else:
-            regularisation = -self._dots(decay * layout.spread(step.lr, decay), features)[:, 0]
-        whole, residual = self._whole(step, features, after - before, train)
+            shrunk = self._dots(decay, direction)[:, 0]
+        taken = 1.0 if now.direct else now.take
+        train = -taken * step.weights.to(dots)[:, None] * dots
+        regularisation = -(taken if self.rule.coupled else 1.0) * shrunk
         shape = before.shape
         return Swept(train.unflatten(-1, shape), regularisation.unflatten(-1, shape), whole, residual, count)
+
+    def _advance(self, step: Step, features: Tensor | None, rows: int) -> Tensor:
+        """Take φ_test(s) into U, in place: it is the largest thing there is. Returns u, or U where u = take · U."""
+        now = self.rule.coefficients(step.number)
+        if self.carry is None:
+            self.carry = self.layout.flat(step.start).new_zeros(rows, self.layout.size)
+        self.carry.mul_(now.decay)
+        if features is not None:
+            features.mul_(self.rule.scale(step, self.layout))
+            self.carry.add_(features, alpha=now.gain)
+        if not now.direct:
+            return self.carry
+        return now.take * self.carry + (0.0 if features is None else now.direct * features)
 
     def features(self, step: Step, before: Tensor, after: Tensor) -> tuple[Tensor, int]:
         """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [Q·O, D], and the nodes used."""
         count, batch = self.decomposer.node_count(step, before, after), self.decomposer.batch
-        row = before.shape[1] * self.layout.size * before.element_size()
-        pieces = []
-        for piece in chunks(batch, max(1, self.memory // row)):
-            total: Tensor | None = None
-            for position, weight in zip(*nodes(self.decomposer.quadrature.rule, count), strict=True):
-                point = between(step, float(position))
-                found = output_gradients(self.decomposer.f, point, self.layout, piece).flatten(0, 1)
-                total = found.mul_(float(weight)) if total is None else total.add_(found, alpha=float(weight))
-            pieces.append(total)
-        return torch.cat([piece for piece in pieces if piece is not None]), count
+        total = before.new_zeros(*before.shape, self.layout.size)
+        rows = max(1, self.memory // (before.shape[1] * self.layout.size * before.element_size()))
+        for position, weight in zip(*nodes(self.decomposer.quadrature.rule, count), strict=True):
+            point = between(step, float(position))
+            for number, piece in enumerate(chunks(batch, rows)):
+                found = output_gradients(self.decomposer.f, point, self.layout, piece)
+                total[number * rows : number * rows + len(found)].add_(found, alpha=float(weight))
+        return total.flatten(0, 1), count
 
     def _values(self, step: Step) -> tuple[Tensor, Tensor]:
         known = self._after is not None and self._after[0] == step.number + 1
@@ -112,9 +118,9 @@ class Sweep:
         self._after = (step.number, before)
         return before, after
 
-    def _whole(self, step: Step, features: Tensor | None, change: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _whole(self, step: Step, features: Tensor | None, change: Tensor) -> tuple[Tensor, Tensor]:
         if features is None:
-            return like.new_zeros(len(like), *change.shape), change
+            return change.new_zeros(len(self.layout.components) if self.components else 1, *change.shape), change
         update = (self.layout.flat(step.end) - self.layout.flat(step.start))[None]
         whole = self._dots(update, features)[:, 0].unflatten(-1, change.shape)
         return whole, change - whole.sum(0)

@@ -165,6 +165,19 @@ def split_update(step: Step, regularisation: Tensor, layout: Layout) -> dict[str
     return {"kernel": whole + regularisation, "regularisation": -regularisation}
 
 
+def split_recorded(rule: Optimiser, step: Step, average: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """As `split_update` where the steps before are not recorded: `average` is the running average before the update.
+
+    Its share is `first_moment`, which no example can be charged with (remark F.3); what it holds of SGD's earlier decay
+    stays in it.
+    """
+    now, scale = rule.coefficients(step.number), rule.scale(step, layout)
+    whole, share = layout.flat(step.end) - layout.flat(step.start), decay_share(step, layout)
+    own = scale * (now.gain * now.take + now.direct) if rule.coupled else layout.spread(step.lr, share)
+    first, regularisation = -scale * now.gain * now.decay * layout.flat(average), -own * share
+    return {"kernel": whole - first - regularisation, "regularisation": regularisation, "first_moment": first}
+
+
 def simulated_update(
     rule: AdamW,
     start: Mapping[str, Tensor],
