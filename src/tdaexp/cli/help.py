@@ -52,7 +52,8 @@ def show(stage: str, conf: Path) -> str:
     root = conf / f"{stage}.yaml"
     text = root.read_text(encoding="utf-8")
     defaults = [entry for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict)]
-    groups = {g: chosen for entry in defaults for g, chosen in entry.items() if not g.startswith("override ")}
+    own = [(g, chosen) for entry in defaults for g, chosen in entry.items()]
+    groups = {g: chosen for g, chosen in own if not g.startswith(("override ", "optional "))}
     width = max(map(len, groups))
     lines = [
         f"{PURPOSE[stage]}",

@@ -18,6 +18,7 @@ from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 HUB_ID = "ylecun/mnist"
+MEAN, SPREAD = np.float32(0.1307), np.float32(0.3081)  # of the grey, from 0 to 1, of all 60,000 training images
 PARTS = {"train": "train", "test": "t10k"}
 MAGIC = {"images": (2051, 3), "labels": (2049, 1)}  # first number of the file, and how many sizes follow
 
@@ -26,7 +27,7 @@ Pool = tuple[Tensor, np.ndarray]
 
 @dataclass
 class Mnist(TensorDataset):
-    """Handwritten digits of 28 x 28 pixels, grey from 0 to 1.
+    """Handwritten digits of 28 x 28 pixels, centred and scaled by the data set's mean and spread of grey.
 
     path: a folder with `train-…` and `t10k-images-idx3-ubyte` and their `-labels-idx1-ubyte`, each plain or `.gz`;
     where only one of the two pairs is there, training and test images are both drawn from it, without overlap.
@@ -66,7 +67,7 @@ def _folder(folder: Path) -> dict[str, Pool]:
             images, labels = (read_idx(file, kind) for kind, file in files.items() if file)
             if len(images) != len(labels):
                 raise UserError(f"{files['labels']}: {len(labels)} labels for {len(images)} images")
-            pools[part] = torch.from_numpy(images.astype(np.float32) / 255)[:, None], labels.astype(np.int64)
+            pools[part] = _scaled(images), labels.astype(np.int64)
     if not pools:
         raise UserError(
             f"dataset.path={folder}: no MNIST there; it needs t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, or "
@@ -99,10 +100,15 @@ def read_idx(file: Path, kind: str) -> np.ndarray:
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 
+def _scaled(images: np.ndarray) -> Tensor:
+    """Bytes [N, H, W] as float32 [N, 1, H, W]."""
+    return torch.from_numpy((images.astype(np.float32) / 255 - MEAN) / SPREAD)[:, None]
+
+
 def _hub(name: str) -> dict[str, Pool]:
     pools = {}
     for part in PARTS:
         rows = [row.values for row in hub_rows(name, None, part)]
-        images = np.stack([np.asarray(row["image"], dtype=np.float32) for row in rows]) / 255
-        pools[part] = torch.from_numpy(images)[:, None], np.array([row["label"] for row in rows], dtype=np.int64)
+        images = np.stack([np.asarray(row["image"], dtype=np.uint8) for row in rows])
+        pools[part] = _scaled(images), np.array([row["label"] for row in rows], dtype=np.int64)
     return pools

@@ -1,8 +1,8 @@
-"""The four-layer CNN of ExPLAIND E.1: two convolution blocks and two linear layers (27,562 parameters on MNIST)."""
+"""The four-layer CNN of ExPLAIND E.1: two convolution blocks and two linear layers (108,618 parameters on MNIST)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -19,14 +19,23 @@ class MnistCnn(TaskModel):
     """Convolution, max pooling, activation, twice; then two linear layers. Components conv1, conv2, fc1, fc2.
 
     channels: of the two convolutions; kernel: their width; padding: zeros around an image; hidden: width of fc1.
-    The paper names none of these four; 8/16, 3, 0 and 64 are the sizes of its published timing.
+    The paper names none of these four. With 16/32, 3, 0 and 128 the network reaches its accuracy.
     """
 
     name: str = "mnist_cnn"
-    channels: tuple[int, int] = (8, 16)
+    channels: list[int] = field(default_factory=lambda: [16, 32])
     kernel: int = 3
     padding: int = 0
-    hidden: int = 64
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        super().__post_init__()
+        if len(self.channels) != 2 or min(self.channels) < 1:
+            raise UserError(f"model.channels={self.channels}: must be two numbers, the channels of each convolution")
+        for key, least in (("kernel", 1), ("padding", 0), ("hidden", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be at least {least}")
 
     def module(self, corpus: TensorCorpus) -> nn.Module:
         """The network for this task's image size and classes."""
@@ -60,7 +69,7 @@ class Cnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits; the softmax belongs to the loss."""
-        maps = self.activation(self.pool(self.conv1(images)))  # [N, 8, 13, 13]
-        maps = self.activation(self.pool(self.conv2(maps)))  # [N, 16, 5, 5]
+        maps = self.activation(self.pool(self.conv1(images)))  # [N, 16, 13, 13]
+        maps = self.activation(self.pool(self.conv2(maps)))  # [N, 32, 5, 5]
         logits: Tensor = self.fc2(self.activation(self.fc1(maps.flatten(1))))
         return logits

@@ -74,6 +74,11 @@ def trained(
     again, the training goes on. The fingerprint is that of the training
     (`tdaexp.training.fit.fit_fingerprint`).
     """
+    if settings.record:
+        raise UserError(
+            f"trainer.fit.record={settings.record}: only task models are recorded (grokking, mnist_cnn, resnet9); a "
+            "language model keeps its checkpoints with trainer.fit.keep=all"
+        )
     folder = trained_folder(
         config, records, settings, tokenisation, cache_dir=cache_dir, seed=seed, precision=precision
     )
