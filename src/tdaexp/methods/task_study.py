@@ -1,0 +1,38 @@
+"""The study of a classification task: a recorded training, its examples and the queries to explain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.training.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """A model (in eval mode), the examples that it was trained on, in the order of the trajectory's ids, and queries.
+
+    `query_set` [Q] says which set each query belongs to; `components`: name to parameter names; `cache` is the folder
+    for what can be used again. The trajectory's own identity stands for model, data and training settings.
+    """
+
+    module: nn.Module
+    components: dict[str, tuple[str, ...]]
+    train: TensorExamples
+    queries: TensorExamples
+    query_set: list[str]
+    trajectory: Trajectory
+    cache: Path
+    dtype: torch.dtype = torch.float32
+
+    def store(self, kind: str, *depends_on: Any) -> Path:
+        """Folder in the cache for results that depend on this study and on `depends_on`."""
+        parts = [self.trajectory.settings.identity, self.train.fingerprint(), self.queries.fingerprint()]
+        key = fingerprint(CACHE_VERSION, *parts, self.components, str(self.dtype), *depends_on)
+        return self.cache / kind / key
