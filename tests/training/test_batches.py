@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdaexp.training.batches import batch_indices
+from tdaexp.training.batches import batch_indices, step_batch
 
 seeds, sizes, counts = st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 12)
 
@@ -29,3 +30,17 @@ def test_seeds_and_epochs_are_shuffled_differently():
 
     orders = [epoch(0, 0), epoch(1, 0), epoch(0, 1), epoch(1, 1), list(range(100))]
     assert len({tuple(order) for order in orders}) == 5
+
+
+def test_epochs_cut_by_themselves_end_in_a_smaller_batch():
+    batches = [step_batch(step, kind="epochs", seed=1, examples=10, batch_size=4) for step in range(6)]
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    assert sorted(np.concatenate(batches[:3])) == sorted(np.concatenate(batches[3:])) == list(range(10))
+    assert list(batches[0]) != list(batches[3])
+    stream = step_batch(2, kind="stream", seed=1, examples=10, batch_size=4)
+    np.testing.assert_array_equal(stream, batch_indices(2, seed=1, examples=10, batch_size=4))
+
+
+@pytest.mark.parametrize("size", [10, 25])
+def test_a_full_batch_is_all_examples_in_order(size):
+    assert list(step_batch(3, kind="epochs", seed=1, examples=10, batch_size=size)) == list(range(10))

@@ -12,9 +12,10 @@ from tdaexp.data.examples import Example, Examples, collate
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.batches import batch_indices
+from tdaexp.training.batches import batch_indices, epoch_batch
 from tdaexp.training.fit import fit, fit_fingerprint
 from tdaexp.training.module import causal_loss, learning_rate_factor
+from tdaexp.training.settings import FitSettings
 
 
 def test_training_equals_a_loop_written_out(config, records, examples, settings, straight, weights, losses):
@@ -180,3 +181,20 @@ def test_fingerprint_follows_every_dependency_and_nothing_else(config, records, 
     ]  # fmt: skip
     assert len(set(different)) == len(different)
     assert of(checkpoint_every=1, keep="all") == of()
+
+
+def test_another_optimiser_schedule_and_cut_of_batches(start, examples, tmp_path, weights, config, records):
+    settings = FitSettings(steps=5, batch_size=4, lr=1e-2, warmup=0, clip=0, optimizer="sgd", momentum=0.9,
+                           weight_decay=0.1, decay="all", schedule="constant", batches="epochs")  # fmt: skip
+    model = config.start([record.text for record in records]).model.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1)
+    for step in range(5):
+        indices = epoch_batch(step, seed=3, examples=10, batch_size=4)
+        loss = causal_loss(model, collate([examples[int(i)] for i in indices], start.tokenizer.pad_token_id))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = weights(fit(start, examples, settings, folder=tmp_path / "sgd", seed=3))
+    expected = dict(model.named_parameters())
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name].detach(), rtol=1e-6, atol=1e-7)

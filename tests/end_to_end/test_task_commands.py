@@ -45,7 +45,7 @@ def test_a_model_s_recipe_gives_way_to_the_command_line(commands, folder):
         (("model=mnist_cnn", "dataset=digits"), "set model.padding=1"),
         ((*ADDITION, "trainer.fit.clip=1"), "set trainer.fit.clip=0"),
         ((*ADDITION, "trainer.fit.optimizer=adagrad"), "trainer.fit.optimizer: unknown value 'adagrad'"),
-        ((*ADDITION, "dataset.train=6000"), "the data has 6441 examples in all"),
+        ((*ADDITION, "dataset.train=6430"), "the data has 6441 examples in all"),
     ],
 )
 def test_mistakes_are_one_line(commands, folder, arguments, message):
