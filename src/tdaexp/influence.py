@@ -16,8 +16,8 @@ Variables (Q queries, C candidates, K components, S query sets):
     answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
-A path decomposition (`methods/explaind.py`) has those of the axes query, train, component, step and output that it kept,
-`train` as a dense axis of ids; its own docstring names its variables.
+A path decomposition (`methods/explaind.py`) has those of the axes query, train, component, step and output that it
+kept, `train` as a dense axis of ids; its own docstring names its variables.
 
 Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S].
 Attributes: `method`, `label`, `normalise` ("cosine" or "none"), `format_version`, and where it came from (`config`,

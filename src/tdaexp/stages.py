@@ -18,15 +18,26 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
+from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
+from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.preparation import build_study, drawn, load_model, load_successor, load_task, with_generated
+from tdaexp.preparation import (
+    build_study,
+    build_task_study,
+    drawn,
+    load_model,
+    load_successor,
+    load_task,
+    with_generated,
+)
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
 from tdaexp.training.task import check_pair
@@ -79,6 +90,8 @@ def _train_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float
 
 def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Score the candidate pairs with the configured method; leaves the store, its metrics and a report."""
+    if config.products is None and check_pair(config.model, config.dataset):
+        return _attribute_task(config, folder, logger)
     near = None
     if config.products is not None:
         start = time.monotonic()
@@ -95,6 +108,29 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     write_json(folder / "cost.json", cost)
     dataset.attrs["cost"] = cost
     return write_report(folder, {config.method.label: dataset}, texts, config.metric, logger, near)
+
+
+def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Decompose a task's recorded training; leaves the store and how well its sums reproduce the model."""
+    if not isinstance(config.method, Explaind):
+        raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
+    clock = _Clock()
+    task = load_task(config)
+    clock.stop("model")
+    study = build_task_study(config, task)
+    dataset = config.method.attribute(study)
+    clock.stop("scoring")
+    own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
+    dataset.attrs |= {"study": fingerprint(task.fingerprint, study.queries.fingerprint()), **provenance()}
+    influence.save(dataset, folder / "influence.zarr")
+    write_json(folder / "cost.json", clock.seconds)
+    metrics = {f"{config.method.name}/{key}": value for key, value in reconstruction(dataset).items()}
+    metrics[f"{config.method.name}/nodes"] = float(dataset["nodes"].mean())
+    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    write_json(folder / "metrics.json", metrics)
+    logger.log_metrics(metrics)
+    return metrics
 
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:

@@ -15,6 +15,7 @@ from tdaexp.methods import path_run
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.parameters import by_module
+from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
@@ -25,7 +26,7 @@ OPTIMISERS = {
     "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all"},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.05, "decay": "all"},
 }
-FINE = {"rule": "gauss", "nodes": 4}
+FINE = Quadrature("gauss", 4)
 
 
 @pytest.fixture(scope="module", params=[(name, every) for name in OPTIMISERS for every in (1, 4)], ids=str)
@@ -158,7 +159,6 @@ def test_bad_settings_are_refused(fresh):
         ({"keep": ["steps"]}, "did you mean 'step'"),
         ({"keep": ["step", "train"]}, "need a sweep for each step"),
         ({"output": "logit"}, "did you mean 'logits'"),
-        ({"quadrature": {"node": 1}}, "did you mean 'nodes'"),
     ):
         with pytest.raises(UserError, match=message):
             Explaind(**keys)

@@ -47,7 +47,7 @@ class Explaind(Method):
     output: str = "logits"
     steps: list[int] | None = None
     mode: str = "auto"
-    quadrature: dict[str, object] = field(default_factory=dict)
+    quadrature: Quadrature = field(default_factory=Quadrature)
 
     def __post_init__(self) -> None:
         """Refuse unknown axes, outputs and rules, and step × train."""
@@ -59,11 +59,6 @@ class Explaind(Method):
                             "range by method.steps=[first,last]")  # fmt: skip
         if not self.output.startswith(ACTIVATION):
             output(self.output)
-        settings = dict(self.quadrature)
-        for key in settings:
-            if key not in Quadrature.__dataclass_fields__:
-                raise unknown("key", key, Quadrature.__dataclass_fields__, "method.quadrature")
-        self.rule = Quadrature(**settings)  # type: ignore[arg-type]
 
     def attribute(self, study: TaskStudy | Study) -> xr.Dataset:
         """Decompose the outputs of the study's queries. Errors (UserError): a study of texts, without a trajectory."""
@@ -74,12 +69,12 @@ class Explaind(Method):
             )
         check_deterministic(study.module)
         keep = frozenset(self.keep)
-        job = PathJob(study, self._function(study), self.rule, keep, self._counted(study), self.mode)
+        job = PathJob(study, self._function(study), self.quadrature, keep, self._counted(study), self.mode)
         with torch.no_grad():
             first = job.replay(job.counted[0]).start
             start = job.function(first, job.queries).double()
         self._tell_size(job, start)
-        store = study.store("explaind", sorted(keep), self.output, self.rule, job.counted, self.mode)
+        store = study.store("explaind", sorted(keep), self.output, self.quadrature, job.counted, self.mode)
         if "train" in keep:
             return self._label(job, start, self._of_examples(job, sweep_run(job, store)))
         return self._label(job, start, self._of_steps(job, forward_run(job, store)))

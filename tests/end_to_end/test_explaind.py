@@ -1,0 +1,29 @@
+"""A classification task is trained, recorded and decomposed by one command."""
+
+from __future__ import annotations
+
+from commands import metrics, only
+
+from tdaexp import influence
+
+TASK = ["model=mnist_cnn", "dataset=digits", "model.padding=1", "model.channels=[2,3]", "model.hidden=8",
+        "model.activation=gelu", "dataset.train=300", "dataset.test=20", "trainer.fit.batch_size=64",
+        "trainer.fit.steps=6"]  # fmt: skip
+
+
+def test_the_sums_reproduce_the_model(commands):
+    commands.done(
+        "attribute", *TASK, "method=explaind", "method.keep=[query,train,output]", "method.quadrature.nodes=8"
+    )
+    folder = only("outputs/attribute/*")
+    found = metrics(folder)
+    assert found["explaind/agreement"] == 1 and 0 <= found["explaind/kl"] < 1e-3 and found["explaind/nodes"] == 8
+    dataset = influence.load(folder / "influence.zarr")
+    assert dict(dataset["influence"].sizes) == {"query": 20, "train": 300, "output": 10}
+    total = dataset["influence"].sum("train") + dataset["regularisation"]
+    scale = float(abs(dataset["change"]).max())
+    assert float(abs(total - dataset["explained"]).max()) < 1e-4 * scale
+
+
+def test_other_methods_are_refused_on_a_task(commands):
+    assert "use explaind" in commands.refused("attribute", *TASK, "method=dot")
