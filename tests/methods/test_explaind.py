@@ -123,6 +123,33 @@ def test_a_range_of_steps(fresh):
     )
 
 
+def test_single_columns_of_the_first_step(fresh):
+    """By autograd: −lr/(√v̂ + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
+    trajectory, train = fresh.trajectory, fresh.train
+    found = Explaind(keep=["query", "train", "output"], steps=[0, 0], quadrature=Quadrature("left", 1)).attribute(fresh)
+    leaves = {name: value.double().requires_grad_() for name, value in trajectory.parameters(0).items()}
+
+    def gradient(value):
+        return torch.cat(
+            [one.flatten() for one in torch.autograd.grad(value, list(leaves.values()), retain_graph=True)]
+        )
+
+    rate = trajectory.lr(0)
+    if trajectory.settings.optimizer == "adamw":
+        moment = trajectory.second_moment(0)
+        flat = torch.cat([moment[name].double().flatten() for name in leaves])
+        rate = rate / ((flat / (1 - trajectory.settings.betas[1])).sqrt() + trajectory.settings.eps)
+    output = torch.func.functional_call(fresh.module, leaves, (fresh.queries.inputs.double(),))[3, 1]
+    direction, wanted = rate * gradient(output), np.zeros(len(train))
+    for place, weight in zip(*trajectory.batch(0), strict=True):
+        logits = torch.func.functional_call(fresh.module, leaves, (train.inputs[[place]].double(),))
+        loss = nn.functional.cross_entropy(logits, train.targets[[place]])
+        wanted[place] = -weight * float(direction @ gradient(loss))
+    assert np.count_nonzero(wanted) == 8
+    column = found["influence"].transpose("query", "train", "output").values[3, :, 1]
+    np.testing.assert_allclose(column, wanted, rtol=1e-9, atol=1e-15)
+
+
 class Killed(BaseException):
     """As abrupt as a signal."""
 
