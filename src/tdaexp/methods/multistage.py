@@ -129,7 +129,7 @@ class MultiStage(Method):
         if study.finetuned is None:
             raise UserError(
                 "method=multistage: there is one training stage only; use a data set with two "
-                "(dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
+                "(experiment=toy_msif, dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
             )
         if not len(study.finetuned.examples) and self.finetuned.mode != "identity":
             raise UserError(
