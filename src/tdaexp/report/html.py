@@ -56,7 +56,7 @@ def page(
         sets=list(studies),
         components=_components(studies),
         queries=queries,
-        totals=table.groupby("query_set", sort=False)["queries"].first().astype(int).to_dict(),
+        totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
         provenance=[_provenance(label, dataset) for label, dataset in datasets.items()],
