@@ -55,15 +55,17 @@ class CG(Inverse):
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
+        # Before the blocks are timed: both serve all queries, and have stores and times of their own.
+        damping, precondition = task.damping, self._preconditioner(task)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
             found = conjugate_gradients(
                 task.ggn.multiply,
                 gradients,
-                damping=task.damping,
+                damping=damping,
                 iterations=self.iterations,
                 tolerance=self.tolerance,
-                precondition=self._preconditioner(task),
+                precondition=precondition,
             )
             return {"vectors": found.vectors, "residual": found.residual, "iterations": found.iterations}
 
