@@ -27,7 +27,8 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.preparation import build_study, drawn, load_model, load_successor, with_generated
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
-from tdaexp.runtime.files import write_json
+from tdaexp.report.shading import tokens_json
+from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,15 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         dataset, cost, texts, near = _attribute_model(config)
         write_json(folder / "texts.json", texts)
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
+    label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
+    dataset.attrs |= {"method": config.method.name, "label": label, "config": deciding(own)}
     dataset.attrs |= provenance()
     influence.save(dataset, folder / "influence.zarr")
+    if "train_share" in dataset:
+        write_text(folder / "tokens.json", tokens_json(dataset))
     write_json(folder / "cost.json", cost)
     dataset.attrs["cost"] = cost
-    return write_report(folder, {config.method.label: dataset}, texts, config.metric, logger, near)
+    return write_report(folder, {label: dataset}, texts, config.metric, logger, near)
 
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:

@@ -51,7 +51,8 @@ class CG(Inverse):
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
         dataset = super().attribute(study)
         worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
-        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance)
+        marked = {} if reached else {"label": f"{self.label}, not converged"}
+        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance, **marked)
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
