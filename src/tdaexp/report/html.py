@@ -57,13 +57,9 @@ def page(
         sets=list(studies),
         components=_components(studies),
         queries=queries,
-<<<<<<< HEAD
-        totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
-=======
         shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
         levels=LEVELS,
-        totals=table.groupby("query_set", sort=False)["queries"].first().astype(int).to_dict(),
->>>>>>> tok
+        totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
         provenance=[_provenance(label, dataset) for label, dataset in datasets.items()],
