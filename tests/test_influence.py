@@ -98,3 +98,9 @@ def test_missing_damaged_and_older_stores_are_named(dataset, tmp_path):
     influence.save(dataset.assign_attrs(format_version=0), tmp_path / "older.zarr")
     with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 1"):
         influence.load(tmp_path / "older.zarr")
+
+
+def test_top_is_best_first_and_marks_what_is_missing():
+    scores = np.array([[1.0, 3.0, 3.0, np.nan], [np.nan, np.nan, np.nan, 0.0]])
+    assert influence.top(scores, 3).tolist() == [[1, 2, 0], [3, -1, -1]]
+    assert influence.top(scores, 9).shape == (2, 4)

@@ -16,10 +16,17 @@ Variables (Q queries, C candidates, K components, S query sets):
     answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
+and where tokens were asked for (R best candidates of each query, T and T' positions; NaN behind an example's end):
+
+    best         [Q, R] int         their columns, best first; -1 where a query has fewer
+    train_share  [Q, R, T]          shares of a pair's score by training token; they sum to the score
+    query_share  [Q, R, T']         the same by token of the query
+
 A path decomposition (`methods/explaind.py`) has those of the axes query, train, component, step and output that it
 kept, `train` as a dense axis of ids; its own docstring names its variables.
 
-Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S].
+Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S], and
+the tokens' texts `train_token` [Q, R, T] and `query_token` [Q, T'].
 Attributes: `method`, `label`, `normalise` ("cosine" or "none"), `format_version`, and where it came from (`config`,
 `versions`, `git_commit`).
 """
@@ -106,6 +113,12 @@ def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataAr
     query_norm = np.sqrt((dataset["query_sq"].astype(np.float64) * weight).sum("component", skipna=False))
     train_norm = np.sqrt((dataset["train_sq"].astype(np.float64) * weight).sum("component", skipna=False))
     return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
+
+
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns [Q, min(k, C)] of the best candidates, best first, ties by column; -1 where there are fewer."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # NaN sorts last
+    return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)
 
 
 def dense(dataset: xr.Dataset) -> xr.DataArray:

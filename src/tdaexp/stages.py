@@ -37,8 +37,9 @@ from tdaexp.preparation import (
 )
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.shading import tokens_json
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json
+from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
 from tdaexp.training.task import check_pair
 
@@ -102,12 +103,15 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         dataset, cost, texts, near = _attribute_model(config)
         write_json(folder / "texts.json", texts)
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
+    label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
+    dataset.attrs |= {"method": config.method.name, "label": label, "config": deciding(own)}
     dataset.attrs |= provenance()
     influence.save(dataset, folder / "influence.zarr")
+    if "train_share" in dataset:
+        write_text(folder / "tokens.json", tokens_json(dataset))
     write_json(folder / "cost.json", cost)
     dataset.attrs["cost"] = cost
-    return write_report(folder, {config.method.label: dataset}, texts, config.metric, logger, near)
+    return write_report(folder, {label: dataset}, texts, config.metric, logger, near)
 
 
 def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:

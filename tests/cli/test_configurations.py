@@ -75,3 +75,11 @@ def test_wandbs_sweep_file_composes_every_job_of_its_grid():
         assert job.config.logger.kind == "wandb" and job.config.logger.mode == "online"
         seen.append(tuple(job.choices[k] if k in job.choices else job.values[k] for k in grid))
     assert seen == list(itertools.product(*grid.values())) and len(seen) == 4
+
+
+def test_a_method_for_two_stages_brings_data_that_has_them(capsys):
+    (job,) = _plan("attribute", ["method=multistage"]).jobs
+    assert job.choices["dataset"] == "biographies_qa" and job.config.trainer.finetune.steps == 100
+    assert "experiment=toy_msif is taken" in capsys.readouterr().err
+    (job,) = _plan("attribute", ["method=multistage", "dataset=trex", "dataset.hub=NAME"]).jobs
+    assert job.choices["dataset"] == "trex" and job.choices["model"] == "toy_gpt"

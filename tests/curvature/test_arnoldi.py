@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import zarr
 from dense_ggn import dense_ggn, spd
 from gradient_oracle import build_model, make_examples
 
@@ -90,3 +91,13 @@ def test_a_model_s_eigenvalues(tmp_path):
     found = dominant_eigenpairs(ggn.multiply, start, steps=60, rank=8, store=tmp_path / "store")
     wanted = torch.linalg.eigvalsh(dense_ggn(model, components, examples)).flip(0)[:8]
     np.testing.assert_allclose(found.values, wanted, rtol=1e-9)
+
+
+def test_steps_that_are_damaged_are_taken_again_with_all_after_them(tmp_path):
+    whole = run(tmp_path / "store", steps=20)
+    group = zarr.open_group(tmp_path / "store", mode="r+")
+    for step in (5, 11):
+        group["next"][step] = 0.0
+    found = run(tmp_path / "store", steps=20)
+    np.testing.assert_array_equal(found.values, whole.values)
+    assert torch.equal(found.vectors, whole.vectors)

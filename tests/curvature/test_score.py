@@ -1,4 +1,4 @@
-"""Pair scores against explicit gradients through the dense inverse; invariances; kept gradients; tokens; resuming."""
+"""Pair scores against explicit gradients through the dense inverse; invariances; kept gradients; resuming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.kept import kept_bytes, kept_scores
 from tdaexp.curvature.layers import attention_and_mlp, layers_of
 from tdaexp.curvature.score import Side, pair_scores
-from tdaexp.curvature.tokens import token_influence
 from tdaexp.data.examples import Examples
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
@@ -178,23 +177,6 @@ def test_a_copy_of_a_training_example_has_it_as_the_top_score(fitted, tmp_path):
     scores = score(fitted, tmp_path / "s", np.tile(np.arange(9), (4, 1)), queries=copies).sum(2)
     own = scores[np.arange(4), np.arange(4)]
     assert (own > 0).all() and (own == scores.max(1)).all()
-
-
-@pytest.mark.parametrize("names", [None, ["lm_head", "layers.1.mlp.down"]])
-def test_shares_of_tokens_add_up_to_the_score(names, models, tmp_path):
-    model = models("gpt_neox-untied")
-    layers = chosen(model, names)
-    factors = fit_factors(model, layers, TRAIN, FactorSettings(), store=tmp_path / "f")
-    scores = score((model, layers, factors), tmp_path / "s").sum(2)
-    sides = Side(model, layers, TRAIN), Side(model, layers, QUERIES)
-    for example, query in ((0, 0), (5, 3)):
-        found = token_influence(*sides, example, query, lambda n, g: factors.precondition(n, g, DAMPING))
-        assert found.train.shape == (TRAIN[example].length,) and found.query.shape == (QUERIES[query].length,)
-        np.testing.assert_allclose(found.train.sum(), scores[query, example], rtol=1e-9)
-        np.testing.assert_allclose(found.query.sum(), scores[query, example], rtol=1e-9)
-        # Nothing behind the last position that predicts a token, and not all in one place before it.
-        last = np.flatnonzero(TRAIN[example].loss_mask[1:])[-1]
-        assert (found.train[last + 1 :] == 0).all() and np.count_nonzero(found.train) >= 1 + (names is None)
 
 
 class Killed(BaseException):

@@ -44,7 +44,7 @@ def store(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["select", "project"])
+@pytest.mark.parametrize("method", ["select", "project", "ekfac"])
 def test_killed_at_three_random_moments(commands, tmp_path, method):
     undisturbed = tmp_path / "undisturbed"
     process = start(commands, method, undisturbed)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdaexp.metrics.retrieval import accuracy, recall, reciprocal_rank, source_ranks, top
+from tdaexp.metrics.retrieval import accuracy, recall, reciprocal_rank, source_ranks
 
 NAN = np.nan
 
@@ -55,9 +55,3 @@ def test_ranks_against_counting_by_hand(seed, queries, candidates):
         for k in (1, 2, 3):
             found = sum(rank <= k for rank in expected)
             assert recall(scores, truth, k)[row] == (found / truth[row].sum() if truth[row].any() else 0)
-
-
-def test_top_is_best_first_and_marks_what_is_missing():
-    scores = np.array([[1.0, 3.0, 3.0, NAN], [NAN, NAN, NAN, 0.0]])
-    assert top(scores, 3).tolist() == [[1, 2, 0], [3, -1, -1]]
-    assert top(scores, 9).shape == (2, 4)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tdaexp.models.tokenizer import train_tokenizer
+from tdaexp.models.tokenizer import pieces, train_tokenizer
 from tdaexp.runtime.errors import UserError
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "naïve café, 東京"] * 3
@@ -47,3 +47,15 @@ def test_a_saved_tokenizer_loads_as_it_was(tmp_path):
 def test_too_small_a_vocabulary_is_refused():
     with pytest.raises(UserError, match=r"model\.vocab_size=258"):
         train_tokenizer(TEXTS, 258)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40))
+def test_pieces_are_the_text_cut_at_the_tokens(text):
+    ids = TOKENIZER(text)["input_ids"]
+    found = pieces(TOKENIZER, ids)
+    assert len(found) == len(ids) and "".join(found) == TOKENIZER.decode(ids)
+
+
+def test_a_character_of_several_tokens_stands_at_the_last():
+    ids = TOKENIZER("a🙂b", add_special_tokens=False)["input_ids"]
+    assert pieces(TOKENIZER, ids) == ["a", "", "", "", "🙂", "b"]

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from tdaexp.report.summary import findings
-from tdaexp.report.tables import costs, number, print_table, rows_of, seconds, with_interval
+from tdaexp.report.tables import columns_of, costs, number, print_table, rows_of, seconds, with_interval
 
 NAN = float("nan")
 
@@ -115,3 +115,14 @@ def test_formats():
     assert with_interval(0.2, NAN, NAN) == "0.200"
     assert seconds(0.0123) == "0.0123 s"
     assert seconds(600) == "10.0 min"
+
+
+def test_a_method_that_answers_some_queries_only_says_how_many(table):
+    assert "queries" not in columns_of(rows_of(table, "paraphrased"))
+    fewer = table.copy()
+    fewer["queries"] = fewer["queries"].astype(float)
+    fewer.loc[(fewer["method"] == fewer["method"].iloc[0]) & (fewer["query_set"] == "generated"), "queries"] = 4
+    rows = rows_of(fewer, "generated")
+    assert "queries" in columns_of(rows)
+    assert {row["method"]: row["queries"] for row in rows}[fewer["method"].iloc[0]] == "4"
+    assert sum(bool(row["queries"]) for row in rows) == 1

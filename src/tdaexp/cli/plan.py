@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,6 +17,9 @@ from tdaexp.cli.compose import Composer
 from tdaexp.cli.job import Job, check, slug
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+
+BROUGHT = {"multistage": "toy_msif", "multistage_dot": "toy_msif"}
+"""Methods that the default model and data cannot serve, and the experiment that has some for them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: boo
     Raises:
         UserError: any mistake in the options or files, or a sweep whose jobs would be the same.
     """
+    overrides = [*_brought(composer.parse(overrides)), *overrides]
     parsed = composer.parse(overrides)
     swept = [o for o in parsed if o.is_sweep_override()]
     config = composer.compose([str(o.input_line) for o in parsed if o not in swept], multirun=True)
@@ -49,6 +55,16 @@ def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: boo
     folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"
     given = [*composer.opened(overrides), f"hydra.run.dir={_quote(folder)}"]
     return Plan(False, bool(config.get("resume")), Path(folder), [job], given)
+
+
+def _brought(parsed: Sequence[Override]) -> list[str]:
+    """The experiment that a method needs, where the command chooses neither model nor data; it is said in a line."""
+    chosen = {o.key_or_group: str(o.value()) for o in parsed if not o.is_sweep_override()}
+    needed = BROUGHT.get(chosen.get("method", ""))
+    if needed is None or {"model", "dataset", "experiment"} & set(chosen):
+        return []
+    print(f"method={chosen['method']} needs two training stages: experiment={needed} is taken", file=sys.stderr)
+    return [f"experiment={needed}"]
 
 
 def _plan_sweep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ class Damping:
         """Refuse negative and undefined damping."""
         for name in ("value", "relative"):
             one = getattr(self, name)
-            if one is not None and not one >= 0:
-                raise UserError(f"damping: {name}={one} must be a number that is not negative")
+            if one is not None and not 0 <= one < math.inf:
+                raise UserError(f"damping: {name}={one} must be a finite number that is not negative")
 
     def of(self, spectrum: Tensor, layer: str) -> float:
         """λ for a layer with eigenvalues `spectrum`. Errors (UserError): λ is 0 where an eigenvalue is, to rounding."""

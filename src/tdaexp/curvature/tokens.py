@@ -1,23 +1,38 @@
 """Which tokens a pair's influence comes from.
 
-I(z, q) = Σ_layers Σ_t δ_tᵀ P a_t, where P is the layer's preconditioned gradient of the other side: a sum over the
-positions t of either example (Grosse et al. 2023, section 3.4). A share belongs to the position whose activation and
-output gradient it comes from; through attention, later and earlier tokens have a part in both. Cost: one pass over each
-example and T O I multiply-adds per layer.
+I(z, q) = Σ_layers ⟨P(g_q), g_z⟩ with g = Σ_t δ_t a_tᵀ is linear in either gradient, so it is a sum of shares over the
+positions of either example (Grosse et al. 2023, section 3.4):
+
+    training position t     ⟨P(g_q), δ_t a_tᵀ⟩ = δ_tᵀ P(g_q) a_t
+    query position t'       ⟨P(δ_t' a_t'ᵀ), g_z⟩ = δ_t'ᵀ P*(g_z) a_t'
+
+P is the damped inverse, or the product of two stages' inverses (Bao et al. 2025, equation 12). P* is its adjoint: one
+symmetric inverse is its own, of a product it is the inverses in reverse order. A share belongs to the position whose
+activation and output gradient it comes from; through attention, later and earlier tokens have a part in both. Cost: one
+pass over each query and one over the training example of each pair, and per pair one application of P* and T O I
+multiply-adds per layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.curvature.contraction import held_layer
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import Precondition, Side, explicit, run_layers
+from tdaexp.curvature.score import Precondition, Side, check_sides, explicit, run_layers
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.progress import track
+
+QUERIES_AT_ONCE = 8
+"""Queries whose shares are saved together."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,71 @@ class TokenInfluence:
     query: np.ndarray
 
 
+@dataclass(frozen=True)
+class HeldQuery:
+    """One layer of a query: its `factors`, its preconditioned gradient `solved` [O, I], and where that is of low rank
+    the orthonormal `rows` [r, I] that its rows were projected on.
+    """
+
+    factors: LinearFactors
+    solved: Tensor
+    rows: Tensor | None
+
+
+@dataclass(frozen=True)
+class TokenScoring:
+    """Shares of the pairs of two sides. `precondition` is P; `adjoint` is P*, for one damped inverse the same function.
+
+    `rank` is `query_rank` of the scores: the projection that it makes is a part of P, so that shares still add up.
+    """
+
+    train: Side
+    queries: Side
+    precondition: Precondition
+    adjoint: Precondition
+    rank: int | None = None
+    pad_id: int = 0
+
+    def of_query(self, query: int, examples: Sequence[int]) -> list[TokenInfluence]:
+        """Shares of the influence of some training examples on one query. Errors (UserError): as `pair_scores`."""
+        with frozen(self.train.model), frozen(self.queries.model):
+            held = self._hold(query)
+            return [self._meet(example, query, held) for example in examples]
+
+    def _hold(self, query: int) -> dict[str, HeldQuery]:
+        """The query by layer."""
+        found: dict[str, HeldQuery] = {}
+
+        def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
+            gradient = explicit(factors, accumulation_dtype(self.queries.model.dtype))
+            check[:] = gradient.flatten(1).square().sum(1)
+            solved = self.precondition(layer.name, gradient)
+            right = held_layer(layer, solved, self.rank).right
+            rows = None if right is None else right[0]
+            found[layer.name] = HeldQuery(factors, _projected(solved[0], rows), rows)
+
+        run_layers(self.queries, [query], self.pad_id, take)
+        return found
+
+    def _meet(self, example: int, query: int, held: dict[str, HeldQuery]) -> TokenInfluence:
+        """Run one training example past the held query."""
+        sides = self.train.examples[example], self.queries.examples[query]
+        predicting = [np.flatnonzero(one.loss_mask[1:]) for one in sides]
+        totals = [np.zeros(one.length) for one in sides]
+
+        def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
+            one = held[layer.name]
+            gradient = explicit(factors, one.solved.dtype)[0]
+            back = self.adjoint(layer.name, _projected(gradient, one.rows)[None])[0]
+            met = token_shares(one.solved, factors)[0], token_shares(back, one.factors)[0]
+            check[:] = sum(shares.to(check).sum() for shares in met)
+            for total, shares, places in zip(totals, met, predicting, strict=True):
+                total[places if layer.at_loss else slice(len(shares))] += shares.to(torch.float64).cpu().numpy()
+
+        run_layers(self.train, [example], self.pad_id, take)
+        return TokenInfluence(*totals)
+
+
 def token_shares(preconditioned: Tensor, factors: LinearFactors) -> Tensor:
     """Shares δ_tᵀ P a_t [B, T] of one layer, P [O, I] with the bias's column last, for B examples."""
     inputs = factors.extended_inputs().to(preconditioned.dtype)
@@ -35,44 +115,47 @@ def token_shares(preconditioned: Tensor, factors: LinearFactors) -> Tensor:
 
 
 def token_influence(
-    train: Side, queries: Side, example: int, query: int, precondition: Precondition, pad_id: int = 0
+    train: Side,
+    queries: Side,
+    example: int,
+    query: int,
+    precondition: Precondition,
+    adjoint: Precondition,
+    rank: int | None = None,
+    pad_id: int = 0,
 ) -> TokenInfluence:
-    """Shares of the influence of one training example on one query, by the tokens of each.
+    """Shares of the influence of one training example on one query, by the tokens of each; see `TokenScoring`."""
+    return TokenScoring(train, queries, precondition, adjoint, rank, pad_id).of_query(query, [example])[0]
 
-    `precondition` must be symmetric, as one damped inverse is: for the training tokens it is applied to the query's
-    gradient, for the query's tokens to the training example's. Errors (UserError): as `pair_scores`.
+
+def pair_tokens(scoring: TokenScoring, pairs: np.ndarray, *, store: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of candidate pairs by training position [Q, C, T] and by query position [Q, C, T'], float64.
+
+    `pairs` [Q, C] int indexes the training examples, -1 for none. T and T' are the longest lengths among the pairs;
+    behind an example's own length, and where there is no pair, is NaN. `store` is a folder named after all that the
+    result depends on. Errors (UserError): as `pair_scores`.
     """
-    sides = (train, example), (queries, query)
-    shares = []
-    for (own, index), (other, against) in (sides, sides[::-1]):
-        with frozen(own.model), frozen(other.model):
-            shares.append(_shares(own, index, _gradients(other, against, precondition, pad_id), pad_id))
-    return TokenInfluence(*shares)
+    check_sides(scoring.train, scoring.queries, pairs)
+    count, train_lengths = len(pairs), scoring.train.examples.lengths
+    widths = train_lengths[pairs[pairs >= 0]].max(initial=0), scoring.queries.examples.lengths.max(initial=0)
+    shapes = [(*pairs.shape, int(width)) for width in widths]
+    slices = [slice(start, min(start + QUERIES_AT_ONCE, count)) for start in range(0, count, QUERIES_AT_ONCE)]
+    arrays = {name: (shape, "float64") for name, shape in zip(("train", "query"), shapes, strict=True)}
+    blocks = BlockStore(store, arrays, slices, rows=min(QUERIES_AT_ONCE, count))
+    with blocks.pending() as missing:
+        for number in track(missing, "tokens", len(slices), len(slices) - len(missing)):
+            members = range(count)[slices[number]]
+            values = [np.full((len(members), *shape[1:]), np.nan) for shape in shapes]
+            for row, query in enumerate(members):
+                (places,) = np.nonzero(pairs[query] >= 0)
+                for place, found in zip(places, scoring.of_query(query, pairs[query, places].tolist()), strict=True):
+                    values[0][row, place, : len(found.train)] = found.train
+                    values[1][row, place, : len(found.query)] = found.query
+            blocks.write(number, {"train": values[0], "query": values[1]})
+    stored = blocks.read()
+    return stored["train"], stored["query"]
 
 
-def _gradients(side: Side, index: int, precondition: Precondition, pad_id: int) -> dict[str, Tensor]:
-    """Preconditioned gradients [O, I] of one example by layer."""
-    found: dict[str, Tensor] = {}
-
-    def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
-        gradient = explicit(factors, accumulation_dtype(side.model.dtype))
-        check[:] = gradient.flatten(1).sum(1)
-        found[layer.name] = precondition(layer.name, gradient)[0]
-
-    run_layers(side, [index], pad_id, take)
-    return found
-
-
-def _shares(side: Side, index: int, gradients: dict[str, Tensor], pad_id: int) -> np.ndarray:
-    """Sum of the layers' shares [T]."""
-    example = side.examples[index]
-    predicting = np.flatnonzero(example.loss_mask[1:])
-    total = np.zeros(example.length)
-
-    def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
-        shares = token_shares(gradients[layer.name], factors)[0].to(torch.float64).cpu().numpy()
-        check[:] = float(shares.sum())
-        total[predicting if layer.at_loss else np.arange(len(shares))] += shares
-
-    run_layers(side, [index], pad_id, take)
-    return total
+def _projected(gradient: Tensor, rows: Tensor | None) -> Tensor:
+    """A gradient [O, I] with its rows projected on orthonormal `rows` [r, I], or as it is."""
+    return gradient if rows is None else (gradient @ rows.T) @ rows

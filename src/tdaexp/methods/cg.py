@@ -51,19 +51,22 @@ class CG(Inverse):
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
         dataset = super().attribute(study)
         worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
-        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance)
+        marked = {} if reached else {"label": f"{self.label}, not converged"}
+        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance, **marked)
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
+        # Before the blocks are timed: both serve all queries, and have stores and times of their own.
+        damping, precondition = task.damping, self._preconditioner(task)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
             found = conjugate_gradients(
                 task.ggn.multiply,
                 gradients,
-                damping=task.damping,
+                damping=damping,
                 iterations=self.iterations,
                 tolerance=self.tolerance,
-                precondition=self._preconditioner(task),
+                precondition=precondition,
             )
             return {"vectors": found.vectors, "residual": found.residual, "iterations": found.iterations}
 

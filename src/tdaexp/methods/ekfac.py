@@ -13,18 +13,20 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import xarray as xr
+from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.kept import kept_scores
 from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
+from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError, unknown
 
@@ -41,7 +43,8 @@ class EKFAC(Method):
     without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
     `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
     other queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a
-    phase, `seed` of the drawn labels.
+    phase, `per_token` (for each query's so many best candidates, which tokens their scores come from), `seed` of the
+    drawn labels.
     """
 
     mode: str = "ekfac"
@@ -56,6 +59,7 @@ class EKFAC(Method):
     keep_gb: float = 0.0
     partitions: int = 1
     saves: int = 4
+    per_token: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +72,12 @@ class EKFAC(Method):
             raise UserError(f"method.query_rank={self.query_rank}: must be at least 1, or null for the whole gradient")
         if not self.keep_gb >= 0:
             raise UserError(f"method.keep_gb={self.keep_gb}: must not be negative")
+        check_per_token(self.per_token)
+        if self.per_token and self.keep_gb > 0:
+            raise UserError(
+                f"method.per_token={self.per_token}: kept gradients are rounded, so that tokens' shares would not add "
+                "up to the scores; set method.keep_gb=0"
+            )
         self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves)
         self.damped = Damping(self.damping, self.relative_damping)
 
@@ -85,7 +95,13 @@ class EKFAC(Method):
         factors = self.fit(study, layers)
         train = Side(study.loaded.model, layers, study.train, reduction=self.reduction)
         queries = Side(study.loaded.model, layers, study.queries, as_loss(named(self.measurement)), self.reduction)
-        return study.label(self.scores(study, train, queries, factors), layers.components)
+
+        def inverse(name: str, gradient: Tensor) -> Tensor:
+            return factors.precondition(name, gradient, self.damped)
+
+        dataset = study.label(self.scores(study, train, queries, inverse), layers.components)
+        scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
+        return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
 
     def layers(self, study: Study) -> Layers:
         """The chosen components by weight matrix."""
@@ -110,12 +126,8 @@ class EKFAC(Method):
             tokens_per_batch=study.compute.tokens_per_batch,
         )
 
-    def scores(self, study: Study, train: Side, queries: Side, factors: Factors) -> np.ndarray:
+    def scores(self, study: Study, train: Side, queries: Side, precondition: Precondition) -> np.ndarray:
         """Scores [Q, C, K] of the study's pairs: exact, or from kept gradients."""
-
-        def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
-            return factors.precondition(name, gradient, self.damped)
-
         names, tokens, cache_gb = train.layers.components.names, study.compute.tokens_per_batch, study.compute.cache_gb
         if self.keep_gb > 0:
             return kept_scores(
@@ -129,14 +141,18 @@ class EKFAC(Method):
                 tokens_per_batch=tokens,
                 cache_gb=cache_gb,
             )
-        fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
         return pair_scores(
             train,
             queries,
             study.pairs,
             precondition,
-            store=study.store("influence", names, self.measurement, self.reduction, *fitted),
+            store=study.store("influence", *self._identity(study, names)),
             query_rank=self.query_rank,
             tokens_per_batch=tokens,
             cache_gb=cache_gb,
         )
+
+    def _identity(self, study: Study, names: list[str]) -> list[object]:
+        """All that exact scores depend on beside the model, training examples, queries and pairs."""
+        fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
+        return [names, self.measurement, self.reduction, *fitted]

@@ -16,14 +16,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch
 import xarray as xr
+from torch import Tensor
 
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC, PARTS
+from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.study import Stage, Study
 from tdaexp.models.successor import shared_components
 from tdaexp.runtime.errors import UserError, unknown
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 class MultiStage(Method):
     """Keys: `mode`, `damping` and `relative_damping` of the pre-training stage, as for `ekfac`; the same with
     `finetuned_` in front for the fine-tuning stage (null = as the pre-training stage); `part`, `components`, `strict`,
-    `measurement`, `reduction`, `query_rank`, `partitions`, `saves`, `seed` as for `ekfac`.
+    `measurement`, `reduction`, `query_rank`, `partitions`, `saves`, `per_token`, `seed` as for `ekfac`.
     """
 
     mode: str = "ekfac"
@@ -52,12 +54,14 @@ class MultiStage(Method):
     query_rank: int | None = None
     partitions: int = 1
     saves: int = 4
+    per_token: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
         if self.part not in PARTS:
             raise unknown("part", self.part, PARTS, "method.part")
+        check_per_token(self.per_token)
         damping, relative = self.damping, self.relative_damping
         self.pretrained = self._stage(self.mode, damping, relative)
         if self.finetuned_damping is not None or self.finetuned_relative_damping is not None:
@@ -96,20 +100,28 @@ class MultiStage(Method):
         log.info("shared by both stages: %s", layers[0].components.coverage_line())
         pretrained, finetuned = _inverse(self.pretrained, before, layers[0]), _inverse(self.finetuned, after, layers[1])
 
-        def precondition(name: str, gradient: torch.Tensor) -> torch.Tensor:
+        def both(name: str, gradient: Tensor) -> Tensor:
             return pretrained(name, finetuned(name, gradient))
 
+        def reverse(name: str, gradient: Tensor) -> Tensor:
+            return finetuned(name, pretrained(name, gradient))
+
+        train = Side(study.loaded.model, layers[0], study.train, reduction=self.reduction)
+        loss = as_loss(named(self.measurement))
+        queries = Side(second.loaded.model, layers[1], study.queries, loss, self.reduction)
+        identity = self._identity(second, layers[0].components.names)
         values = pair_scores(
-            Side(study.loaded.model, layers[0], study.train, reduction=self.reduction),
-            Side(second.loaded.model, layers[1], study.queries, as_loss(named(self.measurement)), self.reduction),
+            train,
+            queries,
             study.pairs,
-            precondition,
-            store=study.store("influence", *self._identity(second, layers[0].components.names)),
+            both,
+            store=study.store("influence", *identity),
             query_rank=self.query_rank,
             tokens_per_batch=study.compute.tokens_per_batch,
             cache_gb=study.compute.cache_gb,
         )
-        return study.label(values, layers[0].components)
+        scoring = TokenScoring(train, queries, both, reverse, self.query_rank)
+        return with_tokens(study.label(values, layers[0].components), study, self.per_token, scoring, *identity)
 
     def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:
         """The factors of one stage."""
@@ -129,7 +141,7 @@ class MultiStage(Method):
         if study.finetuned is None:
             raise UserError(
                 "method=multistage: there is one training stage only; use a data set with two "
-                "(dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
+                "(experiment=toy_msif, dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
             )
         if not len(study.finetuned.examples) and self.finetuned.mode != "identity":
             raise UserError(

@@ -39,9 +39,3 @@ def source_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     ahead = np.where(truth[:, None, :], theirs > mine, theirs >= mine).sum(axis=2)
     real = np.take_along_axis(truth & ~np.isnan(scores), columns, axis=1)
     return np.where(real, 1.0 + ahead, np.inf)
-
-
-def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns [Q, min(k, C)] of the best candidates, best first, ties by column; -1 where there are fewer."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # NaN sorts last
-    return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)

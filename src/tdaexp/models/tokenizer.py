@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from tdaexp.runtime.errors import UserError
@@ -46,3 +48,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
     )
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text, special tokens included; joined they are the decoded text.
+
+    A character that is spread over several tokens stands at the last of them, the others are "".
+    """
+    stream = DecodeStream(skip_special_tokens=False)
+    return [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]

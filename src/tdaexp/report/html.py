@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
+from tdaexp.report.shading import LEVELS
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, rows_of
 from tdaexp.report.texts import Query
@@ -56,7 +57,9 @@ def page(
         sets=list(studies),
         components=_components(studies),
         queries=queries,
-        totals=table.groupby("query_set", sort=False)["queries"].first().astype(int).to_dict(),
+        shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
+        levels=LEVELS,
+        totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
         provenance=[_provenance(label, dataset) for label, dataset in datasets.items()],

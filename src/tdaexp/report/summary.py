@@ -28,8 +28,9 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 
 def _finding(name: str, table: pd.DataFrame) -> Finding:
-    methods = table[(table["control"] == "") & table["heldout"].notna()]
-    queries = int(table["queries"].iloc[0])
+    queries = int(table["queries"].max())
+    judged = table[(table["control"] == "") & table["heldout"].notna()]
+    methods = judged[judged["queries"] == queries] if (judged["queries"] == queries).any() else judged
     if methods.empty:
         return Finding(name, queries, "No accuracy: no query has a known source, or no method was run.", [], "open")
     best = methods.loc[methods["heldout"].idxmax()]

@@ -13,6 +13,7 @@ from tdaexp.report.figures import percent
 
 HEADINGS = {
     "method": "method",
+    "queries": "queries",
     "heldout": "accuracy",
     "accuracy": "in-sample",
     "vs_bm25": "vs BM25",
@@ -42,7 +43,9 @@ def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
     is_control = mine["control"] != ""
     best = "rank_correlation" if table.attrs.get("reference") else "heldout"
     mine = mine.assign(last=is_control).sort_values(["last", best], ascending=[True, False], kind="stable")
-    return [_cells(line) for _, line in mine.iterrows()]
+    asked = mine["queries"].max()  # a method may answer some of the queries only: then it says how many
+    counts = ["" if one == asked or math.isnan(one) else f"{one:.0f}" for one in mine["queries"]]
+    return [_cells(line) | {"queries": count} for (_, line), count in zip(mine.iterrows(), counts, strict=True)]
 
 
 def columns_of(rows: list[dict[str, str]]) -> list[str]:
@@ -67,7 +70,7 @@ def titles(table: pd.DataFrame) -> dict[str, str]:
     for name, part in table.groupby("query_set", sort=False):
         answered = part["answered"].dropna()
         told = f", {percent(answered.iloc[0])} answered by the model itself" if len(answered) else ""
-        found[str(name)] = f"{name} ({int(part['queries'].iloc[0])} queries{told})"
+        found[str(name)] = f"{name} ({int(part['queries'].max())} queries{told})"
     return found
 
 

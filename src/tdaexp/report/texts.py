@@ -11,6 +11,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics import retrieval
 from tdaexp.metrics.stores import aligned, by_query_set
+from tdaexp.report.shading import Shaded, shaded_pairs
 
 Texts = dict[str, dict[str, str]]  # "query" and "train": id to text
 SHOWN = 40  # queries per set on the page
@@ -18,12 +19,15 @@ SHOWN = 40  # queries per set on the page
 
 @dataclass(frozen=True)
 class Candidate:
-    """A training text next to a query: `ranks` holds each method's rank and score, "" for none."""
+    """A training text next to a query: `ranks` holds each method's rank and score, "" for none, `shaded` its
+    tokens from each method that was asked for them.
+    """
 
     id: str
     text: str
     source: bool
     ranks: list[str]
+    shaded: list[Shaded]
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,21 @@ def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict
     """
     first = next(iter(datasets.values()))
     scores = {label: influence.scores(dataset).values for label, dataset in datasets.items()}
+    shaded = shaded_pairs(datasets)
     found = {}
     for name, part in by_query_set(first).items():
         columns = {label: aligned(part, dataset, scores[label]) for label, dataset in datasets.items()}
         truth = part["truth"].values
         hits = {label: retrieval.accuracy(values, truth) > 0 for label, values in columns.items()}
         order = np.argsort(next(iter(hits.values())), kind="stable")[:SHOWN]
-        found[name] = [_query(part, name, row, columns, hits, texts, k) for row in order]
+        found[name] = [_query(part, name, row, columns, hits, texts, k, shaded) for row in order]
     return found
 
 
 def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataFrame:
     """The k best training examples of every query, one row each: for loggers."""
     scores = influence.scores(dataset).values
-    best = retrieval.top(scores, k)
+    best = influence.top(scores, k)
     rows = []
     for row, (group, query) in enumerate(zip(dataset["query_set"].values, dataset["query"].values, strict=True)):
         for rank, column in enumerate(best[row][best[row] >= 0], start=1):
@@ -85,15 +90,16 @@ def _query(
     hits: dict[str, np.ndarray],
     texts: Texts,
     k: int,
+    shaded: dict[tuple[str, str, str], list[Shaded]],
 ) -> Query:
     """Candidates in the first method's order; those that no method has among its k best are left out."""
     scores = np.stack([values[row] for values in columns.values()])
-    order = retrieval.top(scores, scores.shape[1])
+    order = influence.top(scores, scores.shape[1])
     places = np.full(scores.shape, len(scores[0]))
     for method, best in enumerate(order):
         places[method, best[best >= 0]] = np.arange((best >= 0).sum())
     wanted = [column for column in np.argsort(places[0], kind="stable") if places[:, column].min() < k]
-    train = part["train"].values[row]
+    train, query = part["train"].values[row], part["query"].values[row]
     candidates = [
         Candidate(
             id=train[column],
@@ -103,11 +109,11 @@ def _query(
                 "" if np.isnan(own[column]) else f"{place[column] + 1} · {own[column]:.3g}"
                 for own, place in zip(scores, places, strict=True)
             ],
+            shaded=shaded.get((name, query, train[column]), []),
         )
         for column in wanted
         if train[column]
     ]
-    query = part["query"].values[row]
     return Query(query, _query_text(texts, name, query), [bool(hit[row]) for hit in hits.values()], candidates)
 
 

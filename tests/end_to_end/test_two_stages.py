@@ -87,5 +87,22 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
 
 
 def test_without_a_second_stage_the_method_says_what_to_do(commands):
-    line = commands.refused("attribute", *TINY, "dataset.people=10", "method=multistage")
+    line = commands.refused("attribute", *TINY, "dataset=biographies", "method=multistage")
     assert "one training stage only" in line and "dataset=biographies_qa" in line
+
+
+@pytest.mark.parametrize("method", ["ekfac", "multistage"])
+def test_tokens_of_the_best_pairs_in_file_and_page(method, commands):
+    keys = ("experiment=toy_msif", "candidates=all", f"method={method}", "method.damping=0.01", "method.per_token=2")
+    commands.done("attribute", *STAGES, *keys, "dataset.query_limit=3", "trainer.precision=float64")
+    folder = only("outputs/attribute/*")
+    pairs = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
+    assert [pair["rank"] for pair in pairs] == [1, 2] * 3
+    for pair in pairs:
+        for side in ("train", "query"):
+            assert len(pair[f"{side}_tokens"]) == len(pair[f"{side}_shares"]) > 1
+            assert sum(pair[f"{side}_shares"]) == pytest.approx(pair["score"], rel=1e-9)
+    assert (folder / "report.html").read_text(encoding="utf-8").count('<div class="tokens-of">query</div>') == 6
+    commands.done("evaluate", f"runs=[{folder}]", "metric.bootstrap=50", "metric.plots=false")
+    (page,) = Path("outputs/evaluate").rglob("report.html")
+    assert page.read_text(encoding="utf-8").count('<div class="tokens-of">query</div>') == 6
