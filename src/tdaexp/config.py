@@ -120,7 +120,8 @@ class EvaluateConfig:
     """Keys of `evaluate.py`; model and dataset hold instances of the classes of their YAML.
 
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
-    the configured model and dataset under outputs/ and multirun/), `scores` another program's file.
+    the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
+    that is made of them instead of the comparison (`tdaexp.analyses`).
     """
 
     model: Any = field(metadata={"group": True})
@@ -129,6 +130,7 @@ class EvaluateConfig:
     trainer: Trainer
     logger: Logger
     seed: int = 0
+    analysis: Any = field(default=None, metadata={"group": True})
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
     cache_dir: str = "cache"

@@ -18,6 +18,7 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
+from tdaexp.analyses.base import Evidence
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.explaind import reconstruction
@@ -35,6 +36,7 @@ from tdaexp.preparation import (
     load_task,
     with_generated,
 )
+from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
@@ -138,9 +140,12 @@ def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, f
 
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Compare the influence stores of `runs`, and another program's scores, in one table and one report."""
+    """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
     stores = [Path(store) for store in config.runs]
     found = [influence.load(store) for store in stores]
+    if config.analysis is not None:
+        evidence = Evidence(config, found)
+        return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = _beside(store, "cost.json")

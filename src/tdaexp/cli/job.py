@@ -41,9 +41,9 @@ class Job:
     @property
     def name(self) -> str:
         """The choices that name the run, e.g. toy_gpt-biographies-select; stores that are named may be of any model."""
-        if self.values.get("runs"):
+        if self.values.get("runs") and not self.choices.get("analysis"):
             return "runs"
-        groups = ("method",) if self.values.get("products") is not None else (*SUBJECT, "method")
+        groups = ("method",) if self.values.get("products") is not None else (*SUBJECT, "method", "analysis")
         return slug("-".join(self.choices[group] for group in groups if self.choices.get(group)))
 
     @property

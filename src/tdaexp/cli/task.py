@@ -106,13 +106,21 @@ class Task:
         seed(job.config.seed, job.config.trainer.threads)
         stage = getattr(importlib.import_module(self.module), self.stage)
         if self.stage == "evaluate":
-            job.config.runs = [str(store) for store in sweep.find_stores(job.config.runs, job.subject)]
+            job.config.runs = self._stores(job)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         name = f"{job.name}-{job.fingerprint[:8]}"
         group = top.name if top else None
         with open_logger(job.config.logger, folder=folder, config=job.values, group=group, name=name) as logger:
             metrics: dict[str, float] = stage(job.config, folder, logger)
         return metrics
+
+    @staticmethod
+    def _stores(job: Job) -> list[str]:
+        """The stores that the job looks at; an analysis that needs none has those that are named."""
+        given, analysis = job.config.runs, job.config.analysis
+        if analysis is not None and not analysis.needs_runs and not given:
+            return []
+        return [str(store) for store in sweep.find_stores(given, job.subject)]
 
     @staticmethod
     def _close(row: sweep.Row, top: Path | None) -> None:

@@ -62,7 +62,7 @@ def page(
         totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
-        provenance=[_provenance(label, dataset) for label, dataset in datasets.items()],
+        provenance=[provenance_of(label, dataset) for label, dataset in datasets.items()],
         settings=settings,
         percent=f"{100 * settings.confidence:g}",
     )
@@ -101,7 +101,7 @@ def _components(studies: dict[str, ComponentStudy]) -> list[list[str]]:
     ]
 
 
-def _provenance(label: str, dataset: xr.Dataset) -> dict[str, Any]:
+def provenance_of(label: str, dataset: xr.Dataset) -> dict[str, Any]:
     """Where a store came from: its plain attributes, package versions, and the configuration as YAML."""
     special = ("config", "versions", "cost")
     plain = {key: value for key, value in dataset.attrs.items() if key not in special and value is not None}
