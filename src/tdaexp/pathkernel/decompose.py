@@ -17,12 +17,13 @@ from torch import Tensor
 from tdaexp.pathkernel.forward import forward_products
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step, between
 from tdaexp.pathkernel.quadrature import Quadrature, nodes
-from tdaexp.pathkernel.reverse import reverse_products
+from tdaexp.pathkernel.reverse import chunks, reverse_products
 from tdaexp.runtime.errors import unknown
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "forward", "reverse")
 MEMORY = 64 * 2**20  # bytes of gradients at a time
+INPUTS = 2**19  # numbers in the inputs of one forward pass: activations are a hundred times as large
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,21 @@ class Decomposer:
             raise unknown("mode", mode, MODES, "method.mode")
         self.f, self.layout, self.batch, self.mode, self.memory = f, layout, batch, mode, memory
         self.quadrature = quadrature or Quadrature()
+        self.reduces: bool | None = None  # whether f gives one row for the whole batch; known after the first value
 
     def value(self, parameters: Parameters) -> Tensor:
         """f(θ) [Q, O]."""
         with torch.no_grad():
-            return self.f(parameters, self.batch)
+            if self.reduces is None:
+                one = self.f(parameters, next(chunks(self.batch, 2)))
+                self.reduces = len(one) < min(2, len(self.batch[0]))
+            return torch.cat([self.f(parameters, piece) for piece in self.pieces()])
+
+    def pieces(self, most: int | None = None) -> list[Batch]:
+        """The queries in pieces whose activations fit, of at most so many; in one for a function that reduces them."""
+        inputs = self.batch[0]
+        rows = len(inputs) if self.reduces else max(1, INPUTS // max(1, inputs[0].numel()))
+        return list(chunks(self.batch, min(rows, most or rows)))
 
     def step(self, step: Step, parts: Mapping[str, Tensor], before: Tensor | None = None) -> Contributions:
         """Contributions of the directions [D] in `parts`, in their order; `before` is f(θ_s) if it is known."""
@@ -98,12 +109,15 @@ class Decomposer:
         with torch.no_grad():
             if self.mode == "forward" or (self.mode == "auto" and cheaper):
                 try:
-                    return forward_products(self.f, parameters, self.layout, directions, self.batch, split)
+                    pieces = self.pieces()
+                    return torch.cat(
+                        [forward_products(self.f, parameters, self.layout, directions, one, split) for one in pieces], 2
+                    )
                 except NotImplementedError as error:
                     reason = str(error).splitlines()[0]
                     log.warning("no forward-mode rule (%s); going over to reverse mode", reason)
                     self.mode = "reverse"
             row = like.shape[1] * self.layout.size * directions.element_size()
-            rows, reduced = max(1, self.memory // row), len(like) == 1
+            rows, reduced = max(1, self.memory // row), bool(self.reduces)
             found = reverse_products(self.f, parameters, self.layout, directions, self.batch, rows, reduced)
             return found if split else found.sum(1, keepdim=True)

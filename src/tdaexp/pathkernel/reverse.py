@@ -21,21 +21,28 @@ def chunks(batch: Batch, rows: int) -> Iterator[Batch]:
         yield tuple(tensor[begin : begin + rows] for tensor in batch)
 
 
-def output_gradients(f: Function, parameters: Parameters, layout: Layout, batch: Batch) -> Tensor:
-    """∇f [Q, O, D] of every query and output; cost: one forward and O backward passes."""
+def output_gradients(f: Function, parameters: Parameters, layout: Layout, batch: Batch) -> Parameters:
+    """∇f [Q, O, *shape] by parameter, of every query and output; cost: one forward and O backward passes."""
     chosen = {name: parameters[name] for name in layout.names}
 
     def single(values: Parameters, *element: Tensor) -> Tensor:
         return f({**parameters, **values}, tuple(tensor[None] for tensor in element))[0]
 
-    found = vmap(jacrev(single), in_dims=(None, *[0] * len(batch)))(chosen, *batch)
-    return layout.flat(found)
+    found: Parameters = vmap(jacrev(single), in_dims=(None, *[0] * len(batch)))(chosen, *batch)
+    return found
 
 
-def reduced_gradients(f: Function, parameters: Parameters, layout: Layout, batch: Batch) -> Tensor:
-    """∇f [1, O, D] of a function that reduces over its batch to one row."""
+def reduced_gradients(f: Function, parameters: Parameters, layout: Layout, batch: Batch) -> Parameters:
+    """∇f [1, O, *shape] by parameter, of a function that reduces over its batch to one row."""
     chosen = {name: parameters[name] for name in layout.names}
-    return layout.flat(jacrev(lambda values: f({**parameters, **values}, batch))(chosen))
+    found: Parameters = jacrev(lambda values: f({**parameters, **values}, batch))(chosen)
+    return found
+
+
+def add_gradients(total: Tensor, weight: float, gradients: Parameters, layout: Layout) -> None:
+    """Add weight · gradients [Q, O, *shape] to `total` [Q, O, D] in place, without a flat copy of them between."""
+    for name, place in layout.places.items():
+        total[..., place].add_(gradients[name].flatten(2), alpha=weight)
 
 
 def reverse_products(
@@ -47,7 +54,7 @@ def reverse_products(
     """
     parts = []
     for piece in [batch] if reduced else chunks(batch, rows):
-        gradients = (reduced_gradients if reduced else output_gradients)(f, parameters, layout, piece)
+        gradients = layout.flat((reduced_gradients if reduced else output_gradients)(f, parameters, layout, piece))
         products = layout.by_component(directions, gradients.flatten(0, 1))  # [K, P, Q·O]
         parts.append(products.transpose(0, 1).unflatten(-1, gradients.shape[:2]))
     return torch.cat(parts, dim=2)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tdaexp.pathkernel.decompose import MEMORY, Decomposer
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Step, between
 from tdaexp.pathkernel.quadrature import Quadrature, nodes
-from tdaexp.pathkernel.reverse import chunks, example_dots, output_gradients
+from tdaexp.pathkernel.reverse import add_gradients, example_dots, output_gradients, reduced_gradients
 from tdaexp.pathkernel.updates import Optimiser, decay_share
 
 
@@ -39,7 +39,8 @@ class Swept:
 class Sweep:
     """State of the reverse sweep; `step` takes the steps from the last to the first.
 
-    `carry` [Q·O, D] is all that has to be saved to go on later. `losses` gives [B, 1] and `f` [Q, O].
+    `carry` [Q·O, D] is all that has to be saved to go on later. `losses` gives [B, 1] and `f` [Q, O]. With
+    `sum_queries` the sum over the queries is decomposed (Q = 1 in all that is returned).
     """
 
     def __init__(
@@ -52,22 +53,28 @@ class Sweep:
         quadrature: Quadrature | None = None,
         *,
         components: bool = False,
+        sum_queries: bool = False,
         memory: int = MEMORY,
     ) -> None:
         self.losses, self.layout, self.rule, self.components, self.memory = losses, layout, rule, components, memory
+        self.sum_queries = sum_queries
         self.decomposer = Decomposer(f, layout, queries, quadrature)
         self.carry: Tensor | None = None
         self._after: tuple[int, Tensor] | None = None
 
-    def step(self, step: Step, examples: Batch, counted: bool = True) -> Swept:
-        """Go one step back; `examples` holds the batch in the order of `step.ids`.
+    def step(self, step: Step, examples: Batch, counted: bool = True, count: int | None = None) -> Swept:
+        """Go one step back; `examples` holds the batch in the order of `step.ids`; `count` nodes, None = find out.
 
         With `counted` False the update itself does not count, so that the sum is over the other steps alone: the
         examples still get what their gradients do through later updates.
         """
         now, layout = self.rule.coefficients(step.number), self.layout
         before, after = self._values(step)
-        features, count = self.features(step, before, after) if counted else (None, 0)
+        if counted and count is None:
+            count = self.decomposer.node_count(step, before, after)
+        if self.sum_queries:
+            before, after = before.sum(0, keepdim=True), after.sum(0, keepdim=True)
+        features = self.features(step, before, count) if counted and count else None
         whole, residual = self._whole(step, features, after - before)
         decay = decay_share(step, layout)[None]
         decoupled = layout.spread(step.lr, decay) * decay
@@ -84,7 +91,8 @@ class Sweep:
         train = -taken * step.weights.to(dots)[:, None] * dots
         regularisation = -(taken if self.rule.coupled else 1.0) * shrunk
         shape = before.shape
-        return Swept(train.unflatten(-1, shape), regularisation.unflatten(-1, shape), whole, residual, count)
+        used = count if counted and count else 0
+        return Swept(train.unflatten(-1, shape), regularisation.unflatten(-1, shape), whole, residual, used)
 
     def _advance(self, step: Step, features: Tensor | None, rows: int) -> Tensor:
         """Take φ_test(s) into U, in place: it is the largest thing there is. Returns u, or U where u = take · U."""
@@ -99,17 +107,23 @@ class Sweep:
             return self.carry
         return now.take * self.carry + (0.0 if features is None else now.direct * features)
 
-    def features(self, step: Step, before: Tensor, after: Tensor) -> tuple[Tensor, int]:
-        """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [Q·O, D], and the nodes used."""
-        count, batch = self.decomposer.node_count(step, before, after), self.decomposer.batch
-        total = before.new_zeros(*before.shape, self.layout.size)
-        rows = max(1, self.memory // (before.shape[1] * self.layout.size * before.element_size()))
+    def features(self, step: Step, like: Tensor, count: int) -> Tensor:
+        """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [Q·O, D] by `count` nodes; `like` [Q, O]."""
+        total = like.new_zeros(*like.shape, self.layout.size)
+        f, reduced = self.decomposer.f, self.decomposer.reduces
+        row = like.shape[1] * self.layout.size * like.element_size()
+        pieces = self.decomposer.pieces(None if self.sum_queries or reduced else max(1, self.memory // row))
         for position, weight in zip(*nodes(self.decomposer.quadrature.rule, count), strict=True):
-            point = between(step, float(position))
-            for number, piece in enumerate(chunks(batch, rows)):
-                found = output_gradients(self.decomposer.f, point, self.layout, piece)
-                total[number * rows : number * rows + len(found)].add_(found, alpha=float(weight))
-        return total.flatten(0, 1), count
+            point, begin = between(step, float(position)), 0
+            for piece in pieces:
+                if self.sum_queries and not reduced:
+                    found = reduced_gradients(lambda *given: f(*given).sum(0, keepdim=True), point, self.layout, piece)
+                else:
+                    found = (reduced_gradients if reduced else output_gradients)(f, point, self.layout, piece)
+                rows = 1 if self.sum_queries or reduced else len(piece[0])
+                add_gradients(total[begin : begin + rows], float(weight), found, self.layout)
+                begin += 0 if self.sum_queries else rows
+        return total.flatten(0, 1)
 
     def _values(self, step: Step) -> tuple[Tensor, Tensor]:
         known = self._after is not None and self._after[0] == step.number + 1
