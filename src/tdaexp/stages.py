@@ -19,10 +19,12 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.analyses.base import Evidence
+from tdaexp.checkpoint_preparation import build_checkpoint_study
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.external import read_scores
+from tdaexp.metrics.loss_change import loss_change
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
@@ -95,6 +97,10 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Score the candidate pairs with the configured method; leaves the store, its metrics and a report."""
     if config.products is None and check_pair(config.model, config.dataset):
         return _attribute_task(config, folder, logger)
+    if config.products is None and isinstance(config.method, Explaind):
+        return _attribute_checkpoints(config, folder, logger)
+    if config.products is None and getattr(config.model, "checkpoints", None):
+        raise UserError(f"model.checkpoints: method={config.method.name} reads one model; only explaind reads a list")
     near = None
     if config.products is not None:
         start = time.monotonic()
@@ -126,12 +132,37 @@ def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, f
     study = build_task_study(config, task)
     dataset = config.method.attribute(study)
     clock.stop("scoring")
+    dataset.attrs["study"] = fingerprint(task.fingerprint, study.queries.fingerprint())
+    return _keep_decomposition(config, folder, logger, dataset, reconstruction(dataset), clock.seconds)
+
+
+def _attribute_checkpoints(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Decompose simulated updates at a language model's checkpoints; leaves the store and how exact its sums are."""
+    clock = _Clock()
+    study = build_checkpoint_study(config)
+    clock.stop("model")
+    dataset = config.method.attribute(study)
+    clock.stop("scoring")
+    identities = [one.identity for one in study.snapshots]
+    dataset.attrs["study"] = fingerprint(identities, study.pool.fingerprint(), study.queries.fingerprint())
+    return _keep_decomposition(config, folder, logger, dataset, loss_change(dataset), clock.seconds)
+
+
+def _keep_decomposition(
+    config: Any,
+    folder: Path,
+    logger: RunLogger,
+    dataset: xr.Dataset,
+    measures: dict[str, float],
+    seconds: dict[str, float],
+) -> dict[str, float]:
+    """Write a path decomposition with its cost and measures into the run's folder."""
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
-    dataset.attrs |= {"study": fingerprint(task.fingerprint, study.queries.fingerprint()), **provenance()}
+    dataset.attrs |= provenance()
     influence.save(dataset, folder / "influence.zarr")
-    write_json(folder / "cost.json", clock.seconds)
-    metrics = {f"{config.method.name}/{key}": value for key, value in reconstruction(dataset).items()}
+    write_json(folder / "cost.json", seconds)
+    metrics = {f"{config.method.name}/{key}": value for key, value in measures.items()}
     metrics[f"{config.method.name}/nodes"] = float(dataset["nodes"].mean())
     log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     write_json(folder / "metrics.json", metrics)

@@ -83,6 +83,10 @@ class Dataset(ABC):
         """Return the records of a second training stage; most data has none."""
         return []
 
+    def held_out_records(self) -> list[Record]:
+        """Return records of the same kind that no model is trained on; most data has none."""
+        return []
+
     def load(self) -> Corpus:
         """Return the training records and the query sets that need no model.
 

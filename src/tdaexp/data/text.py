@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tdaexp.data.dataset import Dataset, query_id
+from tdaexp.data.groups import groups_of, stratified
 from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, hub_rows, pairs_of, read_rows
 from tdaexp.runtime.errors import UserError, unknown
@@ -26,8 +27,10 @@ class Text(Dataset):
     path: a `.txt`, `.jsonl`, `.tsv` or `.csv` file; or
     hub: a hub data set, with `hub_config` (null: its only one) and `split`.
     unit: what a record of a `.txt` file is, `line` or `paragraph`.
-    limit: take the first N training records (null: all).
+    limit: take the first N records (null: all).
+    held_out: so many of them, drawn at random, no model is trained on; each group (see group_column) has its share.
     id_column: unique ids (null: the row's number, from 0).
+    group_column: what a record belongs to, e.g. its language, by which results are told apart (null: nothing).
     text_column: the whole text; or prompt_column and completion_column (a prompt alone is not enough).
     prompt_fraction: with text_column, the share of the words that becomes the prompt; 0: all is completion.
     paraphrase_column: the text in other words; or paraphrase_prompt_column and paraphrase_completion_column.
@@ -44,7 +47,9 @@ class Text(Dataset):
     split: str = "train"
     unit: str = "line"
     limit: int | None = None
+    held_out: int = 0
     id_column: str | None = None
+    group_column: str | None = None
     text_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
@@ -85,14 +90,20 @@ class Text(Dataset):
             raise unknown("unit", self.unit, UNITS, "dataset.unit")
         if not 0 <= self.prompt_fraction < 1:
             raise UserError(f"dataset.prompt_fraction={self.prompt_fraction}: must lie in [0, 1)")
+        if self.held_out < 0:
+            raise UserError(f"dataset.held_out={self.held_out}: must be at least 0")
         for key in ("limit", "finetune_limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
 
     def train_records(self) -> list[Record]:
-        """Return the first `limit` records of the file or hub data set."""
-        return [self._record(row, number) for number, row in enumerate(self._rows()[: self.limit])]
+        """Return the first `limit` records of the file or hub data set, less those that are held out."""
+        return [self._record(row, number) for number, row in self._split()[0]]
+
+    def held_out_records(self) -> list[Record]:
+        """Return the records that are held out."""
+        return [self._record(row, number) for number, row in self._split()[1]]
 
     def finetune_records(self) -> list[Record]:
         """Return the rows of `finetune_path`; ids are `ft-N`."""
@@ -108,7 +119,7 @@ class Text(Dataset):
         if self.paraphrase_column is None and self.paraphrase_completion_column is None:
             return None
         queries = []
-        for row, source in zip(self._rows(), train, strict=False):
+        for (_, row), source in zip(self._split()[0], train, strict=True):
             text = self._parts(
                 row, self.paraphrase_column, self.paraphrase_prompt_column, self.paraphrase_completion_column
             )
@@ -120,9 +131,20 @@ class Text(Dataset):
             return read_rows(Path(self.path), self.unit)
         return hub_rows(str(self.hub), self.hub_config, self.split)
 
+    def _split(self) -> tuple[list[tuple[int, Row]], list[tuple[int, Row]]]:
+        """Rows with their numbers: those to train on, and those held out."""
+        rows = list(enumerate(self._rows()[: self.limit]))
+        if not self.held_out:
+            return rows, []
+        groups = groups_of([self._record(row, number) for number, row in rows])
+        chosen = set(stratified(groups, self.held_out, [0], "dataset.held_out").tolist())
+        return [one for one in rows if one[0] not in chosen], [one for one in rows if one[0] in chosen]
+
     def _record(self, row: Row, number: int) -> Record:
         name = row.text(self.id_column) if self.id_column else str(number)
-        return Record(name, *self._parts(row, self.text_column, self.prompt_column, self.completion_column))
+        meta = {"group": row.text(self.group_column)} if self.group_column else {}
+        parts = self._parts(row, self.text_column, self.prompt_column, self.completion_column)
+        return Record(name, *parts, meta=meta)
 
     def _parts(self, row: Row, text: str | None, prompt: str | None, completion: str | None) -> tuple[str, str]:
         if text is not None:

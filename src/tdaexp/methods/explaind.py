@@ -24,6 +24,8 @@ import xarray as xr
 
 from tdaexp import influence
 from tdaexp.methods.base import Method
+from tdaexp.methods.checkpoint_run import decompose_checkpoints
+from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.path_run import PathJob, forward_run, kept_outputs, sweep_run
 from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
@@ -54,14 +56,16 @@ class Explaind(Method):
         for axis in self.keep:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES, "method.keep")
-        if {"step", "train"} <= set(self.keep):
-            raise UserError("method.keep: step and train together need a sweep for each step; keep train, and count a "
-                            "range by method.steps=[first,last]")  # fmt: skip
         if not self.output.startswith(ACTIVATION):
             output(self.output)
 
-    def attribute(self, study: TaskStudy | Study) -> xr.Dataset:
+    def attribute(self, study: TaskStudy | CheckpointStudy | Study) -> xr.Dataset:
         """Decompose the outputs of the study's queries. Errors (UserError): a study of texts, without a trajectory."""
+        if isinstance(study, CheckpointStudy):
+            return self._of_checkpoints(study)
+        if {"step", "train"} <= set(self.keep):
+            raise UserError("method.keep: step and train together need a sweep for each step; keep train, and count a "
+                            "range by method.steps=[first,last]")  # fmt: skip
         if not isinstance(study, TaskStudy):
             raise UserError(
                 f"method={self.name}: needs a recorded training, which texts have none of here; choose "
@@ -78,6 +82,17 @@ class Explaind(Method):
         if "train" in keep:
             return self._label(job, start, self._of_examples(job, sweep_run(job, store)))
         return self._label(job, start, self._of_steps(job, forward_run(job, store)))
+
+    def _of_checkpoints(self, study: CheckpointStudy) -> xr.Dataset:
+        """Simulated updates: of the loss alone, and every checkpoint counts."""
+        for key, value, only in (("output", self.output, "loss"), ("steps", self.steps, None)):
+            if value != only:
+                said = "null" if only is None else only
+                raise UserError(f"method.{key}={value}: on a list of checkpoints only method.{key}={said} is known")
+        if "output" in self.keep or self.mode == "forward":
+            raise UserError("method: a list of checkpoints has one output, the loss, by reverse mode; leave output out "
+                            "of method.keep and method.mode=auto")  # fmt: skip
+        return decompose_checkpoints(study, frozenset(self.keep), self.quadrature)
 
     def _function(self, study: TaskStudy) -> Function:
         if self.output.startswith(ACTIVATION):

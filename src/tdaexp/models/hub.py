@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
@@ -131,6 +131,18 @@ def load_weights(
             f"{source.name}: the checkpoint lacks {len(names)} parameter tensors, {names[0]} among them; "
             f"it is incomplete or belongs to another architecture: {_mend(source.folder)}"
         )
+    return model
+
+
+def load_skeleton(source: Source, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without its weights (on the meta device): names, shapes and ties of its parameters."""
+    revision = source.revision or "main"
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source.name, revision=revision, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"{source.name}: the model cannot be built from its config.json: {_reason(error)}") from error
     return model
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tdaexp.models.hub import Source
     from tdaexp.models.loaded import LoadedModel
 
+MISSING_STATE = ("refuse", "fresh")
 FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
 
 
@@ -27,7 +28,8 @@ class Pretrained:
     `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
     names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
     `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
-    a second training stage.
+    a second training stage; `checkpoints` of its training, oldest first: folders or revisions of the hub id;
+    `missing_state` what to do about one without its optimiser's state, `refuse` it or assume a `fresh` optimiser.
     """
 
     pretrained: str
@@ -40,10 +42,14 @@ class Pretrained:
     expected_components: int | None = None
     trust_remote_code: bool = False
     finetuned: str | None = None
+    checkpoints: list[str] = field(default_factory=list)
+    missing_state: str = "refuse"
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
         templates.check(self.template, "model.template")
+        if self.missing_state not in MISSING_STATE:
+            raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"model.max_length={self.max_length}: must be at least 2 tokens, or null")
 

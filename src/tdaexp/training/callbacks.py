@@ -15,12 +15,15 @@ from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES
 from tdaexp.training.checkpoints import prune, resume_path, save_hub
 from tdaexp.training.module import CausalTraining
+from tdaexp.training.optimizer_state import save_state
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, with keep=all to `checkpoints/` too."""
+    """Saves every `checkpoint_every` steps: to `resume/` for a killed run, else than with keep=last to `checkpoints/`
+    too.
+    """
 
     def __init__(self, module: CausalTraining, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self.module, self.folder, self.tokenizer = module, folder, tokenizer
@@ -30,11 +33,14 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if step % self.module.settings.checkpoint_every:
             return
-        if self.module.settings.keep == "all":
+        if self.module.settings.keep != "last":
             place = self.folder / "checkpoints" / f"step-{step}"
             with atomic_path(place) as temporary:
                 temporary.mkdir()
                 save_hub(temporary, self.module.model, self.tokenizer)
+                if self.module.settings.keep == "state":
+                    parameters = dict(self.module.model.named_parameters())
+                    save_state(temporary, parameters, trainer.optimizers[0], self.module.settings, step)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))
         prune(self.folder / "resume")
 

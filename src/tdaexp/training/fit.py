@@ -2,7 +2,7 @@
 
     folder/fit.json                 fingerprint and settings of the training that the folder belongs to
     folder/resume/step-*.ckpt       Lightning checkpoints of an unfinished run
-    folder/checkpoints/step-N/      hub format, with keep=all
+    folder/checkpoints/step-N/      hub format, with keep=all; keep=state adds `optimizer.safetensors`
     folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
 
 Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tdaexp.runtime.errors import UserError, unknown
 
-KEEP = ("last", "all")
+KEEP = ("last", "all", "state")
 CHOICES = {
     "keep": KEEP,
     "optimizer": ("adamw", "sgd"),
@@ -29,10 +29,11 @@ class FitSettings:
     Keys: `steps` optimiser steps, 0 = keep the initial weights; `batch_size` in examples; `lr` peak learning rate;
     `warmup` steps of linear rise, before the `schedule` (`cosine` or `linear` to zero, or `constant`); `weight_decay`
     and its reach `decay` (`matrices` or `all` parameters); `checkpoint_every` steps, what a killed run loses at most;
-    `keep` `last` or `all` checkpoints as models that can be loaded; `clip` the gradient's norm, 0 = never; `optimizer`
-    `adamw` (`betas`, `eps`) or `sgd` (`momentum`, with the weight decay in the gradient); `batches` cut an endless
-    `stream` of epochs, or each of the `epochs` by itself, the last batch smaller; `record` the trajectory at every so
-    many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task model.
+    `keep` the `last` or `all` checkpoints as models that can be loaded, or all with the optimiser's `state`; `clip` the
+    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`) or `sgd` (`momentum`, with the weight decay in the
+    gradient); `batches` cut an endless `stream` of epochs, or each of the `epochs` by itself, the last batch smaller;
+    `record` the trajectory at every so many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task
+    model.
     """
 
     steps: int = 400
@@ -65,6 +66,8 @@ class FitSettings:
             raise UserError(f"trainer.fit.lr={self.lr}: must be a positive number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"trainer.fit.betas={self.betas}: must be two numbers from 0 to below 1")
+        if self.keep == "state" and self.optimizer != "adamw":
+            raise UserError(f"trainer.fit.keep=state: keeps AdamW's state, not that of {self.optimizer}; use keep=all")
         if not self.momentum < 1:
             raise UserError(f"trainer.fit.momentum={self.momentum}: must be below 1")
 

@@ -50,7 +50,8 @@ def trained_folder(
     identity = fingerprint(
         RECIPE, config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision
     )
-    every = f"-every{settings.checkpoint_every}" if settings.keep == "all" else ""
+    every = "" if settings.keep == "last" else f"-every{settings.checkpoint_every}"
+    every += "-state" if settings.keep == "state" else ""
     return cache_dir / "models" / f"{config.name}-{identity}{every}"
 
 
