@@ -94,6 +94,7 @@ def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
         [name for name, examples in chosen for _ in examples.ids],
         task.trajectory,
         Path(config.cache_dir),
+        held_out=task.corpus.test,
     )
 
 

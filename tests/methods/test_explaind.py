@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.methods import path_run
+from tdaexp.methods import path_blocks, path_job, path_run
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.parameters import by_module
@@ -123,6 +124,138 @@ def test_a_range_of_steps(fresh):
     )
 
 
+PARTITIONED = [["query", "part", "output"], ["part"], ["query", "part", "component", "step", "output"]]
+
+
+@pytest.mark.parametrize("keep", PARTITIONED, ids=str)
+def test_parts_sum_to_the_whole_and_are_sums_of_their_examples(fresh, keep):
+    found = Explaind(keep=keep, partition="target", quadrature=FINE).attribute(fresh)
+    assert set(found["influence"].dims) == set(keep) and list(found["part"].values) == ["0", "1", "2"]
+    kept = [axis for axis in keep if axis != "part"]
+    whole = Explaind(keep=kept, quadrature=FINE).attribute(fresh)
+    # sums over queries or outputs cancel: what they are exact to is a share of the terms
+    scale = float(np.abs(whole["change"]).max() if "query" in keep else np.abs(whole["change"]).sum())
+    parts = found["influence"].sum("part").transpose(*whole["influence"].dims)
+    np.testing.assert_allclose(parts, whole["influence"], atol=1e-5 * scale)  # float32 records
+    for name in ("regularisation", "first_moment"):
+        if name in whole:
+            np.testing.assert_allclose(found[name].transpose(*whole[name].dims), whole[name], atol=1e-12 * scale)
+    np.testing.assert_allclose(found["residual"], whole["residual"], atol=1e-10)
+    assert float(np.abs(found["replay_error"]).max()) < 1e-5 * float(np.abs(whole["change"]).max())
+    if "step" not in keep and fresh.trajectory.settings.every == 1:
+        single = Explaind(keep=[*kept, "train"], quadrature=FINE).attribute(fresh)
+        for number in range(3):
+            mine = single["influence"].isel(train=np.flatnonzero(fresh.train.targets.numpy() == number)).sum("train")
+            one = found["influence"].isel(part=number)
+            np.testing.assert_allclose(one.transpose(*mine.dims), mine, atol=1e-9 * scale)
+
+
+def test_a_partition_is_named_by_target_key_or_file(fresh, tmp_path):
+    halves = {name: "ab"[int(name[1:]) % 2] for name in fresh.train.ids}
+    file = tmp_path / "parts.json"
+    file.write_text(json.dumps(halves))
+    keyed = dataclasses.replace(fresh.train, meta={"half": np.array([halves[name] for name in fresh.train.ids])})
+    one = Explaind(keep=["part"], partition=str(file)).attribute(fresh)
+    two = Explaind(keep=["part"], partition="meta:half").attribute(dataclasses.replace(fresh, train=keyed))
+    assert list(one["part"].values) == ["a", "b"]
+    np.testing.assert_array_equal(one["influence"], two["influence"])
+    file.write_text(json.dumps({"e0": "a"}))
+    for named, message in (
+        (str(file), "names no part for the training example 'e1'"),
+        ("meta:hlf", "unknown key 'hlf'; did you mean 'half'"),
+        ("classes", "must be target, meta:KEY or FILE.json"),
+        (str(tmp_path / "none.json"), "not readable"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Explaind(keep=["part"], partition=named).attribute(dataclasses.replace(fresh, train=keyed))
+
+
+def test_queries_in_groups_and_summed_axes_give_the_same_numbers(fresh, monkeypatch):
+    keep = ["query", "train", "component", "output"]
+    whole = Explaind(keep=keep).attribute(fresh)
+    monkeypatch.setattr(path_job, "SWEEP_MEMORY", 2 * 51 * 8 * 3 * 4)  # four queries at a time
+    grouped = Explaind(keep=keep).attribute(dataclasses.replace(fresh, cache=fresh.cache / "grouped"))
+    assert len(list((fresh.cache / "grouped").glob("explaind/*/group-*"))) == 3
+    scale = float(np.abs(whole["influence"]).max())
+    for name in ("influence", "regularisation", "residual", "change"):
+        np.testing.assert_allclose(grouped[name], whole[name], atol=1e-13 * max(scale, 1))
+    for axes in (["query", "train"], ["train", "output"], ["train"], ["train", "component"]):
+        found = Explaind(keep=axes).attribute(fresh)
+        summed = whole["influence"].sum([axis for axis in keep if axis not in axes])
+        assert set(found["influence"].dims) == set(axes)
+        np.testing.assert_allclose(found["influence"].transpose(*summed.dims), summed, atol=1e-12 * scale)
+        np.testing.assert_allclose(found["residual"], whole["residual"], atol=1e-12)
+
+
+def test_a_share_of_the_steps(fresh):
+    steps = fresh.trajectory.steps
+    study = dataclasses.replace(fresh, held_out=fresh.queries)
+    keep = ["query", "step", "output"]
+    whole = Explaind(keep=keep).attribute(study)
+    part = Explaind(keep=keep, subsample=0.5).attribute(study)
+
+    def loss(state):
+        named = {name: value.double() for name, value in state.items()}
+        logits = torch.func.functional_call(fresh.module, named, (fresh.queries.inputs.double(),))
+        return float(nn.functional.cross_entropy(logits, fresh.queries.targets))
+
+    changes = [abs(loss(fresh.trajectory.updated(k)) - loss(fresh.trajectory.parameters(k))) for k in steps]
+    count = -(-len(steps) // 2)
+    wanted = sorted(sorted(steps, key=lambda k: -changes[steps.index(k)])[:count])
+    assert list(part["step"].values) == wanted != steps[:count]
+    np.testing.assert_allclose(part["influence"], whole["influence"].sel(step=wanted), atol=1e-12)
+    even = Explaind(keep=keep, subsample=0.5, subsample_by="uniform").attribute(fresh)
+    assert even.sizes["step"] == count
+    with pytest.raises(UserError, match=r"no held-out examples; use method\.subsample_by=uniform"):
+        Explaind(subsample=0.5).attribute(fresh)
+
+
+def test_the_store_s_size_is_told_and_must_fit(fresh, caplog, monkeypatch):
+    with caplog.at_level("INFO"):
+        found = Explaind(keep=["query", "component", "step", "output"]).attribute(fresh)
+    wanted = sum(found[name].nbytes for name in found.data_vars)
+    assert f"the store takes {wanted / 1e9:.3g} GB" in caplog.text
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 1000})())
+    with pytest.raises(UserError, match=r"has 1e-06 GB free; keep fewer axes"):
+        Explaind(keep=["query", "train", "output"]).attribute(dataclasses.replace(fresh, cache=fresh.cache / "full"))
+    assert not (fresh.cache / "full" / "explaind").exists()
+
+
+def test_single_examples_are_those_columns_of_the_whole(fresh):
+    keep = ["query", "train", "component", "output"]
+    if fresh.trajectory.settings.every > 1:
+        with pytest.raises(UserError, match="where every step was recorded"):
+            Explaind(keep=keep, single=7).attribute(fresh)
+        return
+    whole = Explaind(keep=keep).attribute(fresh)
+    some = Explaind(keep=keep, single=2).attribute(fresh)  # several batches hold neither
+    scale = float(np.abs(whole["influence"]).max())
+    np.testing.assert_allclose(some["influence"], whole["influence"].isel(train=slice(2)), atol=1e-12 * scale)
+    others = whole["influence"].isel(train=slice(2, None)).sum("train")
+    np.testing.assert_allclose(some["rest"], others, atol=1e-5 * scale)
+    with pytest.raises(UserError, match="must be from 1 to 30"):
+        Explaind(keep=keep, single=31).attribute(fresh)
+    with pytest.raises(UserError, match="add train to"):
+        Explaind(single=3).attribute(fresh)
+
+
+def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch):
+    if fresh.trajectory.settings.every > 1:
+        return
+    counted = {"keep": ["query", "train", "output"], "steps": [9, 10]}
+    whole = Explaind(**counted).attribute(fresh)
+    assert path_run._reach(0.9, torch.float32) == 152 and path_run._reach(0.0, torch.float32) == 0
+    assert 0.9**152 < torch.finfo(torch.float32).eps < 0.9**151
+    seen = []
+    replay = path_job.step_of
+    monkeypatch.setattr(path_job, "step_of", lambda *args: seen.append(args[1]) or replay(*args))
+    # as if the averages forgot faster: what is left out is then no rounding, and only its steps are
+    monkeypatch.setattr(path_run, "_reach", lambda decay, dtype: 3)
+    cut = Explaind(**counted).attribute(dataclasses.replace(fresh, cache=fresh.cache / "cut"))
+    assert sorted(set(seen)) == [6, 7, 8, 9, 10]
+    assert not cut["influence"].equals(whole["influence"])
+
+
 def test_single_columns_of_the_first_step(fresh):
     """By autograd: −lr/(√v̂ + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
     trajectory, train = fresh.trajectory, fresh.train
@@ -154,24 +287,33 @@ class Killed(BaseException):
     """As abrupt as a signal."""
 
 
-@pytest.mark.parametrize("keep", [["step", "component"], ["query", "train"]], ids=str)
-def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keep, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_run, "STEPS_PER_BLOCK", 2)
-    method = Explaind(keep=keep)
+RESUMED = [
+    ({"keep": ["step", "component"]}, 2),
+    ({"keep": ["query", "part"], "partition": "target"}, 3),
+    ({"keep": ["query", "train"]}, 2),  # among the first looks at how complete it is
+    ({"keep": ["query", "train"]}, 8),  # in the sweep
+]
+
+
+@pytest.mark.parametrize(("keys", "at"), RESUMED, ids=str)
+def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keys, at, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_blocks, "STEPS_PER_BLOCK", 2 if study.trajectory.settings.every == 1 else 1)
+    method = Explaind(**keys)
     straight = method.attribute(dataclasses.replace(study, cache=tmp_path / "straight"))
-    real, killed, calls = path_run._save, dataclasses.replace(study, cache=tmp_path / "killed"), []
+    real, killed, calls = path_blocks._save, dataclasses.replace(study, cache=tmp_path / "killed"), []
+    at = min(at, 3 if "train" not in keys["keep"] or at < 4 else 5) if study.trajectory.settings.every > 1 else at
 
     def save(path, sums, done):
-        calls.append(done)
-        if len(calls) == 2:  # the block's rows are written, its sums are not
+        calls.append((path.parent.name, done))
+        if len(calls) == at:  # the block's rows are written, its sums are not
             raise Killed
         real(path, sums, done)
 
-    monkeypatch.setattr(path_run, "_save", save)
+    monkeypatch.setattr(path_blocks, "_save", save)
     with pytest.raises(Killed):
         method.attribute(killed)
     assert method.attribute(killed).identical(straight)
-    assert calls[:3] == [1, 2, 2]
+    assert calls[at - 1] == calls[at] and len(set(calls)) == len(calls) - 1
 
 
 def test_the_store_reads_back(fresh, tmp_path):
@@ -184,12 +326,18 @@ def test_the_store_reads_back(fresh, tmp_path):
 def test_bad_settings_are_refused(fresh):
     for keys, message in (
         ({"keep": ["steps"]}, "did you mean 'step'"),
-        ({"keep": ["step", "train"]}, "need a sweep for each step"),
         ({"output": "logit"}, "did you mean 'logits'"),
+        ({"keep": ["part"]}, "partition=None: goes with the axis part"),
+        ({"partition": "target"}, "partition=target: goes with the axis part"),
+        ({"keep": ["part", "train"], "partition": "target"}, "the same axis"),
+        ({"subsample": 0.0}, "must be a share above 0"),
+        ({"subsample": 0.5, "subsample_by": "los_change"}, "did you mean 'loss_change'"),
     ):
         with pytest.raises(UserError, match=message):
             Explaind(**keys)
     with pytest.raises(UserError, match="step 99 was not recorded"):
         Explaind(steps=[0, 99]).attribute(fresh)
+    with pytest.raises(UserError, match="need a sweep for each step"):
+        Explaind(keep=["step", "train"]).attribute(fresh)
     with pytest.raises(UserError, match="needs a recorded training"):
         Explaind().attribute(None)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tdaexp.pathkernel.decompose import Decomposer
-from tdaexp.pathkernel.outputs import OUTPUTS, activation, check_deterministic, linear, of_model, output
+from tdaexp.pathkernel.outputs import OUTPUTS, activation, linear, of_model, output
 from tdaexp.pathkernel.parameters import Layout, between, by_module
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.pathkernel.updates import Regularisation, split_update
@@ -204,10 +204,5 @@ def test_bad_input_is_told_in_one_line():
         output("margins")
     with pytest.raises(UserError, match="unknown module 'layer'"):
         activation(model, "layer")
-    check_deterministic(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).eval())
-    with pytest.raises(UserError, match="dropout is on in '0'"):
-        check_deterministic(nn.Sequential(nn.Dropout(0.5)).train())
-    with pytest.raises(UserError, match="batch norm '0' is in training mode"):
-        check_deterministic(nn.Sequential(nn.BatchNorm1d(3)).train())
     with pytest.raises(UserError, match="unknown mode"):
         Decomposer(of_model(model, OUTPUTS["logits"].read), layout_of(model), data(2, 1), mode="backward")

@@ -207,6 +207,10 @@ def test_layers_that_make_a_loss_random_or_shared_are_refused(layer, message):
     with pytest.raises(UserError, match=message):
         check_deterministic(nn.Sequential(nn.Linear(4, 4), layer))
     check_deterministic(nn.Sequential(nn.Dropout(0.0), nn.BatchNorm1d(4).eval()))
+    off = nn.Sequential(nn.Dropout(0.1)).eval()
+    check_deterministic(off)
+    with pytest.raises(UserError, match=r"'0' is dropout"):
+        check_deterministic(off, training=True)  # it would be a training without the dropout that was asked for
 
 
 def test_bad_settings_are_one_line_before_the_first_step(tmp_path, monkeypatch):

@@ -3,59 +3,79 @@
 Source: Eichin et al. 2026, theorem 3.1 and corollaries: f(θ_N) = f(θ_0) − ΣΣ φ_test φ_train − Σ φ_test r. Sign: values
 are contributions to f, the paper's ψ and ψ^reg with the opposite sign; for the output `loss` f is the negative loss. So
 a positive value means that the query became more likely. Additive over steps, components, parts and training examples.
-Cost: without the train axis K (1 + 2P) forward passes over the queries a node and step; with it, the queries'
-Jacobian a node, the gradients of each step's batch, and their products.
+Cost: without the train axis K (1 + 2P) forward passes over the queries a node and step, P the directions an update is
+split into (with the axis part one more for each part); with it, the queries' Jacobian a node (of their sum, for axes
+that are summed), the gradients of each step's batch, and their products.
 
 Variables, over the axes in `keep` (an axis that is not kept is summed): `influence`, of training examples;
-`regularisation`; `first_moment` where not every step was recorded; with `step`, `importance` and
-`importance_regularisation` [step, component], their absolute values summed over queries and outputs. Always: `start`,
-`change`, `explained`, `residual` [query, output] with change = explained + residual; `residual_norm`, `change_norm`,
-`nodes` [step].
+`regularisation`; `first_moment` where not every step was recorded; `rest`, of the training examples beyond `single`;
+with `step`, `importance` and `importance_regularisation` [step, part, component], their absolute values summed over
+queries and outputs. Always: `start`, `change`, `explained`, `residual` [query, output] with change = explained +
+residual; `residual_norm`, `change_norm`, `nodes` [step]. With train or part `replay_error`: what the examples' replayed
+gradients differ from the recorded updates by.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import xarray as xr
 
-from tdaexp import influence
 from tdaexp.methods.base import Method
 from tdaexp.methods.checkpoint_run import decompose_checkpoints
 from tdaexp.methods.checkpoint_study import CheckpointStudy
-from tdaexp.methods.path_run import PathJob, forward_run, kept_outputs, sweep_run
+from tdaexp.methods.partition import KINDS, Partition
+from tdaexp.methods.path_job import PathJob
+from tdaexp.methods.path_run import forward_run, sweep_run
+from tdaexp.methods.path_steps import chosen_steps, steps_between
+from tdaexp.methods.path_store import AXES, labelled, of_examples, of_updates, tell_size
 from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
-from tdaexp.pathkernel.outputs import activation, check_deterministic, of_model, output
+from tdaexp.pathkernel.decompose import Decomposer
+from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.runtime.errors import UserError, nearest, unknown
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.training.problem import check_deterministic
 
-log = logging.getLogger(__name__)
-AXES = ("query", "train", "component", "step", "output")
 ACTIVATION = "activation:"
+SUBSAMPLES = ("loss_change", "uniform")
+FORM = 2  # of what lies in the cache; raise it when that changes
 
 
 @dataclass
 class Explaind(Method):
-    """Keys: `keep`, axes that are not summed; `output` to decompose; `steps` [first, last] to count, null = all; `mode`
-    auto | forward | reverse; `quadrature` with `rule`, `nodes`, `tolerance`, `most`.
+    """Keys: `keep`, axes that are not summed; `output` to decompose; `steps` [first, last] to count, null = all;
+    `subsample`, the share of them that counts, chosen by `subsample_by` loss_change | uniform, null = all;
+    `partition` of the training examples for the axis part; `single`, with the axis train, of how many examples, the
+    first ones, influences are taken one by one, null = all; `mode` auto | forward | reverse; `quadrature` with `rule`,
+    `nodes`, `tolerance`, `most`.
     """
 
     keep: list[str] = field(default_factory=lambda: ["step", "component"])
     output: str = "logits"
     steps: list[int] | None = None
+    subsample: float | None = None
+    subsample_by: str = "loss_change"
+    partition: str | None = None
+    single: int | None = None
     mode: str = "auto"
     quadrature: Quadrature = field(default_factory=Quadrature)
 
     def __post_init__(self) -> None:
-        """Refuse unknown axes, outputs and rules, and step × train."""
+        """Refuse unknown axes, outputs and rules, a partition without its axis, and shares that are none."""
         for axis in self.keep:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES, "method.keep")
+        if ("part" in self.keep) != (self.partition is not None):
+            raise UserError(f"method.partition={self.partition}: goes with the axis part in method.keep, of {KINDS}")
+        if {"part", "train"} <= set(self.keep):
+            raise UserError("method.keep: part and train are the same axis; keep one of them")
+        if self.subsample is not None and not 0 < self.subsample <= 1:
+            raise UserError(f"method.subsample={self.subsample}: must be a share above 0, at most 1, or null for all")
+        if self.subsample_by not in SUBSAMPLES:
+            raise unknown("value", self.subsample_by, SUBSAMPLES, "method.subsample_by")
         if not self.output.startswith(ACTIVATION):
             output(self.output)
 
@@ -72,16 +92,20 @@ class Explaind(Method):
                 "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
             )
         check_deterministic(study.module)
-        keep = frozenset(self.keep)
-        job = PathJob(study, self._function(study), self.quadrature, keep, self._counted(study), self.mode)
-        with torch.no_grad():
-            first = job.replay(job.counted[0]).start
-            start = job.function(first, job.queries).double()
-        self._tell_size(job, start)
-        store = study.store("explaind", sorted(keep), self.output, self.quadrature, job.counted, self.mode)
-        if "train" in keep:
-            return self._label(job, start, self._of_examples(job, sweep_run(job, store)))
-        return self._label(job, start, self._of_steps(job, forward_run(job, store)))
+        self._check_single(study)
+        counted = chosen_steps(study, steps_between(study, self.steps), self.subsample, self.subsample_by)
+        partition = None if self.partition is None else Partition.of(self.partition, study.train)
+        function, keep = self._function(study), frozenset(self.keep)
+        job = PathJob(study, function, self.quadrature, keep, counted, self.mode, self.single, partition)
+        start = Decomposer(job.function, job.layout, job.queries).value(job.replay(counted[0]).start).double().numpy()
+        tell_size(job, (start.shape[0], start.shape[1]), study.cache)
+        codes = None if partition is None else (partition.labels, partition.codes.numpy())
+        store = study.store(
+            "explaind", FORM, sorted(self.keep), self.output, self.quadrature, counted, self.mode, self.single, codes
+        )
+        if "train" in self.keep:
+            return labelled(job, start, of_examples(job, sweep_run(job, store)), self.output)
+        return labelled(job, start, of_updates(job, forward_run(job, store)), self.output)
 
     def _of_checkpoints(self, study: CheckpointStudy) -> xr.Dataset:
         """Simulated updates: of the loss alone, and every checkpoint counts."""
@@ -105,85 +129,13 @@ class Explaind(Method):
 
         return function
 
-    def _counted(self, study: TaskStudy) -> list[int]:
-        known = study.trajectory.steps
-        if self.steps is None:
-            return known
-        if len(self.steps) != 2 or self.steps[0] > self.steps[1]:
-            raise UserError(f"method.steps={self.steps}: must be [first, last], or null for all steps")
-        for step in self.steps:
-            if step not in known:
-                near = nearest(str(step), map(str, known))
-                raise UserError(f"method.steps={self.steps}: step {step} was not recorded; the nearest is {near}")
-        return [step for step in known if self.steps[0] <= step <= self.steps[1]]
-
-    def _tell_size(self, job: PathJob, start: torch.Tensor) -> None:
-        sizes = dict(zip(("query", "output"), start.shape, strict=True))
-        sizes |= {"component": len(job.layout.components), "step": len(job.counted), "train": len(job.study.train)}
-        shape = {axis: sizes[axis] for axis in AXES if axis in job.keep}
-        size = 8 * int(np.prod(list(shape.values()))) * (1 if "train" in job.keep else 2)
-        log.info("explaind: %s, %.3g GB", " × ".join(f"{n} {axis}" for axis, n in shape.items()) or "sums", size / 1e9)
-
-    def _of_steps(self, job: PathJob, found: dict[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """Variables from the parts of updates: [S?, K, Q?, O?] each."""
-        dims = tuple(axis for axis in ("step", "component", "query", "output") if axis in job.keep)
-        result = {}
-        for part, name in (("kernel", "influence"), ("regularisation",) * 2, ("first_moment",) * 2):
-            if part not in found:
-                continue
-            values = torch.from_numpy(found[part])
-            values = values if "step" in job.keep else kept_outputs(values, job.keep)
-            axis = 1 if "step" in job.keep else 0
-            kept = values if "component" in job.keep else values.squeeze(axis)
-            result[name] = (dims, kept.numpy())
-            if "step" in job.keep:
-                label = "importance" if part == "kernel" else f"importance_{part}"
-                own = found[f"importance_{part}"]
-                component = "component" in job.keep
-                result[label] = (("step", "component") if component else ("step",), own if component else own[:, 0])
-        return result | self._completeness(found)
-
-    def _of_examples(self, job: PathJob, found: dict[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """Variables from the sweep: [K, N, Q, O]."""
-        kernel = torch.from_numpy(found["kernel"])
-        rest = torch.from_numpy(found["regularisation"])
-        parts = {"influence": kernel, "regularisation": rest}
-        gap = torch.from_numpy(found["whole"]) - kernel.sum(1) - rest
-        if job.study.trajectory.settings.every > 1:
-            parts["first_moment"] = gap
-        result = {}
-        for name, values in parts.items():
-            axes = ("component", "train") if name == "influence" else ("component",)
-            kept = kept_outputs(values if "component" in job.keep else values.sum(0, keepdim=True), job.keep)
-            kept = kept if "component" in job.keep else kept.squeeze(0)
-            dims = tuple(axis for axis in (*axes, "query", "output") if axis in job.keep)
-            result[name] = (dims, kept.numpy())
-        if job.study.trajectory.settings.every == 1:
-            result["replay_error"] = (("query", "output"), gap.sum(0).numpy())
-        return result | self._completeness(found)
-
-    def _completeness(self, found: dict[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        pair = {name: (("query", "output"), found[name]) for name in ("change", "residual")}
-        pair["explained"] = (("query", "output"), found["change"] - found["residual"])
-        return pair | {name: (("step",), found[name]) for name in ("residual_norm", "change_norm", "nodes")}
-
-    def _label(
-        self, job: PathJob, start: torch.Tensor, data: dict[str, tuple[tuple[str, ...], np.ndarray]]
-    ) -> xr.Dataset:
-        study, keep = job.study, job.keep
-        coords: dict[str, object] = {
-            "query": np.array(study.queries.ids, dtype=object),
-            "query_set": ("query", np.array(study.query_set, dtype=object)),
-            "step": np.array(job.counted, dtype=np.int64),
-            "output": np.arange(start.shape[1]),
-        }
-        if "component" in keep:
-            sizes = [place.stop - place.start for place in job.layout.slices]
-            coords |= {"component": np.array(list(study.components), dtype=object), "size": ("component", sizes)}
-        if "train" in keep:
-            coords["train"] = np.array(study.train.ids, dtype=object)
-        dataset = xr.Dataset({**data, "start": (("query", "output"), start.numpy())}, coords)  # type: ignore[arg-type]
-        order = [axis for axis in AXES if axis in dataset.dims]
-        return dataset.transpose(*order).assign_attrs(
-            format_version=influence.FORMAT_VERSION, normalise="none", output=self.output, keep=sorted(keep)
-        )
+    def _check_single(self, study: TaskStudy) -> None:
+        if self.single is None:
+            return
+        if not 0 < self.single <= len(study.train):
+            raise UserError(f"method.single={self.single}: must be from 1 to {len(study.train)}, the training examples")
+        if "train" not in self.keep or study.trajectory.settings.every > 1:
+            raise UserError(
+                f"method.single={self.single}: is of the axis train, where every step was recorded; add train to "
+                "method.keep and train with trainer.fit.record=1, or leave it null"
+            )

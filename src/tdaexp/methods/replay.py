@@ -1,12 +1,25 @@
-"""A recorded trajectory as the path kernel's steps."""
+"""A recorded trajectory as the path kernel's steps, and what each of its updates is made of."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from tdaexp.pathkernel.parameters import Layout, Step
-from tdaexp.pathkernel.updates import SGD, AdamW, Optimiser, Regularisation, optimiser, split_recorded, split_update
+from tdaexp.methods.partition import Partition
+from tdaexp.pathkernel.parameters import Batch, Function, Layout, Step
+from tdaexp.pathkernel.reverse import part_gradients
+from tdaexp.pathkernel.updates import (
+    SGD,
+    AdamW,
+    Momentum,
+    Optimiser,
+    Regularisation,
+    optimiser,
+    split_recorded,
+    split_update,
+)
 from tdaexp.training.trajectory import Trajectory
 
 
@@ -41,31 +54,61 @@ def step_of(trajectory: Trajectory, number: int, dtype: torch.dtype) -> Step:
 
 
 class Parts:
-    """Splits updates into kernel and regularisation, and first moment where not every step is recorded."""
+    """Splits updates into kernel and regularisation, and first moment where not every step is recorded.
 
-    def __init__(self, trajectory: Trajectory, layout: Layout) -> None:
+    With a `partition` the kernel is split again, by the gradients of each part's examples; what their replay differs
+    from the recorded update by is a part of its own, `replay`.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        layout: Layout,
+        partition: Partition | None = None,
+        losses: Function | None = None,
+        examples: Callable[[Tensor], Batch] | None = None,
+    ) -> None:
         self.trajectory, self.layout, self.rule = trajectory, layout, rule_of(trajectory)
         self.every = trajectory.settings.every == 1
         self.regularisation = Regularisation(self.rule, layout)
+        self.partition, self.losses, self.examples = partition, losses, examples
+        self.shares = Momentum(self.rule, layout)
 
     @property
-    def names(self) -> list[str]:
-        """Names of the parts in order."""
-        return ["kernel", "regularisation"] + ([] if self.every else ["first_moment"])
+    def sizes(self) -> dict[str, int]:
+        """Names of the parts in order, and how many directions each has."""
+        names = {"kernel": 1 if self.partition is None else len(self.partition), "regularisation": 1}
+        names |= {} if self.every else {"first_moment": 1}
+        return names if self.partition is None else {**names, "replay": 1}
 
-    @property
-    def average(self) -> Tensor | None:
-        """What has to be saved to go on later: the running average [1, D] of the decay, where it has one."""
-        return self.regularisation.momentum.average if self.regularisation.momentum else None
+    def state(self) -> dict[str, Tensor]:
+        """What has to be saved to go on later: running averages of the decay [1, D] and of the shares [P, D]."""
+        averages = {"shares": self.shares.average}
+        averages |= {"decay": self.regularisation.momentum.average} if self.regularisation.momentum else {}
+        return {name: value for name, value in averages.items() if value is not None}
 
-    @average.setter
-    def average(self, value: Tensor) -> None:
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        self.shares.average = state.get("shares")
         if self.regularisation.momentum:
-            self.regularisation.momentum.average = value
+            self.regularisation.momentum.average = state.get("decay")
 
     def split(self, step: Step) -> dict[str, Tensor]:
-        """Directions [D] by name; steps in order where every one is recorded."""
+        """Directions [D] by name, in the order of `sizes`; steps in order where every one is recorded."""
         if self.every:
-            return split_update(step, self.regularisation.advance(step), self.layout)
-        average = {name: value.to(step.start[name]) for name, value in self.trajectory.momentum(step.number).items()}
-        return split_recorded(self.rule, step, average, self.layout)
+            found = split_update(step, self.regularisation.advance(step), self.layout)
+        else:
+            moment = self.trajectory.momentum(step.number)
+            average = {name: value.to(step.start[name]) for name, value in moment.items()}
+            found = split_recorded(self.rule, step, average, self.layout)
+        if self.partition is None or self.losses is None or self.examples is None:
+            return found
+        if not self.every:
+            self.shares.average = None  # what was before is in first_moment
+        gradients = part_gradients(
+            self.losses, step, self.layout, self.examples(step.ids), self.partition.codes[step.ids], len(self.partition)
+        )
+        shares = -self.shares.advance(step, gradients)
+        kernel = found.pop("kernel")
+        parts = {f"kernel {label}": share for label, share in zip(self.partition.labels, shares, strict=True)}
+        return {**parts, **found, "replay": kernel - shares.sum(0)}

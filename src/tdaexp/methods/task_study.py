@@ -19,7 +19,8 @@ class TaskStudy:
     """A model (in eval mode), the examples that it was trained on, in the order of the trajectory's ids, and queries.
 
     `query_set` [Q] says which set each query belongs to; `components`: name to parameter names; `cache` is the folder
-    for what can be used again. The trajectory's own identity stands for model, data and training settings.
+    for what can be used again; `held_out` examples may rank the steps. The trajectory's own identity stands for model,
+    data and training settings.
     """
 
     module: nn.Module
@@ -30,6 +31,7 @@ class TaskStudy:
     trajectory: Trajectory
     cache: Path
     dtype: torch.dtype = torch.float32
+    held_out: TensorExamples | None = None
 
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study and on `depends_on`."""

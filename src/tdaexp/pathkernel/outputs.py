@@ -1,7 +1,6 @@
 """What is decomposed: any differentiable function of a model's output, or an activation inside it (corollary 3.3).
 
-A model is called as `model(inputs)` and answers with logits [Q, C]; a batch is (inputs, targets [Q] int64). Dropout and
-batch norm are looked at by `check_deterministic`.
+A model is called as `model(inputs)` and answers with logits [Q, C]; a batch is (inputs, targets [Q] int64).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.runtime.errors import UserError, unknown
@@ -108,15 +106,3 @@ def activation(model: nn.Module, module: str) -> Function:
 def example_losses(model: nn.Module) -> Function:
     """θ, (inputs, targets) -> cross-entropy of each example [B, 1], in nats."""
     return of_model(model, OUTPUTS["loss"].read)
-
-
-def check_deterministic(model: nn.Module) -> None:
-    """Refuse a model whose output is not a fixed function of parameters and one input (UserError)."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise UserError(f"model: dropout is on in '{name}'; the decomposition needs a fixed function, set p=0")
-        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise UserError(
-                f"model: batch norm '{name}' is in training mode, so that an output depends on the other examples of "
-                "its batch; train and decompose it in eval mode, or use a norm of one example"
-            )

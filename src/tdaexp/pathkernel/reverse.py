@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from tdaexp.pathkernel.forward import derivative
-from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters
+from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step
 
 JVP_DIRECTIONS = 2
 """Up to so many directions, a forward-mode pass for each costs less than all per-example gradients."""
@@ -93,6 +93,21 @@ def example_gradients(losses: Function, parameters: Parameters, layout: Layout, 
         return losses({**parameters, **values}, tuple(tensor[None] for tensor in element))[0, 0]
 
     return layout.flat(vmap(grad(single), in_dims=(None, *[0] * len(batch)))(chosen, *batch))
+
+
+def part_gradients(losses: Function, step: Step, layout: Layout, batch: Batch, codes: Tensor, parts: int) -> Tensor:
+    """Σ_{k in part} w_k ∇L_k(θ_s) [parts, D] over a step's batch; `codes` [B] tell each example's part (0, 1, …)."""
+    chosen = {name: step.start[name] for name in layout.names}
+    found = layout.flat(chosen).new_zeros(parts, layout.size)
+    for part in codes.unique().tolist():
+        mine = codes == part
+        piece, weights = tuple(tensor[mine] for tensor in batch), step.weights[mine].to(found)
+
+        def objective(values: Parameters, piece: Batch = piece, weights: Tensor = weights) -> Tensor:
+            return losses({**step.start, **values}, piece)[:, 0] @ weights
+
+        found[part] = layout.flat(grad(objective)(chosen))
+    return found
 
 
 def _dots_forward(

@@ -86,10 +86,13 @@ class Classification:
         return nn.functional.cross_entropy(logits, targets.to(device), reduction="none"), logits
 
 
-def check_deterministic(module: nn.Module) -> None:
-    """Refuse layers under which a loss is no function of parameters and one example: dropout, unfrozen batch norm."""
+def check_deterministic(module: nn.Module, *, training: bool = False) -> None:
+    """Refuse layers under which an output is no function of parameters and one example: dropout, unfrozen batch norm.
+
+    With `training` also dropout that is off: who asked for it would get a training without.
+    """
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 and (layer.training or training):
             raise UserError(f"model: '{name}' is dropout with p={layer.p}; a recorded training needs p=0, set it to 0")
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise UserError(

@@ -81,7 +81,7 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
 
 
 def _check(problem: Problem, settings: FitSettings) -> None:
-    check_deterministic(problem.module)
+    check_deterministic(problem.module, training=True)
     if settings.clip:
         raise UserError(
             f"trainer.fit.clip={settings.clip:g}: clipping makes an example's weight depend on its batch, so that a "
