@@ -36,8 +36,8 @@ def decompose_checkpoints(study: CheckpointStudy, keep: frozenset[str], quadratu
     `keep` may hold component, query and train, the last two by group; step is always kept. The store has `influence`
     [query, train, component, step], `regularisation` and `first_moment` (no train) over the axes that were kept,
     `importance…` [component, step], their absolute values summed over groups; `start`, `change`, `explained` and
-    `residual` [query, step]; `nodes`, `lr`, `gradient_norm`, `batch_loss`, `residual_norm`, `change_norm` [step]; and the
-    coordinate `stored` [step], whether the optimiser's state was the checkpoint's own.
+    `residual` [query, step]; `nodes`, `lr`, `gradient_norm`, `batch_loss`, `residual_norm`, `change_norm` [step]; and
+    the coordinate `stored` [step], whether the optimiser's state was the checkpoint's own.
     """
     plan = _plan(study, keep, quadrature)
     count = len(study.snapshots)

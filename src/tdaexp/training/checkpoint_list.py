@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def snapshots(entries: list[str], base: Pretrained) -> list[Snapshot]:
     """
     named = [one for entry in entries for one in _expanded(entry)]
     found = [_snapshot(name, base) for name in named]
-    for before, after in zip(found[:-1], found[1:], strict=True):
+    for before, after in itertools.pairwise(found):
         if after.step <= before.step:
             raise UserError(
                 f"{WHERE}: '{after.name}' (step {after.step}) stands behind '{before.name}' (step {before.step}); list "

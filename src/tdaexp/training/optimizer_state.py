@@ -1,7 +1,7 @@
 """AdamW's state beside a checkpoint in hub format: what a simulated update starts from.
 
-The file `optimizer.safetensors` holds `exp_avg/NAME` and `exp_avg_sq/NAME` for every parameter NAME, raw running averages,
-and in its metadata the key `adamw`, JSON of `Hyperparameters`.
+The file `optimizer.safetensors` holds `exp_avg/NAME` and `exp_avg_sq/NAME` for every parameter NAME, raw running
+averages, and in its metadata the key `adamw`, JSON of `Hyperparameters`.
 """
 
 from __future__ import annotations
