@@ -38,6 +38,7 @@ from tdaexp.preparation import (
     load_task,
     with_generated,
 )
+from tdaexp.recorded_preparation import build_recorded_study, load_recorded
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
@@ -45,7 +46,7 @@ from tdaexp.report.shading import tokens_json
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
-from tdaexp.training.task import check_pair
+from tdaexp.training.task import TrainedTask, check_pair
 
 log = logging.getLogger(__name__)
 Texts = dict[str, dict[str, str]]
@@ -54,7 +55,9 @@ Texts = dict[str, dict[str, str]]
 def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
     if check_pair(config.model, config.dataset):
-        return _train_task(config, folder, logger)
+        return _train_task(load_task(config), folder, logger)
+    if config.trainer.fit.record:
+        return _train_task(load_recorded(config), folder, logger)
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
@@ -79,9 +82,8 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
     return metrics
 
 
-def _train_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Train and record a classification task; returns its last losses and accuracies."""
-    task = load_task(config)
+def _train_task(task: TrainedTask, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Tell how a recorded training went; returns its last losses and accuracies."""
     for entry in task.note["curves"]:
         measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
         logger.log_metrics(measures, step=int(entry["step"]))
@@ -98,6 +100,8 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     if config.products is None and check_pair(config.model, config.dataset):
         return _attribute_task(config, folder, logger)
     if config.products is None and isinstance(config.method, Explaind):
+        if config.trainer.fit.record:
+            return _attribute_task(config, folder, logger)
         return _attribute_checkpoints(config, folder, logger)
     if config.products is None and getattr(config.model, "checkpoints", None):
         raise UserError(f"model.checkpoints: method={config.method.name} reads one model; only explaind reads a list")
@@ -123,13 +127,18 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 
 def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Decompose a task's recorded training; leaves the store and how well its sums reproduce the model."""
+    """Decompose a recorded training; leaves the store and how well its sums reproduce the model."""
     if not isinstance(config.method, Explaind):
         raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
     clock = _Clock()
-    task = load_task(config)
-    clock.stop("model")
-    study = build_task_study(config, task)
+    if check_pair(config.model, config.dataset):
+        task = load_task(config)
+        clock.stop("model")
+        study = build_task_study(config, task)
+    else:
+        task = load_recorded(config)
+        clock.stop("model")
+        study = build_recorded_study(config, task)
     dataset = config.method.attribute(study)
     clock.stop("scoring")
     dataset.attrs["study"] = fingerprint(task.fingerprint, study.queries.fingerprint())

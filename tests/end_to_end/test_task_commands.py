@@ -41,7 +41,7 @@ def test_a_model_s_recipe_gives_way_to_the_command_line(commands, folder):
     [
         (("model=grokking",), "model=grokking: cannot read text; choose dataset=modular_addition"),
         (("dataset=modular_addition",), "dataset=ModularAddition: is not text; choose model=grokking"),
-        (("trainer.fit.record=1",), "trainer.fit.record=1: only task models are recorded"),
+        (("trainer.fit.record=1",), "trainer.fit.clip=1: clipping makes an example"),
         (("model=mnist_cnn", "dataset=digits"), "set model.padding=1"),
         ((*ADDITION, "trainer.fit.clip=1"), "set trainer.fit.clip=0"),
         ((*ADDITION, "trainer.fit.optimizer=adagrad"), "trainer.fit.optimizer: unknown value 'adagrad'"),

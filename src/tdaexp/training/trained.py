@@ -77,8 +77,8 @@ def trained(
     """
     if settings.record:
         raise UserError(
-            f"trainer.fit.record={settings.record}: only task models are recorded (grokking, mnist_cnn, resnet9); a "
-            "language model keeps its checkpoints with trainer.fit.keep=all"
+            f"trainer.fit.record={settings.record}: a recorded language model is read by method=explaind only; for "
+            "other methods keep its checkpoints with trainer.fit.keep=all"
         )
     folder = trained_folder(
         config, records, settings, tokenisation, cache_dir=cache_dir, seed=seed, precision=precision

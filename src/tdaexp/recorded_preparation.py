@@ -1,0 +1,60 @@
+"""From a checked configuration to the recorded training of a language model, and to its study."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from tdaexp.methods.task_study import TaskStudy
+from tdaexp.preparation import GENERATED, drawn, text_template
+from tdaexp.runtime.device import resolve_device
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.language import TrainedLanguage, trained_language
+from tdaexp.training.trained import Tokenisation
+
+log = logging.getLogger(__name__)
+
+
+def load_recorded(config: Any) -> TrainedLanguage:
+    """Train and record the configured language model, or load it where it was trained before.
+
+    Errors (UserError): no query set beside the model's own completions, a second training stage.
+    """
+    corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+    if corpus.finetune:
+        raise UserError("trainer.fit.record: one stage of training can be recorded, this data has two")
+    names = [name for name in config.dataset.query_sets if name != GENERATED]
+    if not names:
+        raise UserError(f"dataset.query_sets=[{GENERATED}]: what a recorded model writes itself cannot be asked about; "
+                        "name another set, e.g. paraphrased")  # fmt: skip
+    if len(names) < len(config.dataset.query_sets):
+        log.info("queries: the set '%s' is left out of a recorded training", GENERATED)
+    return trained_language(
+        config.model,
+        corpus.train,
+        {name: corpus.queries[name] for name in names},
+        config.trainer.fit,
+        Tokenisation(
+            template=text_template(config),
+            max_length=config.dataset.max_length,
+            loss_on=config.dataset.loss_on,
+            append_eos=config.dataset.append_eos,
+        ),
+        cache_dir=Path(config.cache_dir),
+        seed=config.seed,
+        device=resolve_device(config.trainer.accelerator),
+    )
+
+
+def build_recorded_study(config: Any, task: TrainedLanguage) -> TaskStudy:
+    """The recorded training with all its queries; on the CPU."""
+    return TaskStudy(
+        task.module.to("cpu"),
+        {name: tuple(members) for name, members in task.components.members.items()},
+        task.corpus.train,
+        task.corpus.test,
+        list(task.query_set),
+        task.trajectory,
+        Path(config.cache_dir),
+    )
