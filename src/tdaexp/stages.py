@@ -39,6 +39,7 @@ from tdaexp.preparation import (
     with_generated,
 )
 from tdaexp.recorded_preparation import build_recorded_study, load_recorded
+from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
@@ -165,18 +166,16 @@ def _keep_decomposition(
     measures: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, float]:
-    """Write a path decomposition with its cost and measures into the run's folder."""
+    """Write a path decomposition, its cost, and a page of what it shows into the run's folder; returns its measures."""
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
     dataset.attrs |= provenance()
     influence.save(dataset, folder / "influence.zarr")
     write_json(folder / "cost.json", seconds)
-    metrics = {f"{config.method.name}/{key}": value for key, value in measures.items()}
-    metrics[f"{config.method.name}/nodes"] = float(dataset["nodes"].mean())
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-    write_json(folder / "metrics.json", metrics)
-    logger.log_metrics(metrics)
-    return metrics
+    findings = decomposition_findings(dataset, measures, config.method.name)
+    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
+    dataset.attrs["cost"] = seconds
+    return write_findings(folder, findings, {config.method.label: dataset}, logger)
 
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
