@@ -56,7 +56,6 @@ class CG(Inverse):
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
-        # Before the blocks are timed: both serve all queries, and have stores and times of their own.
         damping, precondition = task.damping, self._preconditioner(task)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:

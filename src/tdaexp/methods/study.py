@@ -15,7 +15,7 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.runtime.blockstore import stored_seconds
+from tdaexp.runtime.blockstore import BlockStore, stored_seconds
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 
 
@@ -46,8 +46,8 @@ class Study:
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
     `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
-    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before;
-    `overhead` which of them no query had a part in.
+    `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part in, `spent`
+    how much this process had put into stores before.
 
     A study of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `loaded` and the second
     stage in `finetuned`. `after` makes a single-stage study of it, in which curvature is averaged over `fitted`.
@@ -62,8 +62,9 @@ class Study:
     compute: Compute
     cache: Path
     seed: int
-    stores: dict[Path, float] = field(default_factory=dict)
+    stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
+    spent: float = field(default_factory=lambda: BlockStore.spent)
     finetuned: Stage | None = None
     fitted: Examples | None = None
 
@@ -110,7 +111,7 @@ class Study:
             *depends_on,
         )
         path = self.cache / kind / key
-        self.stores[path] = stored_seconds(path)
+        self.stores.add(path)
         return path
 
     def training_store(self, kind: str, *depends_on: Any) -> Path:
@@ -123,7 +124,7 @@ class Study:
             *depends_on,
         )
         path = self.cache / kind / key
-        self.stores.setdefault(path, stored_seconds(path))
+        self.stores.add(path)
         self.overhead.add(path)
         return path
 
@@ -131,13 +132,13 @@ class Study:
         """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
 
         `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
-        (factors of curvature, features of the training set), and the others. What this run added leaves `scoring`.
+        (factors of curvature, features of the training set), and the others. `scoring` is left without what this
+        process put into stores since the study was made, or waited for others that filled them.
         """
-        after = {path: stored_seconds(path) for path in self.stores}
-        own = sum(after[path] - before for path, before in self.stores.items())
-        overhead = sum(seconds for path, seconds in after.items() if path in self.overhead)
-        parts = {"overhead": overhead, "gradients": sum(after.values()) - overhead}
-        return {**seconds, **parts, "scoring": seconds["scoring"] - own}
+        took = {path: stored_seconds(path) for path in self.stores}
+        overhead = sum(seconds for path, seconds in took.items() if path in self.overhead)
+        parts = {"overhead": overhead, "gradients": sum(took.values()) - overhead}
+        return {**seconds, **parts, "scoring": seconds["scoring"] - (BlockStore.spent - self.spent)}
 
     def label(
         self,

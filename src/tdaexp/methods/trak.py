@@ -111,12 +111,13 @@ class TRAK(Method):
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
+        place = study.store if examples is study.queries else study.training_store
         found = component_features(
             loaded.model,
             components,
             examples,
             sketches,
-            store=study.training_store("trak", examples.fingerprint(), name, components.names, settings),
+            store=place("trak", examples.fingerprint(), name, components.names, settings),
             loss=as_loss(logit_margin),
             tokens_per_batch=study.compute.tokens_per_batch,
         )
