@@ -97,11 +97,6 @@ def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
     return Layers(tuple(layer for layer, _ in pairs), whole, kept)
 
 
-def attention_and_mlp(components: ComponentMap) -> list[str]:
-    """Names of the components inside the blocks, which is what the papers attribute: no embedding, head or norms."""
-    return [one.name for one in components.components if one.name.startswith("layers.")]
-
-
 def _without_rule(component: Component) -> bool:
     return len(component.parts) > 1 or component.parts[0].kind not in ("linear", "conv1d")
 

@@ -77,6 +77,10 @@ class Lexical(ABC):
         """What pairs are chosen by, from the field `name`; None: by their BM25 scores."""
         return None
 
+    def content(self) -> str:
+        """What the candidates depend on beside the keys and the texts, such as the weights in a folder."""
+        return ""
+
     def size(self, train: Sequence[Record]) -> int:
         """Return how many candidates a query gets."""
         return len(train)

@@ -23,16 +23,14 @@ from tdaexp.curvature.kept import kept_scores
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.score import Precondition, Side, pair_scores
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
+from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.study import Study
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
-"""Choices of `part`, and what the names of their components contain."""
 
 
 @dataclass
@@ -64,10 +62,7 @@ class EKFAC(Method):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        named(self.measurement)
-        for key, choices in (("part", PARTS), ("reduction", REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_choices(self.part, self.measurement, self.reduction)
         if self.query_rank is not None and self.query_rank < 1:
             raise UserError(f"method.query_rank={self.query_rank}: must be at least 1, or null for the whole gradient")
         if not self.keep_gb >= 0:
@@ -83,11 +78,12 @@ class EKFAC(Method):
 
     @property
     def label(self) -> str:
-        """Name, and what is not usual: the mode, a fixed damping, the part of the model."""
-        chosen = f"{len(self.components)} components" if self.components else "" if self.part == "blocks" else self.part
-        fixed = "" if self.damping is None or self.mode == "identity" else f"λ {self.damping:g}"
-        notes = [note for note in ("" if self.mode == "ekfac" else self.mode, fixed, chosen) if note]
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
+        """Name, and what is not usual: the mode, the damping, the part of the model, how queries are measured."""
+        damped = self.mode != "identity"
+        notes = ["" if self.mode == "ekfac" else self.mode]
+        notes += [damping_note(self.damping, self.relative_damping, EKFAC.relative_damping)] if damped else []
+        notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
+        return with_notes(self.name, [*notes, f"rank {self.query_rank}" if self.query_rank else ""])
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Fit the factors, precondition the queries, score the pairs."""
@@ -106,9 +102,7 @@ class EKFAC(Method):
     def layers(self, study: Study) -> Layers:
         """The chosen components by weight matrix."""
         every = study.components()
-        pattern = PARTS[self.part]
-        names = self.components or [name for name in every.names if pattern in name]
-        found = layers_of(every.select(names), self.strict)
+        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
 

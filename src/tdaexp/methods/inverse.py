@@ -24,15 +24,14 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.against import Vectors, gradient_vectors, vector_products
-from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
-from tdaexp.methods.ekfac import PARTS
+from tdaexp.methods.parts import check_choices, names_of, with_notes
 from tdaexp.methods.study import Study
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 Notes = dict[str, tuple[str, np.ndarray]]
@@ -50,6 +49,10 @@ TOLD = (
     "repeats",
     "steps",
     "rank",
+    "scale",
+    "batch_size",
+    "measurement",
+    "reduction",
 )
 PROBES = 8  # random vectors that estimate the trace
 PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
@@ -78,10 +81,7 @@ class Inverse(Method):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        named(self.measurement)
-        for key, choices in (("part", PARTS), ("reduction", REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_choices(self.part, self.measurement, self.reduction)
         for key in ("examples", "queries"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1, or null for all")
@@ -94,10 +94,8 @@ class Inverse(Method):
         """Name, and what is not usual among the keys that change the answer."""
         usual = {one.name: one.default for one in fields(self)}
         chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
-        notes = [f"{key}={value}" for key, value in chosen.items()]
-        if self.components:
-            notes.append(f"{len(self.components)} components")
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
+        notes = [f"{key}={'all' if value is None else value}" for key, value in chosen.items()]
+        return with_notes(self.name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
     @abstractmethod
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
@@ -133,8 +131,7 @@ class Task:
     def __init__(self, method: Inverse, study: Study) -> None:
         self.method, self.study = method, study
         every = study.components()
-        names = method.components or [name for name in every.names if PARTS[method.part] in name]
-        self.layers = layers_of(every.select(names))
+        self.layers = layers_of(every.select(names_of(every, method.part, method.components)))
         self.components: ComponentMap = self.layers.components
         pad = study.loaded.tokenizer.pad_token_id
         chosen = by_hash(study.curvature_examples.ids, method.examples, method.seed)

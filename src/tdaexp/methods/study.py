@@ -153,6 +153,7 @@ class Study:
         ids = np.array([*self.train.ids, ""], dtype=object)
         return influence.build(
             values,
+            attrs=None if components is None else {"parameters": components.total},
             query=self.queries.ids,
             query_set=self.query_set,
             train=ids[self.pairs],
