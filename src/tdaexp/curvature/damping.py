@@ -39,7 +39,7 @@ class Damping:
         if bool(empty.any()):
             raise UserError(
                 f"layer '{layer}': {int(empty.sum()):,} of {spectrum.numel():,} eigenvalues are zero to rounding and "
-                f"so is the damping: the curvature cannot be inverted; set method.damping (say {max(limit, 1e-8):.1g}) or "
-                "method.relative_damping=0.1"
+                "so is the damping: the curvature cannot be inverted; set method.damping "
+                f"(say {max(limit, 1e-8):.1g}) or method.relative_damping=0.1"
             )
         return amount

@@ -18,7 +18,8 @@ from torch import Tensor
 from tdaexp.curvature.cg import Product, conjugate_gradients
 from tdaexp.gradients.against import Vectors
 from tdaexp.methods.arnoldi import eigenpairs
-from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.inverse import Inverse
+from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
 from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.gradients.against import Vectors
-from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.inverse import Inverse
+from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
