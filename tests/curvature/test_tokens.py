@@ -10,7 +10,8 @@ import torch
 from gradient_oracle import make_examples
 
 from tdaexp.curvature.layers import attention_and_mlp, layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens, token_influence
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore

@@ -20,7 +20,8 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
