@@ -25,7 +25,7 @@ from tdaexp.curvature.score import Precondition, pair_scores
 from tdaexp.curvature.sides import PairSide, Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.capture import REDUCTIONS
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
 from tdaexp.methods.pair_study import PairStudy
 from tdaexp.methods.per_token import check_per_token, with_tokens
@@ -160,4 +160,4 @@ class EKFAC(Method):
     def _identity(self, study: PairStudy, names: list[str]) -> list[object]:
         """All that exact scores depend on beside the model, training examples, queries and pairs."""
         fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
-        return [names, self.measurement, self.reduction, *fitted]
+        return [names, self.measurement, *sources(self.measurement), self.reduction, *fitted]

@@ -26,7 +26,7 @@ from tdaexp.data.examples import Examples
 from tdaexp.gradients.against import Vectors, gradient_vectors, vector_products
 from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.factors import accumulation_dtype
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import PARTS
 from tdaexp.methods.study import Study
@@ -124,7 +124,8 @@ class Inverse(Method):
 
     def settings(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""
-        return [self.name, {key: value for key, value in vars(self).items() if not key.startswith("_")}]
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return [self.name, own, *sources(self.measurement)]
 
 
 class Task:
