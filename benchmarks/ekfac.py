@@ -31,7 +31,8 @@ from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.kept import KeptGradients, kept_bytes, kept_scores
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.phases import Phases
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.source import LanguageSource
 from tdaexp.data.examples import Example, Examples
 from tdaexp.methods.parts import names_of

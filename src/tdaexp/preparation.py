@@ -12,22 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.dataset import query_id
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.tensors import TensorExamples
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.study import Compute, Stage, Study
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
-from tdaexp.training.task import TrainedTask, trained_task
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -62,39 +58,6 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     )
     named = dataclasses.replace(start, name=f"{config.model.name}-finetuned")
     return _trained(config, named, records, config.trainer.finetune)
-
-
-def load_task(config: Any) -> TrainedTask:
-    """Train and record the configured classification task, or load it where it was trained before."""
-    return trained_task(
-        config.model,
-        config.dataset.load(),
-        config.trainer.fit,
-        cache_dir=Path(config.cache_dir),
-        seed=config.seed,
-        device=resolve_device(config.trainer.accelerator),
-    )
-
-
-def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
-    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name; on the CPU."""
-    parts = {"train": task.corpus.train, "test": task.corpus.test}
-    limit = config.dataset.query_limit
-    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in config.dataset.query_sets]
-    queries = TensorExamples(
-        [one for _, examples in chosen for one in examples.ids],
-        torch.cat([examples.inputs for _, examples in chosen]),
-        torch.cat([examples.targets for _, examples in chosen]),
-    )
-    return TaskStudy(
-        task.module.to("cpu"),
-        {name: tuple(members) for name, members in task.components.members.items()},
-        task.corpus.train,
-        queries,
-        [name for name, examples in chosen for _ in examples.ids],
-        task.trajectory,
-        Path(config.cache_dir),
-    )
 
 
 def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Study:

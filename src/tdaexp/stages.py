@@ -18,9 +18,7 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
-from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
-from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
@@ -28,19 +26,19 @@ from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.preparation import (
     build_study,
-    build_task_study,
     drawn,
     load_model,
     load_successor,
-    load_task,
     with_generated,
 )
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.task_stages import attribute_task, train_task
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ Texts = dict[str, dict[str, str]]
 def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
     if check_pair(config.model, config.dataset):
-        return _train_task(config, folder, logger)
+        return train_task(config, folder, logger)
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
@@ -75,24 +73,10 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
     return metrics
 
 
-def _train_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Train and record a classification task; returns its last losses and accuracies."""
-    task = load_task(config)
-    for entry in task.note["curves"]:
-        measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
-        logger.log_metrics(measures, step=int(entry["step"]))
-    metrics = {"train/steps": float(entry["step"]), **measures}
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-    log.info("checkpoint: %s", task.folder)
-    write_json(folder / "metrics.json", metrics)
-    logger.log_metrics(metrics)
-    return metrics
-
-
 def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Score the candidate pairs with the configured method; leaves the store, its metrics and a report."""
     if config.products is None and check_pair(config.model, config.dataset):
-        return _attribute_task(config, folder, logger)
+        return attribute_task(config, folder, logger)
     near = None
     if config.products is not None:
         start = time.monotonic()
@@ -114,33 +98,9 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, {label: dataset}, texts, config.metric, logger, near)
 
 
-def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Decompose a task's recorded training; leaves the store and how well its sums reproduce the model."""
-    if not isinstance(config.method, Explaind):
-        raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
-    clock = _Clock()
-    task = load_task(config)
-    clock.stop("model")
-    study = build_task_study(config, task)
-    dataset = config.method.attribute(study)
-    clock.stop("scoring")
-    own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
-    dataset.attrs |= {"study": fingerprint(task.fingerprint, study.queries.fingerprint()), **provenance()}
-    influence.save(dataset, folder / "influence.zarr")
-    write_json(folder / "cost.json", clock.seconds)
-    metrics = {f"{config.method.name}/{key}": value for key, value in reconstruction(dataset).items()}
-    metrics[f"{config.method.name}/nodes"] = float(dataset["nodes"].mean())
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-    write_json(folder / "metrics.json", metrics)
-    logger.log_metrics(metrics)
-    return metrics
-
-
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in one table and one report."""
-    stores = [Path(store) for store in config.runs]
-    found = [influence.load(store) for store in stores]
+    stores, found = _pair_stores([Path(store) for store in config.runs])
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = _beside(store, "cost.json")
@@ -153,9 +113,23 @@ def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, datasets, texts, config.metric, logger)
 
 
+def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
+    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
+    found = [(store, influence.load(store)) for store in stores]
+    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
+    if found and not pairs:
+        raise UserError(
+            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
+            "metrics.json says how complete it is; add runs of ekfac, dot or random"
+        )
+    for store in set(stores) - {store for store, _ in pairs}:
+        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
+    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+
+
 def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
-    clock = _Clock()
+    clock = Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     loaded = load_model(config, corpus.train)
     successor = load_successor(config, corpus.finetune, loaded)
@@ -187,16 +161,3 @@ def _beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def stop(self, stage: str) -> None:
-        """Charge the time since the last stop to `stage`."""
-        now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now

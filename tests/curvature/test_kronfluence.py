@@ -11,7 +11,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.data.examples import Example, Examples
 from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map

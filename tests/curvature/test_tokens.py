@@ -10,7 +10,8 @@ import torch
 from gradient_oracle import make_examples
 
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens, token_influence
 from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map

@@ -166,7 +166,7 @@ def test_errors_of_a_run(wide, compose):
         ({"damping": 1e-4, "relative_damping": 1.0}, "ekfac (λ 0.0001)"),
         ({"mode": "identity", "relative_damping": 1.0}, "ekfac (identity)"),
         ({"query_rank": 8, "part": "mlp"}, "ekfac (mlp, rank 8)"),
-        ({"measurement": "logit_margin", "reduction": "sum"}, "ekfac (logit margin, sum)"),
+        ({"measurement": "logit_margin", "reduction": "sum"}, "ekfac (logit_margin, sum)"),
     ],
 )
 def test_labels_tell_what_is_not_usual(keys, label):

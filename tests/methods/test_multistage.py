@@ -108,7 +108,7 @@ def test_each_stage_has_its_own_damping():
         ({"mode": "identity"}, "dot across stages"),
         ({"mode": "identity", "part": "mlp", "query_rank": 4}, "dot across stages (mlp, rank 4)"),
         ({"relative_damping": 0.5}, "multistage (λ 0.5 × mean)"),
-        ({"measurement": "logit_margin", "reduction": "sum"}, "multistage (logit margin, sum)"),
+        ({"measurement": "logit_margin", "reduction": "sum"}, "multistage (logit_margin, sum)"),
         ({"damping": 1e-6}, "multistage (λ 1e-06)"),
         ({"damping": 1e-6, "finetuned_relative_damping": 0.1, "part": "mlp"}, "multistage (λ 1e-06/λ 0.1 × mean, mlp)"),
         ({"components": ["layers.0.attn.q"], "finetuned_mode": "kfac"}, "multistage (ekfac/kfac, 1 components)"),

@@ -97,6 +97,10 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
             found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
         elif key in FILES and isinstance(value, str) and Path(value).exists():
             found[key] = _content(Path(value))
+        elif key == "measurement" and isinstance(value, str) and ":" in value:
+            from tdaexp.gradients.measurements import sources
+
+            found[key] = sources(value)[0]
     return found
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import xarray as xr
 
 from tdaexp.gradients.against import Vectors, vector_products
+from tdaexp.gradients.measurements import sources
 from tdaexp.methods.base import Method
 from tdaexp.methods.inverse_task import Notes, Task, some_queries
 from tdaexp.methods.parts import check_choices, with_notes
@@ -102,4 +103,5 @@ class Inverse(Method):
 
     def settings(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""
-        return [self.name, {key: value for key, value in vars(self).items() if not key.startswith("_")}]
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return [self.name, own, *sources(self.measurement)]

@@ -20,9 +20,10 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
@@ -156,7 +157,7 @@ class MultiStage(Method):
     def _identity(self, second: Stage, names: list[str]) -> list[object]:
         """All that the scores depend on beside the pre-trained model, training examples, queries and pairs."""
         stages = [[one.settings, one.damped] for one in (self.pretrained, self.finetuned)]
-        own = [names, self.measurement, self.reduction, self.query_rank]
+        own = [names, self.measurement, *sources(self.measurement), self.reduction, self.query_rank]
         return ["multistage", second.loaded.fingerprint, second.examples.fingerprint(), *own, *stages]
 
 

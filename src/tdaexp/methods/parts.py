@@ -41,7 +41,7 @@ def choice_notes(part: str, components: list[str] | None, measurement: str, redu
     """What a label tells of these choices; nothing of the usual ones."""
     return [
         part_note(part, components),
-        "" if measurement == "log_likelihood" else measurement.replace("_", " "),
+        "" if measurement == "log_likelihood" else measurement,
         "" if reduction == "mean" else reduction,
     ]
 

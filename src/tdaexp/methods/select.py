@@ -67,6 +67,11 @@ class Select(Method):
         """As the method that it selects from."""
         return self.on.wants_checkpoints
 
+    @property
+    def classifiers(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.classifiers
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
         return self.choose(self.on.attribute(study))

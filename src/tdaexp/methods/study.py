@@ -1,35 +1,25 @@
-"""The study: all that a method may look at, and the label it puts on its answer."""
+"""The study: all that a method may look at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import xarray as xr
 
-from tdaexp import influence
+from tdaexp.curvature.layers import Layers
+from tdaexp.curvature.sides import Side
+from tdaexp.curvature.source import LanguageSource, Source
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
+from tdaexp.gradients.capture import Loss
+from tdaexp.methods.pair_study import Compute, PairStudy
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.fingerprint import fingerprint
 
-
-@dataclass(frozen=True)
-class Compute:
-    """How the passes are run: none of this may change a result beyond rounding.
-
-    `tokens_per_batch` bounds a batch's padded size, `cache_gb` the memory for captured factors.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    tokens_per_batch: int
-    cache_gb: float
+__all__ = ["Compute", "Stage", "Study"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(PairStudy):
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
@@ -87,11 +77,6 @@ class Study:
         return replace(self, loaded=self.finetuned.loaded, finetuned=None, fitted=self.finetuned.examples)
 
     @property
-    def pairs(self) -> np.ndarray:
-        """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
-        return self.candidates.indices
-
-    @property
     def fingerprint(self) -> str:
         """Identity of the model, the training examples and the queries."""
         return fingerprint(self.loaded.fingerprint, self.train.fingerprint(), self.queries.fingerprint())
@@ -101,66 +86,20 @@ class Study:
         whole = component_map(self.loaded.model)
         return whole if names is None else whole.select(names)
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.fingerprint,
-            self.pairs,
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
-        self.stores.add(path)
-        return path
+    @property
+    def model_fingerprint(self) -> str:
+        """Identity of the model."""
+        return self.loaded.fingerprint
 
-    def training_store(self, kind: str, *depends_on: Any) -> Path:
-        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.loaded.fingerprint,
-            self.curvature_examples.fingerprint(),
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
-        self.stores.add(path)
-        self.overhead.add(path)
-        return path
+    def source(self, layers: Layers) -> Source:
+        """Passes over the examples that curvature is averaged over."""
+        tokens = self.compute.tokens_per_batch
+        return LanguageSource(self.loaded.model, layers, self.curvature_examples, tokens)
 
-    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
-        """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
+    def train_side(self, layers: Layers, reduction: str) -> Side:
+        """The training examples' losses."""
+        return Side(self.loaded.model, layers, self.train, reduction=reduction)
 
-        `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
-        (factors of curvature, features of the training set), and the others. `scoring` is left without what this
-        process put into stores since the study was made, or waited for others that filled them.
-        """
-        took = {path: stored_seconds(path) for path in self.stores}
-        overhead = sum(seconds for path, seconds in took.items() if path in self.overhead)
-        parts = {"overhead": overhead, "gradients": sum(took.values()) - overhead}
-        return {**seconds, **parts, "scoring": seconds["scoring"] - (BlockStore.spent - self.spent)}
-
-    def label(
-        self,
-        values: np.ndarray,
-        components: ComponentMap | None = None,
-        query_sq: np.ndarray | None = None,
-        train_sq: np.ndarray | None = None,
-    ) -> xr.Dataset:
-        """Label values [Q, C] or [Q, C, K] on this study's pairs; pairs that do not exist become NaN."""
-        absent = self.pairs < 0
-        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
-        ids = np.array([*self.train.ids, ""], dtype=object)
-        return influence.build(
-            values,
-            attrs=None if components is None else {"parameters": components.total},
-            query=self.queries.ids,
-            query_set=self.query_set,
-            train=ids[self.pairs],
-            truth=self.truth,
-            bm25=self.candidates.bm25,
-            component=None if components is None else components.names,
-            size=None if components is None else components.sizes,
-            query_sq=query_sq,
-            train_sq=train_sq,
-        )
+    def query_side(self, layers: Layers, loss: Loss, reduction: str) -> Side:
+        """The queries' losses."""
+        return Side(self.loaded.model, layers, self.queries, loss, reduction)
