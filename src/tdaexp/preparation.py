@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tdaexp.data.candidate_cache import cached_candidates
+from tdaexp.data.classes import tokenise_classes
 from tdaexp.data.dataset import query_id
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Corpus, Record
@@ -24,6 +25,7 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.runtime.errors import UserError
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     """
     if config.model.finetuned is not None:
         named = Pretrained(config.model.finetuned, template=first.template)
-        loaded = named.load(*_where(config))
+        loaded = named.load(*_where(config), classifier=True)
         check_successor(first, loaded, config.model.finetuned)
         return dataclasses.replace(loaded, max_length=min(first.max_length, loaded.max_length))
     if not records:
@@ -68,9 +70,10 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
     position = {record.id: index for index, record in enumerate(corpus.train)}
     sources = [[position[source] for source in record.truth] for record in records]
     truth = np.stack([np.isin(row, own) for row, own in zip(candidates.indices, sources, strict=True)])
+    classes = None if successor is None else successor.classes
     return Study(
         train=_tokens(config, corpus.train, loaded),
-        queries=_tokens(config, records, loaded),
+        queries=_tokens(config, records, loaded, classes),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
         truth=truth,
@@ -80,7 +83,7 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
         ),
         cache=Path(config.cache_dir),
         seed=config.seed,
-        finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor)),
+        finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor, classes)),
     )
 
 
@@ -131,6 +134,11 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
     """Add the query set in which the model completes the prompts of another one itself, where it is asked for."""
     if GENERATED not in config.dataset.query_sets:
         return corpus
+    if loaded.classes is not None:
+        raise UserError(
+            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets=[paraphrased]"
+        )
     source = config.dataset.GENERATED_FROM
     completed = generated_queries(
         loaded,
@@ -151,7 +159,11 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
     return dataclasses.replace(corpus, queries={**corpus.queries, GENERATED: renamed})
 
 
-def _tokens(config: Any, records: list[Record], loaded: LoadedModel) -> Examples:
+def _tokens(
+    config: Any, records: list[Record], loaded: LoadedModel, classes: tuple[str, ...] | None = None
+) -> Examples:
+    if classes is not None:
+        return tokenise_classes(records, loaded.tokenizer, classes, min(config.dataset.max_length, loaded.max_length))
     return tokenise(
         records,
         loaded.tokenizer,

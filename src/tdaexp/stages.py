@@ -139,6 +139,11 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     study = build_study(config, corpus, loaded, successor)
     clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
+    if study.classes and config.method.reads_model and not config.method.both_stages:
+        raise UserError(
+            f"method={config.method.name}: needs one model for training texts and queries, but model.finetuned "
+            "classifies and reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
+        )
     dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
     clock.stop("scoring")
     dataset.attrs["study"] = fingerprint(study.fingerprint, successor and successor.fingerprint)

@@ -40,6 +40,11 @@ class Method(ABC):
         return False
 
     @property
+    def reads_model(self) -> bool:
+        """Whether the method runs the model at all."""
+        return True
+
+    @property
     def classifiers(self) -> bool:
         """Whether the method works on classification tasks too: its `attribute` takes a `ClassifierStudy` as well."""
         return False

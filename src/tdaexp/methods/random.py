@@ -19,6 +19,11 @@ class Random(Method):
     seed: int = 0
 
     @property
+    def reads_model(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def classifiers(self) -> bool:
         """Yes: it looks at ids alone."""
         return True

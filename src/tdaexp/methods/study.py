@@ -77,6 +77,11 @@ class Study(PairStudy):
         return replace(self, loaded=self.finetuned.loaded, finetuned=None, fitted=self.finetuned.examples)
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """What queries and fine-tuning examples end in, where the second stage classifies; else None."""
+        return None if self.finetuned is None else self.finetuned.loaded.classes
+
+    @property
     def fingerprint(self) -> str:
         """Identity of the model, the training examples and the queries."""
         return fingerprint(self.loaded.fingerprint, self.train.fingerprint(), self.queries.fingerprint())
