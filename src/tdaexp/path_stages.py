@@ -14,6 +14,8 @@ from tdaexp.checkpoint_preparation import build_checkpoint_study
 from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.loss_change import loss_change
 from tdaexp.recorded_preparation import build_recorded_study, load_recorded
+from tdaexp.report.decomposition import decomposition_findings
+from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.files import write_json
@@ -41,7 +43,8 @@ def train_recorded(config: Any, folder: Path, logger: RunLogger) -> dict[str, fl
 def decompose(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Decompose a recorded training, or simulated updates at a language model's checkpoints.
 
-    Leaves the store, how well its sums reproduce the model, and what it cost.
+    Leaves the store, how well its sums reproduce the model, what it cost, and a page of what it
+    shows.
     """
     clock = Clock()
     if check_pair(config.model, config.dataset):
@@ -76,15 +79,13 @@ def _keep(
     measures: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, float]:
-    """Write a path decomposition and its cost into the run's folder; returns its measures."""
+    """Write a path decomposition, its cost, and a page of what it shows into the run's folder; returns its measures."""
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
     dataset.attrs |= provenance()
     influence.save(dataset, folder / "influence.zarr")
     write_json(folder / "cost.json", seconds)
-    metrics = {f"{config.method.name}/{key}": value for key, value in measures.items()}
-    metrics[f"{config.method.name}/nodes"] = float(dataset["nodes"].mean())
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-    write_json(folder / "metrics.json", metrics)
-    logger.log_metrics(metrics)
-    return metrics
+    findings = decomposition_findings(dataset, measures, config.method.name)
+    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
+    dataset.attrs["cost"] = seconds
+    return write_findings(folder, findings, {config.method.label: dataset}, logger)

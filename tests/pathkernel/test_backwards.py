@@ -18,6 +18,7 @@ from recorded import (
     train,
 )
 
+from tdaexp.pathkernel import decompose
 from tdaexp.pathkernel.outputs import OUTPUTS, example_losses, of_model
 from tdaexp.pathkernel.parameters import between
 from tdaexp.pathkernel.quadrature import Quadrature, nodes
@@ -112,6 +113,17 @@ def test_a_query_does_not_depend_on_the_others():
     alone, *_ = swept(model, steps, "adamw", queries=tuple(tensor[[3]] for tensor in data(2, QUERIES)))
     together, *_ = swept(model, steps, "adamw")
     torch.testing.assert_close(together[:, :, [3]], alone, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_the_sum_over_queries_is_swept_as_one(monkeypatch, pieces):
+    model = network()
+    steps = train(model, "momentum")
+    whole = swept(model, steps, "momentum", components=True)
+    monkeypatch.setattr(decompose, "INPUTS", 4 * QUERIES // pieces)  # a query has four numbers
+    summed = swept(model, steps, "momentum", components=True, sum_queries=True)
+    for one, two in zip(summed, whole, strict=True):
+        torch.testing.assert_close(one, two.sum(-2, keepdim=True), rtol=1e-10, atol=1e-14)
 
 
 def test_going_on_from_a_saved_carry_gives_the_same_bits():

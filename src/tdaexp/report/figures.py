@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -52,6 +53,14 @@ def panels(count: int, height: float = PANEL[1], width: float = PANEL[0]) -> Ite
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width * count, height), layout="constrained")
         yield figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+@contextmanager
+def grid(rows: int, columns: int, width: float, height: float, **shared: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+    """Yield a figure of rows × columns axes [rows, columns], each of width × height inches, in this style."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -1,0 +1,113 @@
+"""Layer swaps and retrainings from grafts, on a recorded training of a few steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tdaexp.analyses.base import Evidence
+from tdaexp.analyses.transplant import confusion, grafted, parameters_of, retrainings, swap_accuracies
+from tdaexp.data.modular_addition import ModularAddition
+from tdaexp.models.grokking import Grokking
+from tdaexp.runtime.errors import UserError
+from tdaexp.training import recorded
+from tdaexp.training.settings import FitSettings
+
+FIT = FitSettings(steps=12, batch_size=40, lr=1e-2, warmup=0, schedule="constant", clip=0.0, batches="epochs",
+                  weight_decay=1.0, decay="all", record=1, checkpoint_every=2)  # fmt: skip
+GROUPS = {"attention": ["layers.0.attn"], "outer": ["embed", "lm_head"]}
+EVERY = {"all": ["embed", "layers.0", "lm_head"]}
+
+
+def evidence_in(folder) -> Evidence:
+    model = Grokking(hidden=8, heads=2, inner=16, tied_heads=True)
+    dataset = ModularAddition(train=40, test=20, modulus=11)
+    trainer = SimpleNamespace(fit=FIT, accelerator="cpu")
+    return Evidence(SimpleNamespace(model=model, dataset=dataset, trainer=trainer, seed=0, cache_dir=str(folder)))
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory) -> Evidence:
+    found = evidence_in(tmp_path_factory.mktemp("grafts"))
+    assert found.task.trajectory.settings.total == 12
+    return found
+
+
+def test_names_of_a_graft(evidence):
+    own = parameters_of(evidence.task, "attention", ["layers.0.attn"])
+    assert own == [f"layers.0.attn.{name}" for name in ("qkv.weight", "qkv.bias", "o.weight", "o.bias")]
+    assert sorted(parameters_of(evidence.task, "all", EVERY["all"])) == sorted(evidence.task.trajectory.parameters(0))
+    with pytest.raises(UserError, match=r"analysis\.grafts: attention: unknown component 'layers.0.atn'"):
+        parameters_of(evidence.task, "attention", ["layers.0.atn"])
+
+
+def test_swaps_against_the_module_itself(evidence):
+    task, targets = evidence.task, evidence.task.corpus.test.targets
+    table = swap_accuracies(task, GROUPS | EVERY, [0, 6]).set_index(["step", "graft"])["accuracy"]
+
+    def accuracy(parameters) -> float:
+        module = evidence.config.model.build(task.corpus)
+        module.load_state_dict(parameters)
+        return float((module(task.corpus.test.inputs).argmax(1) == targets).float().mean())
+
+    start, end = task.trajectory.parameters(0), task.trajectory.parameters(12)
+    assert table[0, "none"] == pytest.approx(accuracy(start))
+    assert table[0, "all"] == table[6, "all"] == pytest.approx(accuracy(end))
+    mixed = {**start, **{name: end[name] for name in ("embed.weight", "lm_head.weight", "lm_head.bias")}}
+    assert table[0, "outer"] == pytest.approx(accuracy(mixed))
+    counts = confusion(task, 0, parameters_of(task, "all", EVERY["all"]), 11)
+    right = np.trace(counts) / len(targets)
+    assert right == pytest.approx(accuracy(end)) and counts.sum() <= 20
+    assert counts[int(targets[0])].sum() >= 1
+
+
+def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatch):
+    seen = []
+
+    def fit(problem, settings, *, folder, seed, identity):
+        seen.append({name: parameter.detach().clone() for name, parameter in problem.module.named_parameters()})
+        return real(problem, settings, folder=folder, seed=seed, identity=identity)
+
+    real = recorded.fit_recorded
+    monkeypatch.setattr("tdaexp.analyses.transplant.fit_recorded", fit)
+    table = retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4)
+    assert len(seen) == 8 and set(table["step"]) == {0, 1, 2, 3, 4}
+    donor, fresh = evidence.task.trajectory.parameters(12), dataclasses.replace(evidence.config.model, seed=1)
+    plain = dict(fresh.build(evidence.task.corpus).named_parameters())
+    for name, value in seen[0].items():
+        assert torch.equal(value, donor[name] if ".attn." in name else plain[name])
+    assert not torch.equal(seen[0]["embed.weight"], seen[1]["embed.weight"])  # another seed
+    assert retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4).equals(table) and len(seen) == 8  # from the cache
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+def test_a_killed_study_goes_on_where_it_stopped(evidence, tmp_path, monkeypatch):
+    straight = retrainings(evidence, GROUPS, [12], seeds=1, steps=8)
+    killed, taken, real = evidence_in(tmp_path), [], recorded._step
+    assert killed.task.fingerprint == evidence.task.fingerprint
+
+    def step(*arguments):
+        taken.append(arguments[-1])
+        if len(taken) == 14:  # in the second of two trainings, past a checkpoint
+            raise Killed
+        real(*arguments)
+
+    monkeypatch.setattr(recorded, "_step", step)
+    with pytest.raises(Killed):
+        retrainings(killed, GROUPS, [12], seeds=1, steps=8)
+    found = retrainings(killed, GROUPS, [12], seeds=1, steps=8)
+    assert found.equals(straight)
+    assert taken == [*range(8), *range(6), *range(4, 8)]  # the first training is not taken again
+
+
+def test_a_graft_leaves_the_host_alone():
+    host, donor = {"a": torch.zeros(2), "b": torch.zeros(2)}, {"a": torch.ones(2), "b": torch.ones(2)}
+    found = grafted(host, donor, ["b"])
+    assert torch.equal(found["a"], host["a"]) and torch.equal(found["b"], donor["b"]) and not host["b"].any()
