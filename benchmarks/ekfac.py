@@ -29,11 +29,13 @@ from tdaexp.curvature import covariance, lambdas
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.kept import KeptGradients, kept_bytes, kept_scores
-from tdaexp.curvature.layers import Layers, attention_and_mlp, layers_of
+from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.phases import Phases
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.source import LanguageSource
 from tdaexp.data.examples import Example, Examples
+from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 
 LENGTH, VOCABULARY, HIDDEN, INNER, DEPTH, QUERIES, BATCH = 128, 2048, 256, 1024, 4, 10, 32
@@ -101,7 +103,7 @@ def ours(count: int) -> dict:
     clock.run("matmul", matmul)
     clock.run("plain", lambda: plain(model, train))
     components = component_map(model)
-    layers = layers_of(components.select(attention_and_mlp(components)))
+    layers = layers_of(components.select(names_of(components, "blocks")))
     source = LanguageSource(model, layers, train, BATCH * LENGTH)
     sides = Side(model, layers, train, reduction="sum"), Side(model, layers, queries, reduction="sum")
     every = np.tile(np.arange(count), (QUERIES, 1))
@@ -174,7 +176,7 @@ def theirs(count: int, labels: list) -> dict:
 
     model, train, queries = build(), sequences(count, 0, "t"), sequences(QUERIES, 1, "q")
     components = component_map(model)
-    layers = layers_of(components.select(attention_and_mlp(components)))
+    layers = layers_of(components.select(names_of(components, "blocks")))
     modules = [component.parts[0].module for component in layers.map.components]
     plain(model, train[:BATCH])
     clock = Clock()

@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tdaexp.data.candidate_cache import cached_candidates
+from tdaexp.data.classes import tokenise_classes
 from tdaexp.data.dataset import query_id
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.tensors import TensorExamples
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.study import Compute, Stage, Study
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
-from tdaexp.training.task import TrainedTask, trained_task
+from tdaexp.runtime.errors import UserError
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -48,7 +46,7 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     """
     if config.model.finetuned is not None:
         named = Pretrained(config.model.finetuned, template=first.template)
-        loaded = named.load(*_where(config))
+        loaded = named.load(*_where(config), classifier=True)
         check_successor(first, loaded, config.model.finetuned)
         return dataclasses.replace(loaded, max_length=min(first.max_length, loaded.max_length))
     if not records:
@@ -64,40 +62,6 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     return _trained(config, named, records, config.trainer.finetune)
 
 
-def load_task(config: Any) -> TrainedTask:
-    """Train and record the configured classification task, or load it where it was trained before."""
-    return trained_task(
-        config.model,
-        config.dataset.load(),
-        config.trainer.fit,
-        cache_dir=Path(config.cache_dir),
-        seed=config.seed,
-        device=resolve_device(config.trainer.accelerator),
-    )
-
-
-def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
-    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name; on the CPU."""
-    parts = {"train": task.corpus.train, "test": task.corpus.test}
-    limit = config.dataset.query_limit
-    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in config.dataset.query_sets]
-    queries = TensorExamples(
-        [one for _, examples in chosen for one in examples.ids],
-        torch.cat([examples.inputs for _, examples in chosen]),
-        torch.cat([examples.targets for _, examples in chosen]),
-    )
-    return TaskStudy(
-        task.module.to("cpu"),
-        {name: tuple(members) for name, members in task.components.members.items()},
-        task.corpus.train,
-        queries,
-        [name for name, examples in chosen for _ in examples.ids],
-        task.trajectory,
-        Path(config.cache_dir),
-        held_out=task.corpus.test,
-    )
-
-
 def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Study:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names = list(config.dataset.query_sets)
@@ -106,9 +70,10 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
     position = {record.id: index for index, record in enumerate(corpus.train)}
     sources = [[position[source] for source in record.truth] for record in records]
     truth = np.stack([np.isin(row, own) for row, own in zip(candidates.indices, sources, strict=True)])
+    classes = None if successor is None else successor.classes
     return Study(
         train=_tokens(config, corpus.train, loaded),
-        queries=_tokens(config, records, loaded),
+        queries=_tokens(config, records, loaded, classes),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
         truth=truth,
@@ -118,7 +83,7 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
         ),
         cache=Path(config.cache_dir),
         seed=config.seed,
-        finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor)),
+        finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor, classes)),
     )
 
 
@@ -169,6 +134,11 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
     """Add the query set in which the model completes the prompts of another one itself, where it is asked for."""
     if GENERATED not in config.dataset.query_sets:
         return corpus
+    if loaded.classes is not None:
+        raise UserError(
+            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets=[paraphrased]"
+        )
     source = config.dataset.GENERATED_FROM
     completed = generated_queries(
         loaded,
@@ -189,7 +159,11 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
     return dataclasses.replace(corpus, queries={**corpus.queries, GENERATED: renamed})
 
 
-def _tokens(config: Any, records: list[Record], loaded: LoadedModel) -> Examples:
+def _tokens(
+    config: Any, records: list[Record], loaded: LoadedModel, classes: tuple[str, ...] | None = None
+) -> Examples:
+    if classes is not None:
+        return tokenise_classes(records, loaded.tokenizer, classes, min(config.dataset.max_length, loaded.max_length))
     return tokenise(
         records,
         loaded.tokenizer,

@@ -19,35 +19,31 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.analyses.base import Evidence
-from tdaexp.checkpoint_preparation import build_checkpoint_study
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
-from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.external import read_scores
-from tdaexp.metrics.loss_change import loss_change
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.path_stages import decompose, train_recorded
 from tdaexp.preparation import (
     build_study,
-    build_task_study,
     drawn,
     load_model,
     load_successor,
-    load_task,
     with_generated,
 )
-from tdaexp.recorded_preparation import build_recorded_study, load_recorded
-from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
-from tdaexp.training.task import TrainedTask, check_pair
+from tdaexp.task_stages import score_task
+from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
 Texts = dict[str, dict[str, str]]
@@ -55,10 +51,8 @@ Texts = dict[str, dict[str, str]]
 
 def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
-    if check_pair(config.model, config.dataset):
-        return _train_task(load_task(config), folder, logger)
-    if config.trainer.fit.record:
-        return _train_task(load_recorded(config), folder, logger)
+    if check_pair(config.model, config.dataset) or config.trainer.fit.record:
+        return train_recorded(config, folder, logger)
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
@@ -83,29 +77,18 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
     return metrics
 
 
-def _train_task(task: TrainedTask, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Tell how a recorded training went; returns its last losses and accuracies."""
-    for entry in task.note["curves"]:
-        measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
-        logger.log_metrics(measures, step=int(entry["step"]))
-    metrics = {"train/steps": float(entry["step"]), **measures}
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-    log.info("checkpoint: %s", task.folder)
-    write_json(folder / "metrics.json", metrics)
-    logger.log_metrics(metrics)
-    return metrics
-
-
 def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Score the candidate pairs with the configured method; leaves the store, its metrics and a report."""
-    if config.products is None and check_pair(config.model, config.dataset):
-        return _attribute_task(config, folder, logger)
-    if config.products is None and isinstance(config.method, Explaind):
-        if config.trainer.fit.record:
-            return _attribute_task(config, folder, logger)
-        return _attribute_checkpoints(config, folder, logger)
-    if config.products is None and getattr(config.model, "checkpoints", None):
-        raise UserError(f"model.checkpoints: method={config.method.name} reads one model; only explaind reads a list")
+    """Decompose a training, or score pairs, as the method does; leaves the store, its metrics and a report."""
+    if config.products is None:
+        task = check_pair(config.model, config.dataset)
+        if isinstance(config.method, Explaind):
+            return decompose(config, folder, logger)
+        if task:
+            return score_task(config, folder, logger)
+        if getattr(config.model, "checkpoints", None):
+            raise UserError(
+                f"model.checkpoints: method={config.method.name} reads one model; only explaind reads a list"
+            )
     near = None
     if config.products is not None:
         start = time.monotonic()
@@ -127,64 +110,12 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, {label: dataset}, texts, config.metric, logger, near)
 
 
-def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Decompose a recorded training; leaves the store and how well its sums reproduce the model."""
-    if not isinstance(config.method, Explaind):
-        raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
-    clock = _Clock()
-    if check_pair(config.model, config.dataset):
-        task = load_task(config)
-        clock.stop("model")
-        study = build_task_study(config, task)
-    else:
-        task = load_recorded(config)
-        clock.stop("model")
-        study = build_recorded_study(config, task)
-    dataset = config.method.attribute(study)
-    clock.stop("scoring")
-    dataset.attrs["study"] = fingerprint(task.fingerprint, study.queries.fingerprint())
-    return _keep_decomposition(config, folder, logger, dataset, reconstruction(dataset), clock.seconds)
-
-
-def _attribute_checkpoints(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Decompose simulated updates at a language model's checkpoints; leaves the store and how exact its sums are."""
-    clock = _Clock()
-    study = build_checkpoint_study(config)
-    clock.stop("model")
-    dataset = config.method.attribute(study)
-    clock.stop("scoring")
-    identities = [one.identity for one in study.snapshots]
-    dataset.attrs["study"] = fingerprint(identities, study.pool.fingerprint(), study.queries.fingerprint())
-    return _keep_decomposition(config, folder, logger, dataset, loss_change(dataset), clock.seconds)
-
-
-def _keep_decomposition(
-    config: Any,
-    folder: Path,
-    logger: RunLogger,
-    dataset: xr.Dataset,
-    measures: dict[str, float],
-    seconds: dict[str, float],
-) -> dict[str, float]:
-    """Write a path decomposition, its cost, and a page of what it shows into the run's folder; returns its measures."""
-    own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
-    dataset.attrs |= provenance()
-    influence.save(dataset, folder / "influence.zarr")
-    write_json(folder / "cost.json", seconds)
-    findings = decomposition_findings(dataset, measures, config.method.name)
-    log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
-    dataset.attrs["cost"] = seconds
-    return write_findings(folder, findings, {config.method.label: dataset}, logger)
-
-
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
-    stores = [Path(store) for store in config.runs]
-    found = [influence.load(store) for store in stores]
     if config.analysis is not None:
-        evidence = Evidence(config, found)
+        evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
+    stores, found = _pair_stores([Path(store) for store in config.runs])
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = _beside(store, "cost.json")
@@ -197,9 +128,23 @@ def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     return write_report(folder, datasets, texts, config.metric, logger)
 
 
+def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
+    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
+    found = [(store, influence.load(store)) for store in stores]
+    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
+    if found and not pairs:
+        raise UserError(
+            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
+            "metrics.json says how complete it is; add runs of ekfac, dot or random"
+        )
+    for store in set(stores) - {store for store, _ in pairs}:
+        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
+    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+
+
 def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
-    clock = _Clock()
+    clock = Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     loaded = load_model(config, corpus.train)
     successor = load_successor(config, corpus.finetune, loaded)
@@ -209,6 +154,11 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     study = build_study(config, corpus, loaded, successor)
     clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
+    if study.classes and config.method.reads_model and not config.method.both_stages:
+        raise UserError(
+            f"method={config.method.name}: needs one model for training texts and queries, but model.finetuned "
+            "classifies and reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
+        )
     dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
     clock.stop("scoring")
     dataset.attrs["study"] = fingerprint(study.fingerprint, successor and successor.fingerprint)
@@ -231,16 +181,3 @@ def _beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def stop(self, stage: str) -> None:
-        """Charge the time since the last stop to `stage`."""
-        now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now

@@ -10,8 +10,10 @@ from kronecker_oracle import dense
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
-from tdaexp.curvature.layers import attention_and_mlp, layers_of
+from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.precondition import LayerFactors
 from tdaexp.curvature.source import LanguageSource
+from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
 
@@ -21,7 +23,7 @@ EXACT = dict(rtol=1e-9, atol=1e-13)
 
 def layers(model, names=None, strict=False):
     components = component_map(model)
-    return layers_of(components.select(names or attention_and_mlp(components)), strict)
+    return layers_of(components.select(names or names_of(components, "blocks")), strict)
 
 
 def fit(model, examples, folder, mode="ekfac", names=None, tokens_per_batch=40, **settings):
@@ -202,3 +204,27 @@ def test_a_fault_above_is_not_blamed_on_the_layers_below(tmp_path):
     model.gpt_neox.layers[1].attention.dense.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"layer '(layers.1|lm_head).*': an (activation|output gradient) of example"):
         fit(model, make_examples(3, 4), tmp_path / "f")
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_small_eigenvalues_of_full_rank_need_no_damping(squares):
+    """Factors whose eigenvalues fall to 1e-5 of the largest: their products fall below float32's accuracy."""
+    values = torch.logspace(0, -5, 12, dtype=torch.float64)
+    spectrum = torch.outer(values, values).float()
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)).double())[0]
+    layer = LayerFactors("a", basis.float(), basis.float(), spectrum, squares)
+    gradient = torch.ones(1, 12, 12, dtype=torch.float64)
+    found = layer.precondition(gradient, Damping(0.0))
+    wanted = basis @ ((basis.T @ gradient @ basis) / torch.outer(values, values)) @ basis.T
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(("squares", "left"), [(False, 1e-7), (True, 1e-14), (True, 0.0)])
+def test_what_rounding_leaves_of_a_missing_direction_needs_damping(squares, left):
+    values = torch.logspace(0, -3, 12, dtype=torch.float64)
+    values[-1] = left
+    spectrum = torch.outer(values, torch.linspace(1, 2, 12, dtype=torch.float64)).float()
+    layer = LayerFactors("a", torch.eye(12), torch.eye(12), spectrum, squares)
+    with pytest.raises(UserError, match="layer 'a': 12 of 144 eigenvalues are zero to rounding"):
+        layer.precondition(torch.ones(1, 12, 12), Damping(0.0))
+    layer.precondition(torch.ones(1, 12, 12), Damping(1e-3))

@@ -10,9 +10,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
-from tdaexp.curvature.layers import attention_and_mlp, layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.data.examples import Example, Examples
+from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 
 pytest.importorskip("kronfluence", reason="kronfluence (pip install --no-deps kronfluence) is not installed")
@@ -93,7 +95,7 @@ def test_the_same_factors_and_scores(tmp_path):
     train, queries = sequences(TRAIN, 0, "t"), sequences(QUERIES, 1, "q")
     model = small_neox()
     components = component_map(model)
-    layers = layers_of(components.select(attention_and_mlp(components)))
+    layers = layers_of(components.select(names_of(components, "blocks")))
     factors = fit_factors(
         model, layers, train, FactorSettings(saves=1), store=tmp_path / "f", tokens_per_batch=16 * LENGTH
     )

@@ -11,7 +11,8 @@ from torch import nn
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_source
-from tdaexp.curvature.modules import ModuleSource, capture_modules, module_layers
+from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.modules import ModuleSource, capture_modules, module_map
 from tdaexp.runtime.errors import UserError
 
 EXACT = dict(rtol=1e-9, atol=1e-12)
@@ -151,11 +152,14 @@ def test_what_has_no_rule_is_named():
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding="same"), nn.Linear(3, 3)
     )
-    assert [layer.name for layer in module_layers(model)] == ["3"]
-    with pytest.raises(UserError, match=r"no factor rule for 0 \(Conv2d, 40\), 1 \(BatchNorm2d, 8\), 2 \(Conv2d"):
-        module_layers(model, strict=True)
-    with pytest.raises(UserError, match="no linear or convolutional layer"):
-        module_layers(nn.BatchNorm2d(3))
+    components = module_map(model)
+    assert dict(zip(components.names, components.sizes, strict=True)) == {"0": 40, "norms": 8, "2": 148, "3": 12}
+    assert layers_of(components).names == ["3"]
+    assert "skipped: 0 (40), norms (8), 2 (148)" in layers_of(components).components.coverage_line()
+    with pytest.raises(UserError, match="components without a factor rule: 0, norms, 2 "):
+        layers_of(components, strict=True)
+    with pytest.raises(UserError, match="a linear or convolutional layer"):
+        layers_of(module_map(nn.BatchNorm2d(3)))
 
 
 def test_a_layer_that_runs_twice_is_refused(tmp_path):

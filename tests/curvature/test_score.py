@@ -10,9 +10,11 @@ from gradient_oracle import make_examples, oracle
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.kept import kept_bytes, kept_scores
-from tdaexp.curvature.layers import attention_and_mlp, layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.data.examples import Examples
+from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
@@ -25,7 +27,7 @@ SOME = np.array([[0, 3, -1], [8, 1, 2], [4, -1, -1], [5, 6, 7], [0, 8, 2]])
 
 def chosen(model, names=None):
     components = component_map(model)
-    return layers_of(components.select(names or attention_and_mlp(components)))
+    return layers_of(components.select(names or names_of(components, "blocks")))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import pytest
 import torch
 from gradient_oracle import make_examples
 
-from tdaexp.curvature.layers import attention_and_mlp, layers_of
-from tdaexp.curvature.score import Side, pair_scores
+from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens, token_influence
+from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 
@@ -25,7 +27,7 @@ MODULES = {
 
 def chosen(model, names=None):
     components = component_map(model)
-    return layers_of(components.select(names or attention_and_mlp(components)))
+    return layers_of(components.select(names or names_of(components, "blocks")))
 
 
 def inverse(layers, seed):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.candidates import BM25S
 from tdaexp.data.nearest import KNN, TfIdf
 from tdaexp.data.records import Record
@@ -89,6 +93,35 @@ def test_nearest_neighbours_are_the_largest_cosines_with_the_truth_among_them(ma
     assert calls == [5, 2] and (again.indices == found.indices).all()
     without = KNN(b=2, cache=str(tmp_path), ensure_truth=False).select(QUERIES, TRAIN)
     assert without.indices.shape == (2, 2)
+
+
+def test_embeddings_belong_to_the_weights_not_to_the_name(made_up, tmp_path):
+    _, calls = made_up
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    for content, wanted in (("a", 2), ("a", 2), ("b", 4)):
+        (encoder / "weights").write_text(content)
+        one = KNN(b=2, encoder=str(encoder), cache=str(tmp_path / "cache"))
+        one.select(QUERIES, TRAIN)
+        cached_candidates(one, QUERIES, TRAIN, tmp_path / "candidates")
+        assert len(calls) == wanted
+    assert len(list((tmp_path / "candidates").glob("*.npz"))) == 2
+    assert KNN().content() and KNN(encoder="someone/no-such-encoder").content() == ""
+
+
+def test_loading_faiss_says_nothing():
+    pytest.importorskip("faiss")
+    code = (
+        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "from test_nearest import QUERIES, TRAIN; from tdaexp.data.nearest import KNN; import numpy as np\n"
+        "KNN._encode = lambda self, texts: np.eye(len(texts), 6, dtype=np.float32)\n"
+        "KNN(b=2, cache=sys.argv[1]).select(QUERIES, TRAIN); assert 'faiss' in sys.modules"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        told = subprocess.run(
+            [sys.executable, "-c", code, folder], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    assert "faiss" not in told.stdout.lower() and "AVX" not in told.stdout
 
 
 def test_the_packaged_encoder_knows_that_a_feline_is_a_cat(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -210,8 +211,16 @@ def test_bad_files(files, tmp_path):
         TREx(sentences=str(tmp_path / "nowhere"), facts=files["facts"]).load()
     broken = tmp_path / "broken.json"
     broken.write_text('[{"docid": "x", "triples": [{}]}]')
-    with pytest.raises(UserError, match=r"broken\.json: not a file of T-REx \(KeyError: 'predicate'\)"):
+    with pytest.raises(UserError, match=r"broken\.json, document 1: not in T-REx's format \(no key 'predicate'\)"):
         TREx(sentences=str(broken), facts=files["facts"]).load()
+    for text, words in (
+        ("[\n{", r":2: not in T-REx's format \(not JSON: "),
+        ('[{"docid": 3, "triples": 4}]', "document 1"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(UserError, match=words) as told:
+            TREx(sentences=str(broken), facts=files["facts"]).load()
+        assert not re.search(r"\w+Error|object|NoneType", str(told.value))
     only = tmp_path / "only.jsonl"
     only.write_text(json.dumps(fact("P19", "Q1", "a", "Q2", "b")) + "\n")
     with pytest.raises(UserError, match="no sentence states any of the facts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_figure_3_over_damping_and_its_baselines(commands):
     found, folder = metrics(only("outputs/evaluate/*")), only("outputs/evaluate/*")
     labels = {key.split("/")[0] for key in found}
     wanted = {f"{name} (λ {damping})" for name in ("ekfac", "multistage") for damping in ("0.01", "0.001")}
-    assert labels == wanted | {"bm25", "repsim", "multistage (identity)"}
+    assert labels == wanted | {"bm25", "repsim", "dot across stages"}
     assert all(0 <= found[f"{label}/facts/{key}"] <= 1 for label in labels for key in ("mrr", "recall@10", "answered"))
     assert {file.stem for file in (folder / "plots").glob("*.svg")} == {"accuracies", "damping"}
 
@@ -88,7 +89,16 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
 
 def test_without_a_second_stage_the_method_says_what_to_do(commands):
     line = commands.refused("attribute", *TINY, "dataset=biographies", "method=multistage")
-    assert "one training stage only" in line and "dataset=biographies_qa" in line
+    assert "one training stage" in line
+    (told,) = re.findall(r"`python attribute.py (.*)`", line)
+    commands.done("attribute", *told.split(), *STAGES, "dataset.query_limit=2")
+
+
+def test_a_sweep_goes_on_behind_a_job_that_fails(commands):
+    keys = (*TINY[:5], "metric.bootstrap=50", "metric.plots=false", "dataset.people=8", "dataset.query_limit=2")
+    code, err = commands("attribute", "-m", "method=random,multistage,bm25", *keys)
+    assert code == 1 and "experiment=toy_msif method=multistage" in err and "2 of 3 jobs done" in err
+    assert [row["status"] for row in rows(only("multirun/*"))] == ["done", "failed", "done"]
 
 
 @pytest.mark.parametrize("method", ["ekfac", "multistage"])

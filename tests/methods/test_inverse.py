@@ -134,6 +134,9 @@ def test_the_label_tells_what_is_not_usual(compose):
     assert (
         compose("method=cg", "method.damping=1e-4", "method.iterations=7").label == "cg (damping=0.0001, iterations=7)"
     )
+    assert compose("method=cg", "method.damping=0.1", "method.examples=null").label == "cg (damping=0.1, examples=all)"
+    assert compose("method=lissa", "method.batch_size=4").label == "lissa (batch_size=4)"
+    assert compose("method=cg", "method.measurement=logit_margin").label == "cg (measurement=logit_margin)"
     assert compose("method=arnoldi", "method.part=mlp", FEW[0]).label == "arnoldi (part=mlp, 2 components)"
 
 

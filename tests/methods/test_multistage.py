@@ -105,9 +105,12 @@ def test_each_stage_has_its_own_damping():
     ("keys", "label"),
     [
         ({}, "multistage"),
-        ({"mode": "identity"}, "multistage (identity)"),
+        ({"mode": "identity"}, "dot across stages"),
+        ({"mode": "identity", "part": "mlp", "query_rank": 4}, "dot across stages (mlp, rank 4)"),
+        ({"relative_damping": 0.5}, "multistage (λ 0.5 × mean)"),
+        ({"measurement": "logit_margin", "reduction": "sum"}, "multistage (logit_margin, sum)"),
         ({"damping": 1e-6}, "multistage (λ 1e-06)"),
-        ({"damping": 1e-6, "finetuned_relative_damping": 0.1, "part": "mlp"}, "multistage (λ 1e-06/relative, mlp)"),
+        ({"damping": 1e-6, "finetuned_relative_damping": 0.1, "part": "mlp"}, "multistage (λ 1e-06/λ 0.1 × mean, mlp)"),
         ({"components": ["layers.0.attn.q"], "finetuned_mode": "kfac"}, "multistage (ekfac/kfac, 1 components)"),
     ],
 )
@@ -116,7 +119,7 @@ def test_labels_tell_runs_apart(keys, label):
 
 
 def test_one_stage_is_refused(exact):
-    with pytest.raises(UserError, match=r"one training stage only.*dataset=biographies_qa"):
+    with pytest.raises(UserError, match=r"one training stage; .*experiment=toy_msif method=multistage"):
         MultiStage().attribute(dataclasses.replace(exact, finetuned=None))
 
 

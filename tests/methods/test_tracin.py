@@ -59,6 +59,15 @@ def test_a_model_without_checkpoints_says_what_to_do(study, compose, monkeypatch
         compose("method=tracin").attribute(study)
 
 
+def test_a_training_shorter_than_its_interval_says_what_to_do(study, compose, monkeypatch, tmp_path):
+    monkeypatch.setattr(study.loaded.model, "name_or_path", str(tmp_path / "model"))
+    (tmp_path / "model").mkdir()
+    note = {"settings": {"steps": 50, "checkpoint_every": 100, "keep": "all"}}
+    (tmp_path / "model" / "training.json").write_text(json.dumps(note))
+    with pytest.raises(UserError, match=r"50 steps .* every 100 .*set trainer.fit.checkpoint_every=10"):
+        compose("method=tracin").attribute(study)
+
+
 def test_a_training_without_its_note(tmp_path):
     (tmp_path / "checkpoints" / "step-5").mkdir(parents=True)
     with pytest.raises(UserError, match=r"training.json: not readable"):

@@ -66,6 +66,8 @@ def test_share_of_each_kind_of_method(products_dataset, select_dataset):
     assert share(easy) == products_dataset["size"].values[chosen].sum() / 100
     assert share(products_dataset) == 1.0
     assert share(products_dataset.assign_attrs(share=0.04)) == 0.04
+    assert share(products_dataset.assign_attrs(parameters=400)) == 0.25  # the method looks at a part of the model
+    assert share(easy.assign_attrs(parameters=400)) == pytest.approx(share(easy) / 4)
     assert share(easy.assign_attrs(share=0.04)) == pytest.approx(0.04 * share(easy))
     plain = products_dataset.drop_vars(["influence", "query_sq", "train_sq"]).drop_dims("component")
     plain["influence"] = products_dataset["bm25"]

@@ -135,4 +135,14 @@ def test_labels_tell_what_differs(products_dataset):
     found = [of(seed=0, metric={"folds": 5}), of(seed=1, metric={"folds": 4}), of(seed=1, metric={"folds": 5})]
     assert distinct_labels(found) == ["full [seed=0]", "full [seed=1]", "full [seed=1] (3)"]
     assert distinct_labels([of(seed=0), of(seed=0)]) == ["full", "full (2)"]
+    assert distinct_labels([of(rank=None), of(rank=8)]) == ["full [rank=null]", "full [rank=8]"]
     assert distinct_labels([of(seed=0), products_dataset.assign_attrs(label="dot")]) == ["full", "dot"]
+
+
+def test_labels_name_as_many_keys_as_it_takes(products_dataset):
+    usual = {"measurement": "log_likelihood", "query_rank": None, "reduction": "mean", "relative_damping": 0.1}
+    others = [{"measurement": "logit_margin"}, {"query_rank": 8}, {"reduction": "sum"}, {"relative_damping": 1.0}]
+    stores = [products_dataset.assign_attrs(label="ekfac", config={"method": usual | one}) for one in ({}, *others)]
+    labels = distinct_labels(stores)
+    assert len(set(labels)) == 5 and not any("(" in label for label in labels)
+    assert "relative_damping=1.0" in labels[4]

@@ -68,6 +68,9 @@ def test_retrieval_against_damping_has_a_curve_per_method(full_store, stores):
     assert any(np.allclose(line.get_ydata(), mine["mrr"]) for line in curves)
     recall = next(line for line in axes.lines if line.get_linestyle() == ":")
     np.testing.assert_allclose(recall.get_ydata(), mine["recall"])
+    plain = table[(table["query_set"] == "paraphrased") & table["damping"].isna()].dropna(subset=["mrr"])
+    levels = [float(line.get_ydata()[0]) for line in axes.lines if tuple(line.get_xdata()) == (0, 1)]
+    assert len(plain) == 2 and sorted(levels) == sorted([*plain["mrr"], *plain["recall"]])
     assert "recall@2" in axes.get_ylabel() and axes.xaxis_inverted()
 
 

@@ -13,7 +13,6 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -21,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaexp.cli.origin import Origin, OriginOf, one_line, shown
-from tdaexp.runtime.errors import UserError, nearest, unknown
+from tdaexp.cli.origin import OriginOf, one_line, shown
+from tdaexp.runtime.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -172,28 +171,6 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield Composer(name, loader, [extra] if extra else [])
-
-
-def resolve(config: DictConfig, origin: Origin) -> dict[str, Any]:
-    """Return the configuration without Hydra's node, interpolations replaced by their values.
-
-    `${hydra:…}` refers to Hydra's node in `config` where there is one, else to that of the running job.
-    """
-    previous = HydraConfig.instance().cfg
-    if "hydra" in config:
-        HydraConfig.instance().set_config(config)
-    try:
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        path = tuple(str(error.full_key or "").split("."))
-        text = f"{origin(path)}: '{'.'.join(path)}': {one_line(error)}"
-        missing = re.search(r"Interpolation key '(\w+)' not found", str(error))
-        near = nearest(missing[1], map(str, config)) if missing else None
-        hint = f"; {origin((near,))} has '{near}', did you mean '{missing[1]}' there?" if missing and near else ""
-        raise UserError(text + hint) from error
-    finally:
-        HydraConfig.instance().cfg = previous
 
 
 def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> UserError:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.check import Checker
-from tdaexp.cli.compose import Composer, resolve
-from tdaexp.cli.origin import Origin
+from tdaexp.cli.compose import Composer
+from tdaexp.cli.origin import Origin, one_line
 from tdaexp.config import REPLACED_BY_PRODUCTS, ROOTS
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
 
 SUBJECT = ("model", "dataset")
@@ -95,6 +97,10 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
             found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
         elif key in FILES and isinstance(value, str) and Path(value).exists():
             found[key] = _content(Path(value))
+        elif key == "measurement" and isinstance(value, str) and ":" in value:
+            from tdaexp.gradients.measurements import sources
+
+            found[key] = sources(value)[0]
     return found
 
 
@@ -120,3 +126,25 @@ def _refuse_unread(raw: Any, choices: dict[str, str], origin: Origin) -> None:
         f"{origin(('budget',))}: method '{choices.get('method')}' does not read budget; leave it out, "
         "or choose a method that does (select, project)"
     )
+
+
+def resolve(config: DictConfig, origin: Origin) -> dict[str, Any]:
+    """Return the configuration without Hydra's node, interpolations replaced by their values.
+
+    `${hydra:…}` refers to Hydra's node in `config` where there is one, else to that of the running job.
+    """
+    previous = HydraConfig.instance().cfg
+    if "hydra" in config:
+        HydraConfig.instance().set_config(config)
+    try:
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        path = tuple(str(error.full_key or "").split("."))
+        text = f"{origin(path)}: '{'.'.join(path)}': {one_line(error)}"
+        missing = re.search(r"Interpolation key '(\w+)' not found", str(error))
+        near = nearest(missing[1], map(str, config)) if missing else None
+        hint = f"; {origin((near,))} has '{near}', did you mean '{missing[1]}' there?" if missing and near else ""
+        raise UserError(text + hint) from error
+    finally:
+        HydraConfig.instance().cfg = previous

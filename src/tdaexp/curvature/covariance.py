@@ -8,7 +8,6 @@ T d² multiply-adds for n blocks.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 BLOCK = 256
@@ -39,8 +38,3 @@ def multiply_adds(tokens: int, width: int) -> int:
     """Multiply-adds of one `add_second_moment`."""
     blocks = [(min(start + BLOCK, width) - start) * (width - start) for start in range(0, width, BLOCK)]
     return tokens * sum(blocks)
-
-
-def accumulator(width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros [width, width] on the device of `like`."""
-    return torch.zeros(width, width, dtype=dtype, device=like.device)

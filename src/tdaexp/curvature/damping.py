@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tdaexp.runtime.errors import UserError
@@ -25,15 +24,22 @@ class Damping:
             if one is not None and not 0 <= one < math.inf:
                 raise UserError(f"damping: {name}={one} must be a finite number that is not negative")
 
-    def of(self, spectrum: Tensor, layer: str) -> float:
-        """λ for a layer with eigenvalues `spectrum`. Errors (UserError): λ is 0 where an eigenvalue is, to rounding."""
+    def of(self, spectrum: Tensor, layer: str, rounding: float) -> float:
+        """λ for a layer with eigenvalues `spectrum` [O, I].
+
+        `rounding`: the largest share of the top eigenvalue that a direction without curvature can have by rounding.
+        Errors (UserError): λ is 0, and a whole row or column is zero but for rounding (a factor of deficient rank), or
+        an eigenvalue is exactly zero. A small eigenvalue among larger ones is the product of two small ones: no error.
+        """
         amount = self.relative * float(spectrum.mean()) if self.value is None else self.value
-        limit = float(spectrum.max()) * torch.finfo(spectrum.dtype).eps * max(spectrum.shape)
-        if amount == 0 and float(spectrum.min()) <= limit:
-            small = int((spectrum <= limit).sum())
+        if amount > 0:
+            return amount
+        limit = rounding * float(spectrum.max())
+        empty = (spectrum.amax(1, keepdim=True) <= limit) | (spectrum.amax(0, keepdim=True) <= limit) | (spectrum == 0)
+        if bool(empty.any()):
             raise UserError(
-                f"layer '{layer}': {small:,} of {spectrum.numel():,} eigenvalues are zero to rounding and so is the "
-                f"damping: the curvature cannot be inverted; set method.damping (say {max(limit, 1e-8):.1g}) or "
-                "method.relative_damping=0.1"
+                f"layer '{layer}': {int(empty.sum()):,} of {spectrum.numel():,} eigenvalues are zero to rounding and "
+                "so is the damping: the curvature cannot be inverted; set method.damping "
+                f"(say {max(limit, 1e-8):.1g}) or method.relative_damping=0.1"
             )
         return amount

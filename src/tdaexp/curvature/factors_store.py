@@ -100,7 +100,8 @@ class Factors:
         outputs, inputs = (torch.from_numpy(group[f"{key}.values"][0]) for key in keys)
         tokens = float(self._open("covariance")[f"n.{name}"][:].sum())
         # Tokens of an example count as independent in K-FAC: its summed gradient's variance is T times a token's.
-        return LayerFactors(name, q_out, q_in, (torch.outer(outputs, inputs) * (tokens / self.examples)).to(self.dtype))
+        spectrum = torch.outer(outputs, inputs) * (tokens / self.examples)
+        return LayerFactors(name, q_out, q_in, spectrum.to(self.dtype), squares=False)
 
     def _mean(self, phase: str, name: str) -> Tensor:
         return (self._sum(self._open(phase), f"L.{name}") / self.examples).to(self.dtype)

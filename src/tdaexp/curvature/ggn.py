@@ -88,7 +88,6 @@ class TrainingGGN:
         self._logits = LogitsAt(model)
         order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
         self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
-        self.products = 0
 
     @property
     def size(self) -> int:
@@ -112,7 +111,6 @@ class TrainingGGN:
             for members in batches:
                 batch = collate([self.examples[index] for index in members], self.pad_id)
                 total += self._batch_product(batch, parameters, directions).to(total.dtype)
-        self.products += len(vectors)
         return total
 
     def _batch_product(self, batch: Batch, parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> Tensor:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from tdaexp.curvature.contraction import HeldLayer, Workspace
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import Precondition, Scoring, Side, check_sides, run_layers
+from tdaexp.curvature.score import Precondition, Scoring, check_sides, run_layers
+from tdaexp.curvature.sides import PairSide
 from tdaexp.data.examples import token_budget_batches
-from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors
-from tdaexp.gradients.finite import check_losses
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
@@ -32,10 +31,10 @@ CACHED_ENTRIES = 1 << 19
 """Gradient entries that are unpacked at a time; a constant, because results may depend on it in the last bits."""
 
 
-def kept_bytes(train: Side) -> int:
+def kept_bytes(train: PairSide) -> int:
     """Size of the store of all training gradients: a byte per weight, four per bias and per row's scale."""
     each = [layer.outputs * (layer.inputs - layer.bias + 4 * (1 + layer.bias)) for layer in train.layers.layers]
-    return sum(each) * len(train.examples)
+    return sum(each) * len(train.ids)
 
 
 def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,19 +47,19 @@ def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
 class KeptGradients:
     """All training gradients of one side in a block store; rows are ordered by length."""
 
-    def __init__(self, train: Side, store: Path, keep_gb: float, tokens_per_batch: int, pad_id: int = 0) -> None:
+    def __init__(self, train: PairSide, store: Path, keep_gb: float, tokens_per_batch: int, pad_id: int = 0) -> None:
         """Plan the store. Errors (UserError): it would be larger than `keep_gb` (10^9 bytes)."""
-        check_losses(train.examples, "training")
+        train.check(range(len(train.ids)), "training")
         needed = kept_bytes(train)
         if needed > keep_gb * 1e9:
             raise UserError(
-                f"keeping the gradients of {len(train.examples):,} training examples takes {needed / 1e9:.3g} GB; set "
+                f"keeping the gradients of {len(train.ids):,} training examples takes {needed / 1e9:.3g} GB; set "
                 f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none "
                 "(method.keep_gb=0)"
             )
         self.train, self.pad_id = train, pad_id
-        self.space = Workspace(torch.float32, next(train.model.parameters()).device)
-        lengths = train.examples.lengths
+        self.space = Workspace(torch.float32, train.device)
+        lengths = train.lengths
         order = np.argsort(lengths, kind="stable").tolist()
         # Batches of one size, so that each is one file per array.
         size = max(1, tokens_per_batch // int(lengths.max()))
@@ -68,7 +67,7 @@ class KeptGradients:
         self.place = np.argsort(order)  # where each example's row is
         ends = np.cumsum([len(batch) for batch in self.batches])
         slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(self.batches, ends, strict=True)]
-        count = len(train.examples)
+        count = len(train.ids)
         arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         for layer in train.layers.layers:
             arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs - layer.bias), "int8")
@@ -78,7 +77,7 @@ class KeptGradients:
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
         count = len(self.batches)
-        with frozen(self.train.model), self.blocks.pending() as missing:
+        with self.train.ready(), self.blocks.pending() as missing:
             for block in track(missing, "training gradients", count, count - len(missing)):
                 values: dict[str, np.ndarray] = {}
 
@@ -105,7 +104,7 @@ class KeptGradients:
     def scores(self, held: dict[str, HeldLayer], queries: int) -> np.ndarray:
         """Scores [queries, N, K] of held queries against all training examples, float32."""
         layers = self.train.layers
-        values = np.empty((queries, len(self.train.examples), len(layers.components)), dtype=np.float32)
+        values = np.empty((queries, len(self.train.ids), len(layers.components)), dtype=np.float32)
         for block in range(len(self.batches)):
             rows = self.blocks.blocks[block]
             for layer in layers.layers:
@@ -153,8 +152,8 @@ def _low_rank_product(held: HeldLayer, part: slice, gradient: Tensor, biases: Te
 
 
 def kept_scores(
-    train: Side,
-    queries: Side,
+    train: PairSide,
+    queries: PairSide,
     pairs: np.ndarray,
     precondition: Precondition,
     *,
@@ -177,10 +176,10 @@ def kept_scores(
     work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
     at_once = max(1, int(cache_gb * 1e9 // work.held_bytes()))
     values = np.full((*pairs.shape, len(train.layers.components)), np.nan, dtype=np.float32)
-    lengths = queries.examples.lengths
+    lengths = queries.lengths
     order = np.argsort(lengths, kind="stable")
     starts = range(0, len(order), at_once)
-    with frozen(queries.model):
+    with queries.ready():
         for start in track(starts, "influence", len(starts)):
             members = order[start : start + at_once]
             held = work.hold(token_budget_batches(lengths, members.tolist(), tokens_per_batch))

@@ -87,7 +87,10 @@ def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
             "layers have one); name others in method.components, or set method.strict=false"
         )
     if not fit:
-        raise UserError("none of the chosen components is a linear layer; name some, e.g. layers.0.mlp.up")
+        raise UserError(
+            "none of the chosen components is a linear or convolutional layer; name some in method.components, e.g. "
+            "[layers.0.mlp.up]"
+        )
     groups: dict[str, list[Component]] = {}
     for one in fit:
         groups.setdefault(one.parts[0].module, []).append(one)
@@ -97,13 +100,8 @@ def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
     return Layers(tuple(layer for layer, _ in pairs), whole, kept)
 
 
-def attention_and_mlp(components: ComponentMap) -> list[str]:
-    """Names of the components inside the blocks, which is what the papers attribute: no embedding, head or norms."""
-    return [one.name for one in components.components if one.name.startswith("layers.")]
-
-
 def _without_rule(component: Component) -> bool:
-    return len(component.parts) > 1 or component.parts[0].kind not in ("linear", "conv1d")
+    return len(component.parts) > 1 or component.parts[0].kind not in ("linear", "conv1d", "conv2d")
 
 
 def _layer(group: list[Component]) -> tuple[Layer, Component]:

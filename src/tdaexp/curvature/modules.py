@@ -8,7 +8,6 @@ squared loss ½|f - y|², f plus standard normal noise. Then S and Λ are those 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.curvature.labels import draw, uniforms
-from tdaexp.curvature.layers import Layer
+from tdaexp.curvature.layers import Layer, layers_of
 from tdaexp.curvature.source import LayerConsumer
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
+from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.models.task import task_components
 from tdaexp.runtime.errors import UserError, unknown
 
-log = logging.getLogger(__name__)
 DISTRIBUTIONS = ("categorical", "gaussian")
 
 
@@ -32,28 +32,28 @@ def conv_patches(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
     return nn.functional.unfold(inputs, conv.kernel_size, **settings).transpose(1, 2)  # type: ignore[arg-type]
 
 
-def module_layers(model: nn.Module, strict: bool = False) -> tuple[Layer, ...]:
-    """Linear and plain convolutional layers in order; everything else with parameters is named in a coverage line.
+def module_map(module: nn.Module) -> ComponentMap:
+    """A network's components, named as `task_components` names them, with the kind and shape of their layers.
 
-    Errors (UserError): none is there; with `strict`, anything is left out.
+    Linear layers and convolutions with a rule are parts of kind `linear` and `conv2d` and shape (outputs, inputs), the
+    inputs of a convolution being those of a patch; of all others only the size is known (kind `other`).
     """
-    found, left = [], []
-    for path, module in model.named_modules():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own and has_rule(module):
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            bias = module.bias is not None
-            shape = (weight.shape[0], weight[0].numel() + bias)
-            found.append(Layer(path, *shape, bias, ((path, slice(0, shape[0])),)))
-        elif own:
-            left.append(f"{path} ({type(module).__name__}, {own:,})")
-    if left and strict:
-        raise UserError(f"no factor rule for {', '.join(left)}: only plain linear and convolutional layers have one")
-    if not found:
-        raise UserError("the model has no linear or convolutional layer to fit factors for")
-    covered, total = sum(layer.size for layer in found), sum(one.numel() for one in model.parameters())
-    log.info("factors cover %d of %d parameters; without a rule: %s", covered, total, ", ".join(left) or "none")
-    return tuple(found)
+    layers = dict(module.named_modules())
+    found = []
+    for name, parameters in task_components(module).members.items():
+        paths = dict.fromkeys(parameter.rpartition(".")[0] for parameter in parameters)
+        parts = tuple(_part(path, layers[path]) for path in paths)
+        found.append(Component(name, parts, sum(part.size for part in parts)))
+    return ComponentMap(tuple(found), {}, sum(one.size for one in found), type(module).__name__)
+
+
+def _part(path: str, layer: nn.Module) -> Part:
+    if has_rule(layer):
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        kind = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
+        return Part(path, kind, None, layer.bias is not None, (weight.shape[0], weight[0].numel()))
+    own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+    return Part(path, "other", None, False, (own, 0))
 
 
 def has_rule(module: nn.Module) -> bool:
@@ -73,13 +73,16 @@ class ModuleSource:
         ids: Sequence[str],
         distribution: str = "categorical",
         batch_size: int = 64,
-        strict: bool = False,
+        layers: tuple[Layer, ...] | None = None,
     ) -> None:
-        """`distribution`: `categorical` (the model returns logits [B, classes]) or `gaussian` (means [B, outputs])."""
+        """`distribution`: `categorical` (the model returns logits [B, classes]) or `gaussian` (means [B, outputs]).
+
+        `layers`: those to fit (null: all that have a rule), named by their paths.
+        """
         if distribution not in DISTRIBUTIONS:
             raise unknown("distribution", distribution, DISTRIBUTIONS, "ModuleSource")
         self.model, self.inputs, self.ids, self.distribution = model, inputs, list(ids), distribution
-        self.layers = module_layers(model, strict)
+        self.layers = layers_of(module_map(model)).layers if layers is None else layers
         numbers = list(range(len(inputs)))
         self.batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
         self.label_width = 1
@@ -138,7 +141,7 @@ def capture_modules(model, inputs: Tensor, names: Sequence[str], loss, consume: 
         return output
 
     with torch.enable_grad(), _hooked(model, names, watch):
-        losses = loss(model(inputs))
+        losses = loss(model(inputs.to(next(model.parameters()).device)))
         torch.autograd.grad(losses.sum(), roots)
     return losses.detach()
 

@@ -18,12 +18,16 @@ from tdaexp.curvature.damping import Damping
 class LayerFactors:
     """Curvature of one layer: eigenvectors `q_out` [O, O] and `q_in` [I, I] (None = identity), eigenvalues `spectrum`
     [O, I] (None = the identity matrix, which is neither damped nor inverted).
+
+    `squares`: the spectrum is made of squared gradients, not of products of the factors' eigenvalues. Where there is no
+    curvature rounding then leaves its square.
     """
 
     name: str
     q_out: Tensor | None
     q_in: Tensor | None
     spectrum: Tensor | None
+    squares: bool = True
 
     def precondition(self, gradient: Tensor, damping: Damping) -> Tensor:
         """(G + λI)⁻¹ applied to gradients [..., O, I]; a new tensor of the same shape, the factors stay as they are.
@@ -33,7 +37,8 @@ class LayerFactors:
         if self.spectrum is None:
             return gradient
         device, dtype = gradient.device, gradient.dtype
-        damped = (self.spectrum + damping.of(self.spectrum, self.name)).to(device, dtype)
+        rounding = (torch.finfo(self.spectrum.dtype).eps * max(self.spectrum.shape)) ** (2 if self.squares else 1)
+        damped = (self.spectrum + damping.of(self.spectrum, self.name, rounding)).to(device, dtype)
         if self.q_in is None or self.q_out is None:
             return gradient / damped
         q_in, q_out = self.q_in.to(device, dtype), self.q_out.to(device, dtype)

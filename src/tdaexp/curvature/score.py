@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,42 +19,23 @@ from torch import Tensor
 
 from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, joined, layer_scores
 from tdaexp.curvature.lambdas import form
-from tdaexp.curvature.layers import Layer, Layers
-from tdaexp.data.examples import Examples, collate
-from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
-from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
-from tdaexp.gradients.finite import check_losses, require_finite
+from tdaexp.curvature.layers import Layer
+from tdaexp.curvature.sides import PairSide
+from tdaexp.gradients.factors import LinearFactors
+from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
-from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Precondition = Callable[[str, Tensor], Tensor]
 """Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One side of the pairs: a model, its layers, examples, and the loss whose gradient is taken.
-
-    The sides may have different models (before and after fine-tuning): their layers are matched by name.
-    """
-
-    model: PreTrainedModel
-    layers: Layers
-    examples: Examples
-    loss: Loss = cross_entropy
-    reduction: str = "mean"
-
-
 def pair_scores(
-    train: Side,
-    queries: Side,
+    train: PairSide,
+    queries: PairSide,
     pairs: np.ndarray,
     precondition: Precondition,
     *,
@@ -75,9 +55,8 @@ def pair_scores(
     pairs = np.asarray(pairs, dtype=np.int64)
     check_sides(train, queries, pairs)
     work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
-    sizes = np.full(len(queries.examples), work.held_bytes(), dtype=float)
-    lengths = queries.examples.lengths, train.examples.lengths
-    wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
+    sizes = np.full(len(queries.ids), work.held_bytes(), dtype=float)
+    wanted = plan_blocks(pairs, queries.lengths, train.lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
     order = [query for block in plan for batch in block.queries for query in batch]
     if sorted(order) != list(range(len(pairs))):
@@ -86,43 +65,40 @@ def pair_scores(
     slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     kind = str(work.dtype).removeprefix("torch.")
     blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
-    with frozen(train.model), frozen(queries.model), blocks.pending() as missing:
+    with train.ready(), queries.ready(), blocks.pending() as missing:
         for number in track(missing, "influence", len(plan), len(plan) - len(missing)):
             blocks.write(number, {"scores": work.block(plan[number])})
     return blocks.read()["scores"][np.argsort(order)]
 
 
-def check_sides(train: Side, queries: Side, pairs: np.ndarray) -> None:
+def check_sides(train: PairSide, queries: PairSide, pairs: np.ndarray) -> None:
     """Refuse layers that do not match, pairs outside the training set, and examples without loss."""
     mine = [(layer.name, layer.outputs, layer.inputs) for layer in train.layers.layers]
     other = [(layer.name, layer.outputs, layer.inputs) for layer in queries.layers.layers]
     if mine != other:
         odd = sorted(set(mine) ^ set(other)) or mine
         raise UserError(f"the two models differ in layer '{odd[0][0]}'; name the components that both have and share")
-    if pairs.ndim != 2 or len(pairs) != len(queries.examples):
-        raise UserError(
-            f"candidates of shape {pairs.shape} for {len(queries.examples)} queries; give one row per query"
-        )
-    if pairs.size and (pairs.min() < -1 or pairs.max() >= len(train.examples)):
-        raise UserError(f"a candidate's number is outside 0 … {len(train.examples) - 1}, the training examples")
-    check_losses(queries.examples, "query")
-    check_losses(Examples([train.examples[index] for index in np.unique(pairs[pairs >= 0])]), "training")
+    if pairs.ndim != 2 or len(pairs) != len(queries.ids):
+        raise UserError(f"candidates of shape {pairs.shape} for {len(queries.ids)} queries; give one row per query")
+    if pairs.size and (pairs.min() < -1 or pairs.max() >= len(train.ids)):
+        raise UserError(f"a candidate's number is outside 0 … {len(train.ids) - 1}, the training examples")
+    queries.check(range(len(queries.ids)), "query")
+    train.check(np.unique(pairs[pairs >= 0]).tolist(), "training")
 
 
 @dataclass
 class Scoring:
     """Computes blocks of pairs."""
 
-    train: Side
-    queries: Side
+    train: PairSide
+    queries: PairSide
     pairs: np.ndarray
     precondition: Precondition
     rank: int | None
     pad_id: int
 
     def __post_init__(self) -> None:
-        self.dtype = accumulation_dtype(self.train.model.dtype)
-        self.device = next(self.train.model.parameters()).device
+        self.dtype, self.device = self.train.dtype, self.train.device
         self.space = Workspace(self.dtype, self.device)
 
     def held_bytes(self) -> int:
@@ -138,7 +114,7 @@ class Scoring:
         held = self.hold(block.queries)
         values = np.full((len(members), self.pairs.shape[1], len(self.train.layers.components)), np.nan)
         for batch in block.train:
-            row = np.full(len(self.train.examples), -1)
+            row = np.full(len(self.train.ids), -1)
             row[batch] = np.arange(len(batch))
             candidates = self.pairs[members]
             places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
@@ -176,23 +152,19 @@ class Scoring:
 
 
 def run_layers(
-    side: Side, members: list[int], pad_id: int, take: Callable[[Layer, LinearFactors, Tensor], None]
+    side: PairSide, members: list[int], pad_id: int, take: Callable[[Layer, LinearFactors, Tensor], None]
 ) -> None:
     """One pass over some examples; `take` gets each layer's factors and fills in numbers [B] that must be finite."""
-    chosen = [side.examples[index] for index in members]
     names = side.layers.names
-    device = next(side.model.parameters()).device
-    checks = torch.full((len(names), len(members)), torch.nan, device=device, dtype=torch.float64)
+    checks = torch.full((len(names), len(members)), torch.nan, device=side.device, dtype=torch.float64)
 
-    def consume(components: list[Component], factors: list[Factors]) -> None:
-        for component, one in zip(components, factors, strict=True):
-            if isinstance(one, LinearFactors):
-                place = names.index(component.name)
-                take(side.layers.layers[place], one, checks[place])
+    def consume(arrived: list[str], factors: list[LinearFactors]) -> None:
+        for name, one in zip(arrived, factors, strict=True):
+            place = names.index(name)
+            take(side.layers.layers[place], one, checks[place])
 
-    batch = collate(chosen, pad_id)
-    losses = capture(side.model, side.layers.map, batch, consume, loss=side.loss, reduction=side.reduction)
-    require_finite(checks.T.cpu().numpy(), [one.id for one in chosen], names, losses.cpu().numpy())
+    losses = side.capture(members, pad_id, consume)
+    require_finite(checks.T.cpu().numpy(), [side.ids[index] for index in members], names, losses.cpu().numpy())
 
 
 def explicit(factors: LinearFactors, dtype: torch.dtype) -> Tensor:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tdaexp.curvature.contraction import held_layer
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import Precondition, Side, check_sides, explicit, run_layers
+from tdaexp.curvature.score import Precondition, check_sides, explicit, run_layers
+from tdaexp.curvature.sides import Side
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.runtime.blockstore import BlockStore

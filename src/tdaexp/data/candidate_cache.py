@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def cached_candidates(selector: Lexical, queries: list[Record], train: list[Record], folder: Path) -> Candidates:
-    """Return `selector.select(queries, train)`, computed once per settings and texts and kept in `folder`.
+    """Return `selector.select(queries, train)`, computed once per settings, texts and content and kept in `folder`.
 
     Raises:
         UserError: the file in the cache is damaged.
@@ -25,7 +25,7 @@ def cached_candidates(selector: Lexical, queries: list[Record], train: list[Reco
     from tdaexp.data.candidates import Candidates
 
     texts = [[[r.id, r.prompt, r.completion, list(r.truth)] for r in records] for records in (queries, train)]
-    path = folder / f"{fingerprint(CACHE_VERSION, selector, texts)}.npz"
+    path = folder / f"{fingerprint(CACHE_VERSION, selector, selector.content(), texts)}.npz"
     with locked(path):
         if not path.exists():
             found = selector.select(queries, train)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from tdaexp.data.candidates import BM25S, FIELDS, Ranking
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.quiet import quiet
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +64,8 @@ class KNN(BM25S):
     def ranking(self, queries: Sequence[Record], train: Sequence[Record], name: str) -> Ranking:
         """Cosines of one query with its nearest training examples and its sources, -inf for all others."""
         try:
-            import faiss
+            with quiet("faiss.loader"):  # it tells which instructions it tries
+                import faiss
         except ImportError as error:
             raise UserError(f"candidates=knn: needs the package 'faiss'; {NEEDED}") from error
 
@@ -79,13 +82,34 @@ class KNN(BM25S):
 
         return rank
 
+    def content(self) -> str:
+        """Which weights the encoder's name stands for: a package's version, a folder's bytes, a hub snapshot's commit.
+
+        A hub id whose files are not here yet stands for itself.
+        """
+        if self.encoder == PACKAGED:
+            try:
+                return version(PACKAGED)
+            except PackageNotFoundError:
+                return ""
+        if Path(self.encoder).is_dir():
+            return file_fingerprint(Path(self.encoder))
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            here = try_to_load_from_cache(self.encoder, "config.json")
+        except HFValidationError:
+            return ""
+        return Path(here).parent.name if isinstance(here, str) else ""
+
     def _embedded(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, d] float32, from the cache where they are in it."""
 
         def build(folder: Path) -> None:
             np.save(folder / "vectors.npy", self._encode(texts))
 
-        folder = cached_folder(Path(self.cache) / fingerprint(self.encoder, texts), build)
+        folder = cached_folder(Path(self.cache) / fingerprint(self.encoder, self.content(), texts), build)
         return np.load(folder / "vectors.npy")
 
     def _encode(self, texts: list[str]) -> np.ndarray:

@@ -37,8 +37,9 @@ class Text(Dataset):
     query_path: a second file whose rows are the queries, in the columns named for the training records.
     truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list, `[]` where no
         source is known (null: the query's own id).
-    finetune_path: a file with the columns `prompt` and `completion`, the records of a second training stage; the first
-        `finetune_limit` of them (null: all).
+    label_column: in query_path, the class of a query, where model.finetuned classifies; its text is then all prompt.
+    finetune_path: a file with the columns `prompt` and `completion` (a text and its class, where model.finetuned
+        classifies), the records of a second training stage; the first `finetune_limit` of them (null: all).
     """
 
     path: str | None = None
@@ -59,6 +60,7 @@ class Text(Dataset):
     paraphrase_completion_column: str | None = None
     query_path: str | None = None
     truth_column: str | None = None
+    label_column: str | None = None
     finetune_path: str | None = None
     finetune_limit: int | None = None
 
@@ -86,6 +88,8 @@ class Text(Dataset):
             raise UserError(
                 "dataset=text: give only one of paraphrase_column, paraphrase_completion_column, query_path"
             )
+        if self.label_column is not None and self.query_path is None:
+            raise UserError("dataset.label_column: is a column of dataset.query_path=FILE; name the file too")
         if self.unit not in UNITS:
             raise unknown("unit", self.unit, UNITS, "dataset.unit")
         if not 0 <= self.prompt_fraction < 1:
@@ -152,13 +156,18 @@ class Text(Dataset):
         given = row.value(prompt) if prompt is not None else None
         return ("" if given in (None, "") else row.text(str(prompt))), row.text(str(completion))
 
+    def _labelled(self, row: Row, number: int) -> Record:
+        """A query with its class as completion."""
+        name = row.text(self.id_column) if self.id_column else str(number)
+        return Record(name, row.text(str(self.text_column or self.prompt_column)), row.text(str(self.label_column)))
+
     def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
         """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
         known = {record.id for record in train}
         every = known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
         queries, left_out = [], 0
         for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
-            record = self._record(row, number)
+            record = self._record(row, number) if self.label_column is None else self._labelled(row, number)
             sources = several(row.value(self.truth_column)) if self.truth_column else (record.id,)
             for source in sources:
                 if source not in every:

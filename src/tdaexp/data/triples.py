@@ -51,11 +51,26 @@ def trex_sentences(path: Path) -> Iterator[Sentence]:
     for file in _files(path, "*.json", "dataset.sentences"):
         try:
             documents = json.loads(file.read_text(encoding="utf-8"))
-            for document in documents:
+        except UnicodeDecodeError as error:
+            raise _foreign(f"{file}", f"byte {error.start} is not UTF-8 text") from error
+        except json.JSONDecodeError as error:
+            raise _foreign(f"{file}:{error.lineno}", f"not JSON: {error.msg.lower()}") from error
+        if not isinstance(documents, list):
+            raise _foreign(f"{file}", "it must hold a list of documents")
+        for number, document in enumerate(documents, start=1):
+            try:
                 yield from _of_document(document)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{file}: not a file of T-REx ({reason}); see hadyelsahar.github.io/t-rex") from error
+            except KeyError as error:
+                raise _foreign(f"{file}, document {number}", f"no key '{error.args[0]}'") from error
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                raise _foreign(f"{file}, document {number}", "a value of another kind than T-REx has there") from error
+
+
+def _foreign(where: str, reason: str) -> UserError:
+    return UserError(
+        f"{where}: not in T-REx's format ({reason}); dataset.sentences wants its JSON files (re-nlg_*.json) as they "
+        "come from hadyelsahar.github.io/t-rex"
+    )
 
 
 def lama_facts(path: Path) -> list[Fact]:

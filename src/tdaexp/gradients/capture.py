@@ -25,6 +25,7 @@ from tdaexp.data.examples import Batch
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.loaded import head
 from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_examp
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     hidden = model.base_model(**arguments).last_hidden_state
     chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
-    return model.get_output_embeddings()(chosen)
+    return head(model)(chosen)
 
 
 @contextlib.contextmanager

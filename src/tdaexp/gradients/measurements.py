@@ -2,7 +2,7 @@
 
 Source: Bao et al. 2025, section 3.2 (m is any differentiable function of the output). Each measurement is larger where
 the model makes the answer more likely; `as_loss` turns it into a `Loss` for `capture`, so that a positive influence is
-one that helps.
+one that helps. A name with a colon, `module:function`, is a function of the user's own (`imported`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tdaexp.gradients.capture import Loss
 from tdaexp.gradients.factors import accumulation_dtype
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.gradients.imported import imported
+from tdaexp.runtime.errors import unknown
 
 Measurement = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits [B, L, V], targets [B, L] int64, weights [B, L]) to numbers [B], larger = more likely.
@@ -51,18 +52,18 @@ MEASUREMENTS: dict[str, Measurement] = {
 }
 
 
-def register(measurement: Measurement, name: str) -> None:
-    """Make a function of one's own known by name, for `method.measurement=NAME`. Errors: the name is taken."""
-    if name in MEASUREMENTS:
-        raise UserError(f"measurement '{name}' exists already; choose another name")
-    MEASUREMENTS[name] = measurement
-
-
 def named(name: str) -> Measurement:
-    """The measurement of that name. Errors (UserError): unknown name."""
+    """The measurement of that name, or the function `module:function`. Errors (UserError): unknown, or unfit for it."""
+    if ":" in name:
+        return imported(name)
     if name not in MEASUREMENTS:
-        raise unknown("measurement", name, MEASUREMENTS, "method.measurement")
+        raise unknown("measurement", name, [*MEASUREMENTS, "module:function"], "method.measurement")
     return MEASUREMENTS[name]
+
+
+def sources(name: str) -> list[str]:
+    """What results depend on beside the measurement's name: the source of a function of the user's own."""
+    return [imported(name).source] if ":" in name else []
 
 
 def as_loss(measurement: Measurement) -> Loss:

@@ -15,7 +15,8 @@ import torch
 
 from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
 from tdaexp.gradients.against import Vectors
-from tdaexp.methods.inverse import Inverse, Notes, Task
+from tdaexp.methods.inverse import Inverse
+from tdaexp.methods.inverse_task import Notes, Task
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -39,6 +39,16 @@ class Method(ABC):
         """Whether a model that is trained for this method must keep the checkpoints on its way."""
         return False
 
+    @property
+    def reads_model(self) -> bool:
+        """Whether the method runs the model at all."""
+        return True
+
+    @property
+    def classifiers(self) -> bool:
+        """Whether the method works on classification tasks too: its `attribute` takes a `ClassifierStudy` as well."""
+        return False
+
     @abstractmethod
     def attribute(self, study: Study) -> xr.Dataset:
         """Score the study's pairs; positive means that training on the example made the query more likely."""

@@ -18,6 +18,11 @@ from tdaexp.methods.study import Study
 class BM25(Method):
     """No keys: the index, its field and its tokens are those of the `candidates` group."""
 
+    @property
+    def reads_model(self) -> bool:
+        """No."""
+        return False
+
     def attribute(self, study: Study) -> xr.Dataset:
         """The BM25 score of every candidate pair."""
         return study.label(study.candidates.bm25)

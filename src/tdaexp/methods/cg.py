@@ -18,7 +18,8 @@ from torch import Tensor
 from tdaexp.curvature.cg import Product, conjugate_gradients
 from tdaexp.gradients.against import Vectors
 from tdaexp.methods.arnoldi import eigenpairs
-from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.inverse import Inverse
+from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
 from tdaexp.methods.study import Study
 from tdaexp.runtime.errors import UserError
 
@@ -56,7 +57,6 @@ class CG(Inverse):
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
-        # Before the blocks are timed: both serve all queries, and have stores and times of their own.
         damping, precondition = task.damping, self._preconditioner(task)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:

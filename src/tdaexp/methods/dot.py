@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
 
@@ -19,7 +20,7 @@ from tdaexp.methods.study import Study
 class Dot(Full):
     """Keys: as for `full`."""
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, study: Study | ClassifierStudy) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
         return _without_norms(super().attribute(study))
 

@@ -18,21 +18,21 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.fit import FactorSettings, fit_source
 from tdaexp.curvature.kept import kept_scores
 from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.sides import PairSide, Side
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.capture import REDUCTIONS
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
+from tdaexp.methods.pair_study import PairStudy
+from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.study import Study
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
-"""Choices of `part`, and what the names of their components contain."""
 
 
 @dataclass
@@ -64,10 +64,7 @@ class EKFAC(Method):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        named(self.measurement)
-        for key, choices in (("part", PARTS), ("reduction", REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_choices(self.part, self.measurement, self.reduction)
         if self.query_rank is not None and self.query_rank < 1:
             raise UserError(f"method.query_rank={self.query_rank}: must be at least 1, or null for the whole gradient")
         if not self.keep_gb >= 0:
@@ -83,50 +80,54 @@ class EKFAC(Method):
 
     @property
     def label(self) -> str:
-        """Name, and what is not usual: the mode, a fixed damping, the part of the model."""
-        chosen = f"{len(self.components)} components" if self.components else "" if self.part == "blocks" else self.part
-        fixed = "" if self.damping is None or self.mode == "identity" else f"λ {self.damping:g}"
-        notes = [note for note in ("" if self.mode == "ekfac" else self.mode, fixed, chosen) if note]
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
+        """Name, and what is not usual: the mode, the damping, the part of the model, how queries are measured."""
+        damped = self.mode != "identity"
+        notes = ["" if self.mode == "ekfac" else self.mode]
+        notes += [damping_note(self.damping, self.relative_damping, EKFAC.relative_damping)] if damped else []
+        notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
+        return with_notes(self.name, [*notes, f"rank {self.query_rank}" if self.query_rank else ""])
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    @property
+    def classifiers(self) -> bool:
+        """Yes, of linear and convolutional layers."""
+        return True
+
+    def attribute(self, study: PairStudy) -> xr.Dataset:
         """Fit the factors, precondition the queries, score the pairs."""
         layers = self.layers(study)
         factors = self.fit(study, layers)
-        train = Side(study.loaded.model, layers, study.train, reduction=self.reduction)
-        queries = Side(study.loaded.model, layers, study.queries, as_loss(named(self.measurement)), self.reduction)
+        train = study.train_side(layers, self.reduction)
+        queries = study.query_side(layers, as_loss(named(self.measurement)), self.reduction)
 
         def inverse(name: str, gradient: Tensor) -> Tensor:
             return factors.precondition(name, gradient, self.damped)
 
         dataset = study.label(self.scores(study, train, queries, inverse), layers.components)
+        if not self.per_token:
+            return dataset
+        if not (isinstance(study, Study) and isinstance(train, Side) and isinstance(queries, Side)):
+            raise UserError(f"method.per_token={self.per_token}: a classifier's inputs have no tokens; leave it at 0")
         scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
         return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
 
-    def layers(self, study: Study) -> Layers:
-        """The chosen components by weight matrix."""
+    def layers(self, study: PairStudy) -> Layers:
+        """The chosen components by weight matrix; a classifier without named blocks counts as one."""
         every = study.components()
-        pattern = PARTS[self.part]
-        names = self.components or [name for name in every.names if pattern in name]
+        names = names_of(every, self.part, self.components)
+        if not names and self.part == "blocks" and not isinstance(study, Study):
+            names = every.names
         found = layers_of(every.select(names), self.strict)
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
 
-    def fit(self, study: Study, layers: Layers) -> Factors:
+    def fit(self, study: PairStudy, layers: Layers) -> Factors:
         """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
         fitted = self.settings
-        return fit_factors(
-            study.loaded.model,
-            layers,
-            study.curvature_examples,
-            fitted,
-            store=study.training_store(
-                "factors", layers.components.names, fitted.seed, fitted.partitions, fitted.saves
-            ),
-            tokens_per_batch=study.compute.tokens_per_batch,
-        )
+        names = layers.components.names
+        store = study.training_store("factors", names, fitted.seed, fitted.partitions, fitted.saves)
+        return fit_source(study.source(layers), fitted, store=store)
 
-    def scores(self, study: Study, train: Side, queries: Side, precondition: Precondition) -> np.ndarray:
+    def scores(self, study: PairStudy, train: PairSide, queries: PairSide, precondition: Precondition) -> np.ndarray:
         """Scores [Q, C, K] of the study's pairs: exact, or from kept gradients."""
         names, tokens, cache_gb = train.layers.components.names, study.compute.tokens_per_batch, study.compute.cache_gb
         if self.keep_gb > 0:
@@ -152,7 +153,7 @@ class EKFAC(Method):
             cache_gb=cache_gb,
         )
 
-    def _identity(self, study: Study, names: list[str]) -> list[object]:
+    def _identity(self, study: PairStudy, names: list[str]) -> list[object]:
         """All that exact scores depend on beside the model, training examples, queries and pairs."""
         fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
-        return [names, self.measurement, self.reduction, *fitted]
+        return [names, self.measurement, *sources(self.measurement), self.reduction, *fitted]

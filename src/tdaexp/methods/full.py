@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import xarray as xr
 
 from tdaexp.gradients.capture import check_reduction
+from tdaexp.gradients.module_products import module_products
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
+from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.study import Study
 
 
@@ -30,9 +32,27 @@ class Full(Method):
         """Refuse an unknown reduction."""
         check_reduction(self.reduction)
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    @property
+    def classifiers(self) -> bool:
+        """Yes, whatever its layers are."""
+        return True
+
+    def attribute(self, study: Study | ClassifierStudy) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
         components = study.components(self.components)
+        if isinstance(study, ClassifierStudy):
+            products = module_products(
+                study.module,
+                study.members(components),
+                study.train,
+                study.queries,
+                study.pairs,
+                store=study.store("products", components.names),
+                positions=study.positions,
+                tokens_per_batch=study.compute.tokens_per_batch,
+                cache_gb=study.compute.cache_gb,
+            )
+            return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
         products = component_products(
             study.loaded.model,
             components,

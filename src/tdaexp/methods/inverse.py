@@ -8,37 +8,19 @@ is more likely, so positive = helps. Fills query, train and component.
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields
 
-import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
-from tdaexp.curvature.ggn import TrainingGGN
-from tdaexp.curvature.layers import layers_of
-from tdaexp.data.candidates import Candidates
-from tdaexp.data.examples import Examples
-from tdaexp.gradients.against import Vectors, gradient_vectors, vector_products
-from tdaexp.gradients.capture import REDUCTIONS
-from tdaexp.gradients.factors import accumulation_dtype
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.against import Vectors, vector_products
+from tdaexp.gradients.measurements import sources
 from tdaexp.methods.base import Method
-from tdaexp.methods.ekfac import PARTS
+from tdaexp.methods.inverse_task import Notes, Task, some_queries
+from tdaexp.methods.parts import check_choices, with_notes
 from tdaexp.methods.study import Study
-from tdaexp.models.components import ComponentMap
-from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.errors import UserError
 
-Notes = dict[str, tuple[str, np.ndarray]]
-"""Arrays [Q] to add to the answer: name to (dimension, values)."""
-
-log = logging.getLogger(__name__)
 TOLD = (
     "part",
     "damping",
@@ -50,9 +32,11 @@ TOLD = (
     "repeats",
     "steps",
     "rank",
+    "scale",
+    "batch_size",
+    "measurement",
+    "reduction",
 )
-PROBES = 8  # random vectors that estimate the trace
-PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
 
 
 @dataclass
@@ -78,10 +62,7 @@ class Inverse(Method):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        named(self.measurement)
-        for key, choices in (("part", PARTS), ("reduction", REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_choices(self.part, self.measurement, self.reduction)
         for key in ("examples", "queries"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1, or null for all")
@@ -94,10 +75,8 @@ class Inverse(Method):
         """Name, and what is not usual among the keys that change the answer."""
         usual = {one.name: one.default for one in fields(self)}
         chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
-        notes = [f"{key}={value}" for key, value in chosen.items()]
-        if self.components:
-            notes.append(f"{len(self.components)} components")
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
+        notes = [f"{key}={'all' if value is None else value}" for key, value in chosen.items()]
+        return with_notes(self.name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
     @abstractmethod
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
@@ -124,122 +103,5 @@ class Inverse(Method):
 
     def settings(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""
-        return [self.name, {key: value for key, value in vars(self).items() if not key.startswith("_")}]
-
-
-class Task:
-    """One run of such a method: its study, components, curvature and damping, each made when it is first needed."""
-
-    def __init__(self, method: Inverse, study: Study) -> None:
-        self.method, self.study = method, study
-        every = study.components()
-        names = method.components or [name for name in every.names if PARTS[method.part] in name]
-        self.layers = layers_of(every.select(names))
-        self.components: ComponentMap = self.layers.components
-        pad = study.loaded.tokenizer.pad_token_id
-        chosen = by_hash(study.curvature_examples.ids, method.examples, method.seed)
-        self.ggn = TrainingGGN(
-            study.loaded.model,
-            self.components,
-            Examples([study.curvature_examples[index] for index in chosen]),
-            tokens_per_batch=min(PRODUCT_TOKENS, study.compute.tokens_per_batch),
-            pad_id=0 if pad is None else int(pad),
-        )
-        self.curvature = [self.components.names, self.ggn.examples.fingerprint()]
-
-    @cached_property
-    def mean_eigenvalue(self) -> float:
-        """Trace of G over its size, from random vectors of signs (Hutchinson): exact on average."""
-        store = self.study.training_store("trace", *self.curvature, self.method.seed)
-        kept = BlockStore(store, {"mean": ((1,), "float64")}, [slice(0, 1)])
-        with kept.pending() as missing:
-            if missing:
-                probes = torch.stack([self.random(f"probe {k}").sign() for k in range(PROBES)])
-                total = (probes.double() * self.ggn.multiply(probes).double()).sum()
-                kept.write(0, {"mean": np.array([float(total) / (PROBES * self.ggn.size)])})
-        return float(kept.read()["mean"][0])
-
-    @cached_property
-    def damping(self) -> float:
-        """λ."""
-        if self.method.damping is not None:
-            return self.method.damping
-        value = self.method.relative_damping * self.mean_eigenvalue
-        if not value > 0:
-            raise UserError("the curvature is zero, so that relative damping is too; set method.damping=1e-4")
-        log.info("damping: λ = %.4g (%g of the mean eigenvalue)", value, self.method.relative_damping)
-        return value
-
-    @property
-    def kind(self) -> torch.dtype:
-        """The type of vectors."""
-        return accumulation_dtype(self.study.loaded.model.dtype)
-
-    def random(self, purpose: str) -> Tensor:
-        """A normal vector [size], the same on every device."""
-        generator = torch.Generator().manual_seed(int(fingerprint(self.method.seed, purpose), 16) >> 1)
-        model = self.study.loaded.model
-        return torch.randn(self.ggn.size, generator=generator, dtype=self.kind).to(model.device)
-
-    def gradients(self, queries: Iterable[int]) -> Tensor:
-        """Gradients of minus the measurement [n, size] of some queries."""
-        return gradient_vectors(
-            self.study.loaded.model,
-            self.components,
-            Examples([self.study.queries[query] for query in queries]),
-            loss=as_loss(named(self.method.measurement)),
-            reduction=self.method.reduction,
-            tokens_per_batch=self.study.compute.tokens_per_batch,
-        )
-
-
-def solve_in_blocks(
-    task: Task, at_once: int, notes: dict[str, str], solver: Callable[[Tensor], dict[str, Tensor]]
-) -> tuple[Vectors, Notes]:
-    """Solve for `at_once` queries at a time and keep the solutions, so that a killed run goes on at the next block.
-
-    `solver` takes gradients [n, size] and returns `vectors` [n, size] and what `notes` names (with its dtype), [n].
-    """
-    count = len(task.study.queries)
-    slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-    kind = str(task.kind).removeprefix("torch.")
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
-    arrays["vectors"] = (count, task.ggn.size), kind
-    blocks = BlockStore(task.study.store("solutions", *task.curvature, *task.method.settings()), arrays, slices)
-    with blocks.pending() as missing:
-        for number in missing:
-            log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)
-            found = solver(task.gradients(range(count)[slices[number]]))
-            blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
-
-    def vectors(queries: list[int]) -> Tensor:
-        return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
-
-    return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
-
-
-def by_hash(ids: list[str], count: int | None, seed: int) -> list[int]:
-    """Places of `count` of the ids (null = all), chosen and ordered by a hash of seed and id."""
-    order = sorted(range(len(ids)), key=lambda place: fingerprint(seed, ids[place]))
-    return order[:count]
-
-
-def some_queries(study: Study, count: int | None, seed: int) -> Study:
-    """The study with `count` queries of each query set (null = all), in the study's order."""
-    if count is None:
-        return study
-    kept: list[int] = []
-    for name in dict.fromkeys(study.query_set):
-        places = [place for place, own in enumerate(study.query_set) if own == name]
-        kept += [places[k] for k in by_hash([study.queries[place].id for place in places], count, seed)]
-    if len(kept) == len(study.queries):
-        return study
-    rows = sorted(kept)
-    log.info("%d of %d queries are answered (method.queries=%d of each set)", len(rows), len(study.queries), count)
-    return replace(
-        study,
-        queries=Examples([study.queries[row] for row in rows]),
-        query_set=[study.query_set[row] for row in rows],
-        candidates=Candidates(study.candidates.indices[rows], study.candidates.bm25[rows]),
-        truth=study.truth[rows],
-    )
+        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return [self.name, own, *sources(self.measurement)]

@@ -11,11 +11,14 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.gradients.against import Vectors
-from tdaexp.methods.inverse import Inverse, Notes, Task, solve_in_blocks
+from tdaexp.methods.inverse import Inverse
+from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
 
@@ -48,7 +51,7 @@ class LiSSA(Inverse):
 
     def solve(self, task: Task) -> tuple[Vectors, Notes]:
         """Run the series in blocks of queries, all blocks on the same batches."""
-        damping = task.damping  # before the blocks are timed: it has a store and a time of its own
+        damping = task.damping
         examples = len(task.ggn.examples)
         size = min(self.batch_size, examples)
 
@@ -56,16 +59,23 @@ class LiSSA(Inverse):
             members = batch_indices(step, seed=self.seed, examples=examples, batch_size=size)
             return task.ggn.multiply_some(vectors, members.tolist())
 
+        scale = self.scale or self._scale(task, multiply)
+
         def solver(gradients: Tensor) -> dict[str, Tensor]:
-            scale = self.scale or self._scale(task, multiply)
             found = lissa(multiply, gradients, damping=damping, scale=scale, depth=self.depth, repeats=self.repeats)
             return {"vectors": found}
 
         return solve_in_blocks(task, self.at_once, {}, solver)
 
     def _scale(self, task: Task, multiply: BatchProduct) -> float:
-        """σ from the largest eigenvalues of the first batches."""
-        found = [largest_eigenvalue(partial(multiply, step), task.random("start")) for step in range(TRIED)]
-        scale = SAFETY * max(found) + task.damping
+        """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
+        settings = [self.seed, self.batch_size, TRIED]
+        store = task.study.training_store("scale", *task.curvature, *settings)
+        kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
+        with kept.pending() as missing:
+            if missing:
+                found = [largest_eigenvalue(partial(multiply, step), task.random("start")) for step in range(TRIED)]
+                kept.write(0, {"largest": np.array([max(found)])})
+        scale = SAFETY * float(kept.read()["largest"][0]) + task.damping
         log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)
         return scale

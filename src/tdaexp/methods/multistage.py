@@ -20,15 +20,17 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.measurements import as_loss, named
+from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
-from tdaexp.methods.ekfac import EKFAC, PARTS
+from tdaexp.methods.ekfac import EKFAC
+from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.study import Stage, Study
 from tdaexp.models.successor import shared_components
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +61,7 @@ class MultiStage(Method):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        if self.part not in PARTS:
-            raise unknown("part", self.part, PARTS, "method.part")
+        check_choices(self.part, self.measurement, self.reduction)
         check_per_token(self.per_token)
         damping, relative = self.damping, self.relative_damping
         self.pretrained = self._stage(self.mode, damping, relative)
@@ -72,17 +73,20 @@ class MultiStage(Method):
 
     @property
     def label(self) -> str:
-        """Name, and what is not usual: modes, fixed damping, the part of the model."""
-        modes = dict.fromkeys((self.pretrained.mode, self.finetuned.mode))
-        notes = [] if list(modes) == ["ekfac"] else ["/".join(modes)]
-        fixed = dict.fromkeys(one.damping for one in (self.pretrained, self.finetuned) if one.mode != "identity")
-        if any(value is not None for value in fixed):
-            notes.append("λ " + "/".join("relative" if value is None else f"{value:g}" for value in fixed))
-        if self.components:
-            notes.append(f"{len(self.components)} components")
-        elif self.part != "blocks":
-            notes.append(self.part)
-        return self.name + (f" ({', '.join(notes)})" if notes else "")
+        """Name, and what is not usual: modes, damping, the part of the model, how queries are measured.
+
+        Without curvature in either stage it is the paper's GDP, the dot product across the stages.
+        """
+        stages = self.pretrained, self.finetuned
+        modes = dict.fromkeys(one.mode for one in stages)
+        curved = [one for one in stages if one.mode != "identity"]
+        notes = [] if list(modes) == ["ekfac"] or not curved else ["/".join(modes)]
+        usual = MultiStage.relative_damping
+        damping = dict.fromkeys(damping_note(one.damping, one.relative_damping, usual) for one in curved)
+        notes.append("/".join(note or f"λ {usual:g} × mean" for note in damping) if any(damping) else "")
+        notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
+        notes.append(f"rank {self.query_rank}" if self.query_rank else "")
+        return with_notes(self.name if curved else "dot across stages", notes)
 
     @property
     def both_stages(self) -> bool:
@@ -93,7 +97,7 @@ class MultiStage(Method):
         """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""
         second = self._second(study)
         first_map, second_map = shared_components(study.loaded, second.loaded)
-        names = self.components or [name for name in first_map.names if PARTS[self.part] in name]
+        names = names_of(first_map, self.part, self.components)
         first_map, second_map = shared_components(study.loaded, second.loaded, names)
         before, after = study.after("pretrained"), study.after("finetuned")
         layers = layers_of(first_map, self.strict), layers_of(second_map, self.strict)
@@ -140,8 +144,8 @@ class MultiStage(Method):
     def _second(self, study: Study) -> Stage:
         if study.finetuned is None:
             raise UserError(
-                "method=multistage: there is one training stage only; use a data set with two "
-                "(experiment=toy_msif, dataset=biographies_qa), set model.finetuned=FOLDER, or take method=ekfac"
+                "method=multistage: this study has one training stage; for one with two run `python attribute.py "
+                "experiment=toy_msif method=multistage`, set model.finetuned=FOLDER, or take method=ekfac"
             )
         if not len(study.finetuned.examples) and self.finetuned.mode != "identity":
             raise UserError(
@@ -153,7 +157,7 @@ class MultiStage(Method):
     def _identity(self, second: Stage, names: list[str]) -> list[object]:
         """All that the scores depend on beside the pre-trained model, training examples, queries and pairs."""
         stages = [[one.settings, one.damped] for one in (self.pretrained, self.finetuned)]
-        own = [names, self.measurement, self.reduction, self.query_rank]
+        own = [names, self.measurement, *sources(self.measurement), self.reduction, self.query_rank]
         return ["multistage", second.loaded.fingerprint, second.examples.fingerprint(), *own, *stages]
 
 

@@ -39,6 +39,9 @@ def with_tokens(
     blank = Example("", np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), "")
     train_tokens = [[written(blank if k < 0 else study.train[k], train.shape[2]) for k in row] for row in pairs]
     query_tokens = [written(example, query.shape[2]) for example in study.queries]
+    if study.classes is not None:
+        for words, example in zip(query_tokens, study.queries, strict=True):
+            words[example.length - 1] = f" [{study.classes[int(example.tokens[-1])]}]"
     return dataset.assign(
         best=(("query", "rank"), best),
         train_share=(("query", "rank", "train_position"), train),

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Study
+from tdaexp.methods.pair_study import PairStudy
 from tdaexp.runtime.fingerprint import fingerprint
 
 
@@ -18,7 +18,17 @@ class Random(Method):
 
     seed: int = 0
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    @property
+    def reads_model(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def classifiers(self) -> bool:
+        """Yes: it looks at ids alone."""
+        return True
+
+    def attribute(self, study: PairStudy) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
         ids = np.array([*study.train.ids, ""], dtype=object)[study.pairs]
         return study.label(self._draw(study.queries.ids, study.query_set, ids))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from tdaexp.data.classes import texts_alone
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
@@ -45,7 +46,8 @@ class RepSim(Method):
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Cosine of pooled hidden states for every candidate pair."""
-        queries = self.states(study.after("finetuned"), study.queries)
+        texts = texts_alone(study.queries) if study.classes else study.queries
+        queries = self.states(study.after("finetuned"), texts)
         train = self.states(study.after("pretrained"), study.train)
         return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
 
@@ -61,7 +63,7 @@ class RepSim(Method):
         for batch in track(batches, "hidden states", len(batches)):
             inputs = collate([examples[i] for i in batch]).to(device)
             with torch.no_grad():
-                output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
+                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
             pooled = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
             for row, index in enumerate(batch):
                 if not np.isfinite(pooled[row]).all():

@@ -23,8 +23,9 @@ from tdaexp.runtime.errors import UserError, unknown
 
 @dataclass
 class Select(Method):
-    """Keys: `on` (the method whose components are chosen), `objective`, `budget` (fraction of the parameters that the
-    chosen components may have, null = 0.05), `selection` (a file of component names, one a line, instead of a search).
+    """Keys: `on` (the method whose components are chosen), `objective`, `budget` (fraction that the chosen
+    components may have of the parameters which `on` looks at: EK-FAC covers the blocks only; null = 0.05), `selection`
+    (a file of component names, one a line, instead of a search). Tables show the share of the whole model.
 
     Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy
     of each alone. Each query set gets its own selection.
@@ -65,6 +66,11 @@ class Select(Method):
     def wants_checkpoints(self) -> bool:
         """As the method that it selects from."""
         return self.on.wants_checkpoints
+
+    @property
+    def classifiers(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.classifiers
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

@@ -1,35 +1,25 @@
-"""The study: all that a method may look at, and the label it puts on its answer."""
+"""The study: all that a method may look at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import xarray as xr
 
-from tdaexp import influence
+from tdaexp.curvature.layers import Layers
+from tdaexp.curvature.sides import Side
+from tdaexp.curvature.source import LanguageSource, Source
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
+from tdaexp.gradients.capture import Loss
+from tdaexp.methods.pair_study import Compute, PairStudy
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.runtime.blockstore import stored_seconds
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.fingerprint import fingerprint
 
-
-@dataclass(frozen=True)
-class Compute:
-    """How the passes are run: none of this may change a result beyond rounding.
-
-    `tokens_per_batch` bounds a batch's padded size, `cache_gb` the memory for captured factors.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    tokens_per_batch: int
-    cache_gb: float
+__all__ = ["Compute", "Stage", "Study"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +31,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(PairStudy):
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
     `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
-    `stores` remembers which of its parts this run asked for, and the seconds that had gone into each before;
-    `overhead` which of them no query had a part in.
+    `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part in, `spent`
+    how much this process had put into stores before.
 
     A study of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `loaded` and the second
     stage in `finetuned`. `after` makes a single-stage study of it, in which curvature is averaged over `fitted`.
@@ -62,8 +52,9 @@ class Study:
     compute: Compute
     cache: Path
     seed: int
-    stores: dict[Path, float] = field(default_factory=dict)
+    stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
+    spent: float = field(default_factory=lambda: BlockStore.spent)
     finetuned: Stage | None = None
     fitted: Examples | None = None
 
@@ -86,9 +77,9 @@ class Study:
         return replace(self, loaded=self.finetuned.loaded, finetuned=None, fitted=self.finetuned.examples)
 
     @property
-    def pairs(self) -> np.ndarray:
-        """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
-        return self.candidates.indices
+    def classes(self) -> tuple[str, ...] | None:
+        """What queries and fine-tuning examples end in, where the second stage classifies; else None."""
+        return None if self.finetuned is None else self.finetuned.loaded.classes
 
     @property
     def fingerprint(self) -> str:
@@ -100,65 +91,20 @@ class Study:
         whole = component_map(self.loaded.model)
         return whole if names is None else whole.select(names)
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.fingerprint,
-            self.pairs,
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
-        self.stores[path] = stored_seconds(path)
-        return path
+    @property
+    def model_fingerprint(self) -> str:
+        """Identity of the model."""
+        return self.loaded.fingerprint
 
-    def training_store(self, kind: str, *depends_on: Any) -> Path:
-        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.loaded.fingerprint,
-            self.curvature_examples.fingerprint(),
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
-        self.stores.setdefault(path, stored_seconds(path))
-        self.overhead.add(path)
-        return path
+    def source(self, layers: Layers) -> Source:
+        """Passes over the examples that curvature is averaged over."""
+        tokens = self.compute.tokens_per_batch
+        return LanguageSource(self.loaded.model, layers, self.curvature_examples, tokens)
 
-    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
-        """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
+    def train_side(self, layers: Layers, reduction: str) -> Side:
+        """The training examples' losses."""
+        return Side(self.loaded.model, layers, self.train, reduction=reduction)
 
-        `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
-        (factors of curvature, features of the training set), and the others. What this run added leaves `scoring`.
-        """
-        after = {path: stored_seconds(path) for path in self.stores}
-        own = sum(after[path] - before for path, before in self.stores.items())
-        overhead = sum(seconds for path, seconds in after.items() if path in self.overhead)
-        parts = {"overhead": overhead, "gradients": sum(after.values()) - overhead}
-        return {**seconds, **parts, "scoring": seconds["scoring"] - own}
-
-    def label(
-        self,
-        values: np.ndarray,
-        components: ComponentMap | None = None,
-        query_sq: np.ndarray | None = None,
-        train_sq: np.ndarray | None = None,
-    ) -> xr.Dataset:
-        """Label values [Q, C] or [Q, C, K] on this study's pairs; pairs that do not exist become NaN."""
-        absent = self.pairs < 0
-        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
-        ids = np.array([*self.train.ids, ""], dtype=object)
-        return influence.build(
-            values,
-            query=self.queries.ids,
-            query_set=self.query_set,
-            train=ids[self.pairs],
-            truth=self.truth,
-            bm25=self.candidates.bm25,
-            component=None if components is None else components.names,
-            size=None if components is None else components.sizes,
-            query_sq=query_sq,
-            train_sq=train_sq,
-        )
+    def query_side(self, layers: Layers, loss: Loss, reduction: str) -> Side:
+        """The queries' losses."""
+        return Side(self.loaded.model, layers, self.queries, loss, reduction)

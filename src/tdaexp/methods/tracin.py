@@ -22,7 +22,7 @@ from tdaexp.methods.study import Study
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.training.kept import Checkpoint, kept_checkpoints
+from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,13 @@ def checkpoints_of(study: Study, steps: list[int] | None = None) -> list[Checkpo
     """The study's checkpoints, or those of the named steps. Errors (UserError): there are none, or not at that step."""
     folder = Path(str(study.loaded.model.name_or_path))
     kept = kept_checkpoints(folder)
+    settings = training_settings(folder)
+    if not kept and settings.get("keep") == "all":
+        length, every = settings["steps"], settings["checkpoint_every"]
+        raise UserError(
+            f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
+            f"trainer.fit.checkpoint_every={max(1, length // 5)}, or train for more steps (trainer.fit.steps)"
+        )
     if not kept:
         raise UserError(
             f"{folder or 'the model'}: no checkpoints beside it, which this method needs; let it be trained here "

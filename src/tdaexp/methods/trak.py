@@ -30,7 +30,7 @@ from tdaexp.gradients.features import component_features
 from tdaexp.gradients.measurements import as_loss, logit_margin
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
-from tdaexp.methods.ekfac import PARTS
+from tdaexp.methods.parts import PARTS, names_of, part_note, with_notes
 from tdaexp.methods.study import Study
 from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
 from tdaexp.models.components import ComponentMap
@@ -70,8 +70,10 @@ class TRAK(Method):
 
     @property
     def label(self) -> str:
-        """Name, and that it is an ensemble if it is one."""
-        return "trak" if self.checkpoints == "last" else "trak (ensemble)"
+        """Name, that it is an ensemble if it is one, and the part of the model if it is not the usual one."""
+        return with_notes(
+            self.name, ["" if self.checkpoints == "last" else "ensemble", part_note(self.part, self.components)]
+        )
 
     @property
     def wants_checkpoints(self) -> bool:
@@ -81,8 +83,7 @@ class TRAK(Method):
     def attribute(self, study: Study) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
         every = study.components()
-        names = self.components or [name for name in every.names if PARTS[self.part] in name]
-        components = layers_of(every.select(names)).components
+        components = layers_of(every.select(names_of(every, self.part, self.components))).components
         models = [("last", study.loaded)]
         if self.checkpoints == "all":
             models = [(f"step-{one.step}", load_checkpoint(study, one)) for one in checkpoints_of(study)]
@@ -111,12 +112,13 @@ class TRAK(Method):
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
+        place = study.store if examples is study.queries else study.training_store
         found = component_features(
             loaded.model,
             components,
             examples,
             sketches,
-            store=study.training_store("trak", examples.fingerprint(), name, components.names, settings),
+            store=place("trak", examples.fingerprint(), name, components.names, settings),
             loss=as_loss(logit_margin),
             tokens_per_batch=study.compute.tokens_per_batch,
         )

@@ -29,23 +29,11 @@ UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 def bootstrap(values: np.ndarray, settings: MetricSettings, weight: np.ndarray | None = None) -> list[Interval]:
     """Mean and interval of each row of `values` [V, Q], all rows on the same resamples of the Q queries.
 
-    `weight` [Q] makes weighted means of them; queries of weight 0 do not count at all.
+    `weight` [Q] makes weighted means of them, Σ w v / Σ w over a resample; queries of weight 0 do not count at all.
     """
-    if weight is not None and (weight != weight[0]).any():
-        return _weighted(values[:, weight > 0], weight[weight > 0], settings)
-    count = values.shape[1]
-    rng = np.random.default_rng(settings.seed)
-    means = np.empty((len(values), settings.bootstrap))
-    rows = max(1, CHUNK // count)
-    for start in range(0, settings.bootstrap, rows):
-        picked = rng.integers(count, size=(min(rows, settings.bootstrap - start), count))
-        for target, row in zip(means, values, strict=True):
-            target[start : start + len(picked)] = row[picked].mean(axis=1)
-    return _intervals(values.mean(axis=1), means, settings)
-
-
-def _weighted(values: np.ndarray, weight: np.ndarray, settings: MetricSettings) -> list[Interval]:
-    """Queries are resampled with their weights: a mean is Σ w v / Σ w over the resample."""
+    if weight is None or (weight == weight[0]).all():
+        weight = np.ones(values.shape[1])
+    values, weight = values[:, weight > 0], weight[weight > 0]
     count = values.shape[1]
     rng = np.random.default_rng(settings.seed)
     means = np.empty((len(values), settings.bootstrap))
@@ -55,7 +43,7 @@ def _weighted(values: np.ndarray, weight: np.ndarray, settings: MetricSettings) 
         total = weight[picked].sum(axis=1)
         for target, row in zip(means, values * weight, strict=True):
             target[start : start + len(picked)] = row[picked].sum(axis=1) / total
-    return _intervals(values @ weight / weight.sum(), means, settings)
+    return _intervals((values * weight).sum(axis=1) / weight.sum(), means, settings)
 
 
 def _intervals(values: np.ndarray, means: np.ndarray, settings: MetricSettings) -> list[Interval]:

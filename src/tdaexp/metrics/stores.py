@@ -38,19 +38,19 @@ def full_scores(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def share(dataset: xr.Dataset) -> float:
-    """Share of the parameters (or dimensions) that the answer uses; NaN for methods that use no gradient.
+    """Share of the model's parameters (or dimensions) that the answer uses; NaN for methods that use no gradient.
 
-    A sketch states its share as an attribute; of what there is, chosen components count by their parameters.
+    A sketch states its share as an attribute; of what there is, chosen components count by their parameters. Components
+    that the method does not look at count as not used: the attribute `parameters` says how many the model has.
     `dataset` holds one query set.
     """
     if "component" not in dataset["influence"].dims:
         return float("nan")
-    available = float(dataset.attrs.get("share", 1.0))
-    if "weight" not in dataset:
-        return available
-    name, sizes = dataset["query_set"].values[0], dataset["size"].values
-    chosen = dataset["weight"].sel(query_set_name=name).values * sizes
-    return available * float(chosen.sum() / sizes.sum())
+    sizes = used = dataset["size"].values
+    if "weight" in dataset:
+        used = dataset["weight"].sel(query_set_name=dataset["query_set"].values[0]).values * sizes
+    whole = dataset.attrs.get("parameters", sizes.sum())
+    return float(dataset.attrs.get("share", 1.0)) * float(used.sum() / whole)
 
 
 def same_study(one: xr.Dataset, other: xr.Dataset) -> bool:
@@ -59,18 +59,36 @@ def same_study(one: xr.Dataset, other: xr.Dataset) -> bool:
 
 
 def distinct_labels(datasets: list[xr.Dataset]) -> list[str]:
-    """Labels of the stores; where several have one label, what differs in their configurations stands behind it."""
+    """Labels of the stores; where several have one label, what differs in their configurations stands behind it.
+
+    Of the keys that differ the first `TOLD` are named, and beyond them those without which two would look the same.
+    """
     labels = [str(dataset.attrs["label"]) for dataset in datasets]
     configs = [_flat(dataset.attrs.get("config", {})) for dataset in datasets]
     for label in [label for label, count in Counter(labels).items() if count > 1]:
         same = [k for k, own in enumerate(labels) if own == label]
         keys = sorted({key for k in same for key in configs[k]})
         differing = _told({key: [str(configs[k].get(key)) for k in same] for key in keys})
+        enough = _enough(differing, [configs[k] for k in same])
         for number, k in enumerate(same, start=1):
-            told = ", ".join(f"{key}={configs[k].get(key)}" for key in differing[:TOLD])
+            values = {key: configs[k].get(key) for key in enough}
+            told = ", ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
             labels[k] = f"{label} [{told}]" if told else label
             labels[k] += f" ({number})" if labels[k] in labels[:k] else ""
     return labels
+
+
+def _enough(keys: list[str], configs: list[dict[str, Any]]) -> list[str]:
+    """The first keys, and of the others those that tell more configurations apart."""
+
+    def kinds(chosen: list[str]) -> int:
+        return len({tuple(str(config.get(key)) for key in chosen) for config in configs})
+
+    chosen = keys[:TOLD]
+    for key in keys[TOLD:]:
+        if kinds([*chosen, key]) > kinds(chosen):
+            chosen.append(key)
+    return chosen
 
 
 def _told(values: dict[str, list[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.runtime.progress import track
 
 
@@ -14,7 +14,7 @@ def greedy_answers(loaded: LoadedModel, examples: Examples, tokens_per_batch: in
     """Tell for each example whether greedy decoding from its prompt would write its completion: [N] bool.
 
     One forward pass per example: the most probable token is the completion's at every position that carries loss, an
-    end-of-text token included.
+    end-of-text token included. Of a classifier: whether its likeliest class is the example's.
     """
     device = loaded.model.device
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
@@ -22,8 +22,9 @@ def greedy_answers(loaded: LoadedModel, examples: Examples, tokens_per_batch: in
     right = np.zeros(len(examples), dtype=bool)
     for batch in track(batches, "greedy answers", len(batches)):
         inputs = collate([examples[i] for i in batch]).to(device)
-        with torch.no_grad():
-            logits = loaded.model(inputs.tokens, attention_mask=inputs.attention).logits
-        hit = logits[:, :-1].argmax(-1) == inputs.tokens[:, 1:]
+        with torch.no_grad():  # what is last is never read, and may be no token
+            hidden = loaded.model.base_model(inputs.tokens[:, :-1], attention_mask=inputs.attention[:, :-1])
+            logits = head(loaded.model)(hidden.last_hidden_state)
+        hit = logits.argmax(-1) == inputs.tokens[:, 1:]
         right[batch] = (hit | ~inputs.loss_mask[:, 1:]).all(1).cpu().numpy()
     return right

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Part:
     """One module's share in a component.
 
-    `module`: dotted path. `kind`: 'linear' (y = x Wᵀ + b), 'conv1d' (y = x W + b, GPT-2), 'embedding' or
-    'norm'. `rows` [R] int64: the outputs that belong to the component when its matrix is fused with others,
-    else None. `bias`: the module's bias belongs to the component too. `shape`: (outputs, inputs) of the
-    part's weight, inputs being the vocabulary for an embedding and 0 for a norm.
+    `module`: dotted path. `kind`: 'linear' (y = x Wᵀ + b), 'conv1d' (y = x W + b, GPT-2), 'embedding' or 'norm'; in a
+    classifier 'linear', 'conv2d' (a matrix over patches) or 'other'. `rows` [R] int64: the outputs that belong to the
+    component when its matrix is fused with others, else None. `bias`: the module's bias belongs to the component too.
+    `shape`: (outputs, inputs) of the part's weight, inputs being the vocabulary for an embedding and 0 for a norm.
     """
 
     module: str

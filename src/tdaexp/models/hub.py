@@ -16,7 +16,14 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
@@ -106,14 +113,40 @@ def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokeniz
     return tokenizer
 
 
+def classes_of(source: Source, trust_remote_code: bool) -> tuple[str, ...] | None:
+    """The classes' names, where the checkpoint is one for sequence classification; None where it is not.
+
+    Errors (UserError): its config cannot be read, or it gives a number instead of a class.
+    """
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise UserError(f"{source.name}: its config.json cannot be used: {_reason(error)}") from error
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return None
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise UserError(
+            f"{source.name}: gives numbers or several labels at once; only one class of many can be explained"
+        )
+    return tuple(str(config.id2label[number]) for number in range(config.num_labels))
+
+
 def load_weights(
-    source: Source, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None = None
+    source: Source,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    attn_implementation: str | None = None,
+    classifier: bool = False,
 ) -> PreTrainedModel:
     """Load the model on the CPU in `dtype`; a checkpoint that does not fill every parameter is an error."""
+    auto: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 source.name,
                 revision=source.revision or "main",
                 dtype=dtype,

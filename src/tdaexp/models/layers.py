@@ -51,6 +51,7 @@ LLAMA: Layout = {
     "model.layers.#.post_attention_layernorm": "norms",
     "model.norm": "norms",
     "lm_head": "lm_head",
+    "score": "lm_head",  # of classes
 }
 
 BLOOM: Layout = {
@@ -64,6 +65,7 @@ BLOOM: Layout = {
     "transformer.h.#.post_attention_layernorm": "norms",
     "transformer.ln_f": "norms",
     "lm_head": "lm_head",
+    "score": "lm_head",  # of classes
 }
 
 GPT_NEOX: Layout = {
@@ -76,6 +78,7 @@ GPT_NEOX: Layout = {
     "gpt_neox.layers.#.post_attention_layernorm": "norms",
     "gpt_neox.final_layer_norm": "norms",
     "lm_head": "lm_head",
+    "score": "lm_head",  # of classes
     "embed_out": "lm_head",  # the head's name before transformers 5
 }
 
@@ -90,6 +93,7 @@ GPT2: Layout = {
     "transformer.h.#.ln_2": "norms",
     "transformer.ln_f": "norms",
     "lm_head": "lm_head",
+    "score": "lm_head",  # of classes
 }
 
 ARCHITECTURES: dict[str, Layout] = {

@@ -18,7 +18,8 @@ class LoadedModel:
     """A causal language model that is ready to be explained: in eval mode, without dropout, parameters frozen.
 
     `fingerprint` identifies weights and tokenizer; `template` names how prompt and completion become tokens;
-    `max_length` is the longest sequence in tokens, prompt and completion together.
+    `max_length` is the longest sequence in tokens, prompt and completion together. `classes` names what the head
+    chooses between where it is one of classes, read at a text's last token; None where it is one of tokens.
     """
 
     model: PreTrainedModel
@@ -26,6 +27,13 @@ class LoadedModel:
     fingerprint: str
     template: str
     max_length: int
+    classes: tuple[str, ...] | None = None
+
+
+def head(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer from hidden states to logits: of tokens, or of classes (`score`)."""
+    found = model.get_output_embeddings()
+    return model.get_submodule("score") if found is None else found
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -28,8 +28,9 @@ class Pretrained:
     `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
     names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
     `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
-    a second training stage; `checkpoints` of its training, oldest first: folders or revisions of the hub id;
-    `missing_state` what to do about one without its optimiser's state, `refuse` it or assume a `fresh` optimiser.
+    a second training stage, which may have taught it to classify texts (a checkpoint for sequence classification);
+    `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state` what to do about
+    one without its optimiser's state, `refuse` it or assume a `fresh` optimiser.
     """
 
     pretrained: str
@@ -62,26 +63,34 @@ class Pretrained:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
         return _identity(*self._locate())
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    def load(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, classifier: bool = False
+    ) -> LoadedModel:
         """Load weights and tokenizer, frozen, on `device` in `dtype` (None: float32).
+
+        With `classifier` the checkpoint may be one for sequence classification.
 
         Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a gated or
         unknown repository, damaged or missing files, a tokenizer that does not belong to the model.
         """
         import torch
 
-        from tdaexp.models.hub import check_folder, load_tokenizer, load_weights
+        from tdaexp.models.hub import check_folder, classes_of, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
 
         weights, words = self._locate()
         if weights.folder:
             check_folder(weights.folder)
         tokenizer = load_tokenizer(words, self.trust_remote_code)
-        model = load_weights(weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation)
+        classes = classes_of(weights, self.trust_remote_code) if classifier else None
+        model = load_weights(
+            weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation, classes is not None
+        )
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        return LoadedModel(freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest)
+        identity = _identity(weights, words)
+        return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes)
 
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""

@@ -53,7 +53,9 @@ def accuracy_time(table: pd.DataFrame) -> Figure:
 
 
 def by_damping(table: pd.DataFrame) -> Figure:
-    """MRR (solid) and recall (dotted) against damping (Bao et al. 2025, Figure 3); levels for methods without it."""
+    """MRR and recall against damping (Bao et al. 2025, Figure 3): solid and dotted; dashed and wide-dotted levels for
+    methods without it.
+    """
     names = list(dict.fromkeys(table["query_set"]))
     with panels(len(names)) as (figure, row):
         for axes, name in zip(row, names, strict=True):
@@ -65,6 +67,7 @@ def by_damping(table: pd.DataFrame) -> Figure:
             levels = mine[mine["damping"].isna()]
             for colour, (_, line) in zip([*PALETTE[len(curves) :], GREY, INK], levels.iterrows(), strict=False):
                 axes.axhline(line["mrr"], color=colour, linewidth=1.1, linestyle="--", label=line["method"], zorder=1)
+                axes.axhline(line["recall"], color=colour, linewidth=1.1, linestyle=(0, (1, 3)), zorder=1)
             axes.set_xscale("log")
             axes.invert_xaxis()
             axes.minorticks_off()
@@ -89,7 +92,7 @@ def nearness(table: pd.DataFrame) -> Figure:
                 axes.plot(part["depth"], part[column], linewidth=1.0, markersize=4, label=str(kind), **style)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(bottom=0)
-            axes.set(title=title, xlabel="layer", ylabel=title)
+            axes.set(title=column + (" distance" if column == "relative" else ""), xlabel="layer", ylabel=title)
         legend_below(row[0], columns=4)
         return figure
 

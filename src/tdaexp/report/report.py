@@ -102,7 +102,7 @@ def _influence_figures(table: pd.DataFrame, near: pd.DataFrame | None) -> list[t
         caption = "Rank correlation with the reference against time. Hollow: a query's pairs; solid: with the overhead."
         figures.append(("accuracy_time", caption, influence_plots.accuracy_time(table)))
     if influence_plots.has_dampings(table):
-        caption = "Retrieval against damping, with intervals. Dashed: MRR of methods without damping."
+        caption = "Retrieval against damping, with intervals. Without damping: MRR dashed, recall in wide dots."
         figures.append(("damping", caption, influence_plots.by_damping(table)))
     if near is not None:
         caption = "How far fine-tuning moved the weights of each component, absolute and relative to their norm."

@@ -41,7 +41,7 @@ class Query:
 
 
 def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict[str, list[Query]]:
-    """Up to `SHOWN` queries per set of the first store, those that its method misses first.
+    """Up to `SHOWN` queries per set of the first store, in the data's order.
 
     `texts["query"]` is read by `<query set>/<id>`, then by id; an id without a text is shown as it is.
     """
@@ -53,8 +53,8 @@ def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict
         columns = {label: aligned(part, dataset, scores[label]) for label, dataset in datasets.items()}
         truth = part["truth"].values
         hits = {label: retrieval.accuracy(values, truth) > 0 for label, values in columns.items()}
-        order = np.argsort(next(iter(hits.values())), kind="stable")[:SHOWN]
-        found[name] = [_query(part, name, row, columns, hits, texts, k, shaded) for row in order]
+        rows = range(min(SHOWN, len(part["query"])))
+        found[name] = [_query(part, name, row, columns, hits, texts, k, shaded) for row in rows]
     return found
 
 

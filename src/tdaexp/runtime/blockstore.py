@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import zarr
@@ -26,7 +26,12 @@ class BlockStore:
     A block counts only once all its arrays are written and its flag is set, so a run that was killed goes on at the
     block where it stopped. Each block has a checksum, because zarr reads a chunk that was lost as NaN: a damaged block
     is computed again. The folder's name is expected to carry the fingerprint of all that the content depends on.
+
+    A block's seconds are its own: those of stores that were filled meanwhile count there, and waiting counts nowhere.
+    `spent` sums over all stores what this process put into blocks, or waited for other processes that filled them.
     """
+
+    spent: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class BlockStore:
             self.done = self.group["done"]
         except Exception as error:
             raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
-        self._clock = time.monotonic()
+        self._start = _own_time()
         expected = {name: shape for name, (shape, _) in arrays.items()}
         if stored != expected or self.done.shape != (len(blocks),):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
@@ -83,8 +88,12 @@ class BlockStore:
 
         Two jobs of a sweep may want the same store: the second one finds it filled.
         """
+        asked = time.monotonic()
         with locked(self.path):
-            yield self.missing()
+            BlockStore.spent += time.monotonic() - asked
+            missing = self.missing()
+            self._start = _own_time()
+            yield missing
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not done or not intact, in order."""
@@ -112,8 +121,10 @@ class BlockStore:
             self.group[name][self.blocks[block]] = value
         sums = [_checksum(values[name]) if name in values else 0 for name in self._arrays()]
         self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
-        now = time.monotonic()
-        self.group["seconds"][block], self._clock = now - self._clock, now
+        seconds = _own_time() - self._start
+        self.group["seconds"][block] = seconds
+        BlockStore.spent += seconds
+        self._start = _own_time()
         self.done[block] = True
 
     def read_block(self, block: int) -> dict[str, np.ndarray] | None:
@@ -132,6 +143,11 @@ class BlockStore:
         if not self.done[:].all():
             raise RuntimeError(f"{self.path}: {int((~self.done[:]).sum())} blocks are missing")
         return {name: array[:] for name, array in self._arrays().items()}
+
+
+def _own_time() -> float:
+    """A clock that stands still while time goes into stores."""
+    return time.monotonic() - BlockStore.spent
 
 
 def _checksum(values: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(*libraries: str) -> Iterator[None]:
-    """Let the loggers of `libraries` (already imported) pass errors only, for a while."""
+    """Let the loggers of `libraries` pass errors only, for a while."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

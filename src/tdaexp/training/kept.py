@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
         return []
     note = model / "training.json"
     try:
-        settings = json.loads(note.read_text(encoding="utf-8"))["settings"]
+        settings = _settings(note)
         peak, steps, warmup = float(settings["lr"]), int(settings["steps"]), int(settings["warmup"])
         schedule = str(settings.get("schedule", "cosine"))  # older notes do not name it
     except (OSError, ValueError, KeyError) as error:
@@ -47,6 +48,18 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
         checkpoints.append(Checkpoint(step, peak * float(np.mean(rates)), folder))
         before = step
     return checkpoints
+
+
+def training_settings(model: Path) -> dict[str, Any]:
+    """The settings of the training that a model's folder came from; empty where it has no readable note."""
+    try:
+        return _settings(model / "training.json")
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _settings(note: Path) -> dict[str, Any]:
+    return dict(json.loads(note.read_text(encoding="utf-8"))["settings"])
 
 
 def _step(path: Path) -> re.Match[str] | None:

@@ -25,5 +25,6 @@ def test_the_sums_reproduce_the_model(commands):
     assert float(abs(total - dataset["explained"]).max()) < 1e-4 * scale
 
 
-def test_other_methods_are_refused_on_a_task(commands):
-    assert "use explaind" in commands.refused("attribute", *TASK, "method=dot")
+def test_methods_that_read_texts_are_refused_on_a_task(commands):
+    assert "use explaind, ekfac, full" in commands.refused("attribute", *TASK, "method=trak")
+    assert "use explaind, ekfac, full" in commands.refused("attribute", *TASK, "method=select", "method.on=trak")

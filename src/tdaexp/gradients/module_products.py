@@ -1,0 +1,124 @@
+"""Per-component dot products and squared norms of a classifier's per-example gradients, for the pairs of a list.
+
+For any network of torch: gradients are formed whole, one per example, by `torch.func.vmap` of `torch.func.grad`. That
+is a forward and a backward pass per example, and a product of P numbers per pair of examples with P parameters. As in
+`products`, a killed run goes on at the block of queries where it stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.gradients.capture import frozen
+from tdaexp.gradients.factors import accumulation_dtype
+from tdaexp.gradients.finite import require_finite
+from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.progress import track
+
+Gradients = dict[str, Tensor]  # component to [B, size]
+
+
+def module_products(
+    module: nn.Module,
+    components: dict[str, list[str]],
+    train: TensorExamples,
+    queries: TensorExamples,
+    pairs: np.ndarray,
+    *,
+    store: Path,
+    positions: int = 1,
+    tokens_per_batch: int = 4096,
+    cache_gb: float = 2.0,
+) -> dict[str, np.ndarray]:
+    """Dot products of per-example cross-entropy gradients, by component, for Q queries and their C candidates each.
+
+    `components`: name to parameter names; `pairs` [Q, C] int indexes `train`, -1 for none. Returns `dot` [Q, C, K],
+    `query_sq` [Q, K] and `train_sq` [Q, C, K], NaN where there is no candidate. `positions` of an example bound a batch
+    by `tokens_per_batch`, `cache_gb` (10^9 bytes) the queries' gradients that are held at a time. `store` is a folder
+    named after all that the result depends on. Errors (UserError): NaN or Inf in a gradient.
+    """
+    work = _Work(module, components, train, queries, np.asarray(pairs, dtype=np.int64))
+    lengths = np.full(len(queries), positions), np.full(len(train), positions)
+    sizes = np.full(len(queries), work.bytes_per_example, dtype=float)
+    wanted = plan_blocks(work.pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
+    plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
+    order = [query for block in plan for batch in block.queries for query in batch]
+    if sorted(order) != list(range(len(queries))):
+        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
+    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
+    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    kind, shape = str(work.dtype).removeprefix("torch."), (*work.pairs.shape, len(components))
+    arrays = {"dot": (shape, kind), "train_sq": (shape, kind), "query_sq": ((len(queries), len(components)), kind)}
+    blocks = BlockStore(store, arrays, slices)
+    with frozen(module), blocks.pending() as missing:
+        for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
+            blocks.write(number, work.block(plan[number]))
+    back = np.argsort(order)
+    return {name: values[back] for name, values in blocks.read().items()}
+
+
+class _Work:
+    """Computes blocks."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        components: dict[str, list[str]],
+        train: TensorExamples,
+        queries: TensorExamples,
+        pairs: np.ndarray,
+    ) -> None:
+        self.module, self.components, self.pairs = module, components, pairs
+        self.train, self.queries = train, queries
+        self.parameters = {name: value.detach() for name, value in module.named_parameters()}
+        first = next(iter(self.parameters.values()))
+        self.dtype, self.device = accumulation_dtype(first.dtype), first.device
+        sizes = [self.parameters[name].numel() for members in components.values() for name in members]
+        self.bytes_per_example = sum(sizes) * self.dtype.itemsize
+        self._each = vmap(grad_and_value(self._loss), in_dims=(None, 0, 0))
+
+    def block(self, block: Block) -> dict[str, np.ndarray]:
+        """Arrays of a block's queries, in the order in which the block lists them."""
+        members = [query for batch in block.queries for query in batch]
+        parts = [self._gradients(self.queries, batch) for batch in block.queries]
+        held = {name: torch.cat([part[name] for part in parts]) for name in self.components}
+        del parts
+        candidates, count = self.pairs[members], len(self.components)
+        dot = np.full((*candidates.shape, count), np.nan)
+        train_sq = np.full_like(dot, np.nan)
+        for batch in block.train:
+            row = np.full(len(self.train), -1)
+            row[batch] = np.arange(len(batch))
+            places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
+            there = row[candidates[places]]
+            for column, (name, gradient) in enumerate(self._gradients(self.train, batch).items()):
+                dot[places[0], places[1], column] = (held[name] @ gradient.T).cpu().numpy()[places[0], there]
+                train_sq[places[0], places[1], column] = gradient.square().sum(1).cpu().numpy()[there]
+        query_sq = torch.stack([held[name].square().sum(1) for name in self.components], dim=1)
+        return {"dot": dot, "train_sq": train_sq, "query_sq": query_sq.cpu().numpy()}
+
+    def _gradients(self, examples: TensorExamples, members: list[int]) -> Gradients:
+        """Gradients of some examples by component."""
+        chosen = torch.as_tensor(members)
+        inputs, targets = examples.inputs[chosen].to(self.device), examples.targets[chosen].to(self.device)
+        found, losses = self._each(self.parameters, inputs, targets)
+        gradients = {
+            name: torch.cat([found[one].flatten(1) for one in own], dim=1).to(self.dtype)
+            for name, own in self.components.items()
+        }
+        norms = torch.stack([gradient.square().sum(1) for gradient in gradients.values()], dim=1)
+        ids = [examples.ids[index] for index in members]
+        require_finite(norms.cpu().numpy(), ids, list(gradients), losses.float().cpu().numpy())
+        return gradients
+
+    def _loss(self, parameters: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
+        logits = functional_call(self.module, parameters, (one[None],))
+        return nn.functional.cross_entropy(logits.to(self.dtype), target[None])

@@ -1,0 +1,53 @@
+"""Which components a method of curvature looks at, and what its label tells of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tdaexp.gradients.capture import REDUCTIONS
+from tdaexp.gradients.measurements import named
+from tdaexp.models.components import ComponentMap
+from tdaexp.runtime.errors import unknown
+
+PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
+"""Choices of `part`, and what the names of their components contain."""
+
+
+def names_of(components: ComponentMap, part: str, names: list[str] | None = None) -> list[str]:
+    """The components named in `names`, else those of a part of the model, in the model's order."""
+    return names or [name for name in components.names if PARTS[part] in name]
+
+
+def check_choices(part: str, measurement: str, reduction: str) -> None:
+    """Refuse an unknown part, measurement or reduction."""
+    named(measurement)
+    for key, value, choices in (("part", part, PARTS), ("reduction", reduction, REDUCTIONS)):
+        if value not in choices:
+            raise unknown(key, value, choices, f"method.{key}")
+
+
+def with_notes(name: str, notes: Iterable[str]) -> str:
+    """A label: the name, and in brackets what is not usual; empty notes are left out."""
+    told = ", ".join(note for note in notes if note)
+    return f"{name} ({told})" if told else name
+
+
+def part_note(part: str, components: list[str] | None) -> str:
+    """What a label tells of the components: nothing where they are those of all blocks."""
+    return f"{len(components)} components" if components else "" if part == "blocks" else part
+
+
+def choice_notes(part: str, components: list[str] | None, measurement: str, reduction: str) -> list[str]:
+    """What a label tells of these choices; nothing of the usual ones."""
+    return [
+        part_note(part, components),
+        "" if measurement == "log_likelihood" else measurement,
+        "" if reduction == "mean" else reduction,
+    ]
+
+
+def damping_note(value: float | None, relative: float, usual: float) -> str:
+    """What a label tells of a damping: λ, or the share of the mean eigenvalue if it is not the usual one."""
+    if value is not None:
+        return f"λ {value:g}"
+    return "" if relative == usual else f"λ {relative:g} × mean"

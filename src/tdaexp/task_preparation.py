@@ -1,0 +1,107 @@
+"""From a checked configuration to the study of a classification task: trained, its queries and pairs chosen."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.methods.classifier_study import ClassifierStudy
+from tdaexp.methods.pair_study import Compute
+from tdaexp.methods.task_study import TaskStudy
+from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.task import TrainedTask, trained_task
+
+log = logging.getLogger(__name__)
+
+
+def load_task(config: Any) -> TrainedTask:
+    """Train and record the configured classification task, or load it where it was trained before."""
+    return trained_task(
+        config.model,
+        config.dataset.load(),
+        config.trainer.fit,
+        cache_dir=Path(config.cache_dir),
+        seed=config.seed,
+        device=resolve_device(config.trainer.accelerator),
+    )
+
+
+def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
+    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name; on the CPU."""
+    names, queries = _queries(config, task)
+    return TaskStudy(
+        task.module.to("cpu"),
+        {name: tuple(members) for name, members in task.components.members.items()},
+        task.corpus.train,
+        queries,
+        names,
+        task.trajectory,
+        Path(config.cache_dir),
+        held_out=task.corpus.test,
+    )
+
+
+def build_classifier_study(config: Any, task: TrainedTask) -> ClassifierStudy:
+    """The trained classifier with its queries and their candidates; the truth is that both are of one class."""
+    trainer = config.trainer
+    device, dtype = resolve_device(trainer.accelerator), resolve_dtype(trainer.precision)
+    names, queries = _queries(config, task)
+    train = _as(task.corpus.train, dtype)
+    candidates = chosen_candidates(config.candidates, len(queries), len(train))
+    return ClassifierStudy(
+        copy.deepcopy(task.module).to(device, dtype),
+        task.fingerprint,
+        train,
+        _as(queries, dtype),
+        names,
+        candidates,
+        (queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
+        Compute(device, dtype, trainer.tokens_per_batch, trainer.cache_gb),
+        Path(config.cache_dir),
+        config.seed,
+    )
+
+
+def chosen_candidates(selector: Any, queries: int, train: int) -> Candidates:
+    """Every training example for each query, or a random sample of them, the same for all queries.
+
+    Lexical candidates need words: the default, `candidates=bm25`, stands for all. Errors (UserError): others.
+    """
+    if isinstance(selector, Sample):
+        order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
+    elif isinstance(selector, All) or type(selector) is BM25:
+        order = np.arange(train)
+    else:
+        kind = type(selector).__name__.lower()
+        raise UserError(f"candidates={kind}: reads texts; of a classification task choose candidates=all or =sample")
+    log.info("candidates: %d of the %d training examples for each query", len(order), train)
+    indices = np.tile(order, (queries, 1))
+    return Candidates(indices, np.full(indices.shape, np.nan))
+
+
+def _queries(config: Any, task: TrainedTask) -> tuple[list[str], TensorExamples]:
+    """The query set of every query, and the queries: of each set the first `query_limit`."""
+    parts = {"train": task.corpus.train, "test": task.corpus.test}
+    limit = config.dataset.query_limit
+    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in config.dataset.query_sets]
+    queries = TensorExamples(
+        [one for _, examples in chosen for one in examples.ids],
+        torch.cat([examples.inputs for _, examples in chosen]),
+        torch.cat([examples.targets for _, examples in chosen]),
+    )
+    return [name for name, examples in chosen for _ in examples.ids], queries
+
+
+def _as(examples: TensorExamples, dtype: torch.dtype) -> TensorExamples:
+    """The examples with real inputs of that type (tokens stay what they are)."""
+    if not examples.inputs.is_floating_point():
+        return examples
+    return TensorExamples(examples.ids, examples.inputs.to(dtype), examples.targets, examples.meta)
