@@ -109,11 +109,13 @@ class Pruning(Analysis):
             kind = "retrained" if line["retrained"] else "as_is"
             for name in ("accuracy", "kl"):
                 metrics[f"pruning/{line['unit']}/{line['ranking']}/{kind}/{line['level']:g}/{name}"] = line[name]
-        caption = (
-            f"Test accuracy and KL from the unpruned network against sparsity, means over {self.seeds} trainings with "
-            f"bootstrap intervals. The whole network: {metrics['pruning/whole']:.3f}. The output layer is left whole."
-        )
-        drawings = [Drawing("pruning", caption, pruning_curves(table, metrics["pruning/whole"]), wide=True)]
+        whole, drawings = metrics["pruning/whole"], []
+        for unit, part in table.groupby("unit", sort=False):
+            caption = (
+                f"Pruned by {unit}: test accuracy and KL from the unpruned network against sparsity, means over "
+                f"{self.seeds} trainings with bootstrap intervals. The output layer is left whole."
+            )
+            drawings.append(Drawing(f"pruning_{unit}", caption, pruning_curves(part, whole), wide=True))
         return Findings("Pruning by importance", metrics, {"pruning": table}, drawings, _statements(table))
 
 
@@ -130,7 +132,7 @@ def _statements(table: pd.DataFrame) -> list[Statement]:
     above = ours["accuracy"] > plain["accuracy"]
     return [
         Statement("The KL divergence is below that of magnitude with retraining at every sparsity",
-                  f"At {int(lower.sum())} of {len(lower)} levels from 70 % on. Ψ̄: {_listed(ours['kl'])}. Magnitude, "
+                  f"At {int(lower.sum())} of {len(lower)} levels from 0.7 on. Ψ̄: {_listed(ours['kl'])}. Magnitude, "
                   f"retrained: {_listed(base['kl'])}.", "good" if lower.all() else "bad"),
         Statement("Accuracy is comparable to magnitude with retraining (within 0.05)",
                   f"At {int((gap <= 0.05).sum())} of {len(gap)} levels. Ψ̄: {_listed(ours['accuracy'])}. Magnitude, "
@@ -142,4 +144,4 @@ def _statements(table: pd.DataFrame) -> list[Statement]:
 
 
 def _listed(values: pd.Series) -> str:
-    return ", ".join(f"{100 * level:g} %: {value:.3g}" for level, value in values.items())
+    return ", ".join(f"{level:g}: {value:.3g}" for level, value in values.items())

@@ -18,11 +18,9 @@ import torch
 from tdaexp.analyses.base import Analysis, Evidence
 from tdaexp.methods.task_baselines import tracin, trak
 from tdaexp.methods.task_study import TaskStudy
-from tdaexp.metrics.intervals import Interval, bootstrap
-from tdaexp.metrics.lds import lds, scores_of_all, subset
+from tdaexp.metrics.lds import lds, lds_interval, scores_of_all, subset
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.pathkernel.outputs import of_model, output
-from tdaexp.preparation import build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
 from tdaexp.runtime.blockstore import BlockStore
@@ -30,6 +28,7 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
+from tdaexp.task_preparation import build_task_study
 from tdaexp.training.problem import Classification
 from tdaexp.training.retrain import batches_of_its_own, batches_without, retrain
 
@@ -71,13 +70,12 @@ class Lds(Analysis):
         rows = []
         for fraction in self.fractions:
             members, outputs = self._retrained(evidence, study, fraction)
-            found = {name: lds(scores, members, outputs) for name, scores in methods.items()}
-            rows += self._rows(fraction, members, found, evidence.config.metric)
+            rows += self._rows(fraction, methods, members, outputs, evidence.config.metric)
         table = pd.DataFrame(rows)
         metrics = {f"lds/{row.method}/{row.fraction:g}": row.lds for row in table.itertuples()}
         caption = (
             f"Linear datamodeling score of {len(study.queries)} queries ({self.output}) over {self.subsets} networks a "
-            "fraction, trained on that share of the training set; bars are bootstrap intervals over queries."
+            "fraction, trained on that share of the training set, with bootstrap intervals over subsets and queries."
         )
         drawings = [Drawing("lds", caption, lds_curves(table), wide=True)]
         return Findings("Linear datamodeling score", metrics, {"lds": table}, drawings, _statements(table))
@@ -141,18 +139,21 @@ class Lds(Analysis):
         return chosen.sign * values.double().sum(1).numpy()
 
     def _rows(
-        self, fraction: float, members: np.ndarray, found: dict[str, np.ndarray], settings: MetricSettings
+        self,
+        fraction: float,
+        methods: dict[str, np.ndarray],
+        members: np.ndarray,
+        outputs: np.ndarray,
+        settings: MetricSettings,
     ) -> list[dict[str, object]]:
-        """Table rows of one fraction: the mean LDS with its interval, over queries where it is defined."""
-        known = ~np.isnan(np.stack(list(found.values()))).any(0)
-        intervals = bootstrap(np.stack([values[known] for values in found.values()]), settings)
-        left = int((~members[0]).sum())
-        return [_row(name, fraction, left, int(known.sum()), one) for name, one in zip(found, intervals, strict=True)]
-
-
-def _row(method: str, fraction: float, left: int, queries: int, one: Interval) -> dict[str, object]:
-    numbers = {"lds": one.value, "low": one.low, "high": one.high}
-    return {"method": method, "fraction": fraction, "left_out": left, "queries": queries, **numbers}
+        """Table rows of one fraction, over the queries whose score every method defines."""
+        known = ~np.isnan([lds(scores, members, outputs) for scores in methods.values()]).any(0)
+        shared = {"fraction": fraction, "left_out": int((~members[0]).sum()), "queries": int(known.sum())}
+        rows: list[dict[str, object]] = []
+        for name, scores in methods.items():
+            one = lds_interval(scores[known], members, outputs[:, known], settings)
+            rows.append({"method": name, **shared, "lds": one.value, "low": one.low, "high": one.high})
+        return rows
 
 
 def _statements(table: pd.DataFrame) -> list[Statement]:
@@ -170,7 +171,7 @@ def _statements(table: pd.DataFrame) -> list[Statement]:
                   "good" if below == len(many) else "bad"),
         Statement("ExPLAIND is close to TracIn", f"Largest difference {gap.max():.3f}. TracIn: "
                   f"{_listed(wide['tracin'])}.", "good" if gap.max() < 0.05 else "bad"),
-        Statement("ExPLAIND foretells better than chance", f"The interval over queries is above 0 at {above} of "
+        Statement("ExPLAIND foretells better than chance", f"The interval is above 0 at {above} of "
                   f"{len(wide)} fractions.", "good" if above == len(wide) else "bad"),
     ]  # fmt: skip
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
 
 
@@ -51,3 +53,37 @@ def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndar
     NaN where a query's output or its prediction is the same for all subsets.
     """
     return spearman(scores @ members.T.astype(np.float64), outputs.T)
+
+
+def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, settings: MetricSettings) -> Interval:
+    """The mean LDS over queries with a percentile interval; arguments as for `lds`.
+
+    Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
+    """
+    predicted, found = scores @ members.T.astype(np.float64), outputs.T
+    orders = [np.argsort(values, axis=1) for values in (predicted, found)]
+    rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
+    for place in range(settings.bootstrap):
+        weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
+        queries = rng.integers(len(predicted), size=len(predicted))
+        resampled[place] = weighted_spearman(*orders, weight)[queries].mean()
+    tail = (1 - settings.confidence) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Interval(float(lds(scores, members, outputs).mean()), float(low), float(high))
+
+
+def weighted_spearman(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Spearman's ρ per row [Q] where value j counts `weight`[j] times; the rows [Q, S] are argsorts, without ties."""
+    total = weight.sum()
+    left, right = (_centred_ranks(order, weight) for order in (first, second))
+    covariance = (left * right) @ weight
+    norms = np.sqrt((left**2 @ weight) * (right**2 @ weight))
+    return np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total)
+
+
+def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Average ranks [Q, S] of the repeated values, less their mean."""
+    count = weight[order]
+    ranks = np.empty(order.shape)
+    np.put_along_axis(ranks, order, count.cumsum(1) - (count - 1) / 2 - (weight.sum() + 1) / 2, axis=1)
+    return ranks

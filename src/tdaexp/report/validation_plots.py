@@ -31,20 +31,17 @@ def lds_curves(table: pd.DataFrame) -> Figure:
 
 
 def pruning_curves(table: pd.DataFrame, whole: float) -> Figure:
-    """Accuracy and KL against sparsity, by unit (ExPLAIND, figure 2); `whole` is the unpruned network's accuracy.
+    """Accuracy and KL against sparsity (ExPLAIND, figure 2); `whole` is the unpruned network's accuracy.
 
-    `table`: unit, ranking, retrained, level, and accuracy, kl, sparsity, each with _low and _high.
+    `table`, of one unit: ranking, retrained, level, and accuracy, kl, sparsity, each with _low and _high.
     """
-    units = list(dict.fromkeys(table["unit"]))
-    with panels(2 * len(units), width=4.2, height=4.4) as (figure, row):
-        for place, unit in enumerate(units):
-            mine = table[table["unit"] == unit]
-            for axes, measure in zip(row[2 * place : 2 * place + 2], ("accuracy", "kl"), strict=True):
-                _pruned(axes, mine, measure)
-                axes.set(title=f"by {unit}", xlabel="sparsity", xlim=(min(table["level"]) - 0.02, 1.005))
-            row[2 * place].axhline(whole, color=GREY, linewidth=0.8, linestyle=":", label="unpruned")
-            row[2 * place].set(ylabel="test accuracy", ylim=(0, 1))
-            row[2 * place + 1].set(ylabel="KL from the unpruned network (nats)", yscale="log")
+    with panels(2, height=4.3) as (figure, row):
+        for axes, measure in zip(row, ("accuracy", "kl"), strict=True):
+            _pruned(axes, table, measure)
+            axes.set(xlabel="sparsity", xlim=(min(table["level"]) - 0.02, 1.005))
+        row[0].axhline(whole, color=GREY, linewidth=0.8, linestyle=":", label="unpruned")
+        row[0].set(ylabel="test accuracy", ylim=(0, 1))
+        row[1].set(ylabel="KL from the unpruned network (nats)", yscale="log")
         handles, labels = row[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         return figure
