@@ -11,10 +11,13 @@ from tiny_study import FINETUNE, TRAIN, explicit_gradients, moved_a_little, toke
 
 from tdaexp import influence
 from tdaexp.data.examples import Examples
+from tdaexp.methods.cg import CG
+from tdaexp.methods.dot import Dot
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage
 from tdaexp.methods.repsim import RepSim
 from tdaexp.methods.study import Stage
+from tdaexp.methods.trak import TRAK
 from tdaexp.runtime.errors import UserError
 
 
@@ -128,6 +131,14 @@ def test_a_second_stage_without_examples_has_no_curvature(exact):
     with pytest.raises(UserError, match=r"no fine-tuning example is known.*finetuned_mode=identity"):
         MultiStage().attribute(blind)
     assert np.isfinite(values(MultiStage(finetuned_mode="identity").attribute(blind))).all()
+
+
+@pytest.mark.parametrize("method", [EKFAC(), CG(), TRAK(dimensions=4)], ids=["ekfac", "cg", "trak"])
+def test_one_stage_without_its_examples_has_no_curvature(method, exact):
+    blind = dataclasses.replace(exact, finetuned=Stage(exact.finetuned.loaded, Examples([])))
+    with pytest.raises(UserError, match=r"no fine-tuning example is known.*stage=pretrained"):
+        method.attribute(blind.after("finetuned"))
+    assert np.isfinite(values(Dot().attribute(blind.after("finetuned")))).all()
 
 
 def test_after_a_stage_a_study_has_its_model_and_its_curvature(exact):

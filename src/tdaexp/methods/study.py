@@ -17,6 +17,7 @@ from tdaexp.methods.pair_study import Compute, PairStudy
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 __all__ = ["Compute", "Stage", "Study"]
@@ -60,8 +61,19 @@ class Study(PairStudy):
 
     @property
     def curvature_examples(self) -> Examples:
-        """The examples whose mean loss the explained model minimised: those that curvature is averaged over."""
-        return self.train if self.fitted is None else self.fitted
+        """The examples whose mean loss the explained model minimised: those that curvature is averaged over.
+
+        Errors (UserError): none is known.
+        """
+        if self.fitted is None:
+            return self.train
+        if not len(self.fitted):
+            raise UserError(
+                "no fine-tuning example is known, so the fine-tuned model's curvature is not either; give them "
+                "(dataset.finetune_path=FILE), explain the model before it (stage=pretrained), or take method=dot, "
+                "full or repsim, which need no curvature"
+            )
+        return self.fitted
 
     def after(self, stage: str) -> Study:
         """The study as a method sees it that knows one stage: the model after `pretrained` or `finetuned`.
