@@ -29,9 +29,13 @@ class Trainer:
 
     `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
     batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
-    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage.
+    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
+    `strategy` single | ddp, one process or `devices` of them on each of `nodes` machines (0 = every GPU).
     """
 
+    strategy: str = "single"
+    devices: int = 1
+    nodes: int = 1
     accelerator: str = "auto"
     precision: str = "float32"
     tokens_per_batch: int = 4096
@@ -42,9 +46,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes that cannot be."""
+        _choice("trainer.strategy", self.strategy, ("single", "ddp"))
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
-        for name, least in (("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
+        if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
+            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp")
+        for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
 

@@ -38,6 +38,7 @@ from tdaexp.preparation import (
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
@@ -58,6 +59,8 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     successor = load_successor(config, config.dataset.finetune_records(), loaded)
     if successor is not None and config.model.finetuned is None:
         metrics |= _told(successor, "finetune", logger)
+    if not ranks.current().first:
+        return {}
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics
@@ -78,6 +81,8 @@ def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float
 def _train_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train and record a classification task; returns its last losses and accuracies."""
     task = load_task(config)
+    if not ranks.current().first:
+        return {}
     for entry in task.note["curves"]:
         measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
         logger.log_metrics(measures, step=int(entry["step"]))
@@ -101,6 +106,9 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
         dataset, cost, texts, near = _attribute_model(config)
+    if not ranks.current().first:
+        return {}
+    if texts is not None:
         write_json(folder / "texts.json", texts)
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
@@ -119,11 +127,14 @@ def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, f
     if not isinstance(config.method, Explaind):
         raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
     clock = _Clock()
-    task = load_task(config)
+    with ranks.first_alone():
+        task = load_task(config)
     clock.stop("model")
     study = build_task_study(config, task)
     dataset = config.method.attribute(study)
     clock.stop("scoring")
+    if not ranks.current().first:
+        return {}
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
     dataset.attrs |= {"study": fingerprint(task.fingerprint, study.queries.fingerprint()), **provenance()}
@@ -157,13 +168,14 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = _Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
-    loaded = load_model(config, corpus.train)
-    successor = load_successor(config, corpus.finetune, loaded)
-    clock.stop("model")
-    corpus = with_generated(config, corpus, successor or loaded)
-    clock.stop("queries")
-    study = build_study(config, corpus, loaded, successor)
-    clock.stop("candidates")
+    with ranks.first_alone():
+        loaded = load_model(config, corpus.train)
+        successor = load_successor(config, corpus.finetune, loaded)
+        clock.stop("model")
+        corpus = with_generated(config, corpus, successor or loaded)
+        clock.stop("queries")
+        study = build_study(config, corpus, loaded, successor)
+        clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
     dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
     clock.stop("scoring")

@@ -11,11 +11,12 @@ from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.methods import path_run
+from tdaexp.methods import path_run, path_sweep
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
@@ -154,12 +155,11 @@ class Killed(BaseException):
     """As abrupt as a signal."""
 
 
-@pytest.mark.parametrize("keep", [["step", "component"], ["query", "train"]], ids=str)
-def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keep, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_run, "STEPS_PER_BLOCK", 2)
-    method = Explaind(keep=keep)
+def test_a_killed_sweep_goes_on_and_gives_the_same_bits(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_sweep, "STEPS_PER_BLOCK", 2)
+    method = Explaind(keep=["query", "train"])
     straight = method.attribute(dataclasses.replace(study, cache=tmp_path / "straight"))
-    real, killed, calls = path_run._save, dataclasses.replace(study, cache=tmp_path / "killed"), []
+    real, killed, calls = path_sweep._save, dataclasses.replace(study, cache=tmp_path / "killed"), []
 
     def save(path, sums, done):
         calls.append(done)
@@ -167,11 +167,34 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keep, tmp_path, mon
             raise Killed
         real(path, sums, done)
 
-    monkeypatch.setattr(path_run, "_save", save)
+    monkeypatch.setattr(path_sweep, "_save", save)
     with pytest.raises(Killed):
         method.attribute(killed)
     assert method.attribute(killed).identical(straight)
     assert calls[:3] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("keep", [["step", "component"], ["component", "query"]], ids=str)
+def test_blocks_of_steps_do_not_depend_on_each_other(study, keep, tmp_path, monkeypatch):
+    """Killed after the first block, and with the blocks in the opposite order: the same bits."""
+    monkeypatch.setattr(path_run, "STEPS_PER_BLOCK", 2)
+    method = Explaind(keep=keep)
+    straight = method.attribute(dataclasses.replace(study, cache=tmp_path / "straight"))
+    written, real = [], BlockStore.write
+
+    def write(self, block, values):
+        real(self, block, values)
+        written.append(block)
+        if len(written) == 1:
+            raise Killed
+
+    monkeypatch.setattr(BlockStore, "write", write)
+    monkeypatch.setattr(BlockStore, "each", lambda self, numbers, text: numbers[::-1])
+    killed = dataclasses.replace(study, cache=tmp_path / "killed")
+    with pytest.raises(Killed):
+        method.attribute(killed)
+    assert method.attribute(killed).identical(straight)
+    assert len(written) > 1 and written[0] == max(written) and written.count(written[0]) == 1
 
 
 def test_the_store_reads_back(fresh, tmp_path):

@@ -15,6 +15,7 @@ from tdaexp.cli.compose import open_composer
 from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.launch import from_outside, outer_rank
 
 
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
@@ -38,7 +39,14 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         _hand_over(task, conf, name, argv)
         return 0
     if planned.multirun:
+        if from_outside():
+            raise UserError(
+                f"option -m: {from_outside()} started several processes; give each job a {from_outside()} of its own, "
+                "or leave it out (trainer=ddp starts its own processes)"
+            )
         return _sweep(task, conf, name, argv, planned)
+    if outer_rank():
+        return task.follow(planned.jobs[0], planned.folder)
     _hand_over(task, conf, name, argv)
     return task.codes[-1]
 

@@ -77,9 +77,8 @@ class KeptGradients:
 
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
-        count = len(self.batches)
         with frozen(self.train.model), self.blocks.pending() as missing:
-            for block in track(missing, "training gradients", count, count - len(missing)):
+            for block in self.blocks.each(missing, "training gradients"):
                 values: dict[str, np.ndarray] = {}
 
                 def take(layer: Layer, factors: LinearFactors, check: Tensor, values=values) -> None:

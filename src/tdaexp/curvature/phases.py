@@ -27,7 +27,6 @@ from tdaexp.curvature.monitor import Monitor
 from tdaexp.curvature.source import Source
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 Sums = dict[str, Tensor]
@@ -112,7 +111,7 @@ class Phases:
         blocks = BlockStore(self.store / "eigen", arrays, [slice(0, 1)] * len(wanted), compressed=False)
         lowest: dict[str, float] = {}
         with blocks.pending() as missing:
-            for block in track(missing, "eigenbases", len(wanted), len(wanted) - len(missing)):
+            for block in blocks.each(missing, "eigenbases"):
                 side, name, _ = wanted[block]
                 covariance = source.covariance(name)
                 found = eigenbasis(
@@ -157,8 +156,15 @@ class Phases:
         slices = [slice(chunk, chunk + 1) for _ in self.partitions for chunk in range(count)]
         blocks = BlockStore(self.store / name, arrays, slices, compressed=False)
         stored = self._labels = blocks.group["labels"] if self._labels is None else self._labels
-        with blocks.pending() as missing:
-            for block in track(missing, text, len(slices), len(slices) - len(missing)):
+        # Labels are drawn with the first partition, so all of them are there before any other begins.
+        for numbers in (range(count), range(count, len(slices))) if drawing else (range(len(slices)),):
+            self._fill(blocks, numbers, text, phase, stored, drawing)
+
+    def _fill(self, blocks: BlockStore, numbers: range, text: str, phase: Phase, stored: Any, drawing: bool) -> None:
+        """Compute some blocks of a phase."""
+        count = len(self.chunks)
+        with blocks.pending(numbers) as missing:
+            for block in blocks.each(missing, text):
                 partition, chunk = divmod(block, count)
                 fresh = drawing and partition == 0
                 labels = np.full(stored.shape[1:], -1, dtype=np.int32) if fresh else stored[chunk]

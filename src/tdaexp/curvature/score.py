@@ -30,7 +30,6 @@ from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
 from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,7 +86,7 @@ def pair_scores(
     kind = str(work.dtype).removeprefix("torch.")
     blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
     with frozen(train.model), frozen(queries.model), blocks.pending() as missing:
-        for number in track(missing, "influence", len(plan), len(plan) - len(missing)):
+        for number in blocks.each(missing, "influence"):
             blocks.write(number, {"scores": work.block(plan[number])})
     return blocks.read()["scores"][np.argsort(order)]
 

@@ -25,7 +25,6 @@ from tdaexp.gradients.schedule import kept_plan, plan_blocks
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +99,7 @@ def vector_products(
     shape = (int(ends[-1]), pairs.shape[1], len(components))
     kept = BlockStore(store, {"influence": (shape, kind)}, slices)
     with frozen(model), kept.pending() as missing:
-        for number in track(missing, "influence of training examples", len(plan), len(plan) - len(missing)):
+        for number in kept.each(missing, "influence of training examples"):
             kept.write(number, {"influence": work.block(blocks[number], plan[number].train)})
     result[[query for block in blocks for query in block]] = kept.read()["influence"]
     return result

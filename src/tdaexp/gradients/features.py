@@ -22,7 +22,6 @@ from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +73,7 @@ def component_features(
     kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
     blocks = BlockStore(store, {"features": ((len(examples), sum(dims)), kind)}, slices)
     with frozen(model), blocks.pending() as missing:
-        for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
+        for block in blocks.each(missing, "gradient sketches"):
             chosen = Examples([examples[index] for index in batches[block]])
             values = _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
             blocks.write(block, {"features": values})

@@ -24,7 +24,6 @@ from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +66,7 @@ def component_products(
     blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
     work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)
     with frozen(model), blocks.pending() as missing:
-        for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
+        for number in blocks.each(missing, "gradient products"):
             blocks.write(number, work.block(plan[number]))
     if missing:
         log.info("%s", work.summary())

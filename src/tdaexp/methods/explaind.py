@@ -24,7 +24,8 @@ import xarray as xr
 
 from tdaexp import influence
 from tdaexp.methods.base import Method
-from tdaexp.methods.path_run import PathJob, forward_run, kept_outputs, sweep_run
+from tdaexp.methods.path_run import PathJob, forward_run, kept_outputs
+from tdaexp.methods.path_sweep import sweep_run
 from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.outputs import activation, check_deterministic, of_model, output

@@ -1,16 +1,12 @@
-"""Runs a decomposition over a trajectory, block by block of steps, so that a killed run goes on where it stopped.
+"""Runs a decomposition over a trajectory forwards, in blocks of steps that do not depend on each other.
 
-Beside the rows per step in a block store lies `sums.npz`: what is summed over steps so far, and the state of the
-recursions. It is replaced as a whole after each block.
+Each block is a pure function of the recorded steps, so that processes share them out and a killed run goes on.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +15,12 @@ from torch import Tensor
 from tdaexp.methods.replay import Parts, step_of
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.decompose import Decomposer
-from tdaexp.pathkernel.outputs import example_losses
 from tdaexp.pathkernel.parameters import Function, Layout, Step
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.pathkernel.sweep import Sweep
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.files import atomic_path
-from tdaexp.runtime.progress import track
 
-log = logging.getLogger(__name__)
 STEPS_PER_BLOCK = 32
 Arrays = dict[str, np.ndarray]
-OneStep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-"""(step, sums so far, which it changes) -> the step's own row, empty for a step that does not count."""
 NUMBERS: dict[str, tuple[int, ...]] = {"change_norm": (), "residual_norm": (), "nodes": ()}
 
 
@@ -76,124 +65,98 @@ def forward_run(job: PathJob, store: Path) -> Arrays:
     Returns per step (where kept) or summed: each part [S?, K?, Q?, O?] and `importance_PART` [S?, K?], its sum of
     absolute values over queries and outputs; `residual`, `change` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S].
     """
-    layout, parts = job.layout, Parts(job.study.trajectory, job.layout)
-    decomposer = Decomposer(job.function, layout, job.queries, job.quadrature, mode=job.mode)
-    before: list[Tensor | None] = [None]
+    walk = _Walk(job)
+    rows, sums = walk.shapes()
+    height = min(STEPS_PER_BLOCK, len(job.counted))
+    blocks = [job.counted[k : k + height] for k in range(0, len(job.counted), height)]
+    arrays = {name: ((len(blocks), height, *shape), "float64") for name, shape in rows.items()}
+    arrays |= {f"sum.{name}": ((len(blocks), *shape), "float64") for name, shape in sums.items()}
+    kept = BlockStore(store / "forward", arrays, [slice(k, k + 1) for k in range(len(blocks))])
+    with kept.pending() as missing:
+        for number in kept.each(missing, "decomposition, blocks of steps"):
+            kept.write(number, walk.block(blocks[number], rows, height))
+    found = kept.read()
+    result = {name: found[name].reshape(-1, *shape)[: len(job.counted)] for name, shape in rows.items()}
+    return result | {name: found[f"sum.{name}"].sum(0) for name in sums}
 
-    def one(number: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "average" in sums:
-            parts.average = sums["average"]
-        step = job.replay(number)
-        directions = parts.split(step)  # also where it does not count: the decay's average goes on
-        if parts.average is not None:
-            sums["average"] = parts.average
-        if number not in counted:
-            before[0] = None
-            return {}
-        start = decomposer.value(step.start) if before[0] is None else before[0]
-        found = decomposer.step(step, directions, start)
-        before[0] = found.after if parts.every else None
+
+class _Walk:
+    """Goes through recorded steps in order; what SGD's decay has in its buffer is caught up with where it jumps."""
+
+    def __init__(self, job: PathJob) -> None:
+        self.job, self.layout = job, job.layout
+        self.parts = Parts(job.study.trajectory, self.layout)
+        self.decomposer = Decomposer(job.function, self.layout, job.queries, job.quadrature, mode=job.mode)
+        self.passed = 0  # recorded steps whose decay is in the buffer
+
+    def shapes(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """Shapes of what is kept of each step, and of what is summed over steps."""
+        job, rows = self.job, dict(NUMBERS)
+        whole = tuple(self.decomposer.value(job.replay(job.counted[0]).start).shape)
+        sums: dict[str, tuple[int, ...]] = {"change": whole, "residual": whole}
+        group = len(self.layout.components) if "component" in job.keep else 1
+        tail = tuple(n for n, axis in zip(whole, ("query", "output"), strict=True) if axis in job.keep)
+        for name in self.parts.names:
+            if "step" in job.keep:
+                rows |= {name: (group, *tail), f"importance_{name}": (group,)}
+            else:
+                sums[name] = (group, *whole)
+        return rows, sums
+
+    def block(self, steps: list[int], rows: dict[str, tuple[int, ...]], height: int) -> Arrays:
+        """Rows [1, height, ...] of some steps, NaN behind their end, and sums [1, ...] over them."""
+        sums: dict[str, Tensor] = {}
+        self._catch_up(steps[0])
+        found, before = [], None
+        for place, number in enumerate(steps):
+            if place and number != steps[place - 1] + 1:
+                before = None
+                self._catch_up(number)
+            row, before = self._step(number, sums, before)
+            found.append(row)
+        empty = {name: np.full(shape, np.nan) for name, shape in rows.items()}
+        values = [{name: row[name].numpy() for name in rows} for row in found] + [empty] * (height - len(found))
+        whole = {name: np.stack([row[name] for row in values])[None] for name in rows}
+        return whole | {f"sum.{name}": value.numpy()[None] for name, value in sums.items()}
+
+    def _catch_up(self, number: int) -> None:
+        """Take the decay of the steps before into the buffer, where there is one."""
+        if not (self.parts.every and self.parts.rule.coupled):
+            return
+        if number < self.passed:
+            self.parts, self.passed = Parts(self.job.study.trajectory, self.layout), 0
+        for earlier in range(self.passed, number):
+            self.parts.regularisation.advance(self.job.replay(earlier))
+        self.passed = number
+
+    def _step(
+        self, number: int, sums: dict[str, Tensor], before: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """A step's row, and f after it where the next step begins there; adds to the sums."""
+        job, step = self.job, self.job.replay(number)
+        directions = self.parts.split(step)
+        self.passed = number + 1
+        start = self.decomposer.value(step.start) if before is None else before
+        found = self.decomposer.step(step, directions, start)
         values = found.values.double() if "component" in job.keep else found.values.double().sum(1, keepdim=True)
-        row = _row(sums, found.after - start, found.residual, found.nodes)
-        for name, value in zip(parts.names, values, strict=True):
+        row = completeness(sums, found.after - start, found.residual, found.nodes)
+        for name, value in zip(self.parts.names, values, strict=True):
             if "step" in job.keep:
                 row |= {name: kept_outputs(value, job.keep), f"importance_{name}": value.abs().sum((-1, -2))}
             else:
-                _add(sums, name, value)
-        return row
-
-    counted = set(job.counted)
-    last = max(job.counted)
-    order = [number for number in job.study.trajectory.steps if number <= last and (parts.every or number in counted)]
-    shapes = dict(NUMBERS)
-    if "step" in job.keep:
-        group = len(layout.components) if "component" in job.keep else 1
-        width = decomposer.value(job.replay(order[0]).start).shape
-        tail = tuple(n for n, axis in zip(width, ("query", "output"), strict=True) if axis in job.keep)
-        for name in parts.names:
-            shapes |= {name: (group, *tail), f"importance_{name}": (group,)}
-    return _run(job, store, order, shapes, one)
+                add(sums, name, value)
+        return row, found.after if self.parts.every else None
 
 
-def sweep_run(job: PathJob, store: Path) -> Arrays:
-    """Single training examples, backwards in time.
-
-    Returns `kernel` [K, N, Q, O], `regularisation`, `whole` [K, Q, O]; `residual`, `change` [Q, O]; `residual_norm`,
-    `change_norm`, `nodes` [S].
-    """
-    parts = Parts(job.study.trajectory, job.layout)
-    sweep = Sweep(
-        job.function, example_losses(job.study.module), job.layout, parts.rule, job.queries, job.quadrature,
-        components="component" in job.keep,
-    )  # fmt: skip
-    counted = set(job.counted)
-
-    def one(number: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        sweep.carry = sums.get("carry") if parts.every else None  # without the steps between there is nothing to carry
-        step = job.replay(number)
-        found = sweep.step(step, job.examples(step.ids), number in counted)
-        if parts.every and sweep.carry is not None:
-            sums["carry"] = sweep.carry
-        if "kernel" not in sums:
-            shape = (len(found.train), len(job.study.train), *found.residual.shape)
-            sums["kernel"] = torch.zeros(shape, dtype=torch.float64)
-        sums["kernel"].index_add_(1, step.ids, found.train.double())
-        _add(sums, "regularisation", found.regularisation.double())
-        if number not in counted:
-            return {}
-        change = found.whole.sum(0) + found.residual
-        _add(sums, "whole", found.whole.double())
-        return _row(sums, change, found.residual, found.nodes)
-
-    last = max(job.counted)
-    order = [number for number in job.study.trajectory.steps if number <= last and (parts.every or number in counted)]
-    return _run(job, store, order[::-1], dict(NUMBERS), one)
-
-
-def _run(job: PathJob, store: Path, order: list[int], shapes: dict[str, tuple[int, ...]], one: OneStep) -> Arrays:
-    """Take the steps in `order`; returns the rows of counted steps in the order of time, and the sums."""
-    blocks = [slice(k, min(k + STEPS_PER_BLOCK, len(order))) for k in range(0, len(order), STEPS_PER_BLOCK)]
-    rows = BlockStore(store / "rows", {n: ((len(order), *shape), "float64") for n, shape in shapes.items()}, blocks)
-    with rows.pending() as missing:
-        sums, done = _load(store / "sums.npz")
-        if any(block < done for block in missing):
-            log.warning("%s: damaged; the decomposition starts again", store)
-            sums, done = {}, 0
-        for number in track(range(done, len(blocks)), "decomposition, blocks of steps", len(blocks), done):
-            found = [one(order[place], sums) for place in range(blocks[number].start, blocks[number].stop)]
-            values = {
-                name: np.stack([row[name].numpy() if row else np.full(shape, np.nan) for row in found])
-                for name, shape in shapes.items()
-            }
-            rows.write(number, values)
-            _save(store / "sums.npz", sums, number + 1)
-        kept = np.argsort(order)[np.isin(np.sort(order), job.counted)]
-        summed = {name: value.numpy() for name, value in sums.items() if name not in ("average", "carry")}
-        return {name: value[kept] for name, value in rows.read().items()} | summed
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The sums and how many blocks they cover."""
-    if not path.exists():
-        return {}, 0
-    with np.load(path) as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files if name != "done"}, int(file["done"])
-
-
-def _save(path: Path, sums: dict[str, Tensor], done: int) -> None:
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in sums.items()}
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, done=np.int64(done), **arrays)
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add to a sum, which may not have begun."""
     sums[name] = sums[name] + value if name in sums else value
 
 
-def _row(sums: dict[str, Tensor], change: Tensor, residual: Tensor, nodes: int) -> dict[str, Tensor]:
+def completeness(sums: dict[str, Tensor], change: Tensor, residual: Tensor, nodes: int) -> dict[str, Tensor]:
     """Add to the sums what tells how complete the decomposition is; returns the step's own numbers."""
-    _add(sums, "change", change.double())
-    _add(sums, "residual", residual.double())
+    add(sums, "change", change.double())
+    add(sums, "residual", residual.double())
     norms = {"change_norm": change.double().norm(), "residual_norm": residual.double().norm()}
     return norms | {"nodes": torch.tensor(float(nodes), dtype=torch.float64)}
 
