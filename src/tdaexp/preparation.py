@@ -140,7 +140,7 @@ def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> L
         records,
         settings,
         Tokenisation(
-            template=_template(config),
+            template=template_of(config),
             max_length=config.dataset.max_length,
             loss_on=config.dataset.loss_on,
             append_eos=config.dataset.append_eos,
@@ -174,7 +174,7 @@ def with_generated(config: Any, corpus: Corpus, loaded: LoadedModel) -> Corpus:
         corpus.queries[source],
         config.decoding,
         Path(config.cache_dir) / "generated",
-        template=_template(config),
+        template=template_of(config),
         max_length=config.dataset.max_length,
     )
     renamed = [
@@ -192,13 +192,13 @@ def _tokens(config: Any, records: list[Record], loaded: LoadedModel) -> Examples
     return tokenise(
         records,
         loaded.tokenizer,
-        template=_template(config),
+        template=template_of(config),
         max_length=min(config.dataset.max_length, loaded.max_length),
         loss_on=config.dataset.loss_on,
         append_eos=config.dataset.append_eos,
     )
 
 
-def _template(config: Any) -> str:
+def template_of(config: Any) -> str:
     """The data set's template, or the model's where the data set leaves it open."""
     return str(config.model.template if config.dataset.template == "auto" else config.dataset.template)

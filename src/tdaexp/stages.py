@@ -26,6 +26,7 @@ from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.planning import tell_plan
 from tdaexp.preparation import (
     build_study,
     build_task_study,
@@ -127,6 +128,8 @@ def _attribute_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, f
     if not isinstance(config.method, Explaind):
         raise UserError(f"method={config.method.name}: scores pairs of texts; with a classification task use explaind")
     clock = _Clock()
+    if ranks.current().first:
+        tell_plan(config)
     with ranks.first_alone():
         task = load_task(config)
     clock.stop("model")
@@ -168,6 +171,8 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = _Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+    if ranks.current().first:
+        tell_plan(config, corpus)
     with ranks.first_alone():
         loaded = load_model(config, corpus.train)
         successor = load_successor(config, corpus.finetune, loaded)

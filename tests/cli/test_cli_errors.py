@@ -1,5 +1,7 @@
 """A mistake on the command line or in a file: one line that names it, exit code 2, nothing run."""
 
+from importlib.util import find_spec
+
 import pytest
 
 OPTIONS = [
@@ -172,6 +174,7 @@ def test_a_choice_from_the_users_own_folder(program, tmp_path):
     assert "toy_gpt-biographies-mine" in program.calls()[0]
 
 
+@pytest.mark.skipif(find_spec("submitit") is not None, reason="the plugin is installed")
 def test_a_launcher_without_its_plugin_says_what_to_install(program):
     for launcher in ("slurm", "submitit_slurm"):
         code, err = program("-m", "seed=1,2", f"hydra/launcher={launcher}")

@@ -27,7 +27,10 @@ from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
 from tdaexp.methods.per_token import check_per_token, with_tokens
+from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -102,6 +105,18 @@ class EKFAC(Method):
         dataset = study.label(self.scores(study, train, queries, inverse), layers.components)
         scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
         return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """The phases of the fit, the scores, and the answer."""
+        layers, chosen = self.planned_layers(work), self.settings
+        fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
+        scores = scores_cost(work, layers, self.mode, self.query_rank)
+        return [*fit, scores, work.answer(len(layers.components), self_products=False)]
+
+    def planned_layers(self, work: Workload) -> Layers:
+        """The chosen components of a model without data, by weight matrix."""
+        names = self.components or [name for name in work.every.names if PARTS[self.part] in name]
+        return layers_of(work.components(names), self.strict)
 
     def layers(self, study: Study) -> Layers:
         """The chosen components by weight matrix."""

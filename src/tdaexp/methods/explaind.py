@@ -24,18 +24,26 @@ import xarray as xr
 
 from tdaexp import influence
 from tdaexp.methods.base import Method
+from tdaexp.methods.path_costs import checkpoint_costs, path_costs
 from tdaexp.methods.path_run import PathJob, forward_run, kept_outputs
 from tdaexp.methods.path_sweep import sweep_run
 from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import Workload
 from tdaexp.pathkernel.outputs import activation, check_deterministic, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
 log = logging.getLogger(__name__)
 AXES = ("query", "train", "component", "step", "output")
 ACTIVATION = "activation:"
+NO_TRAJECTORY = (
+    "method={}: needs a recorded training, which texts have none of here; choose "
+    "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
+)
 
 
 @dataclass
@@ -64,10 +72,7 @@ class Explaind(Method):
     def attribute(self, study: TaskStudy | Study) -> xr.Dataset:
         """Decompose the outputs of the study's queries. Errors (UserError): a study of texts, without a trajectory."""
         if not isinstance(study, TaskStudy):
-            raise UserError(
-                f"method={self.name}: needs a recorded training, which texts have none of here; choose "
-                "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
-            )
+            raise UserError(NO_TRAJECTORY.format(self.name))
         check_deterministic(study.module)
         keep = frozenset(self.keep)
         job = PathJob(study, self._function(study), self.quadrature, keep, self._counted(study), self.mode)
@@ -79,6 +84,22 @@ class Explaind(Method):
         if "train" in keep:
             return self._label(job, start, self._of_examples(job, sweep_run(job, store)))
         return self._label(job, start, self._of_steps(job, forward_run(job, store)))
+
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
+        """Of a recorded training, or of the checkpoints of a language model, each with one simulated update."""
+        if isinstance(work, TaskWorkload):
+            plural = self.output in ("logits", "log_probabilities") or self.output.startswith(ACTIVATION)
+            outputs = work.classes if plural else 1
+            return path_costs(work, frozenset(self.keep), outputs, self._planned_steps(work), self.quadrature.nodes)
+        if not work.simulated:
+            raise UserError(NO_TRAJECTORY.format(self.name))
+        return checkpoint_costs(work, self.quadrature.nodes)
+
+    def _planned_steps(self, work: TaskWorkload) -> int:
+        if work.layout is None:
+            raise UserError("trainer.fit.record=0: explaind needs a recorded training; set trainer.fit.record=1")
+        known = work.layout.steps
+        return len(known) if self.steps is None else sum(self.steps[0] <= step <= self.steps[-1] for step in known)
 
     def _function(self, study: TaskStudy) -> Function:
         if self.output.startswith(ACTIVATION):

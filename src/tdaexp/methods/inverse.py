@@ -29,9 +29,12 @@ from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import PARTS
+from tdaexp.methods.stage_costs import against_cost, solver_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -121,6 +124,27 @@ class Inverse(Method):
         )
         dataset = task.study.label(values, task.components).assign(notes)
         return dataset.assign_attrs(damping=task.damping, curvature_examples=len(task.ggn.examples))
+
+    def products(self, queries: int) -> float:
+        """How many products with the curvature solving for so many queries takes, at most."""
+        return float(queries)
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """The solver, training gradients against its vectors, and the answer."""
+        names = self.components or [name for name in work.every.names if PARTS[self.part] in name]
+        components = layers_of(work.components(names)).components
+        answered = work.answered(self.queries)
+        examples = work.some(work.train, range(min(self.examples or len(work.train), len(work.train))))
+        products = self.products(len(answered.queries)) + PROBES * (self.damping is None)
+        solver = solver_cost(
+            answered,
+            int(components.sizes.sum()),
+            examples,
+            products,
+            len(answered.queries),
+            getattr(self, "at_once", 1),
+        )
+        return [solver, against_cost(answered, components), answered.answer(len(components), self_products=False)]
 
     def settings(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""

@@ -14,7 +14,7 @@ then one pass over queries and candidates.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 from torch import Tensor
@@ -26,8 +26,11 @@ from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC, PARTS
 from tdaexp.methods.per_token import check_per_token, with_tokens
+from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.study import Stage, Study
+from tdaexp.methods.workload import Workload
 from tdaexp.models.successor import shared_components
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -122,6 +125,23 @@ class MultiStage(Method):
         )
         scoring = TokenScoring(train, queries, both, reverse, self.query_rank)
         return with_tokens(study.label(values, layers[0].components), study, self.per_token, scoring, *identity)
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """Two fits, the scores with both models loaded, and the answer."""
+        layers = replace(self.pretrained, part=self.part, components=self.components).planned_layers(work)
+        readers, second = work.readers(layers), replace(work, train=work.finetune or work.train)
+        fits = [
+            cost
+            for stage, own, where in (
+                (self.pretrained, work, "pre-training "),
+                (self.finetuned, second, "fine-tuning "),
+            )
+            for cost in factor_costs(own, layers, readers, stage.mode, stage.partitions, stage.saves, where)
+        ]
+        inverses = sum(stage.mode != "identity" for stage in (self.pretrained, self.finetuned))
+        mode = "ekfac" if inverses else "identity"
+        scores = scores_cost(work, layers, mode, self.query_rank, loaded=2, fits=inverses)
+        return [*fits, scores, work.answer(len(layers.components), self_products=False)]
 
     def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:
         """The factors of one stage."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
@@ -10,7 +11,7 @@ from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from tdaexp.models.hub import Source
     from tdaexp.models.loaded import LoadedModel
@@ -27,7 +28,9 @@ class Pretrained:
     `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
     names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
     `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
-    a second training stage.
+    a second training stage; `shape` the architecture and sizes of the model in the words of its transformers config,
+    for plans that download nothing (a folder's own config.json counts instead); `simulated` the checkpoints of its
+    training, and sequences and tokens of the batch that is simulated at each, for plans of `explaind`.
     """
 
     pretrained: str
@@ -40,6 +43,8 @@ class Pretrained:
     expected_components: int | None = None
     trust_remote_code: bool = False
     finetuned: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
+    simulated: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
@@ -51,6 +56,11 @@ class Pretrained:
     def needs_training(self) -> bool:
         """False: these weights exist."""
         return False
+
+    @property
+    def stated(self) -> bool:
+        """Whether the architecture is known without a download."""
+        return bool(self.shape) or Path(self.pretrained).expanduser().is_dir()
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
@@ -76,6 +86,27 @@ class Pretrained:
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         return LoadedModel(freeze(moved(model, device)), tokenizer, _identity(weights, words), self.template, longest)
+
+    def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+        """Architecture and, where it lies on this disk, tokenizer: what a plan needs. `texts` have no say in it.
+
+        Errors (UserError): neither a folder nor a `shape`.
+        """
+        from tdaexp.models.empty import folder_config, stated_config
+        from tdaexp.models.hub import load_tokenizer, locate
+
+        folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
+        tokenizer = None
+        if words.is_dir():
+            tokenizer = load_tokenizer(locate(str(words), None, "model.tokenizer"), self.trust_remote_code)
+        if folder.is_dir():
+            return folder_config(folder), tokenizer
+        if not self.shape:
+            raise UserError(
+                f"model.shape: a plan downloads nothing, so the sizes of {self.pretrained} must be stated, as in "
+                "conf/model/olmo1b.yaml; or set model.pretrained=FOLDER"
+            )
+        return stated_config(self.shape, "model.shape"), tokenizer
 
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""
