@@ -26,10 +26,11 @@ from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.pairs import Pairs
-from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.shrink import Shrinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,9 +86,10 @@ def pair_scores(
     slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     kind = str(work.dtype).removeprefix("torch.")
     blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
+    compute = Shrinking(work.block, lambda block: halves(block, pairs), np.concatenate)
     with frozen(train.model), frozen(queries.model), blocks.pending() as missing:
         for number in blocks.each(missing, "influence"):
-            blocks.write(number, {"scores": work.block(plan[number])})
+            blocks.write(number, {"scores": compute(plan[number])})
     return blocks.read()["scores"][np.argsort(order)]
 
 

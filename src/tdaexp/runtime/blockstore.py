@@ -90,10 +90,7 @@ class BlockStore:
         each gets its share of what is missing, and the context ends when all of them are ready.
         """
         me = ranks.current()
-        with contextlib.ExitStack() as held:
-            ranks.barrier()  # all have opened the store, which needs the lock too
-            if me.first:
-                held.enter_context(locked(self.path))
+        with ranks.locked_for_all(self.path):
             missing = ranks.from_first(self.missing() if me.first else [])
             self._done = len(self.blocks) - len(missing)
             wanted = [number for number in missing if among is None or number in among]
@@ -103,7 +100,6 @@ class BlockStore:
                 )
             self._clock = time.monotonic()
             yield wanted[me.rank :: me.world]
-            ranks.barrier()
 
     def each(self, numbers: list[int], description: str) -> Iterator[int]:
         """Go through blocks that are `pending`, with progress; after any of them the run may be asked to end."""

@@ -19,14 +19,19 @@ class QuietDDP(DDPStrategy):
 
     def setup_environment(self) -> None:
         """Join the other processes."""
-        with quiet("lightning.fabric", "lightning_utilities"):
+        with quiet("lightning.fabric", "lightning.pytorch", "lightning_utilities"):
             super().setup_environment()
+
+
+def environment(outside: str | None) -> Any:
+    """What tells Lightning which process this is."""
+    if outside == "srun":
+        return SLURMEnvironment(auto_requeue=False)
+    return TorchElasticEnvironment() if outside == "torchrun" else LightningEnvironment()
 
 
 def open_fabric(accelerator: str, devices: int, nodes: int, outside: str | None) -> Any:
     """Fabric for `devices` processes on each of `nodes` machines, started by `outside` (torchrun, srun) or by it."""
-    environments: dict[str | None, Any] = {"torchrun": TorchElasticEnvironment, None: LightningEnvironment}
-    environment = SLURMEnvironment(auto_requeue=False) if outside == "srun" else environments[outside]()
     strategy = QuietDDP(
         process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
         timeout=WAIT,
@@ -34,5 +39,5 @@ def open_fabric(accelerator: str, devices: int, nodes: int, outside: str | None)
     )
     with quiet("lightning.fabric"):
         return Fabric(
-            accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, plugins=[environment]
+            accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, plugins=[environment(outside)]
         )

@@ -112,9 +112,14 @@ def _size(team: Team, outside: str | None) -> tuple[int, int]:
 
 def _member(fabric: Any, identity: dict[str, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Be one process of the run."""
-    with ranks.acting_as(ranks.Ranks(fabric.global_rank, fabric.world_size, fabric.device)), watch_each_other():
+    with ranks.acting_as(_ranks(fabric)), watch_each_other():
         check_same(identity)
         return work(*arguments)
+
+
+def _ranks(fabric: Any) -> ranks.Ranks:
+    nodes = fabric.strategy.num_nodes
+    return ranks.Ranks(fabric.global_rank, fabric.world_size, fabric.device, nodes)
 
 
 def check_same(identity: dict[str, Any]) -> None:

@@ -11,26 +11,29 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tdaexp.runtime import stop
+from tdaexp.runtime.files import locked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-POLL_S = 0.02
+POLL_S = 5e-5, 0.02  # between two looks, at first and at most
 ENDED = f"another process of this run has ended; what is finished is kept, {stop.RESUME}"
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process number `rank` of `world`, the one that runs this; `device` is the one that it was given."""
+    """Process number `rank` of `world` on `nodes` machines; `device` is the one that it was given."""
 
     rank: int = 0
     world: int = 1
     device: Any = None
+    nodes: int = 1
 
     @property
     def first(self) -> bool:
@@ -70,17 +73,23 @@ def barrier() -> None:
     together(torch.zeros(1))
 
 
-def together(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over the processes, in place and with the same bits on each. Errors as for `barrier`."""
+def together(tensor: Tensor, leave: bool = True) -> Tensor:
+    """Sum of a tensor over the processes, in place and with the same bits on each.
+
+    Errors as for `barrier`, but no `Stopped` where the wait may not be left (`leave`).
+    """
     if _current.world == 1:
         return tensor
     import torch.distributed as dist
 
     try:
         work: Any = dist.all_reduce(tensor, async_op=True)
+        pause, most = POLL_S
         while not work.is_completed():  # in Python, so that signals are heard
-            stop.check()
-            time.sleep(POLL_S)
+            if leave:
+                stop.check()
+            time.sleep(pause)
+            pause = min(2 * pause, most)
         work.wait()
     except RuntimeError as error:
         stop.check()
@@ -107,6 +116,18 @@ def gathered(value: T) -> list[T]:
         stop.check()
         raise stop.Lost(ENDED) from error
     return found
+
+
+@contextlib.contextmanager
+def locked_for_all(path: Path) -> Iterator[None]:
+    """As `files.locked`, but for all processes of this run: process 0 holds it until the last one leaves the block."""
+    with contextlib.ExitStack() as held:
+        barrier()  # before it some may have taken the lock for themselves
+        if _current.first:
+            held.enter_context(locked(path))
+        barrier()
+        yield
+        barrier()
 
 
 @contextlib.contextmanager
