@@ -150,7 +150,7 @@ def _watch(
     assembly: Assembly, path: str, roots: list[Tensor], module: nn.Module, arguments: tuple, output: Tensor
 ) -> Tensor:
     """Forward hook: keep the module's input, and ask for its output's gradient."""
-    if not output.requires_grad:
+    if output.is_leaf:  # no graph so far; transformers' activation checkpointing lets embeddings require gradients
         root = output.detach().requires_grad_()
         roots.append(root)
         output = root.clone()  # a leaf may not be changed in place, which some models do (clip_qkv)

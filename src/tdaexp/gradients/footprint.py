@@ -62,8 +62,8 @@ def pass_bytes(
 ) -> int:
     """Peak bytes of a capture pass over a batch [examples, tokens], the weights not counted.
 
-    `predicted` tokens carry loss in each example; `model` was built under `mode`. Gradients are compacted as the products
-    of `gradients.products` do it, and dropped.
+    `predicted` tokens carry loss in each example; `model` was built under `mode`. Gradients are compacted as
+    `gradients.products` does it, and dropped.
     """
 
     def consume(_: list[Component], factors: list[Factors]) -> None:

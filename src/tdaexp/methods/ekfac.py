@@ -20,8 +20,9 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.kept import kept_scores
-from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.layer_blocks import scores_by_blocks
+from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.score import Precondition, Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.gradients.measurements import as_loss, named
@@ -45,9 +46,9 @@ class EKFAC(Method):
     attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
     without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
     `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
-    other queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a
-    phase, `per_token` (for each query's so many best candidates, which tokens their scores come from), `seed` of the
-    drawn labels.
+    other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
+    `saves` of a phase, `per_token` (for each query's so many best candidates, which tokens their scores come from),
+    `seed` of the drawn labels.
     """
 
     mode: str = "ekfac"
@@ -110,7 +111,7 @@ class EKFAC(Method):
         """The phases of the fit, the scores, and the answer."""
         layers, chosen = self.planned_layers(work), self.settings
         fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
-        scores = scores_cost(work, layers, self.mode, self.query_rank)
+        scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
         return [*fit, scores, work.answer(len(layers.components), self_products=False)]
 
     def planned_layers(self, work: Workload) -> Layers:
@@ -156,12 +157,13 @@ class EKFAC(Method):
                 tokens_per_batch=tokens,
                 cache_gb=cache_gb,
             )
-        return pair_scores(
+        return scores_by_blocks(
             train,
             queries,
             study.pairs,
             precondition,
-            store=study.store("influence", *self._identity(study, names)),
+            self.partitions,
+            store=lambda part: study.store("influence", *self._identity(study, part)),
             query_rank=self.query_rank,
             tokens_per_batch=tokens,
             cache_gb=cache_gb,

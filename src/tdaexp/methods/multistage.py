@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, Side, pair_scores
+from tdaexp.curvature.layer_blocks import scores_by_blocks
+from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.score import Precondition, Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named
 from tdaexp.methods.base import Method
@@ -113,12 +114,13 @@ class MultiStage(Method):
         loss = as_loss(named(self.measurement))
         queries = Side(second.loaded.model, layers[1], study.queries, loss, self.reduction)
         identity = self._identity(second, layers[0].components.names)
-        values = pair_scores(
+        values = scores_by_blocks(
             train,
             queries,
             study.pairs,
             both,
-            store=study.store("influence", *identity),
+            self.partitions,
+            store=lambda part: study.store("influence", *self._identity(second, part)),
             query_rank=self.query_rank,
             tokens_per_batch=study.compute.tokens_per_batch,
             cache_gb=study.compute.cache_gb,
@@ -140,7 +142,7 @@ class MultiStage(Method):
         ]
         inverses = sum(stage.mode != "identity" for stage in (self.pretrained, self.finetuned))
         mode = "ekfac" if inverses else "identity"
-        scores = scores_cost(work, layers, mode, self.query_rank, loaded=2, fits=inverses)
+        scores = scores_cost(work, cut(layers, self.partitions), mode, self.query_rank, loaded=2, fits=inverses)
         return [*fits, scores, work.answer(len(layers.components), self_products=False)]
 
     def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:

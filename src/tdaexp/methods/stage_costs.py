@@ -154,9 +154,21 @@ def factor_costs(
 
 
 def scores_cost(
-    work: Workload, layers: Layers, factors: str, query_rank: int | None, loaded: float = 1.0, fits: int = 1
+    work: Workload, parts: list[Layers], factors: str, query_rank: int | None, loaded: float = 1.0, fits: int = 1
 ) -> StageCost:
-    """Preconditioned queries against their candidates (`curvature.score`); `loaded` models, `fits` inverses."""
+    """Preconditioned queries against their candidates, a block of layers at a time (`curvature.layer_blocks`).
+
+    `loaded` models, `fits` inverses.
+    """
+    costs = [_part_cost(work, part, factors, query_rank, loaded, fits) for part in parts]
+    summed = [sum(getattr(one, name) for one in costs) for name in ("forward", "backward", "flop", "disk")]
+    peaks = [max(getattr(one, name) for one in costs) for name in ("device", "host")]
+    return StageCost("influence", *summed, *peaks, costs[0].note)
+
+
+def _part_cost(
+    work: Workload, layers: Layers, factors: str, query_rank: int | None, loaded: float, fits: int
+) -> StageCost:
     entries = float(sum(layer.size for layer in layers.layers))
     held = entries
     if query_rank is not None:

@@ -7,6 +7,7 @@ touched only when a config names a hub id.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.runtime.quiet import quiet
 
+log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
@@ -107,10 +109,21 @@ def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def load_weights(
-    source: Source, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None = None
+    source: Source,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    attn_implementation: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """Load the model on the CPU in `dtype`; a checkpoint that does not fill every parameter is an error."""
+    """Load the model in `dtype`; a checkpoint that does not fill every parameter is an error.
+
+    On a GPU each tensor goes from the file straight to the device: main memory never holds the model. A checkpoint that
+    is stored in another dtype is converted, and a line says so.
+    """
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}
+    _tell_conversion(source, dtype, trust_remote_code)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -132,6 +145,20 @@ def load_weights(
             f"it is incomplete or belongs to another architecture: {_mend(source.folder)}"
         )
     return model
+
+
+def _tell_conversion(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
+            )
+    except Exception:  # loading the weights meets the same fault, and has the words for it
+        return
+    stored = getattr(config, "dtype", None)
+    if isinstance(stored, torch.dtype) and stored != dtype:
+        text, wanted = (str(one).removeprefix("torch.") for one in (stored, dtype))
+        log.info("%s: stored in %s, run in %s (trainer.precision)", source.name, text, wanted)
 
 
 def check_folder(folder: Path) -> None:

@@ -81,7 +81,8 @@ class Pretrained:
         if weights.folder:
             check_folder(weights.folder)
         tokenizer = load_tokenizer(words, self.trust_remote_code)
-        model = load_weights(weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation)
+        kind = dtype or torch.float32
+        model = load_weights(weights, kind, self.trust_remote_code, self.attn_implementation, device)
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
