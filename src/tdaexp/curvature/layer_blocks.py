@@ -2,7 +2,7 @@
 
 A preconditioned query gradient is as large as the model. With B blocks a held query takes 1/B of that, so that B times
 as many fit beside each other and meet the same training passes, and factors are read from disk once per block of
-queries and layers. The price: queries run B times. Layers do not mix in a block-diagonal inverse: the values are the same.
+queries and layers. The price: queries run B times. Layers do not mix in a block-diagonal inverse: values stay the same.
 """
 
 from __future__ import annotations
