@@ -8,7 +8,7 @@ from typing import Any
 
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import groups_of
-from tdaexp.data.records import Record
+from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.study import Compute
@@ -22,10 +22,10 @@ from tdaexp.training.checkpoint_list import Snapshot, snapshots
 log = logging.getLogger(__name__)
 
 
-def build_checkpoint_study(config: Any) -> CheckpointStudy:
-    """The checkpoints that the model names, or that its own training left, with batches and held-out text.
+def checkpoint_corpus(config: Any) -> Corpus:
+    """The training records and, as queries, those that are held out.
 
-    Errors (UserError): no checkpoints, or ones that do not belong together; no held-out records.
+    Errors (UserError): no checkpoints will be there, no held-out records.
     """
     if config.trainer.precision == "bfloat16":
         raise UserError("trainer.precision=bfloat16: rounds away what one update changes; use float32 or float64")
@@ -36,6 +36,17 @@ def build_checkpoint_study(config: Any) -> CheckpointStudy:
             "dataset.held_out: simulated updates are judged by the loss of held-out records, of which there are none; "
             "set e.g. dataset.held_out=64 (dataset=text or multilingual)"
         )
+    return Corpus(train, {HELD_OUT: held_out}, [])
+
+
+def build_checkpoint_study(config: Any, corpus: Corpus | None = None) -> CheckpointStudy:
+    """The checkpoints that the model names, or that its own training left, with batches and held-out text.
+
+    `corpus` is that of `checkpoint_corpus` where it has been read already. Errors (UserError): as there, and
+    checkpoints that do not belong together.
+    """
+    corpus = corpus or checkpoint_corpus(config)
+    train, held_out = corpus.train, corpus.queries[HELD_OUT]
     found = snapshots(*_listed(config, train))
     log.info("checkpoints: %d, steps %d to %d", len(found), found[0].step, found[-1].step)
     device, dtype = resolve_device(config.trainer.accelerator), resolve_dtype(config.trainer.precision)

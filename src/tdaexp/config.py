@@ -29,22 +29,35 @@ class Trainer:
 
     `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
     batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
-    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage.
+    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
+    `strategy` single | ddp, one process or `devices` of them on each of `nodes` machines (0 = every GPU);
+    `rate_tflops` (10^12 FLOP/s) and `device_gb` (GB) of the device, for plans (null = the device's usual ones).
     """
 
+    strategy: str = "single"
+    devices: int = 1
+    nodes: int = 1
     accelerator: str = "auto"
     precision: str = "float32"
     tokens_per_batch: int = 4096
     cache_gb: float = 2.0
     threads: int = 0
+    rate_tflops: float | None = None
+    device_gb: float | None = None
     fit: FitSettings = field(default_factory=FitSettings)
     finetune: FitSettings = field(default_factory=FitSettings)
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes that cannot be."""
+        _choice("trainer.strategy", self.strategy, ("single", "ddp"))
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
-        for name, least in (("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
+        if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
+            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp")
+        for name in ("rate_tflops", "device_gb"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
+        for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
 
@@ -81,6 +94,10 @@ class TrainConfig:
     resume: bool = False
     cache_dir: str = "cache"
 
+    def __post_init__(self) -> None:
+        """Refuse data that is not named."""
+        self.dataset.check_source()
+
 
 @dataclass
 class AttributeConfig:
@@ -88,7 +105,8 @@ class AttributeConfig:
 
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
     `products` a file of stored component products, instead of model, dataset, candidates and decoding; `stage` the
-    training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two.
+    training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two;
+    `plan` prints what the run would cost and ends.
     """
 
     model: Any = field(metadata={"group": True})
@@ -103,6 +121,7 @@ class AttributeConfig:
     budget: float | None = None
     stage: str = "finetuned"
     products: str | None = None
+    plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
 
@@ -111,6 +130,8 @@ class AttributeConfig:
         _choice("stage", self.stage, ("pretrained", "finetuned"))
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.products is None and not self.plan:
+            self.dataset.check_source()
         if self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
 

@@ -10,13 +10,16 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
-from tdaexp.checkpoint_preparation import build_checkpoint_study
+from tdaexp.checkpoint_preparation import build_checkpoint_study, checkpoint_corpus
+from tdaexp.data.records import Corpus
 from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.loss_change import loss_change
-from tdaexp.recorded_preparation import build_recorded_study, load_recorded
+from tdaexp.planning import tell_plan
+from tdaexp.recorded_preparation import build_recorded_study, load_recorded, recorded_corpus
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
+from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, fingerprint, provenance
@@ -28,7 +31,10 @@ log = logging.getLogger(__name__)
 
 def train_recorded(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train and record a classification task, or a language model; returns the last losses and accuracies."""
-    task = (load_task if check_pair(config.model, config.dataset) else load_recorded)(config)
+    is_task = check_pair(config.model, config.dataset)
+    task = load_task(config) if is_task else load_recorded(config, recorded_corpus(config))
+    if not ranks.current().first:
+        return {}
     for entry in task.note["curves"]:
         measures = {key if "/" in key else f"train/batch_{key}": value for key, value in entry.items() if key != "step"}
         logger.log_metrics(measures, step=int(entry["step"]))
@@ -48,20 +54,33 @@ def decompose(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """
     clock = Clock()
     if check_pair(config.model, config.dataset):
-        task = load_task(config)
+        _tell_plan(config)
+        with ranks.first_alone():
+            task = load_task(config)
         clock.stop("model")
         return _of_recorded(config, folder, logger, task, build_task_study(config, task), clock)
     if config.trainer.fit.record:
-        language = load_recorded(config)
+        corpus = recorded_corpus(config)
+        _tell_plan(config, corpus)
+        with ranks.first_alone():
+            language = load_recorded(config, corpus)
         clock.stop("model")
         return _of_recorded(config, folder, logger, language, build_recorded_study(config, language), clock)
-    study = build_checkpoint_study(config)
+    corpus = checkpoint_corpus(config)
+    _tell_plan(config, corpus)
+    with ranks.first_alone():
+        study = build_checkpoint_study(config, corpus)
     clock.stop("model")
     dataset = config.method.attribute(study)
     clock.stop("scoring")
     identities = [one.identity for one in study.snapshots]
     dataset.attrs["study"] = fingerprint(identities, study.pool.fingerprint(), study.queries.fingerprint())
     return _keep(config, folder, logger, dataset, loss_change(dataset), clock.seconds)
+
+
+def _tell_plan(config: Any, corpus: Corpus | None = None) -> None:
+    if ranks.current().first:
+        tell_plan(config, corpus)
 
 
 def _of_recorded(config: Any, folder: Path, logger: RunLogger, task: Any, study: Any, clock: Clock) -> dict[str, float]:
@@ -79,7 +98,12 @@ def _keep(
     measures: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, float]:
-    """Write a path decomposition, its cost, and a page of what it shows into the run's folder; returns its measures."""
+    """Write a path decomposition, its cost, and a page of what it shows into the run's folder; returns its measures.
+
+    Of several processes the first one writes; the others return nothing.
+    """
+    if not ranks.current().first:
+        return {}
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset.attrs |= {"method": config.method.name, "label": config.method.label, "config": deciding(own)}
     dataset.attrs |= provenance()

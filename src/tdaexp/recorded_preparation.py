@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tdaexp.data.records import Corpus
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.preparation import GENERATED, drawn, text_template
 from tdaexp.runtime.device import resolve_device
@@ -16,8 +18,8 @@ from tdaexp.training.trained import Tokenisation
 log = logging.getLogger(__name__)
 
 
-def load_recorded(config: Any) -> TrainedLanguage:
-    """Train and record the configured language model, or load it where it was trained before.
+def recorded_corpus(config: Any) -> Corpus:
+    """The training records and the queries, of which a recorded model writes none itself.
 
     Errors (UserError): no query set beside the model's own completions, a second training stage.
     """
@@ -30,10 +32,15 @@ def load_recorded(config: Any) -> TrainedLanguage:
                         "name another set, e.g. paraphrased")  # fmt: skip
     if len(names) < len(config.dataset.query_sets):
         log.info("queries: the set '%s' is left out of a recorded training", GENERATED)
+    return replace(corpus, queries={name: corpus.queries[name] for name in names})
+
+
+def load_recorded(config: Any, corpus: Corpus) -> TrainedLanguage:
+    """Train and record the configured language model, or load it where it was trained before."""
     return trained_language(
         config.model,
         corpus.train,
-        {name: corpus.queries[name] for name in names},
+        corpus.queries,
         config.trainer.fit,
         Tokenisation(
             template=text_template(config),

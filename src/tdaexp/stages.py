@@ -27,6 +27,7 @@ from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.path_stages import decompose, train_recorded
+from tdaexp.planning import tell_plan
 from tdaexp.preparation import (
     build_study,
     drawn,
@@ -38,6 +39,7 @@ from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
+from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
@@ -60,6 +62,8 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     successor = load_successor(config, config.dataset.finetune_records(), loaded)
     if successor is not None and config.model.finetuned is None:
         metrics |= _told(successor, "finetune", logger)
+    if not ranks.current().first:
+        return {}
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics
@@ -97,6 +101,9 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
         dataset, cost, texts, near = _attribute_model(config)
+    if not ranks.current().first:
+        return {}
+    if texts is not None:
         write_json(folder / "texts.json", texts)
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
@@ -146,13 +153,16 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
-    loaded = load_model(config, corpus.train)
-    successor = load_successor(config, corpus.finetune, loaded)
-    clock.stop("model")
-    corpus = with_generated(config, corpus, successor or loaded)
-    clock.stop("queries")
-    study = build_study(config, corpus, loaded, successor)
-    clock.stop("candidates")
+    if ranks.current().first:
+        tell_plan(config, corpus)
+    with ranks.first_alone():
+        loaded = load_model(config, corpus.train)
+        successor = load_successor(config, corpus.finetune, loaded)
+        clock.stop("model")
+        corpus = with_generated(config, corpus, successor or loaded)
+        clock.stop("queries")
+        study = build_study(config, corpus, loaded, successor)
+        clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
     if study.classes and config.method.reads_model and not config.method.both_stages:
         raise UserError(

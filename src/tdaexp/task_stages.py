@@ -11,8 +11,10 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.planning import tell_plan
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json
@@ -33,12 +35,17 @@ def score_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]
             "full, dot, select or random"
         )
     clock = Clock()
-    task = load_task(config)
+    if ranks.current().first:
+        tell_plan(config)
+    with ranks.first_alone():
+        task = load_task(config)
     clock.stop("model")
     study = build_classifier_study(config, task)
     log.info("%s", study.components().coverage_line())
     dataset = config.method.attribute(study)
     clock.stop("scoring")
+    if not ranks.current().first:
+        return {}
     dataset.attrs["study"] = study.fingerprint
     cost = study.split_cost(clock.seconds)
     _keep(config, folder, dataset, cost)

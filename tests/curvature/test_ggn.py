@@ -85,3 +85,20 @@ def test_a_bfloat16_model_has_float32_sums():
     found = TrainingGGN(model.to(torch.bfloat16), components, examples).multiply(vectors)
     assert found.dtype == torch.float32
     assert ((found - wanted).norm(dim=1) < 0.05 * wanted.norm(dim=1)).all()
+
+
+def test_attention_without_a_forward_mode_rule_gives_way_and_comes_back(caplog):
+    from tdaexp.curvature import ggn as module
+
+    model = build_model("llama-tied").requires_grad_(False)
+    examples, components = make_examples(3, 3), component_map(model).select(NAMES)
+    vector = torch.randn(1, TrainingGGN(model, components, examples).size, dtype=torch.float64)
+    wanted = TrainingGGN(model, components, examples).multiply(vector)
+    model.set_attn_implementation("flex_attention")
+    module._tell_switch.cache_clear()
+    with caplog.at_level("INFO"):
+        found = TrainingGGN(model, components, examples).multiply(vector)
+    assert model.config._attn_implementation == "flex_attention"
+    # eager attention takes its softmax in float32
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    assert "attention flex_attention gives way to eager" in caplog.text

@@ -216,3 +216,19 @@ def test_cross_entropy_is_formed_in_float32():
     values = cross_entropy(logits, targets, weights)
     terms = -torch.log_softmax(logits.float(), dim=2)[..., 0]
     torch.testing.assert_close(values, (terms * weights).sum(1))
+
+
+def test_a_model_that_was_trained_with_activation_checkpointing_has_the_same_gradients(models):
+    """Switching it on makes transformers let the embedding's output require gradients, which is no graph yet."""
+    model, examples = models("llama-tied"), make_examples(7, 2)
+    wanted, _ = captured(model, examples)
+    model.train()
+    model.activation_checkpointing_enable()
+    try:
+        found, _ = captured(model, examples)
+    finally:
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
+        model.eval()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient)

@@ -176,3 +176,18 @@ def test_labels_tell_what_is_not_usual(keys, label):
 def test_the_answer_says_how_many_parameters_the_model_has(study, compose):
     found = compose("method=ekfac").attribute(study)
     assert found.attrs["parameters"] == study.components().sizes.sum() > found["size"].sum()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_blocks_of_layers_give_the_same_scores_and_hold_less(count, wide, compose, monkeypatch):
+    from tdaexp.curvature.score import Scoring
+
+    held = []
+    usual = Scoring.held_bytes
+    monkeypatch.setattr(Scoring, "held_bytes", lambda self: held.append(usual(self)) or held[-1])
+    whole = compose("method=ekfac").attribute(wide)
+    (everything,), held[:] = list(held), []
+    found = compose("method=ekfac", f"method.partitions={count}").attribute(wide)
+    assert list(found["component"].values) == list(whole["component"].values)
+    np.testing.assert_allclose(found["influence"], whole["influence"], rtol=1e-9, atol=1e-12)
+    assert len(held) == count and sum(held) == everything and max(held) < 1.6 * everything / count

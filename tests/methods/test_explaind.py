@@ -12,11 +12,12 @@ from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.methods import path_blocks, path_job, path_run
+from tdaexp.methods import path_blocks, path_job, path_sweep
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
@@ -244,13 +245,13 @@ def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch
         return
     counted = {"keep": ["query", "train", "output"], "steps": [9, 10]}
     whole = Explaind(**counted).attribute(fresh)
-    assert path_run._reach(0.9, torch.float32) == 152 and path_run._reach(0.0, torch.float32) == 0
+    assert path_sweep._reach(0.9, torch.float32) == 152 and path_sweep._reach(0.0, torch.float32) == 0
     assert 0.9**152 < torch.finfo(torch.float32).eps < 0.9**151
     seen = []
     replay = path_job.step_of
     monkeypatch.setattr(path_job, "step_of", lambda *args: seen.append(args[1]) or replay(*args))
     # as if the averages forgot faster: what is left out is then no rounding, and only its steps are
-    monkeypatch.setattr(path_run, "_reach", lambda decay, dtype: 3)
+    monkeypatch.setattr(path_sweep, "_reach", lambda decay, dtype: 3)
     cut = Explaind(**counted).attribute(dataclasses.replace(fresh, cache=fresh.cache / "cut"))
     assert sorted(set(seen)) == [6, 7, 8, 9, 10]
     assert not cut["influence"].equals(whole["influence"])
@@ -287,21 +288,15 @@ class Killed(BaseException):
     """As abrupt as a signal."""
 
 
-RESUMED = [
-    ({"keep": ["step", "component"]}, 2),
-    ({"keep": ["query", "part"], "partition": "target"}, 3),
-    ({"keep": ["query", "train"]}, 2),  # among the first looks at how complete it is
-    ({"keep": ["query", "train"]}, 8),  # in the sweep
-]
+def blocks_of(study):
+    return 2 if study.trajectory.settings.every == 1 else 1
 
 
-@pytest.mark.parametrize(("keys", "at"), RESUMED, ids=str)
-def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keys, at, tmp_path, monkeypatch):
-    monkeypatch.setattr(path_blocks, "STEPS_PER_BLOCK", 2 if study.trajectory.settings.every == 1 else 1)
-    method = Explaind(**keys)
+def test_a_killed_sweep_goes_on_and_gives_the_same_bits(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_blocks, "STEPS_PER_BLOCK", blocks_of(study))
+    method, at = Explaind(keep=["query", "train"]), 2
     straight = method.attribute(dataclasses.replace(study, cache=tmp_path / "straight"))
     real, killed, calls = path_blocks._save, dataclasses.replace(study, cache=tmp_path / "killed"), []
-    at = min(at, 3 if "train" not in keys["keep"] or at < 4 else 5) if study.trajectory.settings.every > 1 else at
 
     def save(path, sums, done):
         calls.append((path.parent.name, done))
@@ -314,6 +309,39 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(study, keys, at, tmp_path,
         method.attribute(killed)
     assert method.attribute(killed).identical(straight)
     assert calls[at - 1] == calls[at] and len(set(calls)) == len(calls) - 1
+
+
+FORWARDS = (
+    {"keep": ["step", "component"]},
+    {"keep": ["component", "query"]},
+    {"keep": ["query", "part"], "partition": "target"},  # its averages are caught up with
+    {"keep": ["step", "output"], "subsample": 0.5, "subsample_by": "uniform"},
+    {"keep": ["query", "train"]},  # among the first looks at how complete it is
+)
+
+
+@pytest.mark.parametrize("keys", FORWARDS, ids=str)
+def test_blocks_of_steps_do_not_depend_on_each_other(study, keys, tmp_path, monkeypatch):
+    """Killed after the first block, and with the blocks in the opposite order: the same bits."""
+    monkeypatch.setattr(path_blocks, "STEPS_PER_BLOCK", blocks_of(study))
+    method = Explaind(**keys)
+    straight = method.attribute(dataclasses.replace(study, cache=tmp_path / "straight"))
+    written, real = [], BlockStore.write
+
+    def write(self, block, values):
+        real(self, block, values)
+        written.append(block)
+        if len(written) == 1:
+            raise Killed
+
+    monkeypatch.setattr(BlockStore, "write", write)
+    monkeypatch.setattr(BlockStore, "each", lambda self, numbers, text: numbers[::-1])
+    killed = dataclasses.replace(study, cache=tmp_path / "killed")
+    with pytest.raises(Killed):
+        method.attribute(killed)
+    assert method.attribute(killed).identical(straight)
+    forwards = written[: written[0] + 1]  # a sweep's blocks come after them
+    assert len(forwards) > 1 and forwards == sorted(forwards, reverse=True)
 
 
 def test_the_store_reads_back(fresh, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tdaexp.models.hub import load_weights, locate
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError
@@ -154,3 +155,24 @@ def test_padding_falls_back_to_the_end_token(hub_folder, small_start):
 def test_the_number_of_components_is_checked_when_given(hub_folder):
     assert load(hub_folder, expected_components=16)
     refused(hub_folder, r"model\.expected_components=113 but .* has 16", expected_components=113)
+
+
+def test_a_checkpoint_in_another_type_is_converted_with_a_line(hub_folder, caplog):
+    folder = hub_folder
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        loaded = Pretrained(str(folder)).load(dtype=torch.float32)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    assert "stored in bfloat16, run in float32 (trainer.precision)" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        Pretrained(str(folder)).load(dtype=torch.bfloat16)
+    assert "stored in" not in caplog.text
+
+
+def test_weights_go_straight_to_the_device(hub_folder):
+    """Here to the meta device, which shows that nothing is put on the CPU first."""
+    source = locate(str(hub_folder), None, "model.pretrained")
+    model = load_weights(source, torch.bfloat16, False, device="meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

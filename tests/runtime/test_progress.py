@@ -15,8 +15,8 @@ def test_a_line_a_minute_tells_the_time_left(caplog, monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO, logger="tdaexp"):
         list(progress.track(range(3), "blocks", total=4, done=0))
-    assert caplog.messages[0] == "blocks: 1 of 4, about 183 s left"
-    assert caplog.messages[1] == "blocks: 3 of 4, about 43 s left"
+    assert caplog.messages[0] == "blocks: 1 of 4, 0.984 a minute, about 183 s left"
+    assert caplog.messages[1] == "blocks: 3 of 4, 1.38 a minute, about 43 s left"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """The command line of the three stages: check everything first, then let Hydra run it.
 
 Exit codes: 0 done; 1 a fault of the program, a full disk, or a failed job in a sweep; 2 a mistake in the
-options, the configuration files or the data; 130 interrupted.
+options, the configuration files or the data; 130 interrupted; 143 stopped by SIGTERM, to be resumed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.stop import Stopped
 
 # Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, STOPPED = 2, 130, 143
 
 
 def main(
@@ -49,9 +50,9 @@ def main(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
-            "interrupted: what is finished is kept; the same command goes on where it stopped",
+            f"{str(error) or 'interrupted'}: what is finished is kept; the same command goes on where it stopped",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return STOPPED if isinstance(error, Stopped) else INTERRUPTED

@@ -78,6 +78,15 @@ class Composer:
                 self.name, [*self.base, *self.opened(overrides)], mode, from_shell=True
             )
 
+    def launcher(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The launcher's values for the opened overrides of a sweep."""
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        plain = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+        with self._user_errors():
+            config = self.loader.load_configuration(self.name, [*self.base, *plain], RunMode.MULTIRUN, from_shell=True)
+            node: dict[str, Any] = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
+        return node
+
     def opened(self, overrides: Sequence[str], keep: Collection[str] = ()) -> list[str]:
         """Spell `key=value` as `++key=value` unless it chooses from a group, speaks to Hydra or is in `keep`."""
         opened = []

@@ -11,10 +11,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from tdaexp import sweep
-from tdaexp.cli.compose import open_composer
+from tdaexp.cli.compose import Composer, open_composer
+from tdaexp.cli.job import Job
 from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.launch import from_outside, outer_rank
 
 
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
@@ -32,15 +34,40 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         raise UserError("option --cfg: shows one configuration; leave out -m")
     with open_composer(name, conf, extra) as composer:
         planned = plan(composer, stage, options.overrides, options.multirun, packages)
+        wanted = [job for job in planned.jobs if getattr(job.config, "plan", False)]
+        if wanted and not options.cfg:
+            return _print_plans(wanted, planned, composer)
     flags = [*places, *_flags(options)]
     argv = [program, *flags, *planned.overrides]
     if options.cfg:
         _hand_over(task, conf, name, argv)
         return 0
     if planned.multirun:
+        if from_outside():
+            raise UserError(
+                f"option -m: {from_outside()} started several processes; give each job a {from_outside()} of its own, "
+                "or leave it out (trainer=ddp starts its own processes)"
+            )
         return _sweep(task, conf, name, argv, planned)
+    if outer_rank():
+        return task.follow(planned.jobs[0], planned.folder)
     _hand_over(task, conf, name, argv)
     return task.codes[-1]
+
+
+def _print_plans(jobs: list[Job], planned: Plan, composer: Composer) -> int:
+    """Print what each job would cost, and the script of a job array on a cluster; nothing runs, no folder is made."""
+    from tdaexp.cli.slurm import job_script
+    from tdaexp.planning import plan_of
+
+    for job in jobs:
+        if planned.multirun:
+            print(f"job {job.name}: {' '.join(job.overrides)}")
+        print(plan_of(job.config).table(), end="\n\n")
+    if planned.multirun:
+        script = job_script(composer.launcher(planned.overrides), len(planned.jobs))
+        print(script or "", end="")
+    return 0
 
 
 _NESTED = {"method.on": "method"}  # keys that hold a whole choice of a group, and that group

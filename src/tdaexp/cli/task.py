@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shlex
 import time
@@ -17,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from tdaexp import sweep
 from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
-from tdaexp.report.loggers import open_logger
+from tdaexp.cli.work import Work, together
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import disk_full, write_text
+from tdaexp.runtime.launch import outer_rank
+from tdaexp.runtime.stop import Lost, on_sigterm
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -48,8 +49,19 @@ class Task:
 
         Returns the exit code, and keeps it in `codes` for a caller in the same process.
         """
-        self.codes.append(self._job(config))
+        with on_sigterm():
+            self.codes.append(self._job(config))
         return self.codes[-1]
+
+    def follow(self, job: Job, folder: Path) -> int:
+        """Help the process that runs the job, as one that torchrun or srun started beside it; returns the exit code."""
+        logging.basicConfig(level=logging.ERROR, format=f"process {outer_rank()}: %(message)s")
+        try:
+            with on_sigterm():
+                together(Work(self.stage, self.module, job, folder.absolute()))
+        except Exception as error:
+            return report(error, folder)
+        return 0
 
     def _job(self, config: DictConfig) -> int:
         hydra: Any = HydraConfig.get()
@@ -88,12 +100,12 @@ class Task:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
             row.metrics = self._stage(job, folder, top)
             row.status, code = "done", 0
-        except KeyboardInterrupt:
-            row.status, row.error = "failed", "interrupted"
+        except KeyboardInterrupt as error:
+            row.status, row.error = "failed", str(error) or "interrupted"
             raise
         except Exception as error:
             row.status, row.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())
-            if isinstance(error, UserError):
+            if isinstance(error, (UserError, Lost)):
                 row.error = str(error)
             code = report(error, folder)
         finally:
@@ -102,17 +114,13 @@ class Task:
         return code
 
     def _stage(self, job: Job, folder: Path, top: Path | None) -> dict[str, float]:
-        """Seed, open the mirror, run the stage; its metrics go into the row."""
-        seed(job.config.seed, job.config.trainer.threads)
-        stage = getattr(importlib.import_module(self.module), self.stage)
+        """Run the stage in this process or in several; its metrics go into the row."""
         if self.stage == "evaluate":
             job.config.runs = self._stores(job)
+        logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        work = Work(self.stage, self.module, job, folder.absolute(), top.name if top else None, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
-        name = f"{job.name}-{job.fingerprint[:8]}"
-        group = top.name if top else None
-        with open_logger(job.config.logger, folder=folder, config=job.values, group=group, name=name) as logger:
-            metrics: dict[str, float] = stage(job.config, folder, logger)
-        return metrics
+        return together(work)
 
     @staticmethod
     def _stores(job: Job) -> list[str]:
@@ -136,6 +144,9 @@ def report(error: Exception, folder: Path) -> int:
     if isinstance(error, UserError):
         log.error("error: %s", error)
         return MISTAKE
+    if isinstance(error, Lost):
+        log.error("error: %s", error)
+        return FAILED
     if disk_full(error):
         log.error(
             "error: %s: no space left on the device; nothing computed so far is lost; make room and run the "
@@ -145,17 +156,3 @@ def report(error: Exception, folder: Path) -> int:
         return FAILED
     log.error("this is a fault of the program, not of your input:", exc_info=error)
     return FAILED
-
-
-def seed(number: int, threads: int) -> None:
-    """Seed every generator that a stage may draw from, and set the number of CPU threads (0 = leave it)."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
-    if threads:
-        torch.set_num_threads(threads)

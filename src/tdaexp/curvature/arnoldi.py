@@ -18,6 +18,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from tdaexp.curvature.cg import Product
+from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.progress import track
 
@@ -55,13 +56,13 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
     kind = str(start.dtype).removeprefix("torch.")
     arrays = {"next": ((steps, len(start)), kind), "alpha": ((steps,), "float64"), "beta": ((steps,), "float64")}
     blocks = BlockStore(store, arrays, [slice(step, step + 1) for step in range(steps)])
-    with blocks.pending() as missing:
+    with ranks.first_alone(), blocks.pending() as missing:
         done = missing[0] if missing else steps  # each step needs all before it, so one that is damaged starts over
         basis = torch.zeros(steps + 1, len(start), dtype=start.dtype, device=start.device)
         basis[0] = start / torch.linalg.vector_norm(start)
         if done:
             basis[1 : done + 1] = torch.from_numpy(blocks.group["next"][:done]).to(start)
-        for step in track(range(done, steps), "Arnoldi", steps, done):
+        for step in track(range(done, steps), "Arnoldi", steps, done, stoppable=True):
             scale = max(blocks.group["alpha"][:step], default=0.0)
             alpha, beta, following = _extend(multiply, basis[: step + 1], scale)
             basis[step + 1] = following

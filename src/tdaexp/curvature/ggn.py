@@ -14,9 +14,11 @@ Jᵀ (H J V), the latter two vectorised over K. Cost per vector: about four forw
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,10 @@ from tdaexp.models.components import ComponentMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+FORWARD_MODE = ("eager", "sdpa")
+"""Attention implementations with a forward-mode derivative, sdpa by its math kernel."""
 
 Outputs = Callable[[dict[str, Tensor]], Tensor]
 """Parameters by name to a network's outputs, of any shape."""
@@ -135,17 +141,42 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     """Replace, inside the block, what has no forward-mode derivative: fused attention, and BLOOM's own GELU."""
     from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
 
+    switch = _plain_attention(model)
     replaced = [module for module in model.modules() if isinstance(module, BloomGelu)]
     for module in replaced:
         vars(module)["forward"] = bloom_gelu_forward
     try:
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with switch, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
             warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
             yield
     finally:
         for module in replaced:
             del vars(module)["forward"]
+
+
+@contextlib.contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that has a forward-mode derivative inside the block: torch's math kernel, or transformers' `eager`."""
+    inner: Any = getattr(model, "model", model)
+    usual = inner.config._attn_implementation
+    if usual != "eager":
+        _tell_switch(usual)
+    if usual in FORWARD_MODE:
+        yield
+        return
+    inner.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(usual)
+
+
+@functools.cache
+def _tell_switch(usual: str) -> None:
+    """Say once in which attention curvature's products run."""
+    used = "torch's math kernel" if usual == "sdpa" else "eager"
+    log.info("products with the curvature need forward-mode derivatives: attention %s gives way to %s", usual, used)
 
 
 class LogitsAt(nn.Module):

@@ -24,6 +24,7 @@ from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, joined, two
 
 log = logging.getLogger(__name__)
 LEVELS = 127
@@ -76,18 +77,22 @@ class KeptGradients:
 
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
-        count = len(self.batches)
+        compute = Shrinking(self._batch, two, joined)
         with self.train.ready(), self.blocks.pending() as missing:
-            for block in track(missing, "training gradients", count, count - len(missing)):
-                values: dict[str, np.ndarray] = {}
+            for block in self.blocks.each(missing, "training gradients"):
+                self.blocks.write(block, compute(self.batches[block]))
 
-                def take(layer: Layer, factors: LinearFactors, check: Tensor, values=values) -> None:
-                    numbers, rows, largest = self._compressed(layer, factors)
-                    check[:] = largest
-                    values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), rows.cpu().numpy()
+    def _batch(self, members: list[int]) -> dict[str, np.ndarray]:
+        """What is kept of some examples."""
+        values: dict[str, np.ndarray] = {}
 
-                run_layers(self.train, self.batches[block], self.pad_id, take)
-                self.blocks.write(block, values)
+        def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
+            numbers, rows, largest = self._compressed(layer, factors)
+            check[:] = largest
+            values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), rows.cpu().numpy()
+
+        run_layers(self.train, members, self.pad_id, take)
+        return values
 
     def _compressed(self, layer: Layer, factors: LinearFactors) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers [B, O, I] int8, scales and biases [B, O, 1 or 2], and the largest entries [B], finite if all are."""

@@ -73,6 +73,15 @@ class Layers:
         return Layers(chosen, self.map.select(names), self.components.select(members))
 
 
+def cut(layers: Layers, count: int) -> list[Layers]:
+    """The layers, in order, in at most `count` parts of about equal size."""
+    if count <= 1:
+        return [layers]
+    sizes = np.cumsum([layer.size for layer in layers.layers], dtype=float)
+    part = np.minimum((sizes / sizes[-1] * count - 1e-9).astype(int), count - 1)
+    return [layers.part([layers.names[k] for k in np.flatnonzero(part == p)]) for p in np.unique(part)]
+
+
 def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
     """Group the linear components by weight matrix; others (embeddings, norms, a tied head) have no factor rule.
 

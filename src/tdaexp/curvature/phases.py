@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tdaexp.curvature.monitor import Monitor
 from tdaexp.curvature.source import Source
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 log = logging.getLogger(__name__)
 Sums = dict[str, Tensor]
@@ -51,6 +51,22 @@ class Phase:
         names = {layer.name for layer in layers}
         shapes = {key: shape for key, shape in self.shapes.items() if key.partition(".")[2] in names}
         return Phase(shapes, self.add, self.finish, layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Batches whose sums are stored together, in one phase; `labels` [rows, L] by example, to be drawn when `fresh`."""
+
+    batches: list[list[int]]
+    phase: Phase
+    labels: np.ndarray
+    fresh: bool
+
+    def finer(self) -> list[Chunk]:
+        """The chunk in batches of half the size; nothing where all hold one example."""
+        if all(len(batch) == 1 for batch in self.batches):
+            return []
+        return [replace(self, batches=[piece for batch in self.batches for piece in two(batch) or [batch]])]
 
 
 class Phases:
@@ -112,7 +128,7 @@ class Phases:
         blocks = BlockStore(self.store / "eigen", arrays, [slice(0, 1)] * len(wanted), compressed=False)
         lowest: dict[str, float] = {}
         with blocks.pending() as missing:
-            for block in track(missing, "eigenbases", len(wanted), len(wanted) - len(missing)):
+            for block in blocks.each(missing, "eigenbases"):
                 side, name, _ = wanted[block]
                 covariance = source.covariance(name)
                 found = eigenbasis(
@@ -157,21 +173,30 @@ class Phases:
         slices = [slice(chunk, chunk + 1) for _ in self.partitions for chunk in range(count)]
         blocks = BlockStore(self.store / name, arrays, slices, compressed=False)
         stored = self._labels = blocks.group["labels"] if self._labels is None else self._labels
-        with blocks.pending() as missing:
-            for block in track(missing, text, len(slices), len(slices) - len(missing)):
+        # Labels are drawn with the first partition, so all of them are there before any other begins.
+        for numbers in (range(count), range(count, len(slices))) if drawing else (range(len(slices)),):
+            self._fill(blocks, numbers, text, phase, stored, drawing)
+
+    def _fill(self, blocks: BlockStore, numbers: range, text: str, phase: Phase, stored: Any, drawing: bool) -> None:
+        """Compute some blocks of a phase."""
+        count = len(self.chunks)
+        compute = Shrinking(self._chunk, Chunk.finer, lambda sums: sums[0])
+        with blocks.pending(numbers) as missing:
+            for block in blocks.each(missing, text):
                 partition, chunk = divmod(block, count)
                 fresh = drawing and partition == 0
                 labels = np.full(stored.shape[1:], -1, dtype=np.int32) if fresh else stored[chunk]
-                values = self._chunk(chunk, phase.part(self.partitions[partition]), labels, fresh)
+                batches = [self.source.batches[k] for k in self.chunks[chunk]]
+                values = compute(Chunk(batches, phase.part(self.partitions[partition]), labels, fresh))
                 blocks.write(block, values | ({"labels": labels[None]} if fresh else {}))
 
-    def _chunk(self, chunk: int, phase: Phase, labels: np.ndarray, fresh: bool) -> dict[str, np.ndarray]:
-        """Sums [1, ...] over the batches of a chunk; `labels` [rows, L] are filled in when `fresh`, else used."""
+    def _chunk(self, chunk: Chunk) -> dict[str, np.ndarray]:
+        """Sums [1, ...] over the batches of a chunk; its labels are filled in when they are `fresh`, else used."""
+        phase, labels, fresh = chunk.phase, chunk.labels, chunk.fresh
         known = {layer.name: layer for layer in phase.layers}
         sums: Sums = {}
         first = 0
-        for batch in self.chunks[chunk]:
-            members = self.source.batches[batch]
+        for members in chunk.batches:
             monitor = Monitor([self.source.ids[index] for index in members])
 
             def consume(names: list[str], factors: list[LinearFactors], valid: Tensor, monitor=monitor) -> None:

@@ -24,10 +24,10 @@ from tdaexp.curvature.sides import PairSide
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pairs import Pairs
-from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking
 
 Precondition = Callable[[str, Tensor], Tensor]
 """Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
@@ -65,9 +65,10 @@ def pair_scores(
     slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     kind = str(work.dtype).removeprefix("torch.")
     blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
+    compute = Shrinking(work.block, lambda block: halves(block, pairs), np.concatenate)
     with train.ready(), queries.ready(), blocks.pending() as missing:
-        for number in track(missing, "influence", len(plan), len(plan) - len(missing)):
-            blocks.write(number, {"scores": work.block(plan[number])})
+        for number in blocks.each(missing, "influence"):
+            blocks.write(number, {"scores": compute(plan[number])})
     return blocks.read()["scores"][np.argsort(order)]
 
 

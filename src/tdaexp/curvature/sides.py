@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,6 +56,9 @@ class PairSide(Protocol):
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """Context in which examples may be run."""
 
+    def of(self, layers: Layers) -> PairSide:
+        """The side with other layers."""
+
     def check(self, members: Sequence[int], what: str) -> None:
         """Refuse examples without a loss; `what` says which list they are in."""
 
@@ -96,6 +99,10 @@ class Side:
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """Freeze the model."""
         return frozen(self.model)
+
+    def of(self, layers: Layers) -> Side:
+        """The side with other layers."""
+        return replace(self, layers=layers)
 
     def check(self, members: Sequence[int], what: str) -> None:
         """Refuse examples without any token to predict."""
@@ -146,6 +153,10 @@ class ModuleSide:
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """Freeze the model."""
         return frozen(self.model)
+
+    def of(self, layers: Layers) -> ModuleSide:
+        """The side with other layers."""
+        return replace(self, layers=layers)
 
     def check(self, members: Sequence[int], what: str) -> None:
         """Every example has a class."""

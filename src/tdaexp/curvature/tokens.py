@@ -30,7 +30,6 @@ from tdaexp.curvature.sides import Side
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
 
 QUERIES_AT_ONCE = 8
 """Queries whose shares are saved together."""
@@ -144,7 +143,7 @@ def pair_tokens(scoring: TokenScoring, pairs: np.ndarray, *, store: Path) -> tup
     arrays = {name: (shape, "float64") for name, shape in zip(("train", "query"), shapes, strict=True)}
     blocks = BlockStore(store, arrays, slices, rows=min(QUERIES_AT_ONCE, count))
     with blocks.pending() as missing:
-        for number in track(missing, "tokens", len(slices), len(slices) - len(missing)):
+        for number in blocks.each(missing, "tokens"):
             members = range(count)[slices[number]]
             values = [np.full((len(members), *shape[1:]), np.nan) for shape in shapes]
             for row, query in enumerate(members):

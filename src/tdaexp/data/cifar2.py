@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ class Cifar2(TensorDataset):
     test: int = 2000
     path: str | None = None
     hub: str = HUB_ID
+
+    IMAGES: ClassVar[tuple[int, int, int, int]] = (3, 32, 32, 2)
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the images are in a folder."""
+        return self.path is not None
 
     def load(self) -> TensorCorpus:
         """Draw the training and test images by the seed."""

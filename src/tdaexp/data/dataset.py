@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tdaexp.data import templates
+from tdaexp.data.assumed import Assumed
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record
 from tdaexp.runtime.errors import UserError, unknown
@@ -36,6 +37,7 @@ class Dataset(ABC):
         is cut on its left, then the completion on its right.
     loss_on: `completion` or `all` (prompt too).
     append_eos: end every completion with the tokenizer's end-of-text token where it has one.
+    assumed: sizes for a plan where the data is not at hand (null: a plan needs the data).
     """
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
@@ -45,6 +47,7 @@ class Dataset(ABC):
     max_length: int = 512
     loss_on: str = "completion"
     append_eos: bool = True
+    assumed: Assumed | None = None
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("paraphrased", "generated")
     PARAPHRASE_KEYS: ClassVar[str] = "a key of the data set"
@@ -70,6 +73,15 @@ class Dataset(ABC):
             raise UserError(
                 f"dataset.max_length={self.max_length}: needs at least 2, one token to read, one to predict"
             )
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether `train_records` needs no network."""
+        return True
+
+    def check_source(self) -> None:
+        """Refuse, before a run, a configuration that names no data; a plan may do with `assumed` sizes."""
+        return
 
     @abstractmethod
     def train_records(self) -> list[Record]:

@@ -46,6 +46,11 @@ class Lima(Dataset):
         if self.limit is not None and self.limit < 1:
             raise UserError(f"dataset.limit={self.limit}: must be at least 1 (or null for all)")
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the pairs and their paraphrases are in files."""
+        return self.path is not None and (self.paraphrases is not None or self.paraphrase is not None)
+
     def train_records(self) -> list[Record]:
         """Return the pairs in the file's order."""
         if self.path is not None:

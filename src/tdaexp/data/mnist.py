@@ -39,6 +39,11 @@ class Mnist(TensorDataset):
     path: str | None = None
     hub: str = HUB_ID
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the images are in a folder."""
+        return self.path is not None
+
     def load(self) -> TensorCorpus:
         """Draw the training images and the test images by the seed."""
         pools = _folder(Path(self.path)) if self.path is not None else _hub(self.hub)

@@ -7,6 +7,9 @@ from typing import Any
 
 from tdaexp.runtime.errors import UserError
 
+HELD_OUT = "held out"
+"""The query set of records that no model is trained on."""
+
 
 @dataclass(frozen=True)
 class Record:

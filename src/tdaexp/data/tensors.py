@@ -75,6 +75,8 @@ class TensorDataset(ABC):
     query_limit: int | None = None
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("test", "train")
+    IMAGES: ClassVar[tuple[int, int, int, int]] = (1, 28, 28, 10)
+    """Channels, height, width and classes of data from the hub."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one and unknown query sets."""
@@ -86,6 +88,28 @@ class TensorDataset(ABC):
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether `load` needs no network."""
+        return True
+
+    def blank(self) -> TensorCorpus:
+        """Empty images of the right number and size, for a plan where the data is not at hand."""
+        channels, height, width, classes = self.IMAGES
+        parts = [
+            TensorExamples(
+                [f"{part}-{row}" for row in range(count)],
+                torch.zeros(1, channels, height, width).expand(count, -1, -1, -1),
+                torch.zeros(count, dtype=torch.int64),
+            )
+            for part, count in (("train", self.train), ("test", self.test))
+        ]
+        return TensorCorpus(parts[0], parts[1], classes)
+
+    def check_source(self) -> None:
+        """Nothing to refuse: every task has a source by default."""
+        return
 
     @abstractmethod
     def load(self) -> TensorCorpus:

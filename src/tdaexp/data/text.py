@@ -101,6 +101,11 @@ class Text(Dataset):
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the text is in a file."""
+        return self.path is not None
+
     def train_records(self) -> list[Record]:
         """Return the first `limit` records of the file or hub data set, less those that are held out."""
         return [self._record(row, number) for number, row in self._split()[0]]

@@ -21,6 +21,7 @@ from tdaexp.data.triples import Fact, Sentence, hub_facts, hub_sentences, lama_f
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
+SOURCES = "dataset=trex: give dataset.sentences=FOLDER and dataset.facts=FOLDER, or dataset.hub=ekinakyurek/ftrace"
 
 
 @dataclass
@@ -64,15 +65,22 @@ class TREx(Dataset):
         """
         super().__post_init__()
         files = (self.sentences is not None, self.facts is not None)
-        if (self.hub is not None) == any(files) or (any(files) and not all(files)):
-            raise UserError(
-                "dataset=trex: give dataset.sentences=FOLDER and dataset.facts=FOLDER, "
-                "or dataset.hub=ekinakyurek/ftrace"
-            )
+        if any(files) and (self.hub is not None or not all(files)):
+            raise UserError(SOURCES)
         for key in ("limit", "finetune_limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether sentences and facts are in files."""
+        return self.sentences is not None
+
+    def check_source(self) -> None:
+        """Refuse, before a run, a configuration that names no sentences and facts."""
+        if self.sentences is None and self.hub is None:
+            raise UserError(SOURCES)
 
     def train_records(self) -> list[Record]:
         """Return the sentences that state a fact."""

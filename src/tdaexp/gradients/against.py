@@ -21,11 +21,11 @@ from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.pairs import Pairs, products_of_rows
-from tdaexp.gradients.schedule import kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,9 +99,10 @@ def vector_products(
     slices = [slice(int(end) - len(block), int(end)) for block, end in zip(blocks, ends, strict=True)]
     shape = (int(ends[-1]), pairs.shape[1], len(components))
     kept = BlockStore(store, {"influence": (shape, kind)}, slices)
+    compute = Shrinking(work.block, lambda block: halves(block, pairs), np.concatenate)
     with frozen(model), kept.pending() as missing:
-        for number in track(missing, "influence of training examples", len(plan), len(plan) - len(missing)):
-            kept.write(number, {"influence": work.block(blocks[number], plan[number].train)})
+        for number in kept.each(missing, "influence of training examples"):
+            kept.write(number, {"influence": compute(plan[number])})
     result[[query for block in blocks for query in block]] = kept.read()["influence"]
     return result
 
@@ -125,13 +126,14 @@ class _Work:
         self.columns = dict(zip(components.names, enumerate(self.space.slices), strict=True))
         self.device, self.dtype = next(model.parameters()).device, accumulation_dtype(model.dtype)
 
-    def block(self, queries: list[int], batches: list[list[int]]) -> np.ndarray:
-        """Values [n, C, K] of some queries and all their candidates, which come in `batches`."""
+    def block(self, block: Block) -> np.ndarray:
+        """Values [n, C, K] of a block's queries, in the order in which it lists them."""
+        queries = [query for batch in block.queries for query in batch]
         vectors = self.vectors(queries).to(self.device, self.dtype)
         mine = self.pairs[queries]
         kind = str(self.dtype).removeprefix("torch.")
         values = np.full((*mine.shape, len(self.components)), np.nan, kind)
-        for members in batches:
+        for members in block.train:
             places = np.nonzero(np.isin(mine, members))
             row = {index: place for place, index in enumerate(members)}
             there = np.array([row[int(index)] for index in mine[places]])

@@ -64,12 +64,26 @@ def capture(
     # Nothing after the last predicting position can matter to the loss.
     tokens = batch.tokens[:, : int(positions.max()) + 1].to(device)
     positions, targets = positions.to(device), targets.to(device)
+    return run_pass(model, components, tokens, positions, targets, weights, consume, loss)
+
+
+def run_pass(
+    model: PreTrainedModel,
+    components: ComponentMap,
+    tokens: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    consume: Consumer,
+    loss: Loss = cross_entropy,
+) -> Tensor:
+    """The pass of `capture` for tokens [B, T], with what `loss_positions` returns of them. Reads no tensor's values."""
     assembly = Assembly(model, components, consume)
     roots: list[Tensor] = []
     with torch.enable_grad():
         with _hooks(assembly, roots):
             logits = _logits(model, tokens, positions, "pos_embed" in components.names)
-        losses = loss(logits, targets, weights.to(device, accumulation_dtype(logits.dtype)))
+        losses = loss(logits, targets, weights.to(tokens.device, accumulation_dtype(logits.dtype)))
         del logits
         if not roots:
             raise RuntimeError("the model's parameters require gradients; call capture inside frozen(model)")
@@ -137,7 +151,7 @@ def _watch(
     assembly: Assembly, path: str, roots: list[Tensor], module: nn.Module, arguments: tuple, output: Tensor
 ) -> Tensor:
     """Forward hook: keep the module's input, and ask for its output's gradient."""
-    if not output.requires_grad:
+    if output.is_leaf:  # no graph so far; transformers' activation checkpointing lets embeddings require gradients
         root = output.detach().requires_grad_()
         roots.append(root)
         output = root.clone()  # a leaf may not be changed in place, which some models do (clip_qkv)

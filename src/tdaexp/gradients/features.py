@@ -22,7 +22,7 @@ from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,11 +73,15 @@ def component_features(
     dims = [sketches[name].dim for name in components.names]
     kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
     blocks = BlockStore(store, {"features": ((len(examples), sum(dims)), kind)}, slices)
+
+    def sketched(members: list[int]) -> np.ndarray:
+        chosen = Examples([examples[index] for index in members])
+        return _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
+
+    compute = Shrinking(sketched, two, np.concatenate)
     with frozen(model), blocks.pending() as missing:
-        for block in track(missing, "gradient sketches", len(batches), len(batches) - len(missing)):
-            chosen = Examples([examples[index] for index in batches[block]])
-            values = _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
-            blocks.write(block, {"features": values})
+        for block in blocks.each(missing, "gradient sketches"):
+            blocks.write(block, {"features": compute(batches[block])})
     features = blocks.read()["features"][np.argsort(order)]
     return dict(zip(components.names, np.split(features, np.cumsum(dims)[:-1], axis=1), strict=True))
 

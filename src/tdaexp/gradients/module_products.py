@@ -18,10 +18,10 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import require_finite
-from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, joined
 
 Gradients = dict[str, Tensor]  # component to [B, size]
 
@@ -58,9 +58,10 @@ def module_products(
     kind, shape = str(work.dtype).removeprefix("torch."), (*work.pairs.shape, len(components))
     arrays = {"dot": (shape, kind), "train_sq": (shape, kind), "query_sq": ((len(queries), len(components)), kind)}
     blocks = BlockStore(store, arrays, slices)
+    compute = Shrinking(work.block, lambda block: halves(block, work.pairs), joined)
     with frozen(module), blocks.pending() as missing:
-        for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
-            blocks.write(number, work.block(plan[number]))
+        for number in blocks.each(missing, "gradient products"):
+            blocks.write(number, compute(plan[number]))
     back = np.argsort(order)
     return {name: values[back] for name, values in blocks.read().items()}
 

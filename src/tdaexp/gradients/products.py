@@ -20,11 +20,11 @@ from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.gradients.memory import held_bytes
-from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,9 +66,10 @@ def component_products(
         raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
     blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
     work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)
+    compute = Shrinking(lambda block: work.block(block), lambda block: halves(block, pairs), joined)
     with frozen(model), blocks.pending() as missing:
-        for number in track(missing, "gradient products", len(plan), len(plan) - len(missing)):
-            blocks.write(number, work.block(plan[number]))
+        for number in blocks.each(missing, "gradient products"):
+            blocks.write(number, compute(plan[number]))
     if missing:
         log.info("%s", work.summary())
     back = np.argsort(order)

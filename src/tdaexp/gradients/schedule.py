@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_text
+from tdaexp.runtime.shrink import two
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,29 @@ def plan_blocks(
             )
         )
     return blocks
+
+
+def halves(block: Block, pairs: np.ndarray) -> list[Block]:
+    """A block in two, and all its batches in two; one block where it has one query, none where nothing can be cut.
+
+    The queries keep their order; each half meets its own candidates.
+    """
+    members = [query for batch in block.queries for query in batch]
+    if len(members) == 1 and all(len(batch) == 1 for batch in block.train):
+        return []
+    middle, found = -(-len(members) // 2), []
+    for part in (members[:middle], members[middle:]):
+        kept, needed = set(part), set(pairs[part].ravel().tolist()) if part else set()
+        if part:
+            queries = [[query for query in batch if query in kept] for batch in block.queries]
+            train = [[index for index in batch if index in needed] for batch in block.train]
+            found.append(Block(_halved(queries), _halved(train)))
+    return found
+
+
+def _halved(batches: list[list[int]]) -> list[list[int]]:
+    pieces = [piece for batch in batches for piece in two(batch) or [batch]]
+    return [piece for piece in pieces if piece]
 
 
 def _cut(order: np.ndarray, sizes: np.ndarray, limit: float) -> list[np.ndarray]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import xarray as xr
 
 from tdaexp.methods.study import Study
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from tdaexp.methods.task_workload import TaskWorkload
+    from tdaexp.methods.workload import Workload
 
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
@@ -52,6 +58,13 @@ class Method(ABC):
     @abstractmethod
     def attribute(self, study: Study) -> xr.Dataset:
         """Score the study's pairs; positive means that training on the example made the query more likely."""
+
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
+        """What `attribute` will cost, stage by stage, from sizes alone; empty where the method does not say.
+
+        Peaks of memory include the weights of what is loaded.
+        """
+        return []
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""

@@ -94,6 +94,10 @@ class CG(Inverse):
             )
         return vectors, {**notes, "converged": ("query", reached)}
 
+    def products(self, queries: int) -> float:
+        """Arnoldi's steps, and every iteration of every query."""
+        return float(self.deflate + queries * self.iterations)
+
     def _preconditioner(self, task: Task) -> Product | None:
         if not self.deflate:
             return None

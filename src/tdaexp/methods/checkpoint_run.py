@@ -23,7 +23,6 @@ from tdaexp.methods.checkpoint_study import CheckpointStudy, slabs_of
 from tdaexp.models.hub import load_skeleton, locate
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
@@ -50,10 +49,10 @@ def decompose_checkpoints(study: CheckpointStudy, keep: frozenset[str], quadratu
     folder = study.store("checkpoints", list(plan.queries), plan.groups, asdict(quadrature))
     store = BlockStore(folder, plan.arrays(count), [slice(k, k + 1) for k in range(count)])
     with store.pending() as missing:
-        for block in track(missing, "decomposition, checkpoints", count, count - len(missing)):
+        for block in store.each(missing, "decomposition, checkpoints"):
             found = decompose(plan, study.snapshots[block])
             store.write(block, {name: value[None] for name, value in found.items()})
-        return _label(plan, keep, store.read())
+    return _label(plan, keep, store.read())
 
 
 def _plan(study: CheckpointStudy, keep: frozenset[str], quadrature: Quadrature) -> Plan:

@@ -20,8 +20,9 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fit import FactorSettings, fit_source
 from tdaexp.curvature.kept import kept_scores
-from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.layer_blocks import scores_by_blocks
+from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.score import Precondition
 from tdaexp.curvature.sides import PairSide, Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named, sources
@@ -29,7 +30,10 @@ from tdaexp.methods.base import Method
 from tdaexp.methods.pair_study import PairStudy
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
+from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -42,9 +46,9 @@ class EKFAC(Method):
     attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
     without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
     `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
-    other queries, in at most so many GB), `partitions` (fit the matrices in so many passes: less memory), `saves` of a
-    phase, `per_token` (for each query's so many best candidates, which tokens their scores come from), `seed` of the
-    drawn labels.
+    other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
+    `saves` of a phase, `per_token` (for each query's so many best candidates, which tokens their scores come from),
+    `seed` of the drawn labels.
     """
 
     mode: str = "ekfac"
@@ -110,6 +114,17 @@ class EKFAC(Method):
         scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
         return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
 
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """The phases of the fit, the scores, and the answer."""
+        layers, chosen = self.planned_layers(work), self.settings
+        fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
+        scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
+        return [*fit, scores, work.answer(len(layers.components), self_products=False)]
+
+    def planned_layers(self, work: Workload) -> Layers:
+        """The chosen components of a model without data, by weight matrix."""
+        return layers_of(work.components(names_of(work.every, self.part, self.components)), self.strict)
+
     def layers(self, study: PairStudy) -> Layers:
         """The chosen components by weight matrix; a classifier without named blocks counts as one."""
         every = study.components()
@@ -142,12 +157,13 @@ class EKFAC(Method):
                 tokens_per_batch=tokens,
                 cache_gb=cache_gb,
             )
-        return pair_scores(
+        return scores_by_blocks(
             train,
             queries,
             study.pairs,
             precondition,
-            store=study.store("influence", *self._identity(study, names)),
+            self.partitions,
+            store=lambda part: study.store("influence", *self._identity(study, part)),
             query_rank=self.query_rank,
             tokens_per_batch=tokens,
             cache_gb=cache_gb,

@@ -26,22 +26,31 @@ from tdaexp.methods.base import Method
 from tdaexp.methods.checkpoint_run import decompose_checkpoints
 from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.partition import KINDS, Partition
+from tdaexp.methods.path_costs import checkpoint_costs, path_costs
 from tdaexp.methods.path_job import PathJob
-from tdaexp.methods.path_run import forward_run, sweep_run
-from tdaexp.methods.path_steps import chosen_steps, steps_between
+from tdaexp.methods.path_run import forward_run
+from tdaexp.methods.path_steps import chosen_steps, planned_steps, steps_between
 from tdaexp.methods.path_store import AXES, labelled, of_examples, of_updates, tell_size
+from tdaexp.methods.path_sweep import sweep_run
 from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import Workload
 from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.problem import check_deterministic
 
 ACTIVATION = "activation:"
 SUBSAMPLES = ("loss_change", "uniform")
-FORM = 2  # of what lies in the cache; raise it when that changes
+FORM = 3  # of what lies in the cache; raise it when that changes
+NO_TRAJECTORY = (
+    "method={}: needs a recorded training, which texts have none of here; choose "
+    "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
+)
 
 
 @dataclass
@@ -87,10 +96,7 @@ class Explaind(Method):
             raise UserError("method.keep: step and train together need a sweep for each step; keep train, and count a "
                             "range by method.steps=[first,last]")  # fmt: skip
         if not isinstance(study, TaskStudy):
-            raise UserError(
-                f"method={self.name}: needs a recorded training, which texts have none of here; choose "
-                "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
-            )
+            raise UserError(NO_TRAJECTORY.format(self.name))
         check_deterministic(study.module)
         self._check_single(study)
         counted = chosen_steps(study, steps_between(study, self.steps), self.subsample, self.subsample_by)
@@ -117,6 +123,23 @@ class Explaind(Method):
             raise UserError("method: a list of checkpoints has one output, the loss, by reverse mode; leave output out "
                             "of method.keep and method.mode=auto")  # fmt: skip
         return decompose_checkpoints(study, frozenset(self.keep), self.quadrature)
+
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
+        """Of a recorded training, or of the checkpoints of a language model, each with one simulated update."""
+        if isinstance(work, Workload):
+            return checkpoint_costs(work, frozenset(self.keep), self.quadrature.nodes)
+        plural = self.output in ("logits", "log_probabilities") or self.output.startswith(ACTIVATION)
+        parts = None if self.partition is None else Partition.of(self.partition, work.examples)
+        return path_costs(
+            work,
+            frozenset(self.keep),
+            outputs=work.classes if plural else 1,
+            steps=planned_steps(work.layout, self.steps, self.subsample),
+            nodes=self.quadrature.nodes,
+            parts=0 if parts is None else len(parts),
+            single=self.single,
+            mode=self.mode,
+        )
 
     def _function(self, study: TaskStudy) -> Function:
         if self.output.startswith(ACTIVATION):

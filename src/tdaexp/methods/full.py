@@ -16,7 +16,10 @@ from tdaexp.gradients.module_products import module_products
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.methods.classifier_study import ClassifierStudy
+from tdaexp.methods.stage_costs import products_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 
 
 @dataclass
@@ -65,6 +68,11 @@ class Full(Method):
             cache_gb=study.compute.cache_gb,
         )
         return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """Products, and the answer with its self-products."""
+        components = work.components(self.components)
+        return [products_cost(work, components), work.answer(len(components), self_products=True)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Stored products are the answer."""

@@ -13,12 +13,16 @@ from dataclasses import dataclass, fields
 
 import xarray as xr
 
+from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.against import Vectors, vector_products
 from tdaexp.gradients.measurements import sources
 from tdaexp.methods.base import Method
-from tdaexp.methods.inverse_task import Notes, Task, some_queries
-from tdaexp.methods.parts import check_choices, with_notes
+from tdaexp.methods.inverse_task import PROBES, Notes, Task, some_queries
+from tdaexp.methods.parts import check_choices, names_of, with_notes
+from tdaexp.methods.stage_costs import against_cost, solver_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 TOLD = (
@@ -100,6 +104,27 @@ class Inverse(Method):
         )
         dataset = task.study.label(values, task.components).assign(notes)
         return dataset.assign_attrs(damping=task.damping, curvature_examples=len(task.ggn.examples))
+
+    def products(self, queries: int) -> float:
+        """How many products with the curvature solving for so many queries takes, at most."""
+        return float(queries)
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """The solver, training gradients against its vectors, and the answer."""
+        names = names_of(work.every, self.part, self.components)
+        components = layers_of(work.components(names)).components
+        answered = work.answered(self.queries)
+        examples = work.some(work.train, range(min(self.examples or len(work.train), len(work.train))))
+        products = self.products(len(answered.queries)) + PROBES * (self.damping is None)
+        solver = solver_cost(
+            answered,
+            int(components.sizes.sum()),
+            examples,
+            products,
+            len(answered.queries),
+            getattr(self, "at_once", 1),
+        )
+        return [solver, against_cost(answered, components), answered.answer(len(components), self_products=False)]
 
     def settings(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""

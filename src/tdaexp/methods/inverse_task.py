@@ -116,7 +116,7 @@ def solve_in_blocks(
     arrays["vectors"] = (count, task.ggn.size), kind
     blocks = BlockStore(task.study.store("solutions", *task.curvature, *task.method.settings()), arrays, slices)
     with blocks.pending() as missing:
-        for number in missing:
+        for number in blocks.each(missing, "solutions"):
             log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)
             found = solver(task.gradients(range(count)[slices[number]]))
             blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})

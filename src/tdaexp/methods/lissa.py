@@ -67,6 +67,11 @@ class LiSSA(Inverse):
 
         return solve_in_blocks(task, self.at_once, {}, solver)
 
+    def products(self, queries: int) -> float:
+        """In products over all of `examples`, of which a step takes `batch_size`; without the estimate of the scale."""
+        share = 1.0 if self.examples is None else min(1.0, self.batch_size / self.examples)
+        return queries * self.depth * self.repeats * share
+
     def _scale(self, task: Task, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]

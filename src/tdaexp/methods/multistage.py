@@ -14,13 +14,14 @@ then one pass over queries and candidates.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.curvature.layers import Layers, layers_of
-from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.layer_blocks import scores_by_blocks
+from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.score import Precondition
 from tdaexp.curvature.sides import Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named, sources
@@ -28,8 +29,11 @@ from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
+from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.study import Stage, Study
+from tdaexp.methods.workload import Workload
 from tdaexp.models.successor import shared_components
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -114,18 +118,36 @@ class MultiStage(Method):
         loss = as_loss(named(self.measurement))
         queries = Side(second.loaded.model, layers[1], study.queries, loss, self.reduction)
         identity = self._identity(second, layers[0].components.names)
-        values = pair_scores(
+        values = scores_by_blocks(
             train,
             queries,
             study.pairs,
             both,
-            store=study.store("influence", *identity),
+            self.partitions,
+            store=lambda part: study.store("influence", *self._identity(second, part)),
             query_rank=self.query_rank,
             tokens_per_batch=study.compute.tokens_per_batch,
             cache_gb=study.compute.cache_gb,
         )
         scoring = TokenScoring(train, queries, both, reverse, self.query_rank)
         return with_tokens(study.label(values, layers[0].components), study, self.per_token, scoring, *identity)
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """Two fits, the scores with both models loaded, and the answer."""
+        layers = replace(self.pretrained, part=self.part, components=self.components).planned_layers(work)
+        readers, second = work.readers(layers), replace(work, train=work.finetune or work.train)
+        fits = [
+            cost
+            for stage, own, where in (
+                (self.pretrained, work, "pre-training "),
+                (self.finetuned, second, "fine-tuning "),
+            )
+            for cost in factor_costs(own, layers, readers, stage.mode, stage.partitions, stage.saves, where)
+        ]
+        inverses = sum(stage.mode != "identity" for stage in (self.pretrained, self.finetuned))
+        mode = "ekfac" if inverses else "identity"
+        scores = scores_cost(work, cut(layers, self.partitions), mode, self.query_rank, loaded=2, fits=inverses)
+        return [*fits, scores, work.answer(len(layers.components), self_products=False)]
 
     def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:
         """The factors of one stage."""

@@ -122,7 +122,8 @@ class PairStudy(ABC):
 
         `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
         (factors of curvature, features of the training set), and the others. `scoring` is left without what this
-        process put into stores since the study was made, or waited for others that filled them.
+        process put into stores since the study was made, or waited for others that filled them. Where several
+        processes filled the stores, what each of them took is counted, so that the sum is more than the run's time.
         """
         took = {path: stored_seconds(path) for path in self.stores}
         overhead = sum(seconds for path, seconds in took.items() if path in self.overhead)

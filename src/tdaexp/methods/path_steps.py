@@ -14,8 +14,10 @@ from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import example_losses
 from tdaexp.pathkernel.parameters import Layout
 from tdaexp.pathkernel.subsample import evenly_spaced_steps, steps_of_largest_change
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.progress import track
+from tdaexp.training.trajectory import Layout as TrajectoryLayout
 
 HELD_OUT = 256
 
@@ -34,13 +36,22 @@ def steps_between(study: TaskStudy, span: list[int] | None) -> list[int]:
     return [step for step in known if span[0] <= step <= span[1]]
 
 
+def planned_steps(layout: TrajectoryLayout | None, span: list[int] | None, share: float | None) -> int:
+    """How many steps will count. Errors (UserError): the training is not recorded."""
+    if layout is None:
+        raise UserError("trainer.fit.record=0: explaind needs a recorded training; set trainer.fit.record=1")
+    known = [step for step in layout.steps if span is None or span[0] <= step <= span[-1]]
+    return len(known) if share is None else len(evenly_spaced_steps(known, share))
+
+
 def chosen_steps(study: TaskStudy, steps: list[int], share: float | None, by: str) -> list[int]:
     """A share of the steps: those that change a held-out loss most (`loss_change`), or spread evenly (`uniform`)."""
     if share is None:
         return steps
     if by == "uniform":
         return evenly_spaced_steps(steps, share)
-    return steps_of_largest_change(steps, held_out_changes(study, steps), share)
+    changes = held_out_changes(study, steps) if ranks.current().first else np.empty(0)
+    return steps_of_largest_change(steps, ranks.from_first(changes), share)
 
 
 def held_out_changes(study: TaskStudy, steps: Sequence[int], examples: int = HELD_OUT) -> np.ndarray:

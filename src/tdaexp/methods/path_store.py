@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from tdaexp import influence
+from tdaexp.methods.path_blocks import STEPS_PER_BLOCK
 from tdaexp.methods.path_job import PathJob, kept_outputs
 from tdaexp.methods.path_run import forward_shapes, parts_of
 from tdaexp.runtime.errors import UserError
@@ -26,18 +27,20 @@ SUMS = 4  # arrays [query, output] of every store: start, change, explained, res
 def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
     """Bytes of the store, and of what lies in the cache while it is made; `width` is (queries, outputs)."""
     complete = 8 * (SUMS * prod(width) + 3 * len(job.counted))
+    blocks = ceil(len(job.counted) / STEPS_PER_BLOCK)  # each has its own sums over steps
+    sums = 8 * 2 * blocks * prod(width)
     if "train" not in job.keep:
         values = 8 * sum(map(prod, forward_shapes(job, parts_of(job), width).values()))
         if "step" in job.keep:
             values *= len(job.counted)
-            return complete + values, complete + values
-        return complete + values, 2 * (complete + values)  # sums are replaced as a whole
+            return complete + values, complete + sums + values
+        return complete + values, complete + sums + blocks * values
     rows, columns = (n if axis in job.keep else 1 for n, axis in zip(width, ("query", "output"), strict=True))
     examples = len(job.study.train) if job.single is None else job.single
     values = 8 * len(job.layout.components) * rows * columns * (examples + 2)
     groups = job.groups(width[1])
     carry = rows * columns * job.layout.size * torch.finfo(job.study.dtype).bits // 8
-    return complete + values, complete + values + carry + (values + carry) // len(groups)
+    return complete + values, complete + sums + values + carry + (values + carry) // len(groups)
 
 
 def tell_size(job: PathJob, width: tuple[int, int], cache: Path) -> None:

@@ -18,8 +18,11 @@ from tdaexp.gradients.features import component_features
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
+from tdaexp.methods.stage_costs import features_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import unknown
 
 
@@ -70,6 +73,13 @@ class Project(Method):
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = study.label(dot, components, query_sq, train_sq)
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
+
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """Sketches of all examples, and the answer with its self-products."""
+        components = work.components(self.components)
+        dims = dimensions({one.name: one.size for one in components.components}, self.limit, self.rule)
+        sketched = features_cost(work, components, dims, self.projection)
+        return [sketched, work.answer(len(components), self_products=True)]
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""

@@ -81,17 +81,12 @@ class Parts:
         names |= {} if self.every else {"first_moment": 1}
         return names if self.partition is None else {**names, "replay": 1}
 
-    def state(self) -> dict[str, Tensor]:
-        """What has to be saved to go on later: running averages of the decay [1, D] and of the shares [P, D]."""
-        averages = {"shares": self.shares.average}
-        averages |= {"decay": self.regularisation.momentum.average} if self.regularisation.momentum else {}
-        return {name: value for name, value in averages.items() if value is not None}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` gave."""
-        self.shares.average = state.get("shares")
-        if self.regularisation.momentum:
-            self.regularisation.momentum.average = state.get("decay")
+    def advance(self, step: Step) -> None:
+        """Take a step that is not split into the running averages; steps in order from 0, every one recorded."""
+        if self.rule.coupled:
+            self.regularisation.advance(step)
+        if self.partition is not None:
+            self._shares(step)
 
     def split(self, step: Step) -> dict[str, Tensor]:
         """Directions [D] by name, in the order of `sizes`; steps in order where every one is recorded."""
@@ -101,14 +96,19 @@ class Parts:
             moment = self.trajectory.momentum(step.number)
             average = {name: value.to(step.start[name]) for name, value in moment.items()}
             found = split_recorded(self.rule, step, average, self.layout)
-        if self.partition is None or self.losses is None or self.examples is None:
+        if self.partition is None:
             return found
         if not self.every:
             self.shares.average = None  # what was before is in first_moment
-        gradients = part_gradients(
-            self.losses, step, self.layout, self.examples(step.ids), self.partition.codes[step.ids], len(self.partition)
-        )
-        shares = -self.shares.advance(step, gradients)
-        kernel = found.pop("kernel")
+        shares, kernel = self._shares(step), found.pop("kernel")
         parts = {f"kernel {label}": share for label, share in zip(self.partition.labels, shares, strict=True)}
         return {**parts, **found, "replay": kernel - shares.sum(0)}
+
+    def _shares(self, step: Step) -> Tensor:
+        """Directions [P, D] of the parts, by the gradients of their examples in this step and before."""
+        if self.partition is None or self.losses is None or self.examples is None:
+            raise RuntimeError("a split by parts needs the partition, the losses and the examples")
+        codes = self.partition.codes[step.ids]
+        batch = self.examples(step.ids)
+        gradients = part_gradients(self.losses, step, self.layout, batch, codes, len(self.partition))
+        return -self.shares.advance(step, gradients)

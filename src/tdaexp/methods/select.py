@@ -18,6 +18,9 @@ from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.study import Study
 from tdaexp.methods.subsets import products_of
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -71,6 +74,10 @@ class Select(Method):
     def classifiers(self) -> bool:
         """As the method that it selects from."""
         return self.on.classifiers
+
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
+        """As the method that it selects from: the search takes seconds."""
+        return self.on.plan(work)
 
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

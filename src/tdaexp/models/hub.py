@@ -7,6 +7,7 @@ touched only when a config names a hub id.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.runtime.quiet import quiet
 
+log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
@@ -139,11 +141,19 @@ def load_weights(
     dtype: torch.dtype,
     trust_remote_code: bool,
     attn_implementation: str | None = None,
+    device: torch.device | str = "cpu",
     classifier: bool = False,
 ) -> PreTrainedModel:
-    """Load the model on the CPU in `dtype`; a checkpoint that does not fill every parameter is an error."""
+    """Load the model in `dtype`; a checkpoint that does not fill every parameter is an error.
+
+    On a GPU each tensor goes from the file straight to the device: main memory never holds the model. A checkpoint that
+    is stored in another dtype is converted, and a line says so.
+    """
     auto: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}
+    _tell_conversion(source, dtype, trust_remote_code)
     try:
         with quiet_transformers():
             loaded: Any = auto.from_pretrained(
@@ -177,6 +187,20 @@ def load_skeleton(source: Source, trust_remote_code: bool) -> PreTrainedModel:
     except Exception as error:
         raise UserError(f"{source.name}: the model cannot be built from its config.json: {_reason(error)}") from error
     return model
+
+
+def _tell_conversion(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
+            )
+    except Exception:  # loading the weights meets the same fault, and has the words for it
+        return
+    stored = getattr(config, "dtype", None)
+    if isinstance(stored, torch.dtype) and stored != dtype:
+        text, wanted = (str(one).removeprefix("torch.") for one in (stored, dtype))
+        log.info("%s: stored in %s, run in %s (trainer.precision)", source.name, text, wanted)
 
 
 def check_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
@@ -10,7 +11,7 @@ from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from tdaexp.models.hub import Source
     from tdaexp.models.loaded import LoadedModel
@@ -30,7 +31,9 @@ class Pretrained:
     `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
     a second training stage, which may have taught it to classify texts (a checkpoint for sequence classification);
     `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state` what to do about
-    one without its optimiser's state, `refuse` it or assume a `fresh` optimiser.
+    one without its optimiser's state, `refuse` it or assume a `fresh` optimiser; `shape` the architecture and sizes of
+    the model in the words of its transformers config, for plans that download nothing (a folder's own config.json
+    counts instead).
     """
 
     pretrained: str
@@ -45,6 +48,7 @@ class Pretrained:
     finetuned: str | None = None
     checkpoints: list[str] = field(default_factory=list)
     missing_state: str = "refuse"
+    shape: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
@@ -58,6 +62,11 @@ class Pretrained:
     def needs_training(self) -> bool:
         """False: these weights exist."""
         return False
+
+    @property
+    def stated(self) -> bool:
+        """Whether the architecture is known without a download."""
+        return bool(self.shape) or Path(self.pretrained).expanduser().is_dir()
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
@@ -82,15 +91,36 @@ class Pretrained:
         if weights.folder:
             check_folder(weights.folder)
         tokenizer = load_tokenizer(words, self.trust_remote_code)
-        classes = classes_of(weights, self.trust_remote_code) if classifier else None
+        classes, kind = classes_of(weights, self.trust_remote_code) if classifier else None, dtype or torch.float32
         model = load_weights(
-            weights, dtype or torch.float32, self.trust_remote_code, self.attn_implementation, classes is not None
+            weights, kind, self.trust_remote_code, self.attn_implementation, device, classifier=classes is not None
         )
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         identity = _identity(weights, words)
         return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes)
+
+    def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+        """Architecture and, where it lies on this disk, tokenizer: what a plan needs. `texts` have no say in it.
+
+        Errors (UserError): neither a folder nor a `shape`.
+        """
+        from tdaexp.models.empty import folder_config, stated_config
+        from tdaexp.models.hub import load_tokenizer, locate
+
+        folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
+        tokenizer = None
+        if words.is_dir():
+            tokenizer = load_tokenizer(locate(str(words), None, "model.tokenizer"), self.trust_remote_code)
+        if folder.is_dir():
+            return folder_config(folder), tokenizer
+        if not self.shape:
+            raise UserError(
+                f"model.shape: a plan downloads nothing, so the sizes of {self.pretrained} must be stated, as in "
+                "conf/model/olmo1b.yaml; or set model.pretrained=FOLDER"
+            )
+        return stated_config(self.shape, "model.shape"), tokenizer
 
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""

@@ -52,6 +52,11 @@ class Scratch:
         """True unless a folder with trained weights is named."""
         return self.pretrained is None
 
+    @property
+    def stated(self) -> bool:
+        """Whether the architecture is known without a download."""
+        return self.pretrained is None or Pretrained(self.pretrained).stated
+
     def start_fingerprint(self) -> str:
         """Identity of everything, beside the texts, that decides the initial weights, tokenizer and template."""
         from tdaexp.runtime.fingerprint import fingerprint
@@ -68,6 +73,15 @@ class Scratch:
             raise RuntimeError("a model from scratch must be trained before it is loaded")
         loaded = Pretrained(self.pretrained, name=self.name, template=self.template).load(device, dtype)
         return replace(loaded, max_length=min(self.context, loaded.max_length))
+
+    def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+        """Architecture and tokenizer (trained on `texts` where there are no weights yet): what a plan needs."""
+        from tdaexp.models.tokenizer import train_tokenizer
+
+        if self.pretrained is not None:
+            return Pretrained(self.pretrained).planned(texts)
+        tokenizer = train_tokenizer(texts, self.vocab_size)
+        return _model_config(self.architecture, self.config, tokenizer, self.context), tokenizer
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training

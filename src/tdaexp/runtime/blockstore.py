@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import zarr
 
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
@@ -28,7 +30,9 @@ class BlockStore:
     is computed again. The folder's name is expected to carry the fingerprint of all that the content depends on.
 
     A block's seconds are its own: those of stores that were filled meanwhile count there, and waiting counts nowhere.
-    `spent` sums over all stores what this process put into blocks, or waited for other processes that filled them.
+    `spent` sums over all stores what this process put into blocks, or waited for others that filled them.
+
+    The processes of a run share the blocks out: each computes and writes its own, then all of them read the whole.
     """
 
     spent: ClassVar[float] = 0.0
@@ -58,6 +62,7 @@ class BlockStore:
         except Exception as error:
             raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
         self._start = _own_time()
+        self._done = 0
         expected = {name: shape for name, (shape, _) in arrays.items()}
         if stored != expected or self.done.shape != (len(blocks),):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
@@ -83,17 +88,31 @@ class BlockStore:
         group.create_array("checksum", shape=shape, dtype="uint64", chunks=(1, len(arrays)), fill_value=0)
 
     @contextlib.contextmanager
-    def pending(self) -> Iterator[list[int]]:
-        """Numbers of the blocks that are still to be computed; other processes wait until the context ends.
+    def pending(self, among: Collection[int] | None = None) -> Iterator[list[int]]:
+        """Numbers of the blocks that this process has to compute (`among` some, or all); other runs wait.
 
-        Two jobs of a sweep may want the same store: the second one finds it filled.
+        Two jobs of a sweep may want the same store: the second one finds it filled. Where a run has several processes,
+        each gets its share of what is missing, and the context ends when all of them are ready.
         """
-        asked = time.monotonic()
-        with locked(self.path):
+        me, asked = ranks.current(), time.monotonic()
+        with ranks.locked_for_all(self.path):
             BlockStore.spent += time.monotonic() - asked
-            missing = self.missing()
+            missing = ranks.from_first(self.missing() if me.first else [])
+            self._done = len(self.blocks) - len(missing)
+            wanted = [number for number in missing if among is None or number in among]
+            if 0 < len(wanted) < me.world:
+                log.info(
+                    "%s: %d blocks for %d processes, the others wait", self.path.parent.name, len(wanted), me.world
+                )
             self._start = _own_time()
-            yield missing
+            yield wanted[me.rank :: me.world]
+            ready = time.monotonic()
+        BlockStore.spent += time.monotonic() - ready
+
+    def each(self, numbers: list[int], description: str) -> Iterator[int]:
+        """Go through blocks that are `pending`, with progress; after any of them the run may be asked to end."""
+        world = ranks.current().world
+        return track(numbers, description, len(self.blocks), self._done, each=world, stoppable=True)
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not done or not intact, in order."""
@@ -117,8 +136,9 @@ class BlockStore:
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Store one block of every array, then mark it done."""
         values = {name: np.asarray(value, dtype=self.group[name].dtype) for name, value in values.items()}
-        for name, value in values.items():
-            self.group[name][self.blocks[block]] = value
+        with self._alone_in(block):
+            for name, value in values.items():
+                self.group[name][self.blocks[block]] = value
         sums = [_checksum(values[name]) if name in values else 0 for name in self._arrays()]
         self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
         seconds = _own_time() - self._start
@@ -126,6 +146,17 @@ class BlockStore:
         BlockStore.spent += seconds
         self._start = _own_time()
         self.done[block] = True
+
+    def _alone_in(self, block: int) -> contextlib.AbstractContextManager[None]:
+        """A lock against other processes, where the block shares a file with its neighbour."""
+        if ranks.current().world == 1 or not len(self.blocks):
+            return contextlib.nullcontext()
+        span = self.blocks[block]
+        for array in self._arrays().values():
+            rows = array.chunks[0]
+            if span.start % rows or (span.stop % rows and span.stop < array.shape[0]):
+                return locked(self.path.with_name(f"{self.path.name}.write"))
+        return contextlib.nullcontext()
 
     def read_block(self, block: int) -> dict[str, np.ndarray] | None:
         """Return one block of every array; None where it is not done or does not read as it was written."""

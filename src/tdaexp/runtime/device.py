@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,9 +15,15 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 def resolve_device(accelerator: str) -> torch.device:
-    """Return the device for one of ACCELERATORS: `auto` is CUDA when there is one; an absent `cuda` is an error."""
+    """Return the device for one of ACCELERATORS: `auto` is CUDA when there is one; an absent `cuda` is an error.
+
+    Where a run has several processes it is the one that this process was given.
+    """
     import torch
 
+    own = ranks.current().device
+    if own is not None:
+        return own
     present = torch.cuda.is_available()
     if accelerator == "cuda" and not present:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-WATCHING = ("resume", "logger", "cache_dir")
+WATCHING = ("resume", "logger", "cache_dir", "plan")
 """Root keys of a configuration that change where and how a run is watched, not what it computes."""
 
 CACHE_VERSION = 1
@@ -50,7 +50,7 @@ def file_fingerprint(path: Path) -> str:
 
 def provenance() -> dict[str, Any]:
     """Package versions and the git commit of this program (None outside a checkout)."""
-    return {"versions": {name: _version(name) for name in PACKAGES}, "git_commit": git_commit()}
+    return {"versions": {name: version(name) for name in PACKAGES}, "git_commit": git_commit()}
 
 
 def git_commit() -> str | None:
@@ -67,7 +67,8 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """A package's version; None where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, one plain line a minute elsewhere."""
+"""Progress for people: a bar on a terminal, one plain line a minute elsewhere. Process 0 alone shows it."""
 
 from __future__ import annotations
 
@@ -6,45 +6,92 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
+
+from tdaexp.runtime import ranks, stop
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
+@dataclass
+class Place:
+    """How far this process is: `done` of `total` of what `description` names."""
+
+    description: str = "starting"
+    done: int = 0
+    total: int = 0
+
+
+place = Place()
+
+
+def track(
+    items: Iterable[T], description: str, total: int, done: int = 0, *, each: int = 1, stoppable: bool = False
+) -> Iterator[T]:
     """Yield `items` while showing how far they are; `done` of `total` count as finished before the first.
 
-    On a terminal it draws a bar with rate and time left; elsewhere it logs one line a minute and one at the end.
+    On a terminal it draws a bar with rate and time left; elsewhere it logs one line a minute and one at the end. An
+    item counts as `each`, where other processes do as many beside. A `stoppable` run may end after any item.
     """
-    if sys.stderr.isatty():
-        yield from _bar(items, description, total, done)
+    watched = _watched(items, description, total, done, each, stoppable)
+    if not ranks.current().first:
+        yield from watched
+    elif sys.stderr.isatty():
+        yield from _bar(watched, description, total, done, each)
     else:
-        yield from _lines(items, description, total, done)
+        yield from _lines(watched, description, total, done, each)
 
 
-def _bar(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+def _watched(items: Iterable[T], description: str, total: int, done: int, each: int, stoppable: bool) -> Iterator[T]:
+    """Keep `place` up to date, and end the run here if it is to end."""
+    place.description, place.done, place.total = description, done, total
+    for item in items:
+        yield item
+        place.description, place.total = description, total
+        place.done = done = min(total, done + each)
+        if stoppable:
+            stop.check()
+
+
+def _bar(items: Iterable[T], description: str, total: int, done: int, each: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+        task = progress.add_task(description, total=total, completed=done, rate="")
+        start, count = time.monotonic(), done
         for item in items:
             yield item
-            progress.advance(task)
+            count = min(total, count + each)
+            progress.update(task, completed=count, rate=rate(count - done, time.monotonic() - start))
 
 
-def _lines(items: Iterable[T], description: str, total: int, done: int) -> Iterator[T]:
+def _lines(items: Iterable[T], description: str, total: int, done: int, each: int) -> Iterator[T]:
     start = last = time.monotonic()
     count = done
     for item in items:
         yield item
-        count += 1
+        count = min(total, count + each)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
-            left = (now - start) / (count - done) * (total - count)
-            log.info("%s: %d of %d, about %.0f s left", description, count, total, left)
+            left = (now - start) / max(1, count - done) * (total - count)
+            speed = rate(count - done, now - start)
+            log.info("%s: %d of %d, %s, about %.0f s left", description, count, total, speed, left)
             last = now
     log.info("%s: %d of %d in %.1f s", description, count, total, time.monotonic() - start)
+
+
+def rate(count: int, seconds: float) -> str:
+    """So many in so many seconds, for people."""
+    speed = count / max(seconds, 1e-9)
+    return f"{speed:.3g} a second" if speed >= 1 else f"{60 * speed:.3g} a minute"

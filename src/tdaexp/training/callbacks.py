@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
+from tdaexp.runtime import ranks
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES
 from tdaexp.training.checkpoints import prune, resume_path, save_hub
@@ -31,9 +32,11 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save when the step is due. The hub folder comes first: what can be resumed has all folders before it."""
         step = trainer.global_step
-        if step % self.module.settings.checkpoint_every:
+        due = step % self.module.settings.checkpoint_every == 0
+        if not (due or self.module.ending):
             return
-        if self.module.settings.keep != "last":
+        first = ranks.current().first
+        if due and first and self.module.settings.keep != "last":
             place = self.folder / "checkpoints" / f"step-{step}"
             with atomic_path(place) as temporary:
                 temporary.mkdir()
@@ -42,7 +45,9 @@ class Checkpoints(Callback):
                     parameters = dict(self.module.model.named_parameters())
                     save_state(temporary, parameters, trainer.optimizers[0], self.module.settings, step)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))
-        prune(self.folder / "resume")
+        if first:
+            prune(self.folder / "resume")
+        trainer.should_stop = self.module.ending
 
 
 class Progress(Callback):
@@ -56,7 +61,7 @@ class Progress(Callback):
         """Start the clock, and the bar at the step where this run begins."""
         self.first = trainer.global_step
         self.start = self.last = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and ranks.current().first:
             self.bar = _bar()
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.steps, completed=self.first, loss="")

@@ -43,7 +43,7 @@ def snapshots(entries: list[str], base: Pretrained) -> list[Snapshot]:
     that does not exist, steps that do not rise, another architecture or tokenizer, no state where `base.missing_state`
     is `refuse`.
     """
-    named = [one for entry in entries for one in _expanded(entry)]
+    named = [one for entry in entries for one in expanded(entry)]
     found = [_snapshot(name, base) for name in named]
     for before, after in itertools.pairwise(found):
         if after.step <= before.step:
@@ -61,7 +61,7 @@ def step_in(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _expanded(entry: str) -> list[str]:
+def expanded(entry: str) -> list[str]:
     """A folder that holds folders of checkpoints stands for them all, by their steps."""
     folder = Path(entry).expanduser()
     if not folder.is_dir() or (folder / "config.json").is_file():

@@ -19,17 +19,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from tdaexp.data.examples import Examples
 from tdaexp.models.loaded import LoadedModel, freeze
+from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import cached_folder, locked, write_json
+from tdaexp.runtime.fabric import environment
+from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
+from tdaexp.runtime.launch import from_outside
 from tdaexp.runtime.quiet import quiet
 from tdaexp.training.callbacks import Checkpoints, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
@@ -64,13 +68,16 @@ def fit(
     resolve_dtype(precision)
     _check_examples(examples)
     identity = fit_fingerprint(start, examples, settings, seed=seed, precision=precision)
-    with locked(folder / "fit"):
-        _claim(folder, {"fingerprint": identity, "seed": seed, "precision": precision, **asdict(settings)})
-        result = folder / "model"
-        if not result.exists():
+    first, result = ranks.current().first, folder / "model"
+    with ranks.locked_for_all(folder / "fit"):
+        if first:
+            _claim(folder, {"fingerprint": identity, "seed": seed, "precision": precision, **asdict(settings)})
+        if not ranks.from_first(result.exists()):
             losses = _train(start, examples, settings, folder, seed=seed, device=device, precision=precision)
-            _save(result, start, losses, identity, {"seed": seed, "precision": precision, **asdict(settings)})
-        shutil.rmtree(folder / "resume", ignore_errors=True)
+            if first:
+                _save(result, start, losses, identity, {"seed": seed, "precision": precision, **asdict(settings)})
+        if first:
+            shutil.rmtree(folder / "resume", ignore_errors=True)
     return result
 
 
@@ -116,13 +123,14 @@ def _train(
     pad = start.tokenizer.pad_token_id
     start.model.requires_grad_(True)
     module = CausalTraining(start.model, examples, settings, seed=seed, pad_id=0 if pad is None else int(pad))
-    checkpoint = newest_readable(folder / "resume")
+    me = ranks.current()
+    checkpoint = ranks.from_first(newest_readable(folder / "resume") if me.first else None)
     if checkpoint:
         log.info("training: going on from %s", checkpoint)
     with _quiet_lightning(), _global_torch_state():
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
+            **_placed(device),
             precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
             max_steps=settings.steps,
             max_epochs=-1,
@@ -134,13 +142,24 @@ def _train(
             enable_model_summary=False,
             default_root_dir=folder,
             callbacks=[Checkpoints(module, folder, start.tokenizer), Progress(module)],
-            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+            plugins=[AtomicCheckpointIO(), environment(from_outside() if me.world > 1 else None)],
         )
         trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)
+    if module.ending:
+        stop.check()
+        raise stop.Stopped("stopped with another process")
     freeze(start.model)
     if not all(torch.isfinite(parameter).all() for parameter in start.model.parameters()):
         raise UserError("training: the last step left weights that are not finite; lower trainer.fit.lr")
     return module.losses
+
+
+def _placed(device: torch.device) -> dict[str, Any]:
+    """Lightning's settings for one process, or for the group that this one has joined."""
+    me = ranks.current()
+    if me.world == 1:
+        return {"devices": [device.index or 0] if device.type == "cuda" else 1}
+    return {"devices": me.world // me.nodes, "num_nodes": me.nodes, "strategy": DDPStrategy()}
 
 
 class _Ticks:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from tdaexp.data.examples import Batch, Examples, collate
+from tdaexp.data.examples import Batch, Example, Examples, collate
+from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices, epoch_batch
 from tdaexp.training.optimisers import build_optimizer, learning_rate_factor
@@ -45,6 +46,7 @@ class CausalTraining(LightningModule):
         self.model, self.examples, self.settings = model, examples, settings
         self.seed, self.pad_id = seed, pad_id
         self.losses: list[float] = []
+        self.ending = False  # whether a process was asked to end after this step
 
     def on_train_epoch_start(self) -> None:
         """Keep the model in eval mode: the only thing that train mode would add is dropout."""
@@ -55,8 +57,7 @@ class CausalTraining(LightningModule):
         step = self.global_step
         cut = batch_indices if self.settings.batches == "stream" else epoch_batch
         indices = cut(step, seed=self.seed, examples=len(self.examples), batch_size=self.settings.batch_size)
-        batch = collate([self.examples[int(index)] for index in indices], self.pad_id).to(self.device)
-        loss = causal_loss(self.model, batch)
+        own, loss = self._loss([self.examples[int(index)] for index in indices])
         if not torch.isfinite(loss):
             raise UserError(
                 f"training: the loss is {loss.item()} at step {step}; lower trainer.fit.lr "
@@ -64,7 +65,28 @@ class CausalTraining(LightningModule):
                 "trainer.fit.warmup"
             )
         self.losses.append(loss.item())
-        return loss
+        return own
+
+    def _loss(self, examples: list[Example]) -> tuple[Tensor, Tensor]:
+        """What to differentiate in this process, and the loss of the whole batch.
+
+        Several processes take a share of the examples each. Their gradients are averaged, so a process's loss is summed
+        over its tokens, divided by the batch's tokens and multiplied by the number of processes.
+        """
+        me = ranks.current()
+        self.ending = stop.requested() is not None
+        mine = examples[me.rank :: me.world]
+        batch = collate(mine or examples[:1], self.pad_id).to(self.device)
+        loss = causal_loss(self.model, batch)
+        if me.world == 1:
+            return loss, loss
+        tokens = sum(int(one.loss_mask[1:].sum()) for one in examples)
+        own = sum(int(one.loss_mask[1:].sum()) for one in mine)
+        part = loss * (own / tokens)
+        told = torch.tensor([part.item(), float(self.ending)], dtype=torch.float64)
+        whole, ending = ranks.together(told, leave=False)
+        self.ending = bool(ending)
+        return part * me.world, whole
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The configured optimiser and schedule, stepped after every batch."""

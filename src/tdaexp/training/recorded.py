@@ -6,13 +6,15 @@
 
 Lightning is not used here: its loop resumes with other batches and keeps the state in its own order. A step is
 θ_{s+1} = torch's optimiser on Σ_k w_k L_k(θ_s), batches being a function of (seed, step). The bits depend on the number
-of threads, as sums do; a resumed run must use as many.
+of threads, as sums do; a resumed run must use as many. Several processes share out each batch and add their gradients:
+the same trajectory up to rounding.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, cached_folder, locked, write_json
+from tdaexp.runtime.files import atomic_path, cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
 from tdaexp.runtime.progress import track
 from tdaexp.training.batches import step_batch
@@ -44,6 +47,23 @@ class Run:
     step: int
     curves: list[dict[str, float]]
     """Measures by step, under `step`; the batch's loss of every step is `loss`."""
+    ending: bool = False
+    """Whether a process was asked to end: it does once the steps that belong together are on disk."""
+    saved_to_end: bool = False
+
+    def shared(self, own: Tensor | None) -> Tensor:
+        """The whole batch's loss from this process's part of it; the processes agree whether to end here."""
+        if ranks.current().world == 1:
+            self.ending = stop.requested() is not None
+            return torch.zeros(()) if own is None else own
+        asked = float(stop.requested() is not None)
+        part = 0.0 if own is None else own.detach().item()
+        loss, wish, end = ranks.together(torch.tensor([part, asked, float(self.saved_to_end)]).double(), leave=False)
+        self.ending = bool(wish)
+        if end:  # process 0 has saved everything
+            stop.check()
+            raise stop.Stopped("stopped with another process")
+        return loss
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint atomically and delete old ones."""
@@ -72,11 +92,13 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     _check(problem, settings)
     whole = fingerprint(identity, problem.fingerprint, settings.deciding(), seed)
     result = folder / "model"
-    with locked(folder / "fit"):
-        if not result.exists():
+    with ranks.locked_for_all(folder / "fit"):
+        if not ranks.from_first(result.exists()):
             run = _train(problem, settings, folder, seed, whole)
-            _save(result, run, {"fingerprint": whole, "settings": {"seed": seed, **asdict(settings)}})
-        shutil.rmtree(folder / "resume", ignore_errors=True)
+            if ranks.current().first:
+                _save(result, run, {"fingerprint": whole, "settings": {"seed": seed, **asdict(settings)}})
+        if ranks.current().first:
+            shutil.rmtree(folder / "resume", ignore_errors=True)
     return result
 
 
@@ -95,24 +117,28 @@ def _check(problem: Problem, settings: FitSettings) -> None:
 def _train(problem: Problem, settings: FitSettings, folder: Path, seed: int, identity: str) -> Run:
     parameters: dict[str, Tensor] = dict(problem.module.requires_grad_().named_parameters())
     run = Run(parameters, build_optimizer(parameters, settings), 0, [])
-    recorder = None
-    if settings.record:
+    recorder, first = None, ranks.current().first
+    if settings.record and first:
         batch = settings.batch_size if settings.batches == "stream" else min(settings.batch_size, len(problem))
         layout = plan(parameters, settings, examples=len(problem), batch=batch, identity=identity)
         recorder = Recorder(folder / "trajectory", layout)
-    checkpoint = newest_readable(folder / "resume")
+    checkpoint = ranks.from_first(newest_readable(folder / "resume") if first else None)
     if checkpoint:
         log.info("training: going on from %s", checkpoint)
         run.load(checkpoint)
     steps, saved = range(run.step, settings.steps), run.step
     for step in track(steps, "training", settings.steps, run.step):
         _step(problem, settings, run, recorder, seed, step)
-        if run.step - saved >= settings.checkpoint_every and (recorder is None or recorder.empty):
+        due = run.step - saved >= settings.checkpoint_every or run.ending
+        if first and due and (recorder is None or recorder.empty):
             run.save(folder / "resume")
-            saved = run.step
+            saved, run.saved_to_end = run.step, run.ending
+        if ranks.current().world == 1 and run.saved_to_end:
+            stop.check()
     if not all(torch.isfinite(parameter).all() for parameter in parameters.values()):
         raise UserError("training: the last step left weights that are not finite; lower trainer.fit.lr")
-    run.curves.append({"step": settings.steps, **problem.evaluate()})
+    if first:
+        run.curves.append({"step": settings.steps, **problem.evaluate()})
     if recorder:
         recorder.end(parameters)
     problem.module.requires_grad_(False)
@@ -125,22 +151,37 @@ def _step(problem: Problem, settings: FitSettings, run: Run, recorder: Recorder 
     weights = problem.weights(indices)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
-    measures = problem.evaluate() if step % settings.evaluate_every == 0 else {}
+    measures = problem.evaluate() if step % settings.evaluate_every == 0 and ranks.current().first else {}
     if recorder:
         recorder.before(step, run.parameters, run.optimizer)
-    loss = objective(problem, indices, weights)
+    mine = slice(ranks.current().rank, None, ranks.current().world)
+    own = objective(problem, indices[mine], weights[mine]) if len(indices[mine]) else None
+    loss = run.shared(own)
     if not torch.isfinite(loss):
         raise UserError(
             f"training: the loss is {loss.item()} at step {step}; lower trainer.fit.lr (now {settings.lr:g}) or raise "
             "trainer.fit.warmup"
         )
     run.optimizer.zero_grad()
-    loss.backward()
+    if own is not None:
+        own.backward()
+    add_gradients(run.parameters.values())
     run.optimizer.step()
     if recorder:
         recorder.after(step, run.parameters, run.optimizer, (indices, weights))
     run.curves.append({"step": step, "loss": loss.item(), **measures})
     run.step = step + 1
+
+
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give every process the sum of all processes' gradients: that of the whole batch, whose weights sum to one."""
+    if ranks.current().world == 1:
+        return
+    parameters = list(parameters)
+    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    total = ranks.together(torch.cat([one.flatten() for one in found]), leave=False)
+    for one, part in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
+        one.grad = part.view_as(one)
 
 
 def objective(problem: Problem, indices: Any, weights: Any) -> Tensor:

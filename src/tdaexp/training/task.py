@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tdaexp.data.tensors import TensorCorpus, TensorDataset
 from tdaexp.models.task import TaskComponents, TaskModel, task_components
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.problem import Classification
@@ -68,7 +69,7 @@ def trained_task(
     folder = cache_dir / "models" / f"{model.name}-{key}{every}"
     module = model.build(corpus).to(device)
     result = folder / "model"
-    if not result.exists():
+    if not ranks.from_first(result.exists()):
         fit_recorded(Classification(module, corpus), settings, folder=folder, seed=seed, identity=identity)
     module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
     return TrainedTask(corpus, module.requires_grad_(False), folder)

@@ -14,6 +14,7 @@ from tdaexp.data.tokenise import tokenise
 from tdaexp.models.loaded import LoadedModel, moved
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.fit import fit
@@ -83,7 +84,7 @@ def trained(
     folder = trained_folder(
         config, records, settings, tokenisation, cache_dir=cache_dir, seed=seed, precision=precision
     )
-    if not (folder / "model").exists():
+    if not ranks.from_first((folder / "model").exists()):
         start = config.start([record.text for record in records])
         longest = min(tokenisation.max_length, start.max_length)
         keywords = {**dataclasses.asdict(tokenisation), "max_length": longest}

@@ -11,7 +11,8 @@ from commands import metrics, only
 TINY = ["model.hidden=8", "model.inner=16", "dataset.modulus=11", "dataset.train=40", "dataset.test=20",
         "trainer.fit.steps=12", "trainer.fit.batch_size=40", "trainer.fit.evaluate_every=2"]  # fmt: skip
 STUDY = ["analysis=grokking", "model=grokking_code", "dataset=modular_addition", *TINY,
-         "runs=[multirun/explaind_grokking]", "analysis.donors=[12,6]", "analysis.seeds=1", "analysis.steps=4", "analysis.swap_every=3"]  # fmt: skip
+         "runs=[multirun/explaind_grokking]", "analysis.donors=[12,6]", "analysis.seeds=1",
+         "analysis.steps=4", "analysis.swap_every=3"]  # fmt: skip
 
 
 @pytest.mark.long

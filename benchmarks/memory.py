@@ -1,0 +1,84 @@
+"""Peak memory of the products that `select` works on, for 200 and for 2,000 queries with 5 candidates each.
+
+OLMo architecture (4 layers, hidden 96, vocabulary 512), examples of 24 to 32 tokens, as many training examples as
+queries, float32, one thread, a process of its own for each. Prints the peak above that of the loaded model, the stated
+cache (`trainer.cache_gb`), and what the table of results takes.
+
+    python benchmarks/memory.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CACHE_GB, TOKENS_PER_BATCH, CANDIDATES = 0.1, 512, 5
+
+
+def measure(count: int) -> dict[str, float]:
+    """Peak resident memory above that before the call, and the size of the results, in MB; CPU seconds."""
+    import torch
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    from tdaexp.data.examples import Example, Examples
+    from tdaexp.gradients.products import component_products
+    from tdaexp.models.components import component_map
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    config = OlmoConfig(
+        vocab_size=512, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=None, use_cache=False,
+    )  # fmt: skip
+    model = OlmoForCausalLM(config).eval()
+
+    def examples(number: int, prefix: str) -> Examples:
+        lengths = rng.integers(24, 33, number)
+        return Examples(
+            [Example(f"{prefix}{k}", rng.integers(0, 512, n), np.arange(n) >= n - 8, "") for k, n in enumerate(lengths)]
+        )
+
+    def run(number: int) -> dict[str, np.ndarray]:
+        # neighbours share candidates, as queries on one topic do
+        pairs = (np.arange(number)[:, None] + np.arange(CANDIDATES)) % number
+        with tempfile.TemporaryDirectory() as folder:
+            return component_products(
+                model, component_map(model), examples(number, "t"), examples(number, "q"), pairs,
+                store=Path(folder) / "store", tokens_per_batch=TOKENS_PER_BATCH, cache_gb=CACHE_GB,
+            )  # fmt: skip
+
+    run(4)  # libraries are loaded on first use
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before, start = status("VmRSS"), time.process_time()
+    found = run(count)
+    results = sum(values.nbytes for values in found.values()) / 1e6
+    return {"peak": status("VmHWM") - before, "results": results, "seconds": time.process_time() - start}
+
+
+def status(key: str) -> float:
+    """A line of /proc/self/status in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
+
+
+def main() -> None:
+    if len(sys.argv) == 2:
+        print(json.dumps(measure(int(sys.argv[1]))))
+        return
+    print("| queries | peak above the model | stated cache | table of results | CPU seconds |\n|---|---|---|---|---|")
+    for count in (200, 2000):
+        done = subprocess.run([sys.executable, __file__, str(count)], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        row = [f"{count:,}", *(f"{value:.0f} MB" for value in (found["peak"], CACHE_GB * 1000, found["results"]))]
+        print("| " + " | ".join([*row, f"{found['seconds']:.0f}"]) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Scores a block of layers at a time: queries' gradients and factors of one block are all that is in memory.
+
+A preconditioned query gradient is as large as the model. With B blocks a held query takes 1/B of that, so that B times
+as many fit beside each other and meet the same training passes, and factors are read from disk once per block of
+queries and layers. The price: queries run B times. Layers do not mix in a block-diagonal inverse: values stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tdaexp.curvature.layers import cut
+from tdaexp.curvature.score import Precondition, pair_scores
+from tdaexp.curvature.sides import PairSide
+
+
+def scores_by_blocks(
+    train: PairSide,
+    queries: PairSide,
+    pairs: np.ndarray,
+    precondition: Precondition,
+    blocks: int,
+    *,
+    store: Callable[[list[str]], Path],
+    query_rank: int | None,
+    tokens_per_batch: int,
+    cache_gb: float,
+) -> np.ndarray:
+    """As `pair_scores`, [Q, C, K], in `blocks` blocks of layers; `store` names the folder for a block's components."""
+    names = train.layers.components.names
+    found: dict[str, np.ndarray] = {}
+    for part, other in zip(cut(train.layers, blocks), cut(queries.layers, blocks), strict=True):
+        mine = part.components.names
+        values = pair_scores(
+            train.of(part),
+            queries.of(other),
+            pairs,
+            precondition,
+            store=store(mine),
+            query_rank=query_rank,
+            tokens_per_batch=tokens_per_batch,
+            cache_gb=cache_gb,
+        )
+        found |= {name: values[..., column] for column, name in enumerate(mine)}
+    return np.stack([found[name] for name in names], axis=-1)

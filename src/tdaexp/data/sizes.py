@@ -1,0 +1,65 @@
+"""How long a data set's examples are: all that a plan needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tdaexp.data.examples import Example, Examples
+from tdaexp.data.records import Record
+from tdaexp.data.tokenise import tokenise
+
+CHARACTERS_PER_TOKEN = 4.0  # of English text in a large vocabulary, where no tokenizer is at hand
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """N examples: their `tokens` [N], and how many of them are `predicted` [N] (the last ones); int64."""
+
+    tokens: np.ndarray
+    predicted: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @staticmethod
+    def cut(prompt: np.ndarray, completion: np.ndarray, max_length: int) -> Sizes:
+        """Sizes of prompts and completions [N] that are cut as `tokenise` cuts them."""
+        given, written = np.ceil(prompt).astype(np.int64), np.maximum(1, np.ceil(completion).astype(np.int64))
+        written = np.minimum(written, np.maximum(max_length - given, max_length - max_length // 2))
+        tokens = np.maximum(2, np.minimum(given, max_length - written) + written)
+        return Sizes(tokens, np.minimum(written, tokens - 1))
+
+    @staticmethod
+    def joined(parts: Sequence[Sizes]) -> Sizes:
+        """All parts one after the other."""
+        return Sizes(*(np.concatenate([getattr(one, name) for one in parts]) for name in ("tokens", "predicted")))
+
+    @property
+    def read(self) -> np.ndarray:
+        """Tokens that a pass reads [N]: the last one is only predicted."""
+        return self.tokens - 1
+
+    def examples(self) -> Examples:
+        """Examples of these lengths, with nothing in them."""
+        made = []
+        for place, (length, predicted) in enumerate(zip(self.tokens, self.predicted, strict=True)):
+            mask = np.arange(length) >= length - predicted
+            made.append(Example(str(place), np.zeros(length, dtype=np.int64), mask, ""))
+        return Examples(made)
+
+
+def sizes_of(records: Sequence[Record], tokenizer: Any, *, max_length: int, loss_on: str, **settings: Any) -> Sizes:
+    """Sizes of records: exact with a tokenizer, else from their characters. `settings` as for `tokenise`."""
+    if tokenizer is None:
+        prompt, completion = (
+            np.array([len(getattr(one, name)) for one in records]) / CHARACTERS_PER_TOKEN
+            for name in ("prompt", "completion")
+        )
+        found = Sizes.cut(prompt, completion + 1, max_length)
+        return Sizes(found.tokens, found.tokens - 1) if loss_on == "all" else found
+    examples = tokenise(records, tokenizer, max_length=max_length, loss_on=loss_on, **settings)
+    return Sizes(examples.lengths, np.array([int(one.loss_mask[1:].sum()) for one in examples], dtype=np.int64))

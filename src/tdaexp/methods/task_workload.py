@@ -1,0 +1,104 @@
+"""What a method's plan may look at of a classification task: its network, sizes and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.gradients.footprint import LiveBytes
+from tdaexp.methods.workload import RUNTIME_BYTES, STORE
+from tdaexp.models.task import TaskComponents
+from tdaexp.runtime.costs import StageCost
+from tdaexp.training.recorder import plan as recording
+from tdaexp.training.settings import FitSettings
+from tdaexp.training.trajectory import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class TaskWorkload:
+    """A training by its sizes: `examples` are the training set, `queries` a count."""
+
+    module: nn.Module
+    components: TaskComponents
+    examples: TensorExamples
+    queries: int
+    classes: int
+    fit: FitSettings
+
+    @property
+    def train(self) -> int:
+        """Number of training examples."""
+        return len(self.examples)
+
+    @property
+    def example(self) -> Tensor:
+        """One input [1, ...]."""
+        return self.examples.inputs[:1]
+
+    @property
+    def batch(self) -> int:
+        """Examples of a step."""
+        return min(self.fit.batch_size, self.train)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(self.components.sizes.values())
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """The trajectory that the training leaves; None where it is not recorded."""
+        if not self.fit.record:
+            return None
+        named = dict(self.module.named_parameters())
+        return recording(named, self.fit, examples=self.train, batch=self.batch, identity="")
+
+    @property
+    def trajectory_bytes(self) -> float:
+        """Size of the recording on disk: uncompressed files of whole blocks, the last one padded."""
+        if self.layout is None:
+            return 0.0
+        rows = len(self.layout.blocks) * self.layout.rows
+        return rows * (4.0 * self.size * len(self.layout.states()) + 12.0 * self.batch) + STORE
+
+    @cached_property
+    def forward(self) -> tuple[float, float]:
+        """FLOP and bytes of tensors of a forward pass over one example, counted by running it."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as live:
+            self.module(self.example)
+        return float(counter.get_total_flops()), float(live.peak)
+
+    @cached_property
+    def recorded_bytes(self) -> float:
+        """Bytes for each example of what a forward pass keeps for a backward pass."""
+        rows = self.example.repeat(8, *[1] * (self.example.ndim - 1))
+        with torch.enable_grad(), LiveBytes() as live:
+            self.module(rows).sum().backward()
+        self.module.zero_grad()
+        return max(0.0, live.peak - 4.0 * self.size) / 8
+
+    def training(self) -> StageCost:
+        """The training and its recording."""
+        runs = self.fit.steps * self.batch
+        looked = (self.train + self.queries) * (self.fit.steps // self.fit.evaluate_every)
+        disk = 4.0 * self.size + self.trajectory_bytes
+        block = self.layout.rows * 8.0 * self.size if self.layout else 0.0
+        return StageCost(
+            "training",
+            forward=runs + looked,
+            backward=runs,
+            flop=(3.0 * runs + looked) * self.forward[0],
+            disk=disk,
+            device=16.0 * self.size + max(self.batch * self.recorded_bytes, min(2000, self.train) * self.forward[1]),
+            host=2 * block + RUNTIME_BYTES + self.example.nbytes * (self.train + self.queries),
+            note="once; other runs find it in the cache",
+        )
+
+    def summary(self) -> str:
+        """One line about the sizes."""
+        return f"{self.size:,} parameters, {self.train:,} training examples, {self.queries:,} queries"

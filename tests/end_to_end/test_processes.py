@@ -1,0 +1,175 @@
+"""Several processes: the store of one process, bit for bit, also after one of them was killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from commands import TINY, Commands
+
+from tdaexp import influence
+
+PATIENCE_S = 300
+TEXTS = (
+    *TINY,
+    "trainer.tokens_per_batch=256",
+    "trainer.cache_gb=0.0005",
+    "dataset.people=40",
+    "metric.plots=false",
+    "metric.bootstrap=10",
+)
+TASK = (
+    "model=mnist_cnn",
+    "dataset=digits",
+    "model.padding=1",
+    "model.channels=[2,3]",
+    "model.hidden=8",
+    "dataset.train=300",
+    "dataset.test=20",
+    "dataset.query_limit=10",
+    "trainer.fit.steps=120",
+    "trainer.fit.batch_size=16",
+    "trainer.fit.evaluate_every=60",
+    "method.quadrature.nodes=1",
+)
+CASES = {
+    "select": ("method=select", *TEXTS),
+    "project": ("method=project", "budget=0.1", *TEXTS),
+    "ekfac": ("method=ekfac", "method.partitions=2", *TEXTS),
+    "explaind": ("method=explaind", *TASK),
+}
+
+
+def start(commands: Commands, case: str, folder: Path, *more: str) -> subprocess.Popen[str]:
+    return commands.start("attribute", *CASES[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run", *more)
+
+
+def alone(commands: Commands, case: str, folder: Path) -> None:
+    """The same in one process, this one."""
+    commands.done("attribute", *CASES[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    return err
+
+
+def blocks_done(folder: Path) -> int:
+    """Blocks of the method's own work."""
+    return sum("models" not in path.parts for path in folder.glob("cache/*/[!.]*/**/done/c/*"))
+
+
+def wait_for_a_block(process: subprocess.Popen[str], folder: Path, before: int = 0) -> None:
+    """Wait until more blocks are done than there were before."""
+    begun = time.monotonic()
+    while blocks_done(folder) <= before:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - begun < PATIENCE_S
+        time.sleep(0.01)
+
+
+def same_values(one: Path, other: Path) -> None:
+    """All variables and coordinates, to the bit; the configuration in the attributes differs."""
+    found, wanted = (influence.load(folder / "run" / "influence.zarr") for folder in (one, other))
+    xr.testing.assert_identical(found.drop_attrs(), wanted.drop_attrs())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
+    alone(commands, case, tmp_path / "one")
+    two = tmp_path / "two"
+    process = start(commands, case, two, "trainer=ddp", "trainer.devices=2")
+    wait_for_a_block(process, two)
+    os.kill(json.loads((two / "run" / "heartbeat.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - begun < 60
+    line = commands.one_line(process.returncode, err, expected=1)
+    assert "process 0 of 2 ended before its time (SIGKILL)" in line and "goes on where it stopped" in line
+    assert not (two / "run" / "influence.zarr").exists()
+    err = finish(start(commands, case, two, "trainer=ddp", "trainer.devices=2"))
+    assert "2 processes" in err and "process 1" not in err
+    same_values(two, tmp_path / "one")
+
+
+@pytest.mark.long
+def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
+    alone(commands, "select", tmp_path / "one")
+    two = tmp_path / "two"
+    for more in ((), ("trainer=ddp", "trainer.devices=2")):
+        before = blocks_done(two)
+        process = start(commands, "select", two, *more)
+        wait_for_a_block(process, two, before)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 143, err
+        assert err.splitlines()[-1].startswith("stopped by SIGTERM") and "goes on where it stopped" in err, err
+        assert "Traceback" not in err
+        assert json.loads((two / "run" / "row.json").read_text(encoding="utf-8"))["status"] == "failed"
+    err = finish(start(commands, "select", two, "trainer=ddp", "trainer.devices=3"))
+    same_values(two, tmp_path / "one")
+
+
+def outside(commands: Commands, rank: int, port: int, folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Start one of two processes as torchrun would."""
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    given |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
+    before = dict(os.environ)
+    os.environ.update({key: str(value) for key, value in given.items()})
+    try:
+        return start(commands, "select", folder, "trainer=ddp", *more)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+@pytest.mark.long
+def test_processes_from_outside(commands, tmp_path):
+    """Those that differ are refused; where one dies the other stops; the third time they finish."""
+    port, two = free_port(), tmp_path / "two"
+    pair = [outside(commands, rank, port, two, f"seed={rank}") for rank in (0, 1)]
+    for process in pair:
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 2 and "seed: is 0 in process 0 and 1 in process 1" in err, err
+        assert "Traceback" not in err
+    port = free_port()
+    pair = [outside(commands, rank, port, two) for rank in (0, 1)]
+    wait_for_a_block(pair[0], two)
+    pair[1].kill()
+    begun = time.monotonic()
+    _, err = pair[0].communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - begun < 60
+    commands.one_line(pair[0].returncode, err, expected=1)
+    pair[1].communicate()
+    port = free_port()
+    pair = [outside(commands, rank, port, two) for rank in (0, 1)]
+    for process in pair:
+        finish(process)
+    alone(commands, "select", tmp_path / "one")
+    same_values(two, tmp_path / "one")
+
+
+def test_what_several_processes_cannot_do_is_refused(commands, monkeypatch):
+    commands.done("attribute", *TINY, "method=random", "metric.plots=false")
+    assert "trainer.devices=2: several processes need trainer=ddp" in commands.refused("attribute", "trainer.devices=2")
+    assert "evaluate reads what is stored" in commands.refused("evaluate", "trainer=ddp", "runs=[outputs]")
+    line = commands.refused("attribute", *TINY, "trainer=ddp", "trainer.nodes=2")
+    assert "torchrun" in line
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    assert "a torchrun of its own" in commands.refused("attribute", *TINY, "trainer=ddp", "-m", "seed=1,2")
+    assert "add trainer=ddp" in commands.refused("attribute", *TINY)

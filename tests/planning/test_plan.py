@@ -1,0 +1,191 @@
+"""Plans without any download: exact counts, plans against what runs really took, and devices that are too small."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tdaexp.cli import main
+from tdaexp.gradients.footprint import LiveBytes, pass_bytes, shared_readers
+from tdaexp.models.components import component_map
+from tdaexp.models.empty import empty_model, stated_config
+from tdaexp.runtime.costs import CostPlan, Machine, StageCost
+from tdaexp.runtime.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GQA = {
+    "architecture": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 64,
+}  # fmt: skip
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main("attribute", REPOSITORY / "conf", ["attribute.py", "plan=true", *arguments])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def stages(text: str) -> dict[str, list[float]]:
+    """Numbers of the table's rows by stage, without the times."""
+    found = {}
+    for line in text.splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if len(cells) == 8 and cells[0] != "stage":
+            numbers = [float("nan") if cell == "-" else float(cell.replace(",", "")) for cell in cells[1:7]]
+            found[cells[0]] = numbers
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "components"),
+    [
+        ("olmo1b", 1_176_764_416, 113),
+        ("eurollm1b7", 1_656_850_432, 171),
+        ("bloomz560m", 559_214_592, 146),
+        ("pythia2b8", 2_775_208_960, 195),
+    ],
+)
+def test_stated_shapes_are_those_of_the_published_models(model: str, parameters: int, components: int) -> None:
+    """The numbers of parameters on the models' pages; OLMo's 113 components are the paper's."""
+    import yaml
+
+    shape = yaml.safe_load((REPOSITORY / f"conf/model/{model}.yaml").read_text(encoding="utf-8"))["shape"]
+    built = empty_model(stated_config(shape, "model.shape"), torch.bfloat16, FakeTensorMode())
+    assert component_map(built).total == parameters
+    assert len(component_map(built)) == components
+
+
+def test_shape_refuses_unknown_words() -> None:
+    with pytest.raises(UserError, match=r"model.shape: unknown key 'hiden_size'; did you mean 'hidden_size'"):
+        stated_config({"architecture": "llama", "hiden_size": 3}, "model.shape")
+    with pytest.raises(UserError, match=r"unknown architecture 'lama'; did you mean 'llama'"):
+        stated_config({"architecture": "lama"}, "model.shape")
+
+
+def test_live_bytes_count_what_is_alive() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100)  # shares its storage
+        assert (live.now, live.peak) == (4000, 8000)
+        del b, c
+    assert live.now == 0
+
+
+def test_footprint_without_data_is_that_of_the_same_pass_with_data() -> None:
+    """Real tensors and empty ones go through the same operations; without data some are taken apart into steps, whose
+    intermediates count too.
+    """
+    mode = FakeTensorMode()
+    empty = empty_model(stated_config(GQA, "model.shape"), torch.float32, mode)
+    expected = pass_bytes(empty, component_map(empty), 3, 20, 7, mode)
+    values = {key: value for key, value in GQA.items() if key != "architecture"}
+    real = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values)).eval().requires_grad_(False)
+
+    class NoMode:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    measured = pass_bytes(real, component_map(real), 3, 20, 7, NoMode())  # type: ignore[arg-type]
+    assert measured <= expected <= 1.1 * measured
+
+
+def test_readers_share_inputs() -> None:
+    mode = FakeTensorMode()
+    model = empty_model(stated_config(GQA, "model.shape"), torch.float32, mode)
+    parts = component_map(model).select(["layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.o", "layers.0.mlp.up"])
+    found = shared_readers(model, parts, mode)
+    assert found["layers.0.attn.k"] == "layers.0.attn.q" and found["layers.0.attn.o"] == "layers.0.attn.o"
+
+
+def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
+    """OLMo-1B over LIMA-shaped text: 6 FLOP per parameter and token and the products, so within a factor of two."""
+    out = planned(capsys, "model=olmo1b", "dataset=lima", "method=select", "trainer.precision=bfloat16",
+                  "trainer.accelerator=cuda", "trainer.device_gb=80", "trainer.rate_tflops=400")  # fmt: skip
+    forward, backward, tflop, _, device, _ = stages(out)["gradient products"]
+    assert forward == backward >= 1976
+    assert 1 <= tflop * 1e12 / (forward * 725 * 6 * 1.18e9) <= 3
+    assert 2.4 < device < 80 and "too small" not in out
+    assert "assumed: 988 training examples" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("model=bloomz560m", "method=ekfac"),
+        ("model=eurollm1b7", "method=explaind", "method.quadrature.nodes=4"),
+        ("model=bloomz560m", "dataset=trex", "method=multistage", "dataset.limit=2000", "dataset.query_limit=20"),
+        ("method=cg",),
+        ("method=lissa",),
+        ("method=project",),
+        ("model=resnet9", "dataset=cifar2", "method=explaind"),
+    ],
+)
+def test_plans_need_no_download(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found = stages(planned(capsys, *arguments))
+    assert found["total"][2] == pytest.approx(sum(row[2] for name, row in found.items() if name != "total"), rel=0.01)
+    assert not list(tmp_path.iterdir()), "a plan leaves no file"
+
+
+def test_factors_of_bloomz_take_the_stated_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, per layer with biases: inputs 1025, 1025, 1025, 4097; outputs 3072, 1024, 4096, 1024; 4 partial sums."""
+    out = stages(planned(capsys, "model=bloomz560m", "method=ekfac", "dataset.query_sets=[paraphrased]"))
+    squares = 24 * (3 * 1025**2 + 4097**2 + 3072**2 + 2 * 1024**2 + 4096**2) * 4
+    entries = 24 * (3072 * 1025 + 1024 * 1025 + 4096 * 1025 + 1024 * 4097) * 4
+    assert out["covariances"][3] == pytest.approx(4 * squares / 1e9, rel=0.01)
+    assert out["eigenbases"][3] == pytest.approx(squares / 1e9, rel=0.01)
+    assert out["Λ"][3] == pytest.approx(4 * entries / 1e9, rel=0.01)
+
+
+def test_a_device_that_is_too_small_is_named() -> None:
+    machine = Machine("toy", True, 1.0, device_bytes=1e9, host_bytes=64e9)
+    plan = CostPlan("", [StageCost("fits", device=9e8), StageCost("does not", device=2e9)], machine, [])
+    (problem,) = plan.problems
+    assert problem.startswith("stage 'does not' needs about 2 GB of device memory, toy has 1 GB")
+
+
+CASES = {
+    "select": ("model.config.num_hidden_layers=4", "dataset.people=60", "trainer.tokens_per_batch=8192"),
+    "ekfac": ("model=tiny_olmo", "model.config.hidden_size=96", "model.config.intermediate_size=384",
+              "model.config.num_hidden_layers=4", "dataset.people=20", "method=ekfac"),
+    "explaind": ("model=mnist_cnn", "model.padding=1", "dataset=digits", "dataset.train=320", "dataset.test=100",
+                 "method=explaind", "trainer.fit.steps=20"),
+}  # fmt: skip
+FEW = ("dataset.query_sets=[paraphrased]", "trainer.fit.steps=2", "trainer.fit.batch_size=8", "metric.bootstrap=20")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
+def test_memory_and_disk_within_a_quarter(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The peak resident size of a process of its own, and the sizes of the files that it leaves."""
+    arguments = [*CASES[case], *(FEW if case != "explaind" else ()), "logger=none", "metric.plots=false"]
+    disk, _, main_memory = stages(planned(capsys, *arguments))["total"][3:6]
+    script = (
+        "import resource, sys, runpy; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, str(REPOSITORY / "attribute.py"), *arguments]
+    ran = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    peak = 1024 * int(ran.stdout.split("PEAK")[1])
+    stores = [*tmp_path.glob("cache/*"), *tmp_path.glob("outputs/*/*/influence.zarr")]
+    left = sum(file.stat().st_size for store in stores for file in store.rglob("*") if file.is_file())
+    assert "plan:" in ran.stderr
+    assert main_memory * 1e9 == pytest.approx(peak, rel=0.25)
+    assert disk * 1e9 == pytest.approx(left, rel=0.25)
