@@ -45,6 +45,9 @@ class Data:
     paraphrase: Any = None
     provider: Provider | None = None
 
+    def check_source(self):
+        return
+
 @dataclass
 class Candidates:
     b: int = 5
@@ -154,7 +157,8 @@ class Program:
     def process(self, *arguments: str, stage: str = "attribute") -> subprocess.CompletedProcess[str]:
         """Run as a program of its own."""
         command = [sys.executable, f"{stage}.py", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
+        places = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
 
     def calls(self) -> list[str]:

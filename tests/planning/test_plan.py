@@ -129,6 +129,22 @@ def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
         ("method=lissa",),
         ("method=project",),
         ("model=resnet9", "dataset=cifar2", "method=explaind"),
+        ("experiment=toy_explaind_eurollm",),
+        (
+            "model=grokking",
+            "dataset=modular_addition",
+            "method=explaind",
+            "method.keep=[query,part]",
+            "method.partition=target",
+            "method.subsample=0.1",
+        ),
+        (
+            "model=grokking",
+            "dataset=modular_addition",
+            "method=explaind",
+            "method.keep=[query,train]",
+            "method.single=100",
+        ),
     ],
 )
 def test_plans_need_no_download(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -137,6 +153,38 @@ def test_plans_need_no_download(arguments: tuple[str, ...], capsys: pytest.Captu
     found = stages(planned(capsys, *arguments))
     assert found["total"][2] == pytest.approx(sum(row[2] for name, row in found.items() if name != "total"), rel=0.01)
     assert not list(tmp_path.iterdir()), "a plan leaves no file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("model=mnist_cnn", "model.padding=1", "dataset=digits", "method=ekfac"), "'ekfac' is planned for texts"),
+        (("model=grokking", "dataset=modular_addition", "method=select"), "'select' is planned for texts"),
+        (("method=explaind", "trainer.fit.record=1"), "not planned for the recorded training of a language model"),
+    ],
+)
+def test_a_plan_says_what_it_leaves_out(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = planned(capsys, *arguments)
+    assert said in out and list(stages(out)) == ["training", "total"]
+
+
+def test_checkpoints_and_batches_are_those_of_the_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By hand: each checkpoint's batch once; the held-out records at every node, and before and after the update."""
+    toy = stages(planned(capsys, "experiment=toy_explaind_eurollm"))
+    assert toy["simulated updates"][:2] == [20 * 48, 20 * 48]
+    assert toy["decomposition"][:2] == [20 * 96 * 6, 20 * 96 * 4]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a text" for number in range(40)), encoding="utf-8")
+    paper = ("experiment=explaind_eurollm", f"dataset.path={text}", "dataset.held_out=8", "dataset.group_column=null")
+    one = planned(capsys, *paper, "trainer.fit.batch_size=16")
+    assert "model.checkpoints names none; these are the costs of one" in one
+    many = planned(capsys, *paper, "trainer.fit.batch_size=16", "model.checkpoints=[step-1,step-2,step-3]")
+    assert "3 checkpoints" in many and "names none" not in many
+    assert stages(one)["simulated updates"][0] == 16 and stages(many)["simulated updates"][0] == 48
 
 
 def test_factors_of_bloomz_take_the_stated_disk(capsys: pytest.CaptureFixture[str]) -> None:

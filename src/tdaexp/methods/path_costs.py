@@ -106,7 +106,7 @@ def checkpoint_costs(work: Workload, keep: frozenset[str], nodes: int) -> list[S
     share, batch = count * work.batch / len(work.train), count * work.batch * again
     weights, longest = 4.0 * work.every.total, int(np.max(Sizes.joined([work.train, work.queries]).tokens))
     pieces = max(1, work.tokens_per_batch // longest)
-    device = 2 * weights + training_bytes(work.model, pieces, longest, work.mode)
+    device = weights + training_bytes(work.model, pieces, longest, work.mode)  # gradients count with the pass
     host = ON_HOST * weights + RUNTIME_BYTES
     update = StageCost(
         "simulated updates",
