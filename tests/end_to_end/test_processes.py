@@ -46,14 +46,32 @@ CASES = {
     "explaind": ("method=explaind", *TASK),
 }
 
+WHOLE = {
+    "classifier": ("method=ekfac", *TASK[:-1], "metric.plots=false", "metric.bootstrap=10"),
+    "parts": ("method=explaind", *TASK, "method.keep=[query,part]", "method.partition=target"),
+    "subsample": ("method=explaind", *TASK, "method.keep=[query,train]", "method.subsample=0.3", "method.single=20"),
+    "checkpoints": (
+        "experiment=toy_explaind_eurollm",
+        "dataset.records=200",
+        "dataset.held_out=12",
+        "trainer.fit.steps=4",
+        "trainer.fit.warmup=1",
+        "trainer.fit.batch_size=12",
+        "trainer.fit.checkpoint_every=1",
+        "method.quadrature.nodes=1",
+    ),
+}
+
 
 def start(commands: Commands, case: str, folder: Path, *more: str) -> subprocess.Popen[str]:
-    return commands.start("attribute", *CASES[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run", *more)
+    return commands.start(
+        "attribute", *(CASES | WHOLE)[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run", *more
+    )
 
 
 def alone(commands: Commands, case: str, folder: Path) -> None:
     """The same in one process, this one."""
-    commands.done("attribute", *CASES[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
+    commands.done("attribute", *(CASES | WHOLE)[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -99,6 +117,20 @@ def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
     err = finish(start(commands, case, two, "trainer=ddp", "trainer.devices=2"))
     assert "2 processes" in err and "process 1" not in err
     same_values(two, tmp_path / "one")
+    cost = json.loads((two / "run" / "cost.json").read_text(encoding="utf-8"))
+    assert min(cost.values()) >= 0, cost
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", WHOLE)
+def test_two_processes_leave_the_store_of_one(commands, tmp_path, case):
+    """Without a kill: what is not a study of texts."""
+    alone(commands, case, tmp_path / "one")
+    err = finish(start(commands, case, tmp_path / "two", "trainer=ddp", "trainer.devices=2"))
+    assert "2 processes" in err and err.count("plan:") == 1
+    same_values(tmp_path / "two", tmp_path / "one")
+    cost = json.loads((tmp_path / "two" / "run" / "cost.json").read_text(encoding="utf-8"))
+    assert min(cost.values()) >= 0, cost
 
 
 @pytest.mark.long

@@ -1,0 +1,190 @@
+"""From a configuration to the sizes that a plan is made from, and to the costs of what comes before a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tdaexp.data.records import HELD_OUT, Corpus, Record
+from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
+from tdaexp.data.tensors import TensorCorpus
+from tdaexp.gradients.footprint import forward_bytes, training_bytes
+from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import RUNTIME_BYTES, Workload
+from tdaexp.models.empty import empty_model
+from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
+from tdaexp.models.task import task_components
+from tdaexp.preparation import GENERATED, drawn, text_template
+from tdaexp.runtime.costs import StageCost
+from tdaexp.runtime.device import resolve_dtype
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.checkpoint_list import expanded
+
+ADAMW = 4  # numbers that training holds for each parameter: weight, gradient (counted with the pass), two moments
+SOME = 32  # examples that a network is built with
+Sets = dict[str, Sizes]
+Prepared = tuple[Workload | TaskWorkload, list[StageCost], list[str]]
+"""A workload, the stages before the method, and what had to be assumed."""
+
+
+def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
+    """A language model's study; `corpus` is its data where it has been read already."""
+    dataset, mode = config.dataset, FakeTensorMode()
+    path = isinstance(config.method, Explaind)
+    simulated = path and not config.trainer.fit.record
+    if corpus is None and dataset.at_hand:
+        corpus = _read_held_out(dataset) if simulated else _read(dataset)
+    records = [] if corpus is None else [record.text for record in corpus.train]
+    shape, tokenizer = config.model.planned(records)
+    longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
+    longest = longest or getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH
+    longest, assumed = min(longest, dataset.max_length), []
+    if corpus is None:
+        train, sets, finetune = _assumed(dataset, longest)
+        assumed.append(f"{len(train):,} training examples and the lengths of dataset.assumed; the data is not at hand")
+    else:
+        corpus = corpus if simulated else drawn(corpus, dataset.query_limit, config.seed)
+        train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
+        if tokenizer is None:
+            assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
+    names = [name for name in dataset.query_sets if not (path and name == GENERATED)]
+    if GENERATED in names:
+        sets[GENERATED] = sets[dataset.GENERATED_FROM]
+        assumed.append("completions that the model writes are as long as those of the data")
+    checkpoints = 0
+    if simulated:
+        names = [HELD_OUT] if HELD_OUT in sets else names or [dataset.GENERATED_FROM]
+        checkpoints, more = _checkpoints(config, HELD_OUT in sets)
+        assumed += more
+    chosen = [sets[name] for name in names]
+    dtype = resolve_dtype(config.trainer.precision)
+    work = Workload(
+        empty_model(shape, dtype, mode),
+        mode,
+        train,
+        Sizes.joined(chosen),
+        _pairs(sum(map(len, chosen)), len(train), config.candidates.size(range(len(train)))),
+        dtype,
+        config.trainer.tokens_per_batch,
+        config.trainer.cache_gb,
+        [len(one) for one in chosen],
+        finetune,
+        checkpoints,
+        config.trainer.fit.batch_size,
+    )
+    before = _before(config, work, sets if GENERATED in names else {})
+    return work, before, assumed
+
+
+def _checkpoints(config: Any, held_out: bool) -> tuple[int, list[str]]:
+    """How many checkpoints there are or will be, and what had to be assumed of them."""
+    assumed = [] if held_out else ["no record is held out (dataset.held_out), the data's queries stand for them"]
+    if isinstance(config.model, Pretrained):
+        found = sum(len(expanded(entry)) for entry in config.model.checkpoints)
+        assumed += [] if found else ["model.checkpoints names none; these are the costs of one"]
+        return max(1, found), assumed
+    fit = config.trainer.fit
+    return max(1, fit.steps // fit.checkpoint_every), assumed
+
+
+def _read(dataset: Any) -> Corpus:
+    """The data, but nothing that a model would have to write."""
+    if dataset.paraphrase is None:
+        found: Corpus = dataset.load()
+        return found
+    train = dataset.train_records()
+    return Corpus(train, {dataset.GENERATED_FROM: train}, dataset.finetune_records())
+
+
+def _read_held_out(dataset: Any) -> Corpus:
+    """The data with the records that are held out as its queries; with its own queries where there are none."""
+    held_out = dataset.held_out_records()
+    return Corpus(dataset.train_records(), {HELD_OUT: held_out}) if held_out else _read(dataset)
+
+
+def _assumed(dataset: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
+    stated = dataset.assumed
+    if stated is None:
+        raise UserError("dataset.assumed: the data is not on this disk; give its files, or state its sizes for a plan")
+    count = min(stated.train, getattr(dataset, "limit", None) or stated.train)
+    asked = min(stated.queries, dataset.query_limit or stated.queries)
+    names = {*dataset.query_sets, dataset.GENERATED_FROM}
+    return stated.sizes(count, longest), {name: stated.sizes(asked, longest) for name in names}, None
+
+
+def _sizes(config: Any, corpus: Corpus, tokenizer: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
+    dataset, settings = config.dataset, {"template": text_template(config), "append_eos": config.dataset.append_eos}
+
+    def sized(records: list[Record]) -> Sizes:
+        return sizes_of(records, tokenizer, max_length=longest, loss_on=dataset.loss_on, **settings)
+
+    finetune = sized(corpus.finetune) if corpus.finetune else None
+    return sized(corpus.train), {name: sized(records) for name, records in corpus.queries.items()}, finetune
+
+
+def _pairs(queries: int, train: int, count: int) -> np.ndarray:
+    """Candidates [Q, C]: each query's own source, and others at random."""
+    if count >= train:
+        return np.tile(np.arange(train), (queries, 1))
+    others = np.random.default_rng(0).integers(0, train, (queries, count))
+    others[:, 0] = np.arange(queries) % train
+    return others
+
+
+def _before(config: Any, work: Workload, sets: Sets) -> list[StageCost]:
+    """What comes before the method: training where there are no weights yet, and the model's own completions.
+
+    These are made where `sets` has them, from the sizes of the set that they complete.
+    """
+    stages = []
+    if config.model.needs_training:
+        stages.append(_training("training", config.trainer.fit, work, work.train))
+    if work.finetune is not None and config.model.finetuned is None:
+        stages.append(_training("fine-tuning", config.trainer.finetune, work, work.finetune))
+    if GENERATED in sets:
+        prompts = sets[config.dataset.GENERATED_FROM]
+        rows = min(config.decoding.batch_size, len(prompts))
+        length = int(prompts.tokens.max()) + config.decoding.max_new_tokens
+        stages.append(
+            StageCost(
+                "completions",
+                forward=len(prompts),
+                flop=work.forward_flop(prompts),
+                device=work.weights + forward_bytes(work.model, rows, length, work.mode),
+                host=RUNTIME_BYTES,
+            )
+        )
+    return stages
+
+
+def _training(name: str, fit: Any, work: Workload, sizes: Sizes) -> StageCost:
+    runs = fit.steps * min(fit.batch_size, len(sizes))
+    activations = training_bytes(work.model, min(fit.batch_size, len(sizes)), int(sizes.tokens.max()), work.mode)
+    parameters = 4.0 * work.every.total
+    return StageCost(
+        name,
+        forward=runs,
+        backward=runs,
+        flop=work.pass_flop(sizes) * runs / len(sizes),
+        disk=parameters,
+        device=(ADAMW - 1) * parameters + activations if fit.steps else parameters,
+        host=parameters + RUNTIME_BYTES,
+        note="once; other runs find the model in the cache",
+    )
+
+
+def task_workload(config: Any) -> Prepared:
+    """A classification task's recorded training."""
+    dataset, fit = config.dataset, config.trainer.fit
+    corpus = dataset.load() if dataset.at_hand else dataset.blank()
+    assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
+    few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
+    module = config.model.module(few).eval()  # frozen averages of a batch norm are taken over the examples
+    parts = {"train": corpus.train, "test": corpus.test}
+    limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
+    queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
+    work = TaskWorkload(module, task_components(module), corpus.train, queries, corpus.classes, fit)
+    return work, [work.training()], assumed
