@@ -59,10 +59,11 @@ def test_every_decomposition_has_a_page(commands, tmp_path, monkeypatch):
         ("[part,step,component,output]", {"completeness", "importance", "influence", "components"}, {"components"}),
     ):
         extra = ["method.partition=target"] if "part" in keep else []
-        commands.done("attribute", *task, f"method.keep={keep}", *extra, f"hydra.run.dir={keep}")
-        page = Path(keep) / "report.html"
+        folder = Path("run-" + keep.strip("[]").replace(",", "-"))
+        commands.done("attribute", *task, f"method.keep={keep}", *extra, f"hydra.run.dir={folder}")
+        page = folder / "report.html"
         assert page.exists() and "How complete the account is" in page.read_text(encoding="utf-8")
-        assert {file.stem for file in (Path(keep) / "plots").glob("*.png")} == figures
-        assert {file.stem for file in Path(keep).glob("*.csv")} == tables
-    table = pd.read_csv("[component,query,train]/train.csv")
+        assert {file.stem for file in (folder / "plots").glob("*.png")} == figures
+        assert {file.stem for file in folder.glob("*.csv")} == tables
+    table = pd.read_csv("run-component-query-train/train.csv")
     assert len(table) == 10 and table["absolute"].is_monotonic_decreasing
