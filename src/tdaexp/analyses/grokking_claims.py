@@ -183,12 +183,12 @@ def _cosine(n: Numbers) -> Statement:
 
 
 def _harmonics(n: Numbers) -> Statement:
-    claim = "The geometry is cyclic in the residue: a few waves that close around the modulus make up the similarity."
+    claim = "Beside the paper: which waves that close around the modulus make up the similarity."
     text = (
         f"A Lasso on waves of whole numbers of cycles within the modulus needs {n['waves_count']:.0f} of them for an "
         f"R² of {n['waves_r2']:.2f}; the largest has {n['waves_cycles']:.0f} cycles."
     )
-    return _said(claim, n["waves_r2"] > STRONGLY and n["waves_count"] <= 10, text)
+    return Statement(claim, text)  # ours, where the paper's Lasso has whole periods: nothing to reproduce
 
 
 def _largest(n: Numbers, kind: str) -> list[str]:
