@@ -29,6 +29,7 @@ def build_checkpoint_study(config: Any) -> CheckpointStudy:
     """
     if config.trainer.precision == "bfloat16":
         raise UserError("trainer.precision=bfloat16: rounds away what one update changes; use float32 or float64")
+    _check_kept(config)
     train, held_out = config.dataset.train_records(), config.dataset.held_out_records()
     if not held_out:
         raise UserError(
@@ -52,21 +53,26 @@ def build_checkpoint_study(config: Any) -> CheckpointStudy:
     )
 
 
-def _listed(config: Any, train: list[Record]) -> tuple[list[str], Pretrained]:
-    """The entries of the list, and what they have in common."""
-    model = config.model
-    if isinstance(model, Pretrained):
-        if not model.checkpoints:
+def _check_kept(config: Any) -> None:
+    """Refuse a model that names no checkpoints, and a training that will leave none with the optimiser's state."""
+    if isinstance(config.model, Pretrained):
+        if not config.model.checkpoints:
             raise UserError(
-                f"model.checkpoints: {model.name} names none; list folders or revisions, oldest first "
+                f"model.checkpoints: {config.model.name} names none; list folders or revisions, oldest first "
                 "(model.checkpoints=[step-1000,step-2000])"
             )
-        return model.checkpoints, model
-    if config.trainer.fit.keep != "state":
+    elif config.trainer.fit.keep != "state":
         raise UserError(
             f"trainer.fit.keep={config.trainer.fit.keep}: method=explaind needs the checkpoints of its training "
             "with the optimiser's state (trainer.fit.keep=state), or every update recorded (trainer.fit.record=1)"
         )
+
+
+def _listed(config: Any, train: list[Record]) -> tuple[list[str], Pretrained]:
+    """The entries of the list, and what they have in common."""
+    model = config.model
+    if isinstance(model, Pretrained):
+        return model.checkpoints, model
     result = Path(str(load_model(config, train).model.name_or_path))
     folder = result.parent / "checkpoints"
     if not folder.is_dir():

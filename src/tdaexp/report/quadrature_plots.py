@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from tdaexp.report.figures import GREY, MARKERS, PALETTE, legend_below, panels
+from tdaexp.report.figures import GREY, MARKERS, PALETTE, panels
 
 LEAST = 1e-12  # nats; the axis is logarithmic, and rounding lies below
 
@@ -13,7 +14,8 @@ LEAST = 1e-12  # nats; the axis is logarithmic, and rounding lies below
 def quadrature_curves(table: pd.DataFrame) -> Figure:
     """KL from the model, and the share of other classes, against evaluations per step (ExPLAIND, table 1).
 
-    `table`: model, rule, steered, evaluations, kl, agreement. A panel for each model; a ring round steered nodes.
+    `table`: model, rule, steered, evaluations, kl, agreement. A panel for each model; rings are
+    steered nodes.
     """
     models = list(dict.fromkeys(table["model"]))
     rules = list(dict.fromkeys(table["rule"]))
@@ -36,5 +38,11 @@ def quadrature_curves(table: pd.DataFrame) -> Figure:
             axes.set(title=str(model), xlabel="evaluations per step", ylabel="KL from the model (nats)")
             axes.set_xscale("log")
             axes.set_yscale("log")
-        legend_below(row[0], columns=2)
+            axes.set_xlim(0.8, 1.25 * max(2.0, float(table["evaluations"].max())))
+            axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
+        lines = {str(line.get_label()): line for axes in row for line in axes.get_lines()}
+        named = {label: line for label, line in lines.items() if not label.startswith("_")}
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4)
         return figure

@@ -1,0 +1,89 @@
+"""Linear datamodeling score: how well sums of scores foretell what models trained on subsets do.
+
+Source: Ilyas et al. 2022; Park et al. 2023, definition 2.3. For query q, subsets S_1 … S_m of the training set and the
+outputs f(q; S_j) of models trained on them, LDS(q) is Spearman's correlation over j of Σ_{k ∈ S_j} τ(q, k) with
+f(q; S_j). Scores with this program's sign make it positive.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from tdaexp.metrics.intervals import Interval
+from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.settings import MetricSettings
+from tdaexp.runtime.errors import UserError
+
+
+def subset(examples: int, fraction: float, seed: int, number: int) -> np.ndarray:
+    """Members [N] bool of subset `number`: round(fraction · N) examples, drawn by (seed, fraction, number).
+
+    At most all but one are taken, so that a fraction near 1 leaves one out.
+    """
+    size = max(1, min(examples - 1, round(fraction * examples)))
+    chosen = np.random.default_rng([seed, round(fraction * 1e6), number]).permutation(examples)[:size]
+    member = np.zeros(examples, dtype=bool)
+    member[chosen] = True
+    return member
+
+
+def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
+    """Scores [Q, N] of a store, all other axes summed, columns in the order of the ids `train`.
+
+    Errors (UserError): an axis was summed, or an example of `train` has no score.
+    """
+    values = store["influence"]
+    for axis in ("query", "train"):
+        if axis not in values.dims:
+            raise UserError(f"influence store: the axis {axis} was summed; it needs method.keep=[query,train]")
+    values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
+    missing = sorted(set(train) - set(store["train"].values))
+    if missing:
+        raise UserError(f"influence store: {len(missing)} training examples have no score, '{missing[0]}' among them")
+    found = values.sel(train=train).transpose("query", "train").values.astype(np.float64)
+    if np.isnan(found).any():
+        raise UserError("influence store: not every pair has a score; choose candidates=all")
+    return found
+
+
+def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """LDS per query [Q] of `scores` [Q, N], for subsets `members` [S, N] and the retrained models' `outputs` [S, Q].
+
+    NaN where a query's output or its prediction is the same for all subsets.
+    """
+    return spearman(scores @ members.T.astype(np.float64), outputs.T)
+
+
+def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, settings: MetricSettings) -> Interval:
+    """The mean LDS over queries with a percentile interval; arguments as for `lds`.
+
+    Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
+    """
+    predicted, found = scores @ members.T.astype(np.float64), outputs.T
+    orders = [np.argsort(values, axis=1) for values in (predicted, found)]
+    rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
+    for place in range(settings.bootstrap):
+        weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
+        queries = rng.integers(len(predicted), size=len(predicted))
+        resampled[place] = weighted_spearman(*orders, weight)[queries].mean()
+    tail = (1 - settings.confidence) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Interval(float(lds(scores, members, outputs).mean()), float(low), float(high))
+
+
+def weighted_spearman(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Spearman's ρ per row [Q] where value j counts `weight`[j] times; the rows [Q, S] are argsorts, without ties."""
+    total = weight.sum()
+    left, right = (_centred_ranks(order, weight) for order in (first, second))
+    covariance = (left * right) @ weight
+    norms = np.sqrt((left**2 @ weight) * (right**2 @ weight))
+    return np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total)
+
+
+def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Average ranks [Q, S] of the repeated values, less their mean."""
+    count = weight[order]
+    ranks = np.empty(order.shape)
+    np.put_along_axis(ranks, order, count.cumsum(1) - (count - 1) / 2 - (weight.sum() + 1) / 2, axis=1)
+    return ranks

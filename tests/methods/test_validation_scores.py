@@ -1,0 +1,143 @@
+"""Importance of single parameters, TracIn and TRAK of a small recorded training, against sums written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from tdaexp.data.tensors import TensorCorpus, TensorExamples
+from tdaexp.gradients.projection import make_sketch
+from tdaexp.methods import parameter_importance as importance_module
+from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.parameter_importance import parameter_importance
+from tdaexp.methods.task_baselines import tracin, trak
+from tdaexp.methods.task_study import TaskStudy
+from tdaexp.pathkernel.outputs import OUTPUTS, of_model
+from tdaexp.pathkernel.parameters import Layout, by_module
+from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.problem import Classification
+from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.settings import FitSettings
+from tdaexp.training.trajectory import Trajectory
+
+RATE, DECAY, BETAS = 3e-2, 0.3, (0.7, 0.9)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> TaskStudy:
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(28, 4, generator=generator)
+    whole = TensorExamples([f"e{k}" for k in range(28)], inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long())
+    corpus = TensorCorpus(whole.select(range(22)), whole.select(range(22, 28)), 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).eval()
+    settings = FitSettings(
+        steps=7, batch_size=8, lr=RATE, warmup=0, schedule="constant", clip=0.0, batches="epochs", record=1,
+        betas=list(BETAS), weight_decay=DECAY, decay="all",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("training")
+    fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
+    trajectory = Trajectory(folder / "trajectory")
+    return TaskStudy(module, by_module(module), corpus.train, corpus.test, ["test"] * 6, trajectory, folder)
+
+
+def flat_gradient(study: TaskStudy, state, output: str, example, column: int = 0) -> np.ndarray:
+    """∇ of one output of one example, by autograd in float64."""
+    state = {name: value.double().requires_grad_() for name, value in state.items()}
+    inputs, target = example
+    logits = functional_call(study.module, state, (inputs[None].double(),))
+    value = OUTPUTS[output].read(logits, target[None])[0, column]
+    return torch.cat([one.flatten() for one in torch.autograd.grad(value, list(state.values()))]).numpy()
+
+
+def pairs(examples: TensorExamples):
+    return list(zip(examples.inputs, examples.targets, strict=True))
+
+
+def influences(study: TaskStudy, queries: int) -> np.ndarray:
+    """Ψ(θ_i, x)_j [Q, O, D] with AdamW written out: the first moment is a sum over past batches' gradients."""
+    positions, weights = np.polynomial.legendre.leggauss(3)
+    total, first, second = 0.0, 0.0, 0.0
+    for s in study.trajectory.steps:
+        here, there = study.trajectory.parameters(s), study.trajectory.updated(s)
+        ids, share = study.trajectory.batch(s)
+        examples = [pairs(study.train)[k] for k in ids]
+        gradient = sum(w * flat_gradient(study, here, "loss", one) for w, one in zip(share, examples, strict=True))
+        first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+        second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
+        unit = np.sqrt(second / (1 - BETAS[1] ** (s + 1))) + 1e-8
+        direction = -RATE * first / (1 - BETAS[0] ** (s + 1)) / unit
+        for position, weight in zip((positions + 1) / 2, weights / 2, strict=True):
+            point = {name: here[name] + position * (there[name] - here[name]) for name in here}
+            jacobian = np.array([
+                [flat_gradient(study, point, "logits", query, j) for j in range(3)]
+                for query in pairs(study.queries)[:queries]
+            ])  # fmt: skip
+            total = total + weight * jacobian * direction
+    return total
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_importance_of_parameters_and_groups(study, monkeypatch, rows):
+    parameters = dict(study.module.named_parameters())
+    layout = Layout.of(parameters, {"all": tuple(parameters)})
+    monkeypatch.setattr(importance_module, "MEMORY", rows * 4 * 3 * layout.size)
+    group = torch.arange(layout.size) % 5
+    queries = (study.queries.inputs[:4], study.queries.targets[:4])
+    logits = of_model(study.module, OUTPUTS["logits"].read)
+    found = parameter_importance(logits, study.trajectory, layout, queries, group, Quadrature(nodes=3))
+    wanted = influences(study, 4)
+    scale = np.abs(wanted).sum((0, 1)).max()
+    np.testing.assert_allclose(found.signed, wanted.sum((0, 1)), atol=2e-5 * scale)
+    np.testing.assert_allclose(found.absolute, np.abs(wanted).sum((0, 1)), atol=2e-5 * scale)
+    sums = np.stack([wanted[..., group.numpy() == k].sum(-1) for k in range(5)], -1)
+    np.testing.assert_allclose(found.groups, np.abs(sums).sum((0, 1)), atol=2e-5 * np.abs(sums).sum((0, 1)).max())
+
+
+def test_importance_sums_to_the_influence_of_the_components(study, tmp_path):
+    parameters = dict(study.module.named_parameters())
+    layout = Layout.of(parameters, {"last": ("2.weight", "2.bias")})
+    queries = (study.queries.inputs, study.queries.targets)
+    logits = of_model(study.module, OUTPUTS["logits"].read)
+    group = torch.zeros(layout.size, dtype=torch.int64)
+    found = parameter_importance(logits, study.trajectory, layout, queries, group, Quadrature(nodes=2))
+    store = Explaind(keep=["component"], quadrature=Quadrature(nodes=2)).attribute(study)
+    assert float(found.signed.sum()) == pytest.approx(float(store["influence"].sel(component="2")), rel=1e-4)
+
+
+def test_tracin_is_the_sum_over_checkpoints(study):
+    found, wanted = tracin(study, 3), 0.0
+    for middle, count in ((1, 3), (4, 2), (6, 2)):  # 7 steps in parts of 3, 2 and 2
+        state = study.trajectory.parameters(middle)
+        rows = [
+            np.array([flat_gradient(study, state, "loss", one) for one in pairs(part)])
+            for part in (study.queries, study.train)
+        ]
+        wanted = wanted + count * RATE * rows[0] @ rows[1].T
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    with pytest.raises(UserError, match="7 recorded steps"):
+        tracin(study, 8)
+
+
+def test_trak_is_its_formula(study):
+    found = trak(study, 6, 0.1, 4)
+    state = study.trajectory.parameters(7)
+    size = sum(value.numel() for value in state.values())
+    matrix = make_sketch("trak", "all", (1, size), 6, 4).project_gradient(torch.eye(size)).double().numpy()
+    train, queries = (
+        np.array([flat_gradient(study, state, "margin", one) for one in pairs(part)]) @ matrix
+        for part in (study.train, study.queries)
+    )
+    gram = train.T @ train
+    gram += 0.1 * np.linalg.eigvalsh(gram).mean() * np.eye(6)
+    with torch.no_grad():
+        p = study.module(study.train.inputs).softmax(1)[torch.arange(22), study.train.targets].double().numpy()
+    wanted = queries @ np.linalg.inv(gram) @ train.T * (1 - p)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    with pytest.raises(UserError, match="between 1 and the 22 examples"):
+        trak(study, 23, 0.1, 4)
