@@ -61,12 +61,12 @@ def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, s
     Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
     """
     predicted, found = scores @ members.T.astype(np.float64), outputs.T
-    orders = [np.argsort(values, axis=1) for values in (predicted, found)]
+    first, second = np.argsort(predicted, axis=1), np.argsort(found, axis=1)
     rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
     for place in range(settings.bootstrap):
         weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
         queries = rng.integers(len(predicted), size=len(predicted))
-        resampled[place] = weighted_spearman(*orders, weight)[queries].mean()
+        resampled[place] = weighted_spearman(first, second, weight)[queries].mean()
     tail = (1 - settings.confidence) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return Interval(float(lds(scores, members, outputs).mean()), float(low), float(high))
