@@ -105,6 +105,23 @@ def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatc
     assert retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4).equals(table) and len(seen) == 8  # from the cache
 
 
+def test_the_other_weights_may_be_drawn_anew(evidence, monkeypatch):
+    seen = []
+
+    def fit(problem, settings, *, folder, seed, identity):
+        seen.append({name: parameter.detach().clone() for name, parameter in problem.module.named_parameters()})
+        return real(problem, settings, folder=folder, seed=seed, identity=identity)
+
+    real = recorded.fit_recorded
+    monkeypatch.setattr("tdaexp.analyses.transplant.fit_recorded", fit)
+    retrainings(evidence, {"outer": GROUPS["outer"]}, [12], seeds=2, steps=2, fresh=0.1)
+    donor = evidence.task.trajectory.parameters(12)
+    assert torch.equal(seen[0]["embed.weight"], donor["embed.weight"])
+    drawn = torch.cat([value.flatten() for name, value in seen[0].items() if name.startswith("layers")])
+    assert drawn.std() == pytest.approx(0.1, rel=0.1) and abs(float(drawn.mean())) < 0.02
+    assert not torch.equal(seen[0]["layers.0.mlp.up.bias"], seen[1]["layers.0.mlp.up.bias"])  # another seed
+
+
 class Killed(BaseException):
     """As abrupt as a signal."""
 
