@@ -36,7 +36,10 @@ def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
     values = store["influence"]
     for axis in ("query", "train"):
         if axis not in values.dims:
-            raise UserError(f"influence store: the axis {axis} was summed; it needs method.keep=[query,train]")
+            raise UserError(
+                f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
+                "as python attribute.py experiment=explaind_lds has"
+            )
     values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
     missing = sorted(set(train) - set(store["train"].values))
     if missing:

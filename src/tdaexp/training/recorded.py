@@ -76,6 +76,8 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     result = folder / "model"
     with locked(folder / "fit"):
         if not finished(folder, settings):
+            if result.exists():
+                log.warning("%s: the recording is not complete; the training is made again", folder)
             run = _train(problem, settings, folder, seed, whole)
             shutil.rmtree(result, ignore_errors=True)  # there is one where only the recording was lost
             _save(result, run, {"fingerprint": whole, "settings": {"seed": seed, **asdict(settings)}})
@@ -89,8 +91,7 @@ def finished(folder: Path, settings: FitSettings) -> bool:
         return False
     try:
         return not settings.record or bool(Trajectory(folder / "trajectory"))
-    except UserError as error:
-        log.warning("%s; the training is made again", str(error).partition(";")[0])
+    except UserError:
         return False
 
 
