@@ -94,11 +94,12 @@ def record(model, train, batches, rate, decay) -> list[Step]:
     return steps
 
 
+EXACT = [Quadrature("secant")]
 FIXED = [Quadrature("midpoint", count) for count in (1, 10, 11, 100, 128)]  # 11 and 128: their error at 10 and 100
 STEERED = [Quadrature(nodes=4, tolerance=tolerance, most=256) for tolerance in (0.1, 0.03, 0.01)]
 SETTINGS = {
-    "mnist": (mnist, "log_probabilities", [*FIXED, *STEERED]),
-    "grokking": (grokking, "logits", [Quadrature(nodes=n) for n in (1, 2, 10)]),
+    "mnist": (mnist, "log_probabilities", [*EXACT, *FIXED, *STEERED]),
+    "grokking": (grokking, "logits", [*EXACT, *(Quadrature(nodes=n) for n in (1, 2, 10))]),
     "memory": (lambda folder: grokking(folder, 500), "logits", [Quadrature(nodes=1)]),
 }
 
@@ -127,6 +128,7 @@ def measure(folder: str, setting: str, number: str) -> None:
         "steps": len(steps),
         "nodes": nodes / len(steps),
         "residual": float(residual.abs().mean()),
+        "rule": rules[int(number)].rule,
         "difference": float((total.sum(0) - updates).abs().max() / updates.abs().max()),
         "parameters": layout.size,
     }
@@ -167,7 +169,7 @@ def main(folder: str) -> None:
             reply = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             one = json.loads(reply.stdout.splitlines()[-1])
             print(
-                f"{setting:>9}, {one['nodes']:4.1f} nodes a step: {one['seconds']:6.2f} s CPU "
+                f"{setting:>9}, {one['rule']}, {one['nodes']:4.1f} nodes a step: {one['seconds']:6.2f} s CPU "
                 f"({one['seconds'] / one['steps']:.2f} a step), {one['megabytes']:5.0f} MB; {one['parameters']:,} "
                 f"parameters; residual {one['residual']:.1e}; examples against updates {one['difference']:.0e}"
             )

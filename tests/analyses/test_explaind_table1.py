@@ -35,12 +35,13 @@ def test_a_row_for_each_store_and_a_claim_for_each_model():
         store("cnn", "gauss", 1, wrong=2.0),
         store("cnn", "gauss", 1.5, tolerance=0.1),
         store("cnn", "midpoint", 100),
+        store("cnn", "auto", 2).assign_attrs(rule="secant"),
         store("net", "left", 10, wrong=2.0),
         store("net", "gauss", 1, output="loss"),
     ]
     found = ExplaindTable1().run(Evidence(SimpleNamespace(), stores))
     table = found.tables["table1"].set_index(["model", "rule", "evaluations"])
-    assert len(table) == 4
+    assert len(table) == 5 and ("cnn", "secant", 2.0) in table.index
     wrong, exact = table.loc[("cnn", "gauss", 1.0)], table.loc[("cnn", "gauss", 1.5)]
     assert wrong["agreement"] == 0.5 and exact["agreement"] == 1.0
     # one of two queries has its odds turned: KL (e/(1+e) − 1/(1+e)) over two

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tdaexp.analyses import transplant
 from tdaexp.analyses.base import Evidence
 from tdaexp.analyses.transplant import confusion, grafted, parameters_of, retrainings, swap_accuracies
 from tdaexp.data.modular_addition import ModularAddition
@@ -45,24 +46,44 @@ def test_names_of_a_graft(evidence):
         parameters_of(evidence.task, "attention", ["layers.0.atn"])
 
 
-def test_swaps_against_the_module_itself(evidence):
-    task, targets = evidence.task, evidence.task.corpus.test.targets
-    table = swap_accuracies(task, GROUPS | EVERY, [0, 6]).set_index(["step", "graft"])["accuracy"]
+def test_swaps_against_the_module_itself(evidence, monkeypatch):
+    task, targets, seen = evidence.task, evidence.task.corpus.test.targets, []
+    real = transplant.answers
 
-    def accuracy(parameters) -> float:
-        module = evidence.config.model.build(task.corpus)
-        module.load_state_dict(parameters)
-        return float((module(task.corpus.test.inputs).argmax(1) == targets).float().mean())
+    def answers(module, parameters, examples):
+        given = real(module, parameters, examples)
+        seen.append((parameters, given))
+        return given
 
+    monkeypatch.setattr(transplant, "answers", answers)
+    table = swap_accuracies(task, GROUPS | EVERY, [0, 6])
     start, end = task.trajectory.parameters(0), task.trajectory.parameters(12)
-    assert table[0, "none"] == pytest.approx(accuracy(start))
-    assert table[0, "all"] == table[6, "all"] == pytest.approx(accuracy(end))
-    mixed = {**start, **{name: end[name] for name in ("embed.weight", "lm_head.weight", "lm_head.bias")}}
-    assert table[0, "outer"] == pytest.approx(accuracy(mixed))
-    counts = confusion(task, 0, parameters_of(task, "all", EVERY["all"]), 11)
-    right = np.trace(counts) / len(targets)
-    assert right == pytest.approx(accuracy(end)) and counts.sum() <= 20
-    assert counts[int(targets[0])].sum() >= 1
+    outer = {name: end[name] for name in ("embed.weight", "lm_head.weight", "lm_head.bias")}
+    attention = {name: end[name] for name in end if ".attn." in name}
+    wanted = [start, {**start, **attention}, {**start, **outer}, end]
+    assert list(table["graft"]) == ["none", "attention", "outer", "all"] * 2
+    for (parameters, given), own, accuracy in zip(seen, wanted, table["accuracy"], strict=False):
+        assert all(torch.equal(parameters[name], own[name]) for name in own)
+        module = evidence.config.model.build(task.corpus)
+        module.load_state_dict(own)
+        answered = module(task.corpus.test.inputs).argmax(1)
+        assert given.tolist() == answered.tolist()
+        assert accuracy == pytest.approx(float((answered == targets).float().mean()))
+    assert all(torch.equal(seen[4][0][name], value) for name, value in task.trajectory.parameters(6).items())
+
+
+def test_confusions_count_right_class_and_answer(evidence):
+    task = evidence.task
+    every = parameters_of(task, "all", EVERY["all"])
+    for step, names, own in ((0, [], 0), (0, every, 12)):
+        counts, wanted = confusion(task, step, names, 11), np.zeros((11, 11), dtype=int)
+        module = evidence.config.model.build(task.corpus)
+        module.load_state_dict(task.trajectory.parameters(own))
+        given = module(task.corpus.test.inputs).argmax(1).tolist()
+        for right, answer in zip(task.corpus.test.targets.tolist(), given, strict=True):
+            if answer < 11:  # the tokens + and = are no residues
+                wanted[right, answer] += 1
+        assert (counts == wanted).all() and counts.sum() > 0
 
 
 def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatch):
@@ -82,6 +103,23 @@ def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatc
         assert torch.equal(value, donor[name] if ".attn." in name else plain[name])
     assert not torch.equal(seen[0]["embed.weight"], seen[1]["embed.weight"])  # another seed
     assert retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4).equals(table) and len(seen) == 8  # from the cache
+
+
+def test_the_other_weights_may_be_drawn_anew(evidence, monkeypatch):
+    seen = []
+
+    def fit(problem, settings, *, folder, seed, identity):
+        seen.append({name: parameter.detach().clone() for name, parameter in problem.module.named_parameters()})
+        return real(problem, settings, folder=folder, seed=seed, identity=identity)
+
+    real = recorded.fit_recorded
+    monkeypatch.setattr("tdaexp.analyses.transplant.fit_recorded", fit)
+    retrainings(evidence, {"outer": GROUPS["outer"]}, [12], seeds=2, steps=2, fresh=0.1)
+    donor = evidence.task.trajectory.parameters(12)
+    assert torch.equal(seen[0]["embed.weight"], donor["embed.weight"])
+    drawn = torch.cat([value.flatten() for name, value in seen[0].items() if name.startswith("layers")])
+    assert drawn.std() == pytest.approx(0.1, rel=0.1) and abs(float(drawn.mean())) < 0.02
+    assert not torch.equal(seen[0]["layers.0.mlp.up.bias"], seen[1]["layers.0.mlp.up.bias"])  # another seed
 
 
 class Killed(BaseException):

@@ -10,6 +10,7 @@ from gradient_oracle import VARIANTS, build_model, make_examples
 from tdaexp.curvature.ggn import TrainingGGN, ggn_product, softmax_hessian, squared_hessian
 from tdaexp.data.examples import Examples
 from tdaexp.models.components import component_map
+from tdaexp.runtime.errors import UserError
 
 EXACT = ("gpt2", "gpt_neox")  # the others compute their norms in float32, in a float64 model too
 NAMES = ["layers.0.attn.q", "layers.0.attn.o", "layers.1.mlp.up"]  # q without k and v: some rows of a fused matrix
@@ -44,7 +45,23 @@ def test_batches_and_padding_do_not_matter_and_subsets_are_means_over_themselves
     torch.testing.assert_close(one.multiply(vectors), many.multiply(vectors), rtol=1e-12, atol=1e-12)
     few = TrainingGGN(model, components, Examples([examples[4], examples[1]]))
     torch.testing.assert_close(many.multiply_some(vectors, [1, 4]), few.multiply(vectors), rtol=1e-12, atol=1e-12)
-    assert one.products == 2 and [len(batch) for batch in one.batches] == [1] * 6
+    assert [len(batch) for batch in one.batches] == [1] * 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_product_that_is_not_finite_names_the_example(value):
+    model, examples = build_model("gpt_neox-untied"), make_examples(3, 9)
+    odd = next(t for t in range(1, 24) if 0 < sum(t in one.tokens[:-1] for one in examples) < len(examples))
+    model.gpt_neox.embed_in.weight.data[odd, 3] = value
+    ggn = TrainingGGN(model, component_map(model).select(NAMES), examples, tokens_per_batch=1000)
+    vector = torch.ones(1, ggn.size, dtype=torch.float64)
+    with pytest.raises(UserError, match=r"the curvature of example '.*' is not finite") as caught:
+        ggn.multiply(vector)
+    named = str(caught.value).split("example '")[1].split("'")[0]
+    assert odd in next(one for one in examples if one.id == named).tokens
+    clean = [index for index, one in enumerate(examples) if odd not in one.tokens]
+    assert ggn.multiply_some(vector, clean).isfinite().all()
+    assert ggn.multiply_some(vector * torch.inf, clean).isnan().any()  # not the example's fault: left to the solver
 
 
 def test_the_model_is_left_as_it_was():

@@ -92,7 +92,8 @@ def test_subsampling(commands, tmp_path):
     commands.done("evaluate", *arguments, "analysis.shares=[0.5,1]", "hydra.run.dir=run")
     table = pd.read_csv(tmp_path / "run" / "subsampling.csv")
     whole = table[table["share"] == 1]
-    assert (whole["steps"] == 6).all() and whole["missing"].nunique() == 1
+    assert (whole["steps"] == 6).all()
+    assert whole["missing"].tolist() == pytest.approx([whole["missing"].iloc[0]] * 3, rel=1e-12)  # a mean of draws
     assert (table[table["share"] == 0.5]["steps"] == 3).all()
     assert metrics(tmp_path / "run")["subsampling/uniform/0.5/agreement"] <= 1
     message = commands.refused("evaluate", *arguments, "analysis.held_out=21", "hydra.run.dir=overlap")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from tiny_study import with_type
 
 from tdaexp import influence
-from tdaexp.methods.cka import linear_cka
+from tdaexp.methods.cka import CKA, linear_cka
+from tdaexp.methods.repsim import RepSim
 from tdaexp.runtime.errors import UserError
 
 
@@ -42,6 +46,15 @@ def test_of_states_by_the_definition(study, compose, layer):
         for column, index in enumerate(study.pairs[row]):
             wanted = linear_cka(states(study.queries[row]), states(study.train[index]))
             assert found[row, column] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [CKA("states"), RepSim()], ids=["cka", "repsim"])
+def test_states_that_are_not_finite_are_no_similarity_of_zero(study, method):
+    broken = with_type(study.loaded, study.loaded.model.dtype)
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[int(study.train[2].tokens[1]), 0] = torch.nan
+    with pytest.raises(UserError, match=r"example '.*': its hidden states? in layer -1 (is|are) not finite"):
+        method.attribute(dataclasses.replace(study, loaded=broken))
 
 
 def test_choices_that_do_not_exist(study, compose):

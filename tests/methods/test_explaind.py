@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -369,3 +370,33 @@ def test_bad_settings_are_refused(fresh):
         Explaind(keep=["step", "train"]).attribute(fresh)
     with pytest.raises(UserError, match="needs a recorded training"):
         Explaind().attribute(None)
+
+
+KINKED = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+@pytest.mark.parametrize(("module", "rule", "said"), [(KINKED, "secant", "auto: secant"), (None, "gauss", "'gelu'")])
+def test_the_default_rule_goes_by_the_network_and_says_so(fresh, caplog, module, rule, said):
+    study = fresh if module is None else dataclasses.replace(fresh, module=module)
+    with caplog.at_level(logging.INFO):
+        found = Explaind(keep=["query", "output", "component"]).attribute(study)
+    assert found.attrs["rule"] == rule and said in caplog.text and (found["nodes"] == 1).all()
+    complete = float(abs(found["residual"]).max()) < 1e-12
+    assert complete == (rule == "secant")
+    np.testing.assert_allclose(found["change"], whole_change(study), atol=1e-12)
+
+
+def test_training_examples_by_the_secant_rule_sum_to_the_change(fresh):
+    study = dataclasses.replace(fresh, module=KINKED)
+    found = Explaind(keep=["query", "train", "output"], quadrature=Quadrature("secant")).attribute(study)
+    assert float(abs(found["residual"]).max()) < 1e-12
+    total = sum(found[part].sum("train") if "train" in found[part].dims else found[part]
+                for part in PARTS if part in found)  # fmt: skip
+    np.testing.assert_allclose(total + found.get("replay_error", 0), found["change"], atol=1e-10)
+
+
+def test_the_secant_rule_is_refused_for_a_network_that_has_none(fresh):
+    study = dataclasses.replace(fresh, module=nn.Sequential(nn.Linear(4, 6), nn.Softsign(), nn.Linear(6, 3)).eval())
+    with pytest.raises(UserError, match="no rule for this use of the operation"):
+        Explaind(quadrature=Quadrature("secant")).attribute(study)
+    assert Explaind().attribute(study).attrs["rule"] == "gauss"

@@ -109,6 +109,16 @@ def test_what_has_not_converged_is_marked(study, compose, caplog):
     assert "12 queries have not converged (tolerance 1e-06)" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["cg", "arnoldi", "trak"])
+def test_the_log_tells_which_part_of_the_model_is_looked_at(name, study, compose, caplog):
+    keys = {"cg": [*FEW, "method.iterations=1", "method.deflate=0", "method.damping=1.0"]}
+    keys |= {"arnoldi": [*FEW, "method.steps=1", "method.rank=1"], "trak": ["method.dimensions=4"]}
+    with caplog.at_level(logging.INFO):
+        compose(f"method={name}", *keys[name], "method.components=[layers.1.mlp.up]").attribute(study)
+    size = study.components(["layers.1.mlp.up"]).components[0].size
+    assert f"{name}: attributed {size:,} of" in caplog.text
+
+
 def test_a_duplicated_training_example_is_positive_and_on_top(make_study, compose, tmp_path):
     twin = dataclasses.replace(TRAIN[4], id="twin")
     copy = Record("copy", TRAIN[4].prompt, TRAIN[4].completion, ("t4",))

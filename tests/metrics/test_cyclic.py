@@ -42,7 +42,16 @@ def test_bands_are_taken_out():
     assert cyclic.band_share(np.broadcast_to(column, (60, 80))) == pytest.approx(1)
     assert cyclic.cyclic_share(values, ROWS, COLUMNS, P) < 0.2
     assert cyclic.cyclic_share(cyclic.without_bands(values), ROWS, COLUMNS, P) > 0.9
-    assert np.isnan(np.diag(cyclic.without_diagonal(np.ones((3, 3))))).all()
+    assert cyclic.band_share(np.where(wave(1) > 0.9, np.nan, np.broadcast_to(column, (60, 80)))) == pytest.approx(1)
+
+
+def test_pairs_of_one_residue_do_not_count():
+    alike = (np.subtract.outer(ROWS, COLUMNS) % P == 0).astype(float)  # what a model that knows no cycle may show
+    assert cyclic.cyclic_share(alike, ROWS, COLUMNS, P) == pytest.approx(1)
+    others = cyclic.of_other_residues(alike + 0.1 * RNG.normal(size=alike.shape), ROWS, COLUMNS, P)
+    assert abs(cyclic.cyclic_share(others, ROWS, COLUMNS, P)) < 0.01
+    assert np.isnan(others).sum() == alike.sum() and np.isfinite(cyclic.without_bands(others)[alike == 0]).all()
+    assert cyclic.cyclic_share(cyclic.of_other_residues(wave(1), ROWS, COLUMNS, P), ROWS, COLUMNS, P) > 0.999
 
 
 @pytest.mark.parametrize("cycles", [1, 2, 3])

@@ -54,6 +54,7 @@ def test_reconstruction_by_hand(store):
     p, q = (np.exp(values) / np.exp(values).sum() for values in (np.array([2.0, 1.0]), np.array([2.0, 2.5])))
     np.testing.assert_allclose(found["kl"], (p * np.log(p / q)).sum() / 2)
     assert set(reconstruction(store.assign_attrs(output="loss"))) == {"error"}
+    assert set(reconstruction(store.assign_coords(step=[0, 2, 3]))) == {"error"}  # these steps alone lead to no model
 
 
 def test_axes_that_were_summed_are_told(store):

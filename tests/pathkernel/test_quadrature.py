@@ -6,7 +6,7 @@ import pytest
 from tdaexp.pathkernel.quadrature import RULES, Quadrature, nodes
 from tdaexp.runtime.errors import UserError
 
-EXACT_DEGREE = {"gauss": 7, "midpoint": 1, "trapezoid": 1, "left": 0}  # with 4 nodes
+EXACT_DEGREE = {"secant": 1, "gauss": 7, "midpoint": 1, "trapezoid": 1, "left": 0}  # with 4 nodes
 
 
 @pytest.mark.parametrize("rule", RULES)

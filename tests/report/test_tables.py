@@ -61,6 +61,13 @@ def test_terminal_table_is_wide_enough_in_a_file(table):
     assert "− -0.497 [-0.530, -0.460]" in lines[0]
 
 
+def test_long_labels_are_shown_to_their_last_letter(table):
+    stream = io.StringIO()
+    label = "ekfac (my_measurements:" + "a_measurement_of_the_first_token_" * 5 + "z)"
+    print_table(pd.concat([table, pd.DataFrame([row(label, 0.2, 0.1, 0.3)])]), Console(file=stream, width=40))
+    assert "…" not in stream.getvalue() and "z)" in stream.getvalue()
+
+
 def test_a_method_that_loses_to_bm25_is_said_to(table):
     found = findings(table)[0]
     assert found.headline == "select: accuracy 0.339 [0.310, 0.370], best of 2 methods."

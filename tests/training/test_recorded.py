@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,3 +240,21 @@ def test_the_identity_keeps_trainings_apart(tmp_path):
     (tmp_path / "model").rmdir()
     with pytest.raises(UserError, match="trajectory of another training"):
         recorded(tmp_path, settings(steps=4, lr=0.5))
+
+
+@pytest.mark.parametrize("lost", ["folder", "block", "states"])
+def test_a_lost_recording_is_made_again(tmp_path, lost):
+    first = recorded(tmp_path, settings())
+    kept = [{name: value.clone() for name, value in first.parameters(step).items()} for step in range(12)]
+    folder = tmp_path / "trajectory"
+    if lost == "block":
+        first.settings.open(folder)[0].done[1] = False
+    else:
+        shutil.rmtree(folder if lost == "folder" else folder / "states")
+    with pytest.raises(UserError):
+        Trajectory(folder)
+    again = recorded(tmp_path, settings())
+    again.verify()
+    for step, values in enumerate(kept):
+        assert all(torch.equal(again.parameters(step)[name], value) for name, value in values.items())
+    assert load_file(tmp_path / "model" / "weights.safetensors").keys() == kept[-1].keys()

@@ -21,6 +21,7 @@ from tdaexp.runtime.errors import UserError
 
 PAPER_ERROR, PAPER_CHANGE = 4.46e-8, 6.05e-4
 EUROLLM = "eurollm1b7"
+MADE = "python attribute.py experiment=toy_explaind_eurollm, or explaind_eurollm"
 CAPTIONS = {
     "influence": ("fig6", "the sampled batch (figure 6)"),
     "regularisation": ("fig14", "weight decay (figure 14)"),
@@ -42,7 +43,7 @@ class ExplaindEurollm(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Figures, numbers and what they say of the paper's findings."""
-        store = evidence.find(need="simulated updates at checkpoints (method=explaind)", updates="simulated")
+        store = evidence.find(need=f"simulated updates at checkpoints; {MADE}", updates="simulated")
         if store.sizes["step"] < 3:
             raise UserError(f"runs: {store.sizes['step']} checkpoints tell no phases apart; give at least 3")
         changes, exact = loss_changes(store), loss_change(store)

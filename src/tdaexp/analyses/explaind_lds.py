@@ -165,15 +165,24 @@ def _statements(table: pd.DataFrame) -> list[Statement]:
     mine, many = wide[ours], wide[wide.index < 0.999]
     gap, below = (mine - wide["tracin"]).abs(), int((many["trak"] > many[ours]).sum())
     above = int((table[table["method"] == ours]["low"] > 0).sum())
+    apart = {name: _apart(table, str(ours), name) for name in ("trak", "tracin")}
     return [
         Statement("TRAK is above ExPLAIND, unless next to nothing is left out",
-                  f"At {below} of {len(many)} fractions. TRAK: {_listed(wide['trak'])}. ExPLAIND: {_listed(mine)}.",
-                  "good" if below == len(many) else "bad"),
-        Statement("ExPLAIND is close to TracIn", f"Largest difference {gap.max():.3f}. TracIn: "
-                  f"{_listed(wide['tracin'])}.", "good" if gap.max() < 0.05 else "bad"),
-        Statement("ExPLAIND foretells better than chance", f"The interval is above 0 at {above} of "
-                  f"{len(wide)} fractions.", "good" if above == len(wide) else "bad"),
+                  f"At {below} of {len(many)} fractions; the intervals lie apart at {apart['trak']}. TRAK: "
+                  f"{_listed(wide['trak'])}. ExPLAIND: {_listed(mine)}.",
+                  "good" if below == len(many) else "bad" if apart["trak"] else "open"),
+        Statement("ExPLAIND is close to TracIn", f"Largest difference {gap.max():.3f}; the intervals lie apart at "
+                  f"{apart['tracin']} of {len(wide)} fractions. TracIn: {_listed(wide['tracin'])}.",
+                  "good" if gap.max() < 0.05 else "bad" if apart["tracin"] else "open"),
+        Statement("ExPLAIND foretells better than chance", f"The interval is above 0 at {above} of {len(wide)} "
+                  "fractions.", "good" if above == len(wide) else "bad"),
     ]  # fmt: skip
+
+
+def _apart(table: pd.DataFrame, first: str, second: str) -> int:
+    """At how many fractions the intervals of two methods do not overlap."""
+    one, other = (table[table["method"] == name].set_index("fraction") for name in (first, second))
+    return int(((one["low"] > other["high"]) | (other["low"] > one["high"])).sum())
 
 
 def _listed(values: pd.Series) -> str:

@@ -23,6 +23,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.task_preparation import build_task_study
 
+MADE = "python attribute.py experiment=explaind_subsampling"
 RULES = ("loss_change", "uniform", "random")
 
 
@@ -46,7 +47,7 @@ class Subsampling(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Sum over chosen steps, and hold the sums against the model."""
-        store = evidence.find(need="method=explaind with method.keep=[step,query,output]", method="explaind")
+        store = evidence.find(need=f"method=explaind with method.keep=[step,query,output]; {MADE}", method="explaind")
         study = build_task_study(evidence.config, evidence.task)
         if store.attrs["study"] != fingerprint(evidence.task.fingerprint, study.queries.fingerprint()):
             raise UserError(

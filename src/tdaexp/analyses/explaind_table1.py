@@ -33,7 +33,8 @@ class ExplaindTable1(Analysis):
         table = pd.DataFrame(rows).sort_values(["model", "steered", "rule", "evaluations"], ignore_index=True)
         caption = (
             "KL of the summed decomposition from the model against evaluations of the gradient per step. Rings: nodes "
-            f"steered by the residual. The dotted line is at two. {_sizes(evidence.stores)}"
+            "steered by the residual. The rule secant also takes values at both ends of a step. "
+            f"The dotted line is at two. {_sizes(evidence.stores)}"
         )
         metrics = {
             f"table1/{row['model']}/{row['rule']}/{row['nodes']}/{key}": float(row[key])
@@ -72,7 +73,7 @@ def _row(store: xr.Dataset) -> dict[str, Any]:
     nodes = str(quadrature["nodes"])
     row: dict[str, Any] = {
         "model": config["model"]["name"],
-        "rule": quadrature["rule"],
+        "rule": store.attrs.get("rule", quadrature["rule"]),
         "nodes": nodes if tolerance is None else f"{nodes} to {quadrature['most']} at {tolerance:g}",
         "steered": tolerance is not None,
         "evaluations": float(store["nodes"].mean()),

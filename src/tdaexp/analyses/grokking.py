@@ -31,8 +31,9 @@ MADE = "python attribute.py experiment=explaind_grokking, and experiment=explain
 class Grokking(Analysis):
     """Keys: `grafts` name to components; `outer` the graft of the outer layers, the others being pipelines, the main
     one first; `donors` steps whose weights new trainings take, the final one first; `seeds` and `steps` of the new
-    trainings; `swap_every` steps a checkpoint gets the final layers; `lasso` the component whose similarity the Lasso
-    fits, and `strength` its penalty as a share of the least that leaves nothing.
+    trainings, and `fresh`, the standard deviation of their other weights (null = as the model begins); `swap_every`
+    steps a checkpoint gets the final layers; `lasso` the component whose similarity the Lasso fits, and `strength` its
+    penalty as a share of the least that leaves nothing.
     """
 
     grafts: dict[str, list[str]] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Grokking(Analysis):
     donors: list[int] = field(default_factory=list)
     seeds: int = 2
     steps: int = 200
+    fresh: float | None = None
     swap_every: int = 50
     lasso: str = "layers.0.mlp.down"
     strength: float = 0.1
@@ -51,6 +53,8 @@ class Grokking(Analysis):
         for key, least in (("seeds", 1), ("steps", 1), ("swap_every", 1)):
             if getattr(self, key) < least:
                 raise UserError(f"analysis.{key}={getattr(self, key)}: must be at least {least}")
+        if self.fresh is not None and not self.fresh > 0:
+            raise UserError(f"analysis.fresh={self.fresh}: must be above 0, or null for the model's own start")
         if not self.donors or not 0 < self.strength < 1:
             raise UserError("analysis: donors must name a step, and strength lie between 0 and 1")
 
@@ -168,7 +172,7 @@ class Grokking(Analysis):
             f"they are and with the final {self.outer}."
         )
         findings.drawings.append(Drawing("swaps", caption, plots.swaps(swaps, shown), wide=True))
-        trained = retrainings(evidence, self.grafts, self.donors, self.seeds, self.steps)
+        trained = retrainings(evidence, self.grafts, self.donors, self.seeds, self.steps, self.fresh)
         findings.tables["retrained"] = trained
         usual = grokking.accuracies(task.note["curves"])
         early = usual[usual["step"] <= self.steps]

@@ -9,8 +9,8 @@ Thresholds, and why:
 - Two series grow together at a rank correlation of 0.9 on the way to their peaks; a series declined when it ends below
   0.8 of its peak, which is more than the wobble of the smoothed series (a few per cent).
 - A share is dominant when it is the largest; what is said to grow has to be above 1 times its earlier value.
-- A matrix is cyclic when the difference of two residues explains a tenth of its variance (noise: 0.00 ± 0.01), a layer
-  strongly so at one half; a structure emerged when its share at least doubled.
+- A matrix is cyclic when, of pairs with different residues, their difference explains a tenth of its variance (noise:
+  0.00 ± 0.01), a layer strongly so at one half; a structure emerged when its share at least doubled.
 - A graft helps when it adds 0.15 to a checkpoint's test accuracy, the paper's own number; it harms when it does not
   help on the mean over checkpoints. A training generalises at once when its test accuracy is learned before the
   usual training has memorised, and never lags the training accuracy by one half.
@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tdaexp.metrics.grokking import LAYERS, LEARNED, MIDDLE
+from tdaexp.metrics.grokking_windows import CYCLIC
 from tdaexp.report.findings import Statement
 
-LATE, TOGETHER, DECLINED, CYCLIC, STRONGLY, DOUBLED, HELPS, LAG = 0.5, 0.9, 0.8, 0.1, 0.5, 2.0, 0.15, 0.5
+LATE, TOGETHER, DECLINED, STRONGLY, DOUBLED, HELPS, LAG = 0.5, 0.9, 0.8, 0.5, 2.0, 0.15, 0.5
 EXACT = 1e-3  # nats
 OUTER = ("embed", "lm_head")
 Numbers = Mapping[str, float]
@@ -137,9 +138,9 @@ def _emergence(n: Numbers) -> Statement:
     claim = "Cyclic patterns emerge in the decoder's train × test influences, and sharpen."
     first, last = (n[f"{place}/influence_cyclic/lm_head"] for place in ("first", "last"))
     text = (
-        f"The difference of residues explains {first:.2f} of the variance in the first window and {last:.2f} in the "
-        f"last; what a training example does to all queries alike, {n['first/bands/lm_head']:.2f} and "
-        f"{n['last/bands/lm_head']:.2f}."
+        f"Among pairs of different residues, the difference explains {_two(first)} of the variance in the first window "
+        f"and {_two(last)} in the last; what a training example does to all queries alike, "
+        f"{_two(n['first/bands/lm_head'])} and {_two(n['last/bands/lm_head'])}."
     )
     return _said(claim, last > CYCLIC and last > DOUBLED * first, text)
 
@@ -152,19 +153,22 @@ def _layers(n: Numbers) -> Statement:
         v for name, v in shares.items() if name == "embed" or (name.startswith("layers.0.attn.") and name != MIDDLE[0])
     )
     above = min(v for name, v in shares.items() if name in (*MIDDLE, "lm_head"))
-    told = ", ".join(f"{_layer(name)} {value:.2f}" for name, value in shares.items())
+    told = ", ".join(f"{_layer(name)} {_two(value)}" for name, value in shares.items())
     text = f"Share of the similarity's variance that the difference of residues explains, last window: {told}."
     return _said(claim, above > below and above > CYCLIC and max(shares.values()) > STRONGLY, text)
 
 
 def _coarser(n: Numbers) -> Statement:
     claim = "The cycles of the decoder's influences go from high to low frequency."
-    first, last = (n[f"{place}/influence_cycles/lm_head"] for place in ("first", "last"))
-    text = f"Mean cycles within the modulus, weighted by power: {first:.1f} in the first window, {last:.1f} in the last"
-    text += (
-        f"; of linear 2's similarity {n['first/similarity_cycles/layers.0.mlp.down']:.1f} and "
-        f"{n['last/similarity_cycles/layers.0.mlp.down']:.1f}."
+    first, last = (n[f"{place}/influence_cycles/lm_head"] for place in ("emerged", "last"))
+    if first != first:
+        return _said(claim, False, "The decoder's influences are cyclic in no window.")
+    text = (
+        f"Mean cycles within the modulus, weighted by power: {first:.1f} when they first are cyclic, {last:.1f} in the "
     )
+    text += "last window."
+    upper, end = (n[f"{place}/similarity_cycles/layers.0.mlp.down"] for place in ("emerged", "last"))
+    text += f" Of linear 2's similarity: {upper:.1f} and {end:.1f}." if upper == upper else ""
     return _said(claim, last < 0.9 * first, text)
 
 
@@ -173,24 +177,29 @@ def _cosine(n: Numbers) -> Statement:
     text = (
         f"A Lasso on periods 2 to {n['lasso_modulus']:.0f} gives the largest coefficient, "
         f"{n['lasso_coefficient']:.3f}, to the period {n['lasso_period']:.0f} (R² {n['lasso_r2']:.2f}); the modulus "
-        f"itself has {n['lasso_modulus_coefficient']:.3f}."
+        f"itself has {n['lasso_modulus_coefficient'] + 0.0:.3f}."
     )
     return _said(claim, n["lasso_period"] == n["lasso_modulus"], text)
 
 
 def _harmonics(n: Numbers) -> Statement:
-    claim = "The geometry is cyclic in the residue: a few waves that close around the modulus make up the similarity."
+    claim = "Beside the paper: which waves that close around the modulus make up the similarity."
     text = (
         f"A Lasso on waves of whole numbers of cycles within the modulus needs {n['waves_count']:.0f} of them for an "
         f"R² of {n['waves_r2']:.2f}; the largest has {n['waves_cycles']:.0f} cycles."
     )
-    return _said(claim, n["waves_r2"] > STRONGLY and n["waves_count"] <= 10, text)
+    return Statement(claim, text)  # ours, where the paper's Lasso has whole periods: nothing to reproduce
 
 
 def _largest(n: Numbers, kind: str) -> list[str]:
     """Components by a number, largest first."""
     own = {key.removeprefix(f"{kind}/"): value for key, value in n.items() if key.startswith(f"{kind}/")}
     return sorted((name for name in own if own[name] == own[name]), key=lambda name: -own[name]) or list(own)
+
+
+def _two(value: float) -> str:
+    """Two digits, without a sign before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _layer(name: str) -> str:

@@ -82,8 +82,12 @@ def confusion(task: TrainedTask, step: int, names: Sequence[str], classes: int) 
     return counts
 
 
-def retrainings(evidence: Evidence, groups: Groups, donors: Sequence[int], seeds: int, steps: int) -> pd.DataFrame:
+def retrainings(
+    evidence: Evidence, groups: Groups, donors: Sequence[int], seeds: int, steps: int, fresh: float | None = None
+) -> pd.DataFrame:
     """Accuracies of new trainings by `graft`, `donor` step, `seed` and `step`; columns train and test accuracy.
+
+    The other weights are drawn from a normal distribution of standard deviation `fresh`; None: as the model begins.
 
     Seeds 1 … `seeds` draw the other weights: 0, the task's own by default, would give back what the donor started from.
     """
@@ -95,7 +99,7 @@ def retrainings(evidence: Evidence, groups: Groups, donors: Sequence[int], seeds
     rows = []
     for group, donor, seed in track(jobs, "retraining from grafts", len(jobs)):
         names = parameters_of(task, group, groups[group])
-        for entry in _retrained(evidence, names, donor, seed, settings):
+        for entry in _retrained(evidence, names, donor, seed, settings, fresh):
             if "test/accuracy" in entry:
                 rows.append(
                     {"graft": group, "donor": donor, "seed": seed, "step": int(entry["step"])}
@@ -105,16 +109,26 @@ def retrainings(evidence: Evidence, groups: Groups, donors: Sequence[int], seeds
 
 
 def _retrained(
-    evidence: Evidence, names: Sequence[str], donor: int, seed: int, settings: FitSettings
+    evidence: Evidence,
+    names: Sequence[str],
+    donor: int,
+    seed: int,
+    settings: FitSettings,
+    fresh: float | None,
 ) -> list[dict[str, Any]]:
     """Curves of one new training, from the cache where it is done."""
     task, config = evidence.task, evidence.config
     seed += config.model.seed
-    folder = evidence.cache("retrained", task.fingerprint, list(names), donor, seed, dataclasses.asdict(settings))
+    folder = evidence.cache(
+        "retrained", task.fingerprint, list(names), donor, seed, fresh, dataclasses.asdict(settings)
+    )
     note = folder / "model" / "training.json"
     if not note.exists():
         module = dataclasses.replace(config.model, seed=seed, start=None).build(task.corpus)
         own = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        if fresh is not None:
+            generator = torch.Generator().manual_seed(seed)
+            own = {name: fresh * torch.randn(value.shape, generator=generator) for name, value in own.items()}
         start = grafted(own, task.trajectory.parameters(donor), names)
         module.load_state_dict(start, strict=False)
         identity = fingerprint({name: tensor.numpy() for name, tensor in start.items()})

@@ -40,6 +40,6 @@ class Damping:
             raise UserError(
                 f"layer '{layer}': {int(empty.sum()):,} of {spectrum.numel():,} eigenvalues are zero to rounding and "
                 "so is the damping: the curvature cannot be inverted; set method.damping "
-                f"(say {max(limit, 1e-8):.1g}) or method.relative_damping=0.1"
+                f"(say {max(limit, 1e-8):.1g}), or method.damping=null method.relative_damping=0.1"
             )
         return amount

@@ -28,6 +28,7 @@ from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import frozen, loss_positions
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import ComponentMap
+from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +79,7 @@ class TrainingGGN:
 
     Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
     vectors. Batches hold at most `tokens_per_batch` tokens after padding, which changes nothing but rounding.
+    Errors of products (UserError): NaN or Inf, with the example that it comes from.
     """
 
     def __init__(
@@ -115,9 +117,23 @@ class TrainingGGN:
         total = torch.zeros_like(vectors)
         with frozen(self._logits), _differentiable(self._logits):
             for members in batches:
-                batch = collate([self.examples[index] for index in members], self.pad_id)
-                total += self._batch_product(batch, parameters, directions).to(total.dtype)
+                product = self._batch_product(self._collated(members), parameters, directions)
+                if not _finite(product) and _finite(vectors):
+                    raise UserError(self._fault(members, parameters, directions))
+                total += product.to(total.dtype)
         return total
+
+    def _collated(self, members: list[int]) -> Batch:
+        return collate([self.examples[index] for index in members], self.pad_id)
+
+    def _fault(self, members: list[int], parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> str:
+        """Name the first of the examples whose own product is not finite."""
+        alone = (self._batch_product(self._collated([index]), parameters, directions) for index in members)
+        guilty = next((index for index, one in zip(members, alone, strict=True) if not _finite(one)), members[0])
+        return (
+            f"the curvature of example '{self.examples[guilty].id}' is not finite; check the checkpoint and the "
+            "example, or try trainer.precision=float32"
+        )
 
     def _batch_product(self, batch: Batch, parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> Tensor:
         device = next(iter(parameters.values())).device
@@ -134,6 +150,11 @@ class TrainingGGN:
             return softmax_hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
         return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+
+
+def _finite(values: Tensor) -> bool:
+    # A sum is finite unless an entry is not, or it overflows itself: then the entries are looked at.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
-from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
 
 COMPARED = ("gradients", "states")
@@ -80,6 +80,11 @@ class CKA(Method):
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
             for index, states in zip(members, output.hidden_states[self.layer], strict=True):
                 found[index] = states[: examples[index].length].T.to(wide)
+                if not bool(torch.isfinite(found[index]).all()):
+                    raise UserError(
+                        f"example '{examples[index].id}': its hidden states in layer {self.layer} are not finite; "
+                        "check the checkpoint, or try trainer.precision=float32"
+                    )
         return [found[index] for index in range(len(examples))]
 
 

@@ -3,9 +3,9 @@
 Source: Eichin et al. 2026, theorem 3.1 and corollaries: f(θ_N) = f(θ_0) − ΣΣ φ_test φ_train − Σ φ_test r. Sign: values
 are contributions to f, the paper's ψ and ψ^reg with the opposite sign; for the output `loss` f is the negative loss. So
 a positive value means that the query became more likely. Additive over steps, components, parts and training examples.
-Cost: without the train axis K (1 + 2P) forward passes over the queries a node and step, P the directions an update is
-split into (with the axis part one more for each part); with it, the queries' Jacobian a node (of their sum, for axes
-that are summed), the gradients of each step's batch, and their products.
+Cost: without the train axis K (1 + 2P) forward passes over the queries a node and step, K (3 + 2P) by the rule secant,
+P the directions an update is split into (with the axis part one more for each part); with it, the queries' Jacobian a
+node (of their sum, for axes that are summed), the gradients of each step's batch, and their products.
 
 Variables, over the axes in `keep` (an axis that is not kept is summed): `influence`, of training examples;
 `regularisation`; `first_moment` where not every step was recorded; `rest`, of the training examples beyond `single`;
@@ -27,7 +27,7 @@ from tdaexp.methods.checkpoint_run import decompose_checkpoints
 from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.partition import KINDS, Partition
 from tdaexp.methods.path_costs import checkpoint_costs, path_costs
-from tdaexp.methods.path_job import PathJob
+from tdaexp.methods.path_job import PathJob, chosen_rule
 from tdaexp.methods.path_run import forward_run
 from tdaexp.methods.path_steps import chosen_steps, planned_steps, steps_between
 from tdaexp.methods.path_store import AXES, labelled, of_examples, of_updates, tell_size
@@ -39,7 +39,7 @@ from tdaexp.methods.workload import Workload
 from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
-from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.pathkernel.quadrature import AUTO, Quadrature
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.problem import check_deterministic
@@ -59,7 +59,8 @@ class Explaind(Method):
     `subsample`, the share of them that counts, chosen by `subsample_by` loss_change | uniform, null = all;
     `partition` of the training examples for the axis part; `single`, with the axis train, of how many examples, the
     first ones, influences are taken one by one, null = all; `mode` auto | forward | reverse; `quadrature` with `rule`,
-    `nodes`, `tolerance`, `most`.
+    `nodes`, `tolerance`, `most`; the rule `auto` is secant where the network is made of products, ReLUs and maxima
+    alone, else gauss.
     """
 
     keep: list[str] = field(default_factory=lambda: ["step", "component"])
@@ -70,7 +71,7 @@ class Explaind(Method):
     partition: str | None = None
     single: int | None = None
     mode: str = "auto"
-    quadrature: Quadrature = field(default_factory=Quadrature)
+    quadrature: Quadrature = field(default_factory=lambda: Quadrature(AUTO))
 
     def __post_init__(self) -> None:
         """Refuse unknown axes, outputs and rules, a partition without its axis, and shares that are none."""
@@ -102,12 +103,13 @@ class Explaind(Method):
         counted = chosen_steps(study, steps_between(study, self.steps), self.subsample, self.subsample_by)
         partition = None if self.partition is None else Partition.of(self.partition, study.train)
         function, keep = self._function(study), frozenset(self.keep)
-        job = PathJob(study, function, self.quadrature, keep, counted, self.mode, self.single, partition)
+        quadrature = chosen_rule(self.quadrature, function, study)
+        job = PathJob(study, function, quadrature, keep, counted, self.mode, self.single, partition)
         start = Decomposer(job.function, job.layout, job.queries).value(job.replay(counted[0]).start).double().numpy()
         tell_size(job, (start.shape[0], start.shape[1]), study.cache)
         codes = None if partition is None else (partition.labels, partition.codes.numpy())
         store = study.store(
-            "explaind", FORM, sorted(self.keep), self.output, self.quadrature, counted, self.mode, self.single, codes
+            "explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes
         )
         if "train" in self.keep:
             return labelled(job, start, of_examples(job, sweep_run(job, store)), self.output)
@@ -122,7 +124,9 @@ class Explaind(Method):
         if "output" in self.keep or self.mode == "forward":
             raise UserError("method: a list of checkpoints has one output, the loss, by reverse mode; leave output out "
                             "of method.keep and method.mode=auto")  # fmt: skip
-        return decompose_checkpoints(study, frozenset(self.keep), self.quadrature)
+        if self.quadrature.rule == "secant":
+            raise UserError("method.quadrature.rule=secant: a list of checkpoints has no such rule; choose gauss")
+        return decompose_checkpoints(study, frozenset(self.keep), self.quadrature.chosen(secant=False))
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """Of a recorded training, or of the checkpoints of a language model, each with one simulated update."""

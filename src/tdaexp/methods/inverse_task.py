@@ -45,6 +45,7 @@ class Task:
         every = study.components()
         self.layers = layers_of(every.select(names_of(every, method.part, method.components)))
         self.components: ComponentMap = self.layers.components
+        log.info("%s: %s", method.name, self.components.coverage_line())
         pad = study.loaded.tokenizer.pad_token_id
         chosen = by_hash(study.curvature_examples.ids, method.examples, method.seed)
         self.ggn = TrainingGGN(

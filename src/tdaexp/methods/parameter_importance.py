@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tdaexp.methods.replay import Parts, step_of
 from tdaexp.pathkernel.decompose import Decomposer
-from tdaexp.pathkernel.parameters import Batch, Function, Layout, between
-from tdaexp.pathkernel.quadrature import Quadrature, nodes
+from tdaexp.pathkernel.parameters import Batch, Function, Layout
+from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.pathkernel.reverse import chunks, output_gradients
 from tdaexp.runtime.progress import track
 from tdaexp.training.trajectory import Trajectory
@@ -64,11 +64,9 @@ def _influence(f: Function, trajectory: Trajectory, layout: Layout, batch: Batch
         count = decomposer.node_count(step, before, after)
         if total is None:
             total = before.new_zeros(before.numel(), layout.size)
-        for position, weight in zip(*nodes(quadrature.rule, count), strict=True):
-            found = output_gradients(f, between(step, float(position)), layout, batch)
+        for weight, function, parameters in decomposer.points(step, count):
+            found = output_gradients(function, parameters, layout, batch)
             for name, place in layout.places.items():
-                total[:, place].addcmul_(
-                    found[name].flatten(2).flatten(0, 1), direction[name].flatten(), value=float(weight)
-                )
+                total[:, place].addcmul_(found[name].flatten(2).flatten(0, 1), direction[name].flatten(), value=weight)
     assert total is not None  # a trajectory has at least one step
     return total

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -98,11 +99,15 @@ def get_state(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The sums and how many blocks they cover."""
+    """The sums and how many blocks they cover; nothing where the file is damaged."""
     if not path.exists():
         return {}, 0
-    with np.load(path) as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files if name != "done"}, int(file["done"])
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files if name != "done"}, int(file["done"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        log.warning("%s: damaged (%s); the decomposition starts again", path, type(error).__name__)
+        return {}, 0
 
 
 def _save(path: Path, sums: dict[str, Tensor], done: int) -> None:

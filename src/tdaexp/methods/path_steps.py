@@ -15,7 +15,7 @@ from tdaexp.pathkernel.outputs import example_losses
 from tdaexp.pathkernel.parameters import Layout
 from tdaexp.pathkernel.subsample import evenly_spaced_steps, steps_of_largest_change
 from tdaexp.runtime import ranks
-from tdaexp.runtime.errors import UserError, nearest
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 from tdaexp.training.trajectory import Layout as TrajectoryLayout
 
@@ -31,7 +31,7 @@ def steps_between(study: TaskStudy, span: list[int] | None) -> list[int]:
         raise UserError(f"method.steps={span}: must be [first, last], or null for all steps")
     for step in span:
         if step not in known:
-            near = nearest(str(step), map(str, known))
+            near = min(known, key=lambda other: abs(other - step))
             raise UserError(f"method.steps={span}: step {step} was not recorded; the nearest is {near}")
     return [step for step in known if span[0] <= step <= span[1]]
 

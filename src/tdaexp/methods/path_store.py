@@ -126,5 +126,6 @@ def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> x
     dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)  # type: ignore[arg-type]
     order = [axis for axis in AXES if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
-        format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep)
-    )
+        format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep),
+        rule=job.quadrature.rule,
+    )  # fmt: skip

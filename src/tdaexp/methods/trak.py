@@ -84,6 +84,7 @@ class TRAK(Method):
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
         every = study.components()
         components = layers_of(every.select(names_of(every, self.part, self.components))).components
+        log.info("%s: %s", self.name, components.coverage_line())
         models = [("last", study.loaded)]
         if self.checkpoints == "all":
             models = [(f"step-{one.step}", load_checkpoint(study, one)) for one in checkpoints_of(study)]

@@ -35,20 +35,19 @@ def cyclic_share(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, modu
 
 def band_share(values: np.ndarray) -> float:
     """Share of the variance of values [A, B] that lies between columns: what a column does to all rows alike."""
-    means = np.broadcast_to(values.mean(0), values.shape)
-    return _adjusted(values.ravel(), means.ravel(), values.shape[1])
+    known = ~np.isnan(values)
+    means = np.broadcast_to(np.nanmean(values, 0), values.shape)
+    return _adjusted(values[known], means[known], values.shape[1])
 
 
 def without_bands(values: np.ndarray) -> np.ndarray:
     """Values less their column's mean."""
-    return values - values.mean(0)
+    return values - np.nanmean(values, 0)
 
 
-def without_diagonal(values: np.ndarray) -> np.ndarray:
-    """A square matrix with NaN where an element meets itself."""
-    found = np.array(values, dtype=np.float64)
-    np.fill_diagonal(found, np.nan)
-    return found
+def of_other_residues(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, modulus: int) -> np.ndarray:
+    """Values with NaN for pairs of one residue: they share their answer, so that any model makes them alike."""
+    return np.where(_differences(rows, columns) % modulus == 0, np.nan, values)
 
 
 def harmonics(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, modulus: int) -> np.ndarray:

@@ -73,10 +73,12 @@ def _chosen(store: xr.Dataset, part: str, chosen: Chosen, over: list[str]) -> xr
 def reconstruction(store: xr.Dataset) -> dict[str, float]:
     """How the sums reproduce a classifier's outputs: `agreement` of classes and mean `kl` in nats (Table 1 there).
 
-    For a store of logits or log-probabilities; `error` is the mean absolute residual of any output.
+    For a store of logits or log-probabilities over steps that follow each other: the sums of others lead to no model.
+    `error` is the mean absolute residual of any output.
     """
     found = {"error": float(np.abs(store["residual"]).mean())}
-    if store.attrs["output"] not in ("logits", "log_probabilities"):
+    gaps = bool((np.diff(store["step"]) != 1).any())
+    if gaps or store.attrs["output"] not in ("logits", "log_probabilities"):
         return found
     end = (store["start"] + store["change"]).transpose("query", "output").values
     sums = (store["start"] + store["explained"]).transpose("query", "output").values

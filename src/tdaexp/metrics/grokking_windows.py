@@ -11,6 +11,8 @@ import xarray as xr
 from tdaexp.metrics import cyclic
 from tdaexp.metrics.explaind import similarity
 
+CYCLIC = 0.1  # share of the variance from which on a matrix counts as cyclic; noise has 0.00 ± 0.01
+
 
 def windows(stores: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
     """The stores that keep train, query and component, in the order of time, by the steps that they count."""
@@ -40,17 +42,17 @@ def similarity_of(store: xr.Dataset, component: str) -> np.ndarray:
 def window_table(found: Mapping[str, xr.Dataset], sums: Mapping[str, int], modulus: int) -> pd.DataFrame:
     """Rows of `window`, `component`: how cyclic influence and similarity are, on the first query set.
 
-    `influence_cyclic` is of the influences less each training example's mean (`bands` is that mean's share of the
-    variance), `similarity_cyclic` of the cosines without the diagonal; `cycles` is the mean number of cycles within the
-    modulus of either, `main_cycles` the strongest of the similarity's. `sums` gives a + b by example.
+    Only pairs of different residues count. `influence_cyclic` is of the influences less each training example's mean
+    (`bands` is that mean's share of the variance), `similarity_cyclic` of the cosines; `…_cycles` is the mean number of
+    cycles within the modulus of either, `main_cycles` the strongest of the similarity's. `sums` gives a + b by example.
     """
     rows = []
     for name, whole in found.items():
         store = of_queries(whole, str(whole["query_set"].values[0]))
         asked, trained = (np.array([sums[str(one)] for one in store[axis].values]) for axis in ("query", "train"))
         for component in map(str, store["component"].values):
-            acts = influence_of(store, component)
-            alike = cyclic.without_diagonal(similarity_of(store, component))
+            acts = cyclic.of_other_residues(influence_of(store, component), asked, trained, modulus)
+            alike = cyclic.of_other_residues(similarity_of(store, component), asked, asked, modulus)
             power = cyclic.harmonics(alike, asked, asked, modulus)
             own = cyclic.without_bands(acts)
             rows.append(
@@ -69,7 +71,9 @@ def window_table(found: Mapping[str, xr.Dataset], sums: Mapping[str, int], modul
 
 
 def window_numbers(table: pd.DataFrame) -> dict[str, float]:
-    """`first/…` and `last/…` of the windows: each column by component."""
+    """`first/…` and `last/…` of the windows: each column by component; `emerged/…_cycles/…`, the cycles in the first
+    window in which that component's matrix is cyclic at all (a share of `CYCLIC`; NaN: in none).
+    """
     names = list(dict.fromkeys(table["window"]))
     found: dict[str, float] = {"windows": float(len(names))}
     for place, name in (("first", names[0]), ("last", names[-1])):
@@ -77,4 +81,8 @@ def window_numbers(table: pd.DataFrame) -> dict[str, float]:
             for key, value in row.items():
                 if key not in ("window", "component"):
                     found[f"{place}/{key}/{row['component']}"] = float(value)
+    for component, part in table.groupby("component", sort=False):
+        for kind in ("influence", "similarity"):
+            cycles = part.loc[part[f"{kind}_cyclic"] >= CYCLIC, f"{kind}_cycles"]
+            found[f"emerged/{kind}_cycles/{component}"] = float(cycles.iloc[0]) if len(cycles) else float("nan")
     return found

@@ -36,7 +36,10 @@ def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
     values = store["influence"]
     for axis in ("query", "train"):
         if axis not in values.dims:
-            raise UserError(f"influence store: the axis {axis} was summed; it needs method.keep=[query,train]")
+            raise UserError(
+                f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
+                "as python attribute.py experiment=explaind_lds has"
+            )
     values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
     missing = sorted(set(train) - set(store["train"].values))
     if missing:
@@ -61,7 +64,7 @@ def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, s
     Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
     """
     predicted, found = scores @ members.T.astype(np.float64), outputs.T
-    first, second = (np.argsort(values, axis=1) for values in (predicted, found))
+    first, second = np.argsort(predicted, axis=1), np.argsort(found, axis=1)
     rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
     for place in range(settings.bootstrap):
         weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))

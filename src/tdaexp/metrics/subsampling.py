@@ -40,7 +40,8 @@ class StepSums:
         for axis in axes:
             if axis not in store["influence"].dims:
                 raise UserError(
-                    f"influence store: the axis {axis} was summed; it needs method.keep=[step,query,output]"
+                    f"influence store: the axis {axis} was summed; it needs method.keep=[step,query,output], as python "
+                    "attribute.py experiment=explaind_subsampling has"
                 )
         summed = [
             accumulated_influence(store, [str(axis) for axis in store[part].dims if axis not in axes], part=part)

@@ -8,7 +8,7 @@ it is returned, never spread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from tdaexp.pathkernel.forward import forward_products
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step, between
 from tdaexp.pathkernel.quadrature import Quadrature, nodes
 from tdaexp.pathkernel.reverse import chunks, reverse_products
+from tdaexp.pathkernel.secant import secant
 from tdaexp.runtime.errors import unknown
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class Contributions:
 class Decomposer:
     """Decomposes one function of one batch of queries, step by step.
 
-    `mode` auto counts passes: forward mode takes K (1 + 2P) of them a node, reverse mode 1 + 2O. An operation without
-    a forward-mode rule makes it go over to reverse mode, with a warning.
+    `mode` auto counts passes: forward mode takes K (1 + 2P) of them a node, reverse mode 1 + 2O (the rule secant: two
+    more for each 1). An operation without a forward-mode rule makes it go over to reverse mode, with a warning.
     """
 
     def __init__(
@@ -97,13 +98,23 @@ class Decomposer:
 
     def _integral(self, step: Step, directions: Tensor, count: int, like: Tensor, split: bool = True) -> Tensor:
         total: Tensor | None = None
-        for position, weight in zip(*nodes(self.quadrature.rule, count), strict=True):
-            found = float(weight) * self._products(between(step, float(position)), directions, like, split)
+        for weight, f, parameters in self.points(step, count):
+            found = weight * self._products(f, parameters, directions, like, split)
             total = found if total is None else total + found
         assert total is not None  # a rule has at least one node
         return total
 
-    def _products(self, parameters: Parameters, directions: Tensor, like: Tensor, split: bool) -> Tensor:
+    def points(self, step: Step, count: int) -> Iterator[tuple[float, Function, Parameters]]:
+        """The nodes: ∫₀¹ ∇f(θ_s(t)) dt is the weighted sum of each function's gradient at its parameters."""
+        rule = self.quadrature.rule
+        for position, weight in zip(*nodes(rule, count), strict=True):
+            middle, half = float(position), float(weight) / 2
+            f = self.f
+            if rule == "secant":
+                f = secant(f, between(step, middle - half), between(step, middle + half))
+            yield float(weight), f, between(step, middle)
+
+    def _products(self, f: Function, parameters: Parameters, directions: Tensor, like: Tensor, split: bool) -> Tensor:
         groups = len(self.layout.components) if split else 1
         cheaper = groups * (1 + 2 * len(directions)) <= 1 + 2 * like.shape[1]
         with torch.no_grad():
@@ -111,7 +122,7 @@ class Decomposer:
                 try:
                     pieces = self.pieces()
                     return torch.cat(
-                        [forward_products(self.f, parameters, self.layout, directions, one, split) for one in pieces], 2
+                        [forward_products(f, parameters, self.layout, directions, one, split) for one in pieces], 2
                     )
                 except NotImplementedError as error:
                     reason = str(error).splitlines()[0]
@@ -119,5 +130,5 @@ class Decomposer:
                     self.mode = "reverse"
             row = like.shape[1] * self.layout.size * directions.element_size()
             rows, reduced = max(1, self.memory // row), bool(self.reduces)
-            found = reverse_products(self.f, parameters, self.layout, directions, self.batch, rows, reduced)
+            found = reverse_products(f, parameters, self.layout, directions, self.batch, rows, reduced)
             return found if split else found.sum(1, keepdim=True)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
+from tdaexp.pathkernel.secant import read_out
 from tdaexp.runtime.errors import UserError, unknown
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -75,7 +76,7 @@ def of_model(model: nn.Module, read: Read) -> Function:
 
     def function(parameters: Parameters, batch: Batch) -> Tensor:
         inputs, targets = batch
-        return read(functional_call(model, dict(parameters), (inputs,)), targets)
+        return read_out(read, functional_call(model, dict(parameters), (inputs,)), targets)
 
     return function
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tdaexp.pathkernel.decompose import MEMORY, Decomposer
-from tdaexp.pathkernel.parameters import Batch, Function, Layout, Step, between
-from tdaexp.pathkernel.quadrature import Quadrature, nodes
+from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step
+from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.pathkernel.reverse import add_gradients, example_dots, output_gradients, reduced_gradients
 from tdaexp.pathkernel.updates import Optimiser, decay_share
 
@@ -110,18 +110,18 @@ class Sweep:
     def features(self, step: Step, like: Tensor, count: int) -> Tensor:
         """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [Q·O, D] by `count` nodes; `like` [Q, O]."""
         total = like.new_zeros(*like.shape, self.layout.size)
-        f, reduced = self.decomposer.f, self.decomposer.reduces
+        reduced = self.decomposer.reduces
         row = like.shape[1] * self.layout.size * like.element_size()
         pieces = self.decomposer.pieces(None if self.sum_queries or reduced else max(1, self.memory // row))
-        for position, weight in zip(*nodes(self.decomposer.quadrature.rule, count), strict=True):
-            point, begin = between(step, float(position)), 0
+        for weight, f, point in self.decomposer.points(step, count):
+            begin = 0
             for piece in pieces:
                 if self.sum_queries and not reduced:
-                    found = reduced_gradients(lambda *given: f(*given).sum(0, keepdim=True), point, self.layout, piece)
+                    found = reduced_gradients(_summed(f), point, self.layout, piece)
                 else:
                     found = (reduced_gradients if reduced else output_gradients)(f, point, self.layout, piece)
                 rows = 1 if self.sum_queries or reduced else len(piece[0])
-                add_gradients(total[begin : begin + rows], float(weight), found, self.layout)
+                add_gradients(total[begin : begin + rows], weight, found, self.layout)
                 begin += 0 if self.sum_queries else rows
         return total.flatten(0, 1)
 
@@ -144,3 +144,10 @@ class Sweep:
         if self.components:
             return self.layout.by_component(vectors, others)
         return (vectors @ others.mT)[None]
+
+
+def _summed(f: Function) -> Function:
+    def function(parameters: Parameters, batch: Batch) -> Tensor:
+        return f(parameters, batch).sum(0, keepdim=True)
+
+    return function

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tdaexp.metrics.explaind import relative_regularisation
 from tdaexp.metrics.grokking import LAYERS, smooth
-from tdaexp.report.figures import GREY, HELD_OUT, INK, PALETTE, SELECT, grid
+from tdaexp.report.figures import GREY, HELD_OUT, INK, PALETTE, SELECT, grid, legend_below
 from tdaexp.report.path_plots import colours, series
 
 DIVERGING = "RdBu_r"
@@ -134,7 +134,7 @@ def retrainings(table: pd.DataFrame, usual: pd.DataFrame) -> Figure:
                 one.set_ylabel(f"from step {donors[row]}", fontweight="bold")
             if row == len(donors) - 1:
                 one.set_xlabel("step of the new training")
-        axes[0, 0].legend(loc="center right")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return figure
 
 
@@ -155,7 +155,7 @@ def lasso(found: np.ndarray, model: np.ndarray, sums: np.ndarray, table: pd.Data
             axes[0, 2].vlines(table["period"], 0, table[name], color=own, linewidth=width, label=name)
         axes[0, 2].axhline(0, color=GREY, linewidth=0.8)
         axes[0, 2].set(title="Coefficients", xlabel="period of the sums' difference")
-        axes[0, 2].legend()
+        legend_below(axes[0, 2])
         return figure
 
 

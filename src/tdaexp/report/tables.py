@@ -88,7 +88,9 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
         hidden = RETRIEVAL if table.attrs.get("reference") else RANKING
         columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:
-            shown.add_column(headings(table)[column], justify="left" if column in ("method", "vs_bm25") else "right")
+            left = column in ("method", "vs_bm25")
+            # Folded, not cut: two labels may differ in their last letters only.
+            shown.add_column(headings(table)[column], justify="left" if left else "right", overflow="fold")
         for row in rows:
             shown.add_row(*(row[column] for column in columns), style="dim" if row["control"] else None)
         console.print(shown)

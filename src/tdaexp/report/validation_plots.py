@@ -21,7 +21,8 @@ def lds_curves(table: pd.DataFrame) -> Figure:
     with panels(1, width=7.5) as (figure, (axes,)):
         for place, (name, part) in enumerate(table.groupby("method", sort=False)):
             part = part.sort_values("fraction")
-            at = [fractions.index(value) for value in part["fraction"]]
+            aside = 0.06 * (place - (table["method"].nunique() - 1) / 2)  # so that intervals do not cover each other
+            at = [fractions.index(value) + aside for value in part["fraction"]]
             _line(axes, place, str(name), at, part, "lds")
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xticks(range(len(fractions)), [f"{value:g}" for value in fractions])

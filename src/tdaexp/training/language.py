@@ -24,7 +24,7 @@ from tdaexp.models.scratch import Scratch
 from tdaexp.models.task import TaskComponents
 from tdaexp.runtime import ranks
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.recorded import finished, fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.task import TrainedTask
 from tdaexp.training.trained import Tokenisation
@@ -110,7 +110,7 @@ def trained_language(
     folder = cache_dir / "models" / f"{model.name}-{key}-record{settings.record}"
     module = CompletionTask(start.model).to(device)
     result = folder / "model"
-    if not ranks.from_first(result.exists()):
+    if not ranks.from_first(finished(folder, settings)):
         fit_recorded(Completions(module, corpus), settings, folder=folder, seed=seed, identity=identity)
     module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
     sets = tuple(name for name, records in queries.items() for _ in records)

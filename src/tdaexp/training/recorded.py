@@ -34,6 +34,7 @@ from tdaexp.training.optimisers import build_optimizer, learning_rate
 from tdaexp.training.problem import Problem, check_deterministic
 from tdaexp.training.recorder import Recorder, plan
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class Run:
 def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed: int, identity: str) -> Path:
     """Train `problem.module` in place and return `folder/model`; with settings.record, leave `folder/trajectory`.
 
-    Called again after a kill, it goes on to the bit-identical trajectory; a finished one is returned at once.
+    Called again after a kill, it goes on to the bit-identical trajectory; a finished one is returned at once. A
+    training whose recording was deleted, or lacks steps, is made again.
     `identity` says where the weights started. Errors (UserError): dropout, batch norm in training mode, gradient
     clipping, a trajectory that does not fit the disk, a loss that is not finite.
     """
@@ -93,13 +95,27 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     whole = fingerprint(identity, problem.fingerprint, settings.deciding(), seed)
     result = folder / "model"
     with ranks.locked_for_all(folder / "fit"):
-        if not ranks.from_first(result.exists()):
+        first = ranks.current().first
+        if not ranks.from_first(finished(folder, settings)):
+            if first and result.exists():
+                log.warning("%s: the recording is not complete; the training is made again", folder)
             run = _train(problem, settings, folder, seed, whole)
-            if ranks.current().first:
+            if first:
+                shutil.rmtree(result, ignore_errors=True)  # there is one where only the recording was lost
                 _save(result, run, {"fingerprint": whole, "settings": {"seed": seed, **asdict(settings)}})
-        if ranks.current().first:
+        if first:
             shutil.rmtree(folder / "resume", ignore_errors=True)
     return result
+
+
+def finished(folder: Path, settings: FitSettings) -> bool:
+    """Whether a training's result is there and, with settings.record, a recording without missing steps."""
+    if not (folder / "model").exists():
+        return False
+    try:
+        return not settings.record or bool(Trajectory(folder / "trajectory"))
+    except UserError:
+        return False
 
 
 def _check(problem: Problem, settings: FitSettings) -> None:

@@ -16,7 +16,7 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.problem import Classification
-from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.recorded import finished, fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
 
@@ -69,7 +69,7 @@ def trained_task(
     folder = cache_dir / "models" / f"{model.name}-{key}{every}"
     module = model.build(corpus).to(device)
     result = folder / "model"
-    if not ranks.from_first(result.exists()):
+    if not ranks.from_first(finished(folder, settings)):
         fit_recorded(Classification(module, corpus), settings, folder=folder, seed=seed, identity=identity)
     module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
     return TrainedTask(corpus, module.requires_grad_(False), folder)
