@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdaexp.checkpoint_preparation import build_checkpoint_study
 from tdaexp.data.multilingual import Multilingual
 from tdaexp.methods import checkpoint_run
 from tdaexp.methods.checkpoint_step import Plan, _Checkpoint
@@ -24,6 +23,7 @@ from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch, build_model
 from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.preparation.checkpoints import build_checkpoint_study
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
 from tdaexp.training.optimizer_state import FILE

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import xarray as xr
 
 from tdaexp.metrics.stores import distinct_labels
+from tdaexp.preparation.tasks import load_task
 from tdaexp.report.findings import Findings
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
-from tdaexp.task_preparation import load_task
 from tdaexp.training.task import TrainedTask
 
 

@@ -21,6 +21,7 @@ from tdaexp.methods.task_study import TaskStudy
 from tdaexp.metrics.lds import lds, lds_interval, scores_of_all, subset
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.pathkernel.outputs import of_model, output
+from tdaexp.preparation.tasks import build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
 from tdaexp.runtime.blockstore import BlockStore
@@ -28,7 +29,6 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
-from tdaexp.task_preparation import build_task_study
 from tdaexp.training.problem import Classification
 from tdaexp.training.retrain import batches_of_its_own, batches_without, retrain
 

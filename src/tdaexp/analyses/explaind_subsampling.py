@@ -17,11 +17,11 @@ from tdaexp.metrics.intervals import bootstrap
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.subsampling import Reconstruction, StepSums
 from tdaexp.pathkernel.subsample import evenly_spaced_steps, steps_of_largest_change
+from tdaexp.preparation.tasks import build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import subsampling_curves
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.task_preparation import build_task_study
 
 MADE = "python attribute.py experiment=explaind_subsampling"
 RULES = ("loss_change", "uniform", "random")

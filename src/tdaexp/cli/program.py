@@ -58,7 +58,7 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
 def _print_plans(jobs: list[Job], planned: Plan, composer: Composer) -> int:
     """Print what each job would cost, and the script of a job array on a cluster; nothing runs, no folder is made."""
     from tdaexp.cli.slurm import job_script
-    from tdaexp.planning import plan_of
+    from tdaexp.planning.plan import plan_of
 
     for job in jobs:
         if planned.multirun:

@@ -11,7 +11,8 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorExamples
-from tdaexp.planning import tell_plan
+from tdaexp.planning.plan import tell_plan
+from tdaexp.preparation.tasks import build_classifier_study, load_task
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.runtime import ranks
@@ -19,7 +20,6 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, provenance
-from tdaexp.task_preparation import build_classifier_study, load_task
 
 log = logging.getLogger(__name__)
 

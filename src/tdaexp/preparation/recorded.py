@@ -9,7 +9,7 @@ from typing import Any
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.task_study import TaskStudy
-from tdaexp.preparation import GENERATED, drawn, text_template
+from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import TrainedLanguage, trained_language

@@ -12,11 +12,11 @@ import torch
 from tdaexp.cli.compose import open_composer
 from tdaexp.cli.plan import plan
 from tdaexp.data.records import Corpus, Record
-from tdaexp.preparation import build_study, drawn, load_model, load_successor, with_generated
+from tdaexp.preparation.texts import build_study, drawn, load_model, load_successor, with_generated
 from tdaexp.runtime.errors import UserError
 from tdaexp.training import trained
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 SMALL = (
     "dataset=biographies_qa",
     "dataset.people=8",

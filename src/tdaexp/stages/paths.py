@@ -10,12 +10,13 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
-from tdaexp.checkpoint_preparation import build_checkpoint_study, checkpoint_corpus
 from tdaexp.data.records import Corpus
 from tdaexp.metrics.explaind import reconstruction
 from tdaexp.metrics.loss_change import loss_change
-from tdaexp.planning import tell_plan
-from tdaexp.recorded_preparation import build_recorded_study, load_recorded, recorded_corpus
+from tdaexp.planning.plan import tell_plan
+from tdaexp.preparation.checkpoints import build_checkpoint_study, checkpoint_corpus
+from tdaexp.preparation.recorded import build_recorded_study, load_recorded, recorded_corpus
+from tdaexp.preparation.tasks import build_task_study, load_task
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
@@ -23,7 +24,6 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, fingerprint, provenance
-from tdaexp.task_preparation import build_task_study, load_task
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)

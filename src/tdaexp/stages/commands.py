@@ -1,4 +1,4 @@
-"""The three stages as plain functions: a checked configuration and a run folder in, files and flat metrics out.
+"""The three commands as plain functions: a checked configuration and a run folder in, files and flat metrics out.
 
 Nothing here knows Hydra. `config` is one of the root dataclasses of `tdaexp.config`; imports are inside the functions'
 modules, not here, so that the command line stays quick until a stage starts.
@@ -26,9 +26,8 @@ from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.path_stages import decompose, train_recorded
-from tdaexp.planning import tell_plan
-from tdaexp.preparation import (
+from tdaexp.planning.plan import tell_plan
+from tdaexp.preparation.texts import (
     build_study,
     drawn,
     load_model,
@@ -44,7 +43,8 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
-from tdaexp.task_stages import score_task
+from tdaexp.stages.paths import decompose, train_recorded
+from tdaexp.stages.tasks import score_task
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)

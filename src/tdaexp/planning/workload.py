@@ -17,7 +17,7 @@ from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.empty import empty_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.models.task import task_components
-from tdaexp.preparation import GENERATED, drawn, text_template
+from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError

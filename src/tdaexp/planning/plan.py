@@ -13,7 +13,7 @@ from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
-from tdaexp.planned_workload import Prepared, task_workload, text_workload
+from tdaexp.planning.workload import Prepared, task_workload, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.task import check_pair

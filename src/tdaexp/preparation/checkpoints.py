@@ -14,7 +14,7 @@ from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.study import Compute
 from tdaexp.models.hub import load_skeleton, load_tokenizer, locate
 from tdaexp.models.pretrained import Pretrained, model_length
-from tdaexp.preparation import load_model, text_template
+from tdaexp.preparation.texts import load_model, text_template
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.checkpoint_list import Snapshot, snapshots
