@@ -39,6 +39,8 @@ def test_the_study_ends_in_a_page(commands, tmp_path, monkeypatch):
     assert set(trained["donor"]) == {12, 6} and set(trained["graft"].unique()) == set(
         pd.read_csv(folder / "swaps.csv")["graft"]
     ) - {"none"}
+    control = pd.read_csv(folder / "ungrafted.csv")  # from weights drawn as those beside the grafts are
+    assert list(control["test"][control["step"] == 4]) == [found["usual_test"]]
     line = commands.refused("evaluate", *STUDY, "trainer.fit.steps=6", "analysis.donors=[6]")
     assert "a store is of another training than the configured one" in line
     assert "must be one of at least two analysis.grafts" in commands.refused(

@@ -173,14 +173,14 @@ class Grokking(Analysis):
         )
         findings.drawings.append(Drawing("swaps", caption, plots.swaps(swaps, shown), wide=True))
         trained = retrainings(evidence, self.grafts, self.donors, self.seeds, self.steps, self.fresh)
-        findings.tables["retrained"] = trained
-        usual = grokking.accuracies(task.note["curves"])
-        early = usual[usual["step"] <= self.steps]
+        control = retrainings(evidence, {"none": []}, self.donors[:1], self.seeds, self.steps, self.fresh)
+        findings.tables |= {"retrained": trained, "ungrafted": control}
+        usual = control.groupby("step", as_index=False)[["train", "test"]].mean()
         findings.metrics |= grokking_swaps.retraining_numbers(trained)
-        findings.metrics |= {"retrain_steps": float(self.steps), "usual_test": float(early["test"].iloc[-1])}
+        findings.metrics |= {"retrain_steps": float(self.steps), "usual_test": float(usual["test"].iloc[-1])}
         caption = (
             f"Figures 3b and 11: new models, all but the named layers drawn anew ({self.seeds} seeds); bands are one "
-            "standard deviation. Dotted: the training without a graft."
+            "standard deviation. Dotted: their training accuracy without a graft."
         )
         findings.drawings.append(Drawing("retrained", caption, plots.retrainings(trained, usual), wide=True))
         by_end = trained[trained["step"] == trained["step"].max()]
