@@ -48,8 +48,8 @@ ACTIVATION = "activation:"
 SUBSAMPLES = ("loss_change", "uniform")
 FORM = 3  # of what lies in the cache; raise it when that changes
 NO_TRAJECTORY = (
-    "method={}: needs a recorded training, which texts have none of here; choose "
-    "model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
+    "method={}: needs a recorded training, which there is none of here; set trainer.fit.record=1 trainer.fit.clip=0, "
+    "or choose model=grokking dataset=modular_addition, or model=mnist_cnn dataset=mnist"
 )
 
 

@@ -56,11 +56,21 @@ OUTPUTS: Mapping[str, Output] = {
 """Named outputs; those in the plural have one column per class. Entropy is in nats."""
 
 
+def _coordinate(place: int) -> Read:
+    def read(logits: Tensor, targets: Tensor) -> Tensor:
+        if place >= logits.shape[1]:
+            raise UserError(f"method.output=coordinate:{place}: the model has {logits.shape[1]} outputs, 0 to "
+                            f"{logits.shape[1] - 1}")  # fmt: skip
+        return logits[:, place, None]
+
+    return read
+
+
 def output(name: str) -> Output:
-    """A named output, or `coordinate:J`, the J-th logit. Errors (UserError): unknown name."""
+    """A named output, or `coordinate:J`, the J-th logit. Errors (UserError): unknown name; J beyond them when read."""
     kind, _, number = name.partition(":")
     if kind == "coordinate" and number.isdecimal():
-        return Output(lambda logits, targets: logits[:, int(number), None])
+        return Output(_coordinate(int(number)))
     if name not in OUTPUTS:
         raise unknown("output", name, [*OUTPUTS, "coordinate:J", "activation:MODULE"], "method.output")
     return OUTPUTS[name]
