@@ -20,7 +20,7 @@ def taken(folder, calls):
         add(sums, "total", torch.tensor(float(number)))
         return {"own": torch.tensor(2.0 * number, dtype=torch.float64)}
 
-    return run_steps(folder, list(range(6)), list(range(6)), {"own": ()}, one, "steps")
+    return run_steps(folder, list(range(6)), {"own": ()}, one, "steps")
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "gone", "other"])
