@@ -86,7 +86,9 @@ def test_confusions_count_right_class_and_answer(evidence):
         assert (counts == wanted).all() and counts.sum() > 0
 
 
-def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatch):
+@pytest.fixture
+def starts(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The parameters that each training starts from."""
     seen = []
 
     def fit(problem, settings, *, folder, seed, identity):
@@ -95,31 +97,27 @@ def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, monkeypatc
 
     real = recorded.fit_recorded
     monkeypatch.setattr("tdaexp.analyses.transplant.fit_recorded", fit)
+    return seen
+
+
+def test_a_retraining_starts_from_the_graft_and_new_weights(evidence, starts):
     table = retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4)
-    assert len(seen) == 8 and set(table["step"]) == {0, 1, 2, 3, 4}
+    assert len(starts) == 8 and set(table["step"]) == {0, 1, 2, 3, 4}
     donor, fresh = evidence.task.trajectory.parameters(12), dataclasses.replace(evidence.config.model, seed=1)
     plain = dict(fresh.build(evidence.task.corpus).named_parameters())
-    for name, value in seen[0].items():
+    for name, value in starts[0].items():
         assert torch.equal(value, donor[name] if ".attn." in name else plain[name])
-    assert not torch.equal(seen[0]["embed.weight"], seen[1]["embed.weight"])  # another seed
-    assert retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4).equals(table) and len(seen) == 8  # from the cache
+    assert not torch.equal(starts[0]["embed.weight"], starts[1]["embed.weight"])  # another seed
+    assert retrainings(evidence, GROUPS, [12, 6], seeds=2, steps=4).equals(table) and len(starts) == 8  # from the cache
 
 
-def test_the_other_weights_may_be_drawn_anew(evidence, monkeypatch):
-    seen = []
-
-    def fit(problem, settings, *, folder, seed, identity):
-        seen.append({name: parameter.detach().clone() for name, parameter in problem.module.named_parameters()})
-        return real(problem, settings, folder=folder, seed=seed, identity=identity)
-
-    real = recorded.fit_recorded
-    monkeypatch.setattr("tdaexp.analyses.transplant.fit_recorded", fit)
+def test_the_other_weights_may_be_drawn_anew(evidence, starts):
     retrainings(evidence, {"outer": GROUPS["outer"]}, [12], seeds=2, steps=2, fresh=0.1)
     donor = evidence.task.trajectory.parameters(12)
-    assert torch.equal(seen[0]["embed.weight"], donor["embed.weight"])
-    drawn = torch.cat([value.flatten() for name, value in seen[0].items() if name.startswith("layers")])
+    assert torch.equal(starts[0]["embed.weight"], donor["embed.weight"])
+    drawn = torch.cat([value.flatten() for name, value in starts[0].items() if name.startswith("layers")])
     assert drawn.std() == pytest.approx(0.1, rel=0.1) and abs(float(drawn.mean())) < 0.02
-    assert not torch.equal(seen[0]["layers.0.mlp.up.bias"], seen[1]["layers.0.mlp.up.bias"])  # another seed
+    assert not torch.equal(starts[0]["layers.0.mlp.up.bias"], starts[1]["layers.0.mlp.up.bias"])  # another seed
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ from gradient_oracle import build_model, make_examples
 
 from tdaexp.curvature.arnoldi import dominant_eigenpairs
 from tdaexp.curvature.cg import conjugate_gradients
-from tdaexp.curvature.ggn import TrainingGGN, ggn_product, squared_hessian
+from tdaexp.curvature.ggn import TrainingGGN, ggn_product
 from tdaexp.gradients.against import gradient_vectors
 from tdaexp.models.components import component_map
 
@@ -104,7 +104,7 @@ def test_influence_is_leave_one_out_retraining_in_ridge_regression():
     train_gradients, query_gradients = (x @ theta - y)[:, None] * x, (queries @ theta - answers)[:, None] * queries
 
     def multiply(v):
-        return ggn_product(lambda p: x @ p["w"], {"w": theta}, {"w": v}, squared_hessian)["w"] / n
+        return ggn_product(lambda p: x @ p["w"], {"w": theta}, {"w": v}, lambda _, directions: directions)["w"] / n
 
     solved = conjugate_gradients(multiply, query_gradients, damping=ridge, iterations=50, tolerance=1e-12).vectors
     influence = solved @ train_gradients.T / n

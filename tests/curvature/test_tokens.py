@@ -12,7 +12,7 @@ from gradient_oracle import make_examples
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.score import pair_scores
 from tdaexp.curvature.sides import Side
-from tdaexp.curvature.tokens import TokenScoring, pair_tokens, token_influence
+from tdaexp.curvature.tokens import TokenScoring, pair_tokens
 from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
@@ -91,13 +91,13 @@ def per_position(model, example):
 def test_each_share_against_autograd_and_both_inverses_in_their_order(example, query, two_stages):
     """The oracle applies P to each of the query's positions; what is tested applies its adjoint to the other side."""
     train, queries, both, reverse = two_stages(list(MODULES))
-    found = token_influence(train, queries, example, query, both, reverse)
+    found = TokenScoring(train, queries, both, reverse).of_query(query, [example])[0]
     left, right = per_position(queries.model, QUERIES[query]), per_position(train.model, TRAIN[example])
     wanted_train = sum((both(name, left[name].sum(0)) * right[name]).sum((1, 2)) for name in MODULES)
     wanted_query = sum((both(name, left[name]) * right[name].sum(0)).sum((1, 2)) for name in MODULES)
     np.testing.assert_allclose(found.train, wanted_train.numpy(), rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(found.query, wanted_query.numpy(), rtol=1e-8, atol=1e-10)
-    wrong = token_influence(train, queries, example, query, both, both)
+    wrong = TokenScoring(train, queries, both, both).of_query(query, [example])[0]
     assert abs(wrong.query.sum() - found.query.sum()) > 1e-3 * abs(found.query.sum())  # the order counts
 
 

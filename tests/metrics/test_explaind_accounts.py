@@ -5,7 +5,6 @@ import pytest
 import xarray as xr
 
 from tdaexp.metrics.explaind import (
-    accumulated_importance,
     accumulated_influence,
     reconstruction,
     relative_regularisation,
@@ -34,8 +33,6 @@ def test_sums_over_chosen_labels(store):
     values = store["influence"].values
     found = accumulated_influence(store, ["component", "output"], {"component": "out"})
     np.testing.assert_array_equal(found.values, values[:, 1].sum(-1))
-    np.testing.assert_array_equal(accumulated_importance(store, ["step"]).values, np.abs(values.sum(2)).sum((0, 2)))
-    assert not np.array_equal(accumulated_importance(store, ["step"]).values, np.abs(values).sum((0, 2, 3)))
     regularisation = store["regularisation"].values
     found = relative_regularisation(store, ["query", "output", "train"])
     np.testing.assert_array_equal(found.values, (-values + regularisation).sum((0, 3)))
@@ -61,7 +58,5 @@ def test_axes_that_were_summed_are_told(store):
     summed = store.assign(influence=store["influence"].sum(["query", "output"]))
     with pytest.raises(UserError, match="axis query was summed"):
         accumulated_influence(summed, ["query"])
-    with pytest.raises(UserError, match="importance needs the axis output"):
-        accumulated_importance(summed, ["step"])
     with pytest.raises(UserError, match="has no 'first_moment'"):
         accumulated_influence(store, ["step"], part="first_moment")

@@ -14,14 +14,21 @@ from tdaexp.pathkernel.updates import (
     SGD,
     AdamW,
     Momentum,
+    Optimiser,
     Regularisation,
     decay_share,
     optimiser,
-    past_weight,
     simulated_update,
     split_update,
 )
 from tdaexp.runtime.errors import UserError
+
+
+def past_weight(rule: Optimiser, step: int, past: int) -> float:
+    """α_{s,i} without the learning rate: how often the gradient of step `past` counts in the update of `step`."""
+    now = rule.coefficients(step)
+    through = rule.coefficients(past).take * now.gain * now.decay ** (step - past)
+    return through + (now.direct if past == step else 0.0)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -51,11 +51,6 @@ def softmax_hessian(logits: Tensor, directions: Tensor) -> Tensor:
     return weighted - p * weighted.sum(-1, keepdim=True)
 
 
-def squared_hessian(outputs: Tensor, directions: Tensor) -> Tensor:
-    """The Hessian of 1/2 |y - target|², the identity."""
-    return directions
-
-
 def ggn_product(
     outputs: Outputs, parameters: dict[str, Tensor], directions: dict[str, Tensor], hessian: HessianProduct
 ) -> dict[str, Tensor]:

@@ -114,20 +114,6 @@ def token_shares(preconditioned: Tensor, factors: LinearFactors) -> Tensor:
     return ((inputs @ preconditioned.T) * factors.deltas.to(preconditioned.dtype)).sum(2)
 
 
-def token_influence(
-    train: Side,
-    queries: Side,
-    example: int,
-    query: int,
-    precondition: Precondition,
-    adjoint: Precondition,
-    rank: int | None = None,
-    pad_id: int = 0,
-) -> TokenInfluence:
-    """Shares of the influence of one training example on one query, by the tokens of each; see `TokenScoring`."""
-    return TokenScoring(train, queries, precondition, adjoint, rank, pad_id).of_query(query, [example])[0]
-
-
 def pair_tokens(scoring: TokenScoring, pairs: np.ndarray, *, store: Path) -> tuple[np.ndarray, np.ndarray]:
     """Shares of candidate pairs by training position [Q, C, T] and by query position [Q, C, T'], float64.
 

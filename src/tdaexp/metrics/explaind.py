@@ -29,17 +29,6 @@ def accumulated_influence(
     return values.sum([axis for axis in over if axis in values.dims], skipna=False)
 
 
-def accumulated_importance(
-    store: xr.Dataset, over: list[str], chosen: Chosen | None = None, part: str = "influence"
-) -> xr.DataArray:
-    """Ψ̄: sum over queries and outputs of |Ψ|, after the other axes in `over` are summed with their signs."""
-    inner = [axis for axis in over if axis not in ("query", "output")]
-    needed = {"query", "output"} - set(store[part].dims if part in store else ())
-    if needed:
-        raise UserError(f"influence store: importance needs the axis {sorted(needed)[0]}; keep query and output")
-    return abs(accumulated_influence(store, inner, chosen, part)).sum(["query", "output"], skipna=False)
-
-
 def relative_regularisation(store: xr.Dataset, over: list[str], chosen: Chosen | None = None) -> xr.DataArray:
     """D: Ψ − Ψ^reg over the axes `over`, in the paper's sign (of ψ: the store's is the opposite)."""
     without = [axis for axis in over if axis != "train"]

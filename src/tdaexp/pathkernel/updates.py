@@ -111,13 +111,6 @@ def optimiser(name: str, **settings: object) -> Optimiser:
     return known[name](**settings)  # type: ignore[arg-type]
 
 
-def past_weight(rule: Optimiser, step: int, past: int) -> float:
-    """α_{s,i} without the learning rate: how often the gradient of step `past` counts in the update of `step`."""
-    now = rule.coefficients(step)
-    through = rule.coefficients(past).take * now.gain * now.decay ** (step - past)
-    return through + (now.direct if past == step else 0.0)
-
-
 class Momentum:
     """Running averages [P, D] of P shares of the gradient, carried forward in time.
 

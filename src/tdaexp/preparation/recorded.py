@@ -9,11 +9,10 @@ from typing import Any
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.task_study import TaskStudy
-from tdaexp.preparation.texts import GENERATED, drawn, text_template
+from tdaexp.preparation.texts import GENERATED, drawn, tokenisation
 from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import TrainedLanguage, trained_language
-from tdaexp.training.trained import Tokenisation
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +41,7 @@ def load_recorded(config: Any, corpus: Corpus) -> TrainedLanguage:
         corpus.train,
         corpus.queries,
         config.trainer.fit,
-        Tokenisation(
-            template=text_template(config),
-            max_length=config.dataset.max_length,
-            loss_on=config.dataset.loss_on,
-            append_eos=config.dataset.append_eos,
-        ),
+        tokenisation(config),
         cache_dir=Path(config.cache_dir),
         seed=config.seed,
         device=resolve_device(config.trainer.accelerator),

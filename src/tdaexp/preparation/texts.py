@@ -105,12 +105,7 @@ def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> L
         model,
         records,
         settings,
-        Tokenisation(
-            template=text_template(config),
-            max_length=config.dataset.max_length,
-            loss_on=config.dataset.loss_on,
-            append_eos=config.dataset.append_eos,
-        ),
+        tokenisation(config),
         cache_dir=Path(config.cache_dir),
         seed=config.seed,
         device=device,
@@ -177,3 +172,14 @@ def _tokens(
 def text_template(config: Any) -> str:
     """The data set's template, or the model's where the data set leaves it open."""
     return str(config.model.template if config.dataset.template == "auto" else config.dataset.template)
+
+
+def tokenisation(config: Any) -> Tokenisation:
+    """How a model that is trained here reads the data set's texts."""
+    dataset = config.dataset
+    return Tokenisation(
+        template=text_template(config),
+        max_length=dataset.max_length,
+        loss_on=dataset.loss_on,
+        append_eos=dataset.append_eos,
+    )
