@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from tdaexp.report.figures import render
-from tdaexp.report.html import Picture, provenance_of
 from tdaexp.report.loggers import RunLogger
-from tdaexp.report.shading import LEVELS
+from tdaexp.report.page import Picture, page
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 
 
@@ -81,16 +79,13 @@ def write_findings(
 
 def findings_page(findings: Findings, pictures: list[tuple[Picture, bool]], stores: dict[str, xr.Dataset]) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=PackageLoader("tdaexp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("findings.html").render(
+    return page(
+        "findings.html",
+        stores,
         title=findings.title,
-        levels=LEVELS,
         statements=findings.statements,
         tables={name: _cells(table) for name, table in findings.tables.items()},
         pictures=pictures,
-        provenance=[provenance_of(label, store) for label, store in stores.items()],
     )
 
 

@@ -17,8 +17,9 @@ from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.figures import render
-from tdaexp.report.html import Picture, page
 from tdaexp.report.loggers import RunLogger
+from tdaexp.report.methods_page import methods_page
+from tdaexp.report.page import Picture
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts, shown_queries, top_texts
 from tdaexp.runtime.files import atomic_path, write_json, write_text
@@ -62,7 +63,7 @@ def write_report(
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if same_study(dataset, first)}
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", page(datasets, table, studies, pictures, queries, settings))
+    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, settings))
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]

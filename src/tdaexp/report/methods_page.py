@@ -1,40 +1,22 @@
-"""The self-contained page: one HTML file that opens anywhere and loads nothing from elsewhere."""
+"""What the page of `evaluate.py` shows of a comparison of methods."""
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import xarray as xr
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
-from tdaexp.report.shading import LEVELS
+from tdaexp.report.page import Picture, page
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, rows_of
 from tdaexp.report.texts import Query
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure: file name without suffix, caption, and its SVG."""
-
-    name: str
-    caption: str
-    svg: bytes
-
-    @property
-    def source(self) -> str:
-        """The picture as a data URI: ids inside one SVG cannot meet those of another."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
-
-
-def page(
+def methods_page(
     datasets: dict[str, xr.Dataset],
     table: pd.DataFrame,
     studies: dict[str, ComponentStudy],
@@ -43,11 +25,10 @@ def page(
     settings: MetricSettings,
 ) -> str:
     """Render the report."""
-    environment = Environment(
-        loader=PackageLoader("tdaexp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     heading, cost_rows = costs(table)
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
+        datasets,
         labels=list(datasets),
         findings=findings(table),
         tables=_tables(table),
@@ -58,11 +39,9 @@ def page(
         components=_components(studies),
         queries=queries,
         shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
-        levels=LEVELS,
         totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
-        provenance=[provenance_of(label, dataset) for label, dataset in datasets.items()],
         settings=settings,
         percent=f"{100 * settings.confidence:g}",
     )
@@ -99,17 +78,3 @@ def _components(studies: dict[str, ComponentStudy]) -> list[list[str]]:
         [name, count_label(size), *(number(values[place], 4) for values in accuracy)]
         for place, (name, size) in enumerate(zip(first["component"], first["size"], strict=True))
     ]
-
-
-def provenance_of(label: str, dataset: xr.Dataset) -> dict[str, Any]:
-    """Where a store came from: its plain attributes, package versions, and the configuration as YAML."""
-    special = ("config", "versions", "cost")
-    plain = {key: value for key, value in dataset.attrs.items() if key not in special and value is not None}
-    versions = dataset.attrs.get("versions", {})
-    config = dataset.attrs.get("config")
-    return {
-        "label": label,
-        "facts": plain,
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "config": "" if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-    }
