@@ -1,15 +1,21 @@
 """Shared set-up: one thread per process, nothing online."""
 
+from __future__ import annotations
+
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,6 +40,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data (../shared/data) is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def models() -> Callable[..., PreTrainedModel]:
+    """Tiny random models by variant and dtype, each built once."""
+    from gradient_oracle import shared_model
+
+    return shared_model
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dense_ggn import dense_ggn
 from tiny_study import PARAPHRASED, TRAIN, explicit_gradients, join
 
 from tdaexp import influence
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "curvature"))
-
-from dense_ggn import dense_ggn
 
 NAMES = ["layers.0.attn.q", "layers.1.attn.v"]
 FEW = [f"method.components=[{','.join(NAMES)}]", "method.queries=null"]

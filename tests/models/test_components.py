@@ -5,30 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gradient_oracle import TINY
 from transformers import AutoConfig, AutoModelForCausalLM, OlmoConfig
 
 from tdaexp.models.components import component_map
 from tdaexp.models.layers import ARCHITECTURES, Fused, canonical_name
 from tdaexp.runtime.errors import UserError
 
-SMALL = {
-    "olmo": dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4),
-    "llama": dict(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    ),
-    "bloom": dict(hidden_size=16, n_layer=2, n_head=4),
-    "gpt_neox": dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4),
-    "gpt2": dict(n_embd=16, n_layer=2, n_head=4, n_positions=32),
-}
-
 
 def build(model_type, device="cpu", **options):
     special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=None)
-    config = AutoConfig.for_model(model_type, vocab_size=20, **{**SMALL[model_type], **special, **options})
+    config = AutoConfig.for_model(model_type, vocab_size=20, **{**TINY[model_type], **special, **options})
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config)
 

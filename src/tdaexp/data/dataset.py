@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from tdaexp.data import templates
 from tdaexp.data.assumed import Assumed
+from tdaexp.data.limits import check_limits
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record
 from tdaexp.runtime.errors import UserError, unknown
@@ -65,8 +66,7 @@ class Dataset(ABC):
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
         templates.check(self.template)
-        if self.query_limit is not None and self.query_limit < 1:
-            raise UserError(f"dataset.query_limit={self.query_limit}: must be at least 1 (or null for all)")
+        check_limits(self, "query_limit")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:

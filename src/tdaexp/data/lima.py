@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tdaexp.data.dataset import Dataset, as_query
+from tdaexp.data.limits import check_limits
 from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, first_line, read_rows
 from tdaexp.runtime.errors import UserError, unknown
@@ -43,8 +44,7 @@ class Lima(Dataset):
             UserError: a limit below 1.
         """
         super().__post_init__()
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"dataset.limit={self.limit}: must be at least 1 (or null for all)")
+        check_limits(self, "limit")
 
     @property
     def at_hand(self) -> bool:

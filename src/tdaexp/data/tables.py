@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.quiet import quiet
 
@@ -72,9 +73,10 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
     return rows
 
 
-def pairs_of(path: Path, limit: int | None) -> list[tuple[str, str]]:
-    """The columns `prompt` and `completion` of the first `limit` rows of a file (None: all)."""
-    return [(row.text("prompt"), row.text("completion").strip()) for row in read_rows(path)[:limit]]
+def second_stage(path: str | None, limit: int | None) -> list[Record]:
+    """Columns `prompt` and `completion` of the first `limit` rows of a file (None: all), as records `ft-N`."""
+    rows = [] if path is None else read_rows(Path(path))[:limit]
+    return [Record(f"ft-{n}", row.text("prompt"), row.text("completion").strip()) for n, row in enumerate(rows)]
 
 
 def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:

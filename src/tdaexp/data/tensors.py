@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.data.limits import check_limits
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -83,8 +84,7 @@ class TensorDataset(ABC):
         for key in ("train", "test"):
             if getattr(self, key) < 1:
                 raise UserError(f"dataset.{key}={getattr(self, key)}: must be at least 1")
-        if self.query_limit is not None and self.query_limit < 1:
-            raise UserError(f"dataset.query_limit={self.query_limit}: must be at least 1 (or null for all)")
+        check_limits(self, "query_limit")
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")

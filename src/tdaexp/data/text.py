@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from tdaexp.data.dataset import Dataset, query_id
 from tdaexp.data.groups import groups_of, stratified
+from tdaexp.data.limits import check_limits
 from tdaexp.data.records import Record
-from tdaexp.data.tables import Row, hub_rows, pairs_of, read_rows
+from tdaexp.data.tables import Row, hub_rows, read_rows, second_stage
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -96,10 +97,7 @@ class Text(Dataset):
             raise UserError(f"dataset.prompt_fraction={self.prompt_fraction}: must lie in [0, 1)")
         if self.held_out < 0:
             raise UserError(f"dataset.held_out={self.held_out}: must be at least 0")
-        for key in ("limit", "finetune_limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
+        check_limits(self, "limit", "finetune_limit")
 
     @property
     def at_hand(self) -> bool:
@@ -116,10 +114,7 @@ class Text(Dataset):
 
     def finetune_records(self) -> list[Record]:
         """Return the rows of `finetune_path`; ids are `ft-N`."""
-        if self.finetune_path is None:
-            return []
-        pairs = pairs_of(Path(self.finetune_path), self.finetune_limit)
-        return [Record(f"ft-{number}", *pair) for number, pair in enumerate(pairs)]
+        return second_stage(self.finetune_path, self.finetune_limit)
 
     def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
         """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""

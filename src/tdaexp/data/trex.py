@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from tdaexp.data.dataset import Dataset
+from tdaexp.data.limits import check_limits
 from tdaexp.data.questions import QUESTIONS, SUBJECT, question
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.tables import pairs_of, read_rows
+from tdaexp.data.tables import read_rows, second_stage
 from tdaexp.data.triples import Fact, Sentence, hub_facts, hub_sentences, lama_facts, trex_sentences
 from tdaexp.runtime.errors import UserError
 
@@ -67,10 +68,7 @@ class TREx(Dataset):
         files = (self.sentences is not None, self.facts is not None)
         if any(files) and (self.hub is not None or not all(files)):
             raise UserError(SOURCES)
-        for key in ("limit", "finetune_limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"dataset.{key}={value}: must be at least 1 (or null for all)")
+        check_limits(self, "limit", "finetune_limit")
 
     @property
     def at_hand(self) -> bool:
@@ -88,10 +86,8 @@ class TREx(Dataset):
 
     def finetune_records(self) -> list[Record]:
         """Return the rows of `finetune_path`; ids are `ft-N`."""
-        if self.finetune_path is None:
-            return []
-        pairs = pairs_of(Path(self.finetune_path), self.finetune_limit)
-        return [Record(f"ft-{number}", prompt, f" {answer}") for number, (prompt, answer) in enumerate(pairs)]
+        records = second_stage(self.finetune_path, self.finetune_limit)
+        return [dataclasses.replace(record, completion=f" {record.completion}") for record in records]
 
     def load(self) -> Corpus:
         """Return sentences, questions about the facts that they state, and the fine-tuning records.

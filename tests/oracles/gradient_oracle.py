@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -47,6 +49,10 @@ def build_model(variant: str, dtype: torch.dtype = torch.float64) -> PreTrainedM
             centre = 1.0 if parameter.ndim == 1 and bool((parameter == 1).all()) else 0.0
             parameter.normal_(centre, 0.2)
     return model.to(dtype).eval()
+
+
+shared_model = functools.cache(build_model)
+"""The same, built once for each variant and dtype: not to be changed."""
 
 
 def make_examples(seed: int, count: int, shortest: int = 3, longest: int = 12, prefix: str = "e") -> Examples:
