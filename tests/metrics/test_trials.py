@@ -61,7 +61,7 @@ def test_a_judgement_over_trials(products_dataset):
     assert flat["hard/bm25_accuracy"] != whole["hard/bm25_accuracy"]
     assert "hard/mrr_sd" in flat and "hard/mrr_sd" not in whole
     assert flat["hard/mrr_low"] <= flat["hard/mrr"] <= flat["hard/mrr_high"]
-    assert flat["hard/recall@5_low"] == flat["hard/recall@5"] == 1
+    assert "hard/recall@5" not in flat  # of three candidates
 
 
 def test_rank_correlation_with_a_named_reference(products_dataset, select_dataset):

@@ -141,7 +141,8 @@ def _retrieval(dataset: xr.Dataset, scores: np.ndarray, settings: MetricSettings
     """Intervals by name, all on the same resamples; what the store cannot give is absent."""
     truth = dataset["truth"].values
     rows = {"accuracy": retrieval.accuracy(scores, truth), "mrr": retrieval.reciprocal_rank(scores, truth)}
-    rows["recall"] = retrieval.recall(scores, truth, settings.top_k)
+    if (~np.isnan(scores)).sum(1).max(initial=0) > settings.top_k:  # among k candidates every source is found
+        rows["recall"] = retrieval.recall(scores, truth, settings.top_k)
     honest = rows["accuracy"]
     held_out, lexical = held_out_accuracy(dataset, settings), controls.bm25_accuracy(dataset)
     if held_out is not None:

@@ -10,11 +10,11 @@ from tdaexp.runtime.errors import UserError
 @dataclass(frozen=True)
 class MetricSettings:
     """Keys: `bootstrap` (resamples of the queries behind every interval), `confidence` (of the intervals),
-    `folds` (for the accuracy on queries that were not used for selecting), `top_k` (training texts shown
-    per query, and the k of recall@k), `trials` and `queries_per_trial` (retrieval is averaged over that many random
-    samples of the queries; null = all queries, once), `reference` (the method, by its name or its label in the table,
-    that rank correlations compare with; null = the full gradient), `plots` (draw the figures), `seed` (of resamples,
-    trials and folds).
+    `folds` (for the accuracy on queries that were not used for selecting), `top_k` (training texts shown per query, and
+    the k of recall@k, which is left out where no query has more candidates), `trials` and `queries_per_trial`
+    (retrieval is averaged over that many random samples of the queries; null = all queries, once), `reference` (the
+    method, by its name or its label in the table, that rank correlations compare with; null = the full gradient),
+    `plots` (draw the figures), `seed` (of resamples, trials and folds).
     """
 
     bootstrap: int = 2000

@@ -72,8 +72,9 @@ def by_damping(table: pd.DataFrame) -> Figure:
             axes.invert_xaxis()
             axes.minorticks_off()
             fit_y(axes, 0.0, 1.0)
-            recall = f"recall@{table.attrs.get('top_k', 'k')}"
-            axes.set(title=f"{name} queries", xlabel="damping λ", ylabel=f"MRR (solid), {recall} (dotted)")
+            known = mine["recall"].notna().any()
+            recall = f", recall@{table.attrs.get('top_k', 'k')} (dotted)" if known else ""
+            axes.set(title=f"{name} queries", xlabel="damping λ", ylabel=f"MRR (solid){recall}")
             legend_below(axes)
         return figure
 
