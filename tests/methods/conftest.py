@@ -40,7 +40,7 @@ SHORTER = {
         "method.examples=8",
     ],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
-    "arnoldi": ["method.relative_damping=300", "method.steps=50", "method.rank=40"],
+    "arnoldi": ["method.relative_damping=300", "method.steps=16", "method.rank=12"],
 }  # keys that keep iterations on the tiny model few
 
 
@@ -130,11 +130,12 @@ def compose() -> Callable[..., Method]:
 
 
 @pytest.fixture(scope="session")
-def configured(compose: Callable[..., Method]) -> Callable[[str], Method]:
+def configured(compose: Callable[..., Method]) -> Callable[..., Method]:
     """Make a method of its YAML, with a budget of 0.3 where it reads one, and less work where it is long."""
 
-    def make(name: str) -> Method:
-        return compose(f"method={name}", *(["budget=0.3"] if _reads_budget(name) else []), *SHORTER.get(name, []))
+    def make(name: str, *overrides: str) -> Method:
+        budget = ["budget=0.3"] if _reads_budget(name) else []
+        return compose(f"method={name}", *budget, *SHORTER.get(name, []), *overrides)
 
     return make
 
