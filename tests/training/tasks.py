@@ -17,6 +17,7 @@ OPTIMISERS = {
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.05, "decay": "all", "schedule": "linear"},
     "sgd": {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "cosine"},
 }
+LONG = {"steps": 600, "checkpoint_every": 20}  # time enough to be killed
 
 
 def corpus(examples: int = 30) -> TensorCorpus:

@@ -80,7 +80,7 @@ from tdaexp.training.settings import FitSettings
 records = [Record(f"r{i}", f"Where was person {i} born?", f"In city {i * i}.") for i in range(10)]
 start = Scratch("olmo", SMALL, vocab_size=280, context=64).start([record.text for record in records])
 examples = tokenise(records, start.tokenizer, template="plain", max_length=64)
-settings = FitSettings(steps=200, batch_size=4, lr=1e-2, warmup=2, checkpoint_every=5)
+settings = FitSettings(steps=100, batch_size=4, lr=1e-2, warmup=2, checkpoint_every=5)
 fit(start, examples, settings, folder=Path(sys.argv[1]), seed=0)
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tasks import OPTIMISERS, problem, recorded, settings
+from tasks import LONG, OPTIMISERS, problem, recorded, settings
 from torch import nn
 
 import tdaexp.training.recorded as loop
@@ -169,19 +169,17 @@ import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from tasks import OPTIMISERS, recorded, settings
-recorded(Path(sys.argv[1]), settings(**OPTIMISERS["adamw"], steps=1500, checkpoint_every=20))
+from tasks import LONG, OPTIMISERS, recorded, settings
+recorded(Path(sys.argv[1]), settings(**OPTIMISERS["adamw"], **LONG))
 """
 
 
 @pytest.mark.long
 def test_sigkill_and_again_gives_the_same_trajectory(tmp_path):
-    def command(folder):
-        return [sys.executable, "-c", SCRIPT, str(folder), str(Path(__file__).parent)]
-
-    subprocess.run(command(tmp_path / "straight"), check=True)
+    recorded(tmp_path / "straight", settings(**OPTIMISERS["adamw"], **LONG))
     for _ in range(2):
-        process = subprocess.Popen(command(tmp_path / "cut"))
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut"), str(Path(__file__).parent)]
+        process = subprocess.Popen(command)
         known = {path.name for path in (tmp_path / "cut").glob("resume/*.ckpt")}
         deadline = time.monotonic() + 240
         while {path.name for path in (tmp_path / "cut").glob("resume/*.ckpt")} <= known:
@@ -189,9 +187,9 @@ def test_sigkill_and_again_gives_the_same_trajectory(tmp_path):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL  # it was still at work
-        with pytest.raises(UserError, match=r"step \d+ of 1500 is missing, .*same train\.py command"):
+        with pytest.raises(UserError, match=r"step \d+ of 600 is missing, .*same train\.py command"):
             Trajectory(tmp_path / "cut" / "trajectory")
-    subprocess.run(command(tmp_path / "cut"), check=True)
+    recorded(tmp_path / "cut", settings(**OPTIMISERS["adamw"], **LONG))
     for part in ("trajectory", "model"):
         assert content(tmp_path / "straight" / part) == content(tmp_path / "cut" / part)
 
