@@ -199,10 +199,8 @@ def _part_cost(
 
 
 def _held(work: Workload, block: Block, each: float, largest: float) -> float:
-    """Queries of a block; they are joined where they come in several batches; and one layer's gradients on the way."""
-    queries = sum(map(len, block.queries))
-    copies = 2 if len(block.queries) > 1 else 1
-    return copies * queries * each + 4 * max(map(len, block.queries)) * largest
+    """Queries of a block, and one layer's gradients of a batch on the way."""
+    return sum(map(len, block.queries)) * each + 4 * max(map(len, block.queries)) * largest
 
 
 def _factor_bytes(layers: Layers, wide: int) -> float:
