@@ -108,7 +108,7 @@ class _Work:
 
     def _gradients(self, examples: TensorExamples, members: list[int]) -> Gradients:
         """Gradients of some examples by component."""
-        chosen = torch.as_tensor(members)
+        chosen = torch.tensor(members, dtype=torch.int64, device="cpu")
         inputs, targets = examples.inputs[chosen].to(self.device), examples.targets[chosen].to(self.device)
         found, losses = self._each(self.parameters, inputs, targets)
         gradients = {
