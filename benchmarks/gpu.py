@@ -52,7 +52,8 @@ from tdaexp.methods.select import Select
 from tdaexp.methods.study import Compute, Study
 from tdaexp.models.empty import stated_config
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
-from tdaexp.planning.workload import task_workload, text_workload
+from tdaexp.planning.recordings import task_workload
+from tdaexp.planning.workload import text_workload
 from tdaexp.preparation.tasks import build_task_study, load_task
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.training.checkpoint_list import Snapshot

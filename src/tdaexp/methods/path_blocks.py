@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.methods.task_study import CPU
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.files import atomic_path
@@ -26,7 +27,6 @@ from tdaexp.runtime.progress import track
 log = logging.getLogger(__name__)
 STEPS_PER_BLOCK = 32
 STATE = "state "
-CPU = torch.device("cpu")
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 OneStep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]

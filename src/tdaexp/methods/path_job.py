@@ -107,7 +107,9 @@ def chosen_rule(quadrature: Quadrature, function: Function, study: TaskStudy) ->
         return quadrature
     parameters = {name: value.detach().to(study.dtype) for name, value in study.module.named_parameters()}
     try:
-        smooth = smooth_operation(function, parameters, study.batch(study.queries.select(range(len(study.queries))[:2])))
+        smooth = smooth_operation(
+            function, parameters, study.batch(study.queries.select(range(len(study.queries))[:2]))
+        )
         reason = None if smooth is None else f"the operation '{smooth}' is smooth"
     except NoRule as error:
         if quadrature.rule != AUTO:

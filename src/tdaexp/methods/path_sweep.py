@@ -76,9 +76,7 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
         if parts.every and sweep.carry is not None:
             put_state(sums, {"carry": sweep.carry})
         if "kernel" not in sums:
-            sums["kernel"] = found.train.new_zeros(
-                len(found.train), count, *found.train.shape[2:], dtype=torch.float64
-            )
+            sums["kernel"] = found.train.new_zeros(len(found.train), count, *found.train.shape[2:], dtype=torch.float64)
         sums["kernel"].index_add_(1, step.ids.to(found.train.device), found.train.double())
         add(sums, "regularisation", found.regularisation.double())
         if number in nodes:

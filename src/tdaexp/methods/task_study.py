@@ -13,6 +13,8 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.training.trajectory import Trajectory
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TaskStudy:
@@ -33,7 +35,7 @@ class TaskStudy:
     cache: Path
     dtype: torch.dtype = torch.float32
     held_out: TensorExamples | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study and on `depends_on`."""

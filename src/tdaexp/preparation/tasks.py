@@ -14,13 +14,12 @@ from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.pair_study import Compute
-from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.task_study import CPU, TaskStudy
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.task import TrainedTask, trained_task
 
 log = logging.getLogger(__name__)
-CPU = torch.device("cpu")
 
 
 def load_task(config: Any) -> TrainedTask:

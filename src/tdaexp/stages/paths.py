@@ -59,8 +59,8 @@ def decompose(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         with ranks.first_alone():
             task = load_task(config)
         clock.stop("model")
-        study = build_task_study(config, task, resolve_device(config.trainer.accelerator))
-        return _of_recorded(config, folder, logger, task, study, clock)
+        recorded = build_task_study(config, task, resolve_device(config.trainer.accelerator))
+        return _of_recorded(config, folder, logger, task, recorded, clock)
     if config.trainer.fit.record:
         corpus = recorded_corpus(config)
         _tell_plan(config, corpus)
