@@ -7,8 +7,7 @@
     ekfac          factors and scores of BLOOM-560m: 20,000 sentences of T-REx's lengths, 100 queries, 100 candidates
     explaind       one EuroLLM-1.7B checkpoint: sequences of 4,096 tokens, 4 Gauss nodes, float32; of a batch of 3,072
                    and 512 held-out sequences 1/32 unless told
-    grokking       the whole grokking decomposition, 2,000 steps; training is on the GPU and not counted, recorded
-                   trainings are decomposed on the CPU
+    grokking       the whole grokking decomposition, 2,000 steps; training is not counted
 
     python benchmarks/gpu.py [--rows ROW …] [--share ROW=FRACTION …] [--limit SECONDS] [--out FILE] [--tiny]
 
@@ -53,7 +52,8 @@ from tdaexp.methods.select import Select
 from tdaexp.methods.study import Compute, Study
 from tdaexp.models.empty import stated_config
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
-from tdaexp.planning.workload import task_workload, text_workload
+from tdaexp.planning.recordings import task_workload
+from tdaexp.planning.workload import text_workload
 from tdaexp.preparation.tasks import build_task_study, load_task
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.training.checkpoint_list import Snapshot
@@ -176,9 +176,10 @@ def grokking(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     config = row.config(folder, tiny, f"trainer.fit.steps={steps}", *(small if tiny else []))
     flop = sum(stage.flop for stage in config.method.plan(task_workload(config)[0]))
     start = time.perf_counter()
-    study = build_task_study(config, load_task(config))
+    device = device_of(config)
+    study = build_task_study(config, load_task(config), device)
     trained = (time.perf_counter() - start) / 60
-    found = timed(lambda: config.method.attribute(study), config, torch.device("cpu"), flop)
+    found = timed(lambda: config.method.attribute(study), config, device, flop)
     return found | {"amount": f"{steps:,} of {whole:,} steps (training: {trained:.1f} min)"}
 
 

@@ -11,9 +11,10 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.kept import kept_bytes, kept_scores
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import pair_scores
+from tdaexp.curvature.score import Scoring, pair_scores
 from tdaexp.curvature.sides import Side
 from tdaexp.data.examples import Examples
+from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
@@ -145,6 +146,21 @@ def test_low_rank_queries(rank, pairs, fitted, tmp_path, monkeypatch):
     for one in found:
         np.testing.assert_allclose(one, wanted, rtol=1e-7, atol=1e-9)
     assert np.nanmax(np.abs(wanted - score(fitted, tmp_path / "full", pairs))) > 1e-3
+
+
+def test_queries_of_several_batches_are_held_once(models):
+    model = models("gpt_neox-untied")
+    layers, queries = chosen(model), make_examples(11, 24, prefix="q")
+    side = Side(model, layers, queries)
+    work = Scoring(side, side, np.zeros((24, 1), dtype=np.int64), lambda _, gradient: gradient, None, 0)
+
+    def peak(count):
+        with side.ready(), LiveBytes() as live:
+            held = work.hold([[query] for query in range(count)])
+        assert len(held) == len(layers)
+        return live.peak
+
+    assert peak(24) - peak(2) < 1.1 * 22 * work.held_bytes()
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -22,7 +22,9 @@ def sketches(components, kind):
 
 def run(model, examples, kind, store, **options):
     components = component_map(model)
-    return component_features(model, components, examples, sketches(components, kind), store=store, **options)
+    found = component_features(model, components, examples, sketches(components, kind), store=store, **options)
+    rows = found.rows(found.place)
+    return {name: rows[:, column] for name, column in found.columns.items()}
 
 
 @pytest.mark.parametrize("kind", ["factorised", "srht", "sjlt"])

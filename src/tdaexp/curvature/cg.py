@@ -47,7 +47,7 @@ def conjugate_gradients(
     size = _norms(rhs).clamp_min(torch.finfo(torch.float64).tiny)
     x, r = torch.zeros_like(rhs), rhs.clone()
     z = r if precondition is None else precondition(r)
-    p, used = z.clone(), torch.zeros(len(rhs), dtype=torch.int64)
+    p, used = z.clone(), torch.zeros(len(rhs), dtype=torch.int64, device="cpu")
     slope = _dots(r, z)
     active = _norms(r) > tolerance * size
     for _ in track(range(iterations), "conjugate gradients", iterations):

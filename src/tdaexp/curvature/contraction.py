@@ -36,6 +36,19 @@ class HeldLayer:
     left: Tensor | None = None
     right: Tensor | None = None
 
+    def room(self, queries: int) -> HeldLayer:
+        """Room for so many queries in the same form, nothing in it yet."""
+        return HeldLayer(*(None if one is None else one.new_empty(queries, *one.shape[1:]) for one in self._sides()))
+
+    def put(self, start: int, part: HeldLayer) -> None:
+        """Write the queries of `part` to the places from `start` on."""
+        for whole, one in zip(self._sides(), part._sides(), strict=True):
+            if whole is not None and one is not None:
+                whole[start : start + len(one)] = one
+
+    def _sides(self) -> tuple[Tensor | None, ...]:
+        return self.explicit, self.bias, self.left, self.right
+
 
 def layer_scores(layer: Layer, factors: LinearFactors, held: HeldLayer, pairs: Pairs, space: Workspace) -> Tensor:
     """Scores [P, members] of pairs of held queries (left) and the examples of a batch (right), for one layer."""
@@ -127,9 +140,3 @@ def held_layer(layer: Layer, gradient: Tensor, rank: int | None) -> HeldLayer:
     if layer.bias:
         return HeldLayer(gradient[..., :-1].contiguous(), gradient[..., -1].contiguous())
     return HeldLayer(gradient)
-
-
-def joined(parts: list[HeldLayer]) -> HeldLayer:
-    """Queries of several batches as one."""
-    sides = [[getattr(one, side) for one in parts] for side in ("explicit", "bias", "left", "right")]
-    return HeldLayer(*(None if side[0] is None else torch.cat(side) for side in sides))

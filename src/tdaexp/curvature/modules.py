@@ -102,7 +102,7 @@ class ModuleSource:
         def loss(outputs: Tensor) -> Tensor:
             if self.distribution == "gaussian":
                 noise = torch.special.ndtri(uniforms(ids, seed, outputs.shape[1]).clamp(min=1e-300)).to(outputs)
-                found.append(torch.zeros(len(ids), 1, dtype=torch.int64))
+                found.append(torch.zeros(len(ids), 1, dtype=torch.int64, device="cpu"))
                 return 0.5 * (outputs - (outputs.detach() + noise)).square().sum(1)
             drawn = draw(outputs.detach(), uniforms(ids, seed, 1)[:, 0]) if labels is None else labels[:, 0]
             found.append(drawn[:, None].cpu())

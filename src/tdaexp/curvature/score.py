@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, joined, layer_scores
+from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, layer_scores
 from tdaexp.curvature.lambdas import form
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.sides import PairSide
@@ -125,18 +125,25 @@ class Scoring:
         return values.astype(str(self.dtype).removeprefix("torch."))
 
     def hold(self, batches: list[list[int]]) -> dict[str, HeldLayer]:
-        """Preconditioned gradients of a block's queries, by layer."""
-        found: dict[str, list[HeldLayer]] = {}
+        """Preconditioned gradients of a block's queries, by layer: once, each batch written to its place."""
+        found: dict[str, HeldLayer] = {}
+        count, start = sum(map(len, batches)), 0
         for members in batches:
 
-            def take(layer: Layer, factors: LinearFactors, squares: Tensor) -> None:
+            def take(layer: Layer, factors: LinearFactors, squares: Tensor, start: int = start) -> None:
                 gradient = explicit(factors, self.dtype)
                 squares[:] = gradient.flatten(1).square().sum(1)
-                ready = self.precondition(layer.name, gradient).to(self.device)
-                found.setdefault(layer.name, []).append(held_layer(layer, ready, self.rank))
+                ready = held_layer(layer, self.precondition(layer.name, gradient).to(self.device), self.rank)
+                if len(batches) == 1:
+                    found[layer.name] = ready
+                    return
+                if layer.name not in found:
+                    found[layer.name] = ready.room(count)
+                found[layer.name].put(start, ready)
 
             run_layers(self.queries, members, self.pad_id, take)
-        return {name: joined(parts) for name, parts in found.items()}
+            start += len(members)
+        return found
 
     def _meet(self, members: list[int], held: dict[str, HeldLayer], pairs: Pairs) -> np.ndarray:
         """Run a training batch past the held queries: scores [P, K]."""

@@ -163,7 +163,7 @@ class ModuleSide:
 
     def capture(self, members: Sequence[int], pad_id: int, consume: NamedConsumer) -> Tensor:
         """One pass; nothing is padded."""
-        chosen = torch.as_tensor(members)
+        chosen = torch.tensor(members, dtype=torch.int64, device="cpu")
         targets = self.targets[chosen].to(self.device)
 
         def receive(names: list[str], factors: list[LinearFactors], _: Tensor) -> None:

@@ -91,7 +91,7 @@ class LanguageSource:
         device = next(self.model.parameters()).device
         real = weights.to(device) > 0
         last = positions.max(1).values
-        reached = (torch.arange(int(last.max()) + 1)[None] <= last[:, None]).to(device)
+        reached = (torch.arange(int(last.max()) + 1, device="cpu")[None] <= last[:, None]).to(device)
         if labels is None:
             numbers = uniforms([example.id for example in chosen], seed, targets.shape[1])
             drawn: list[Tensor] = []

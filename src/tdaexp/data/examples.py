@@ -77,9 +77,9 @@ class Batch:
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     """Pad to the longest example on the right: under causal attention no real token sees the padding."""
     width = max(example.length for example in examples)
-    tokens = torch.full((len(examples), width), pad_id, dtype=torch.int64)
-    attention = torch.zeros((len(examples), width), dtype=torch.int64)
-    loss_mask = torch.zeros((len(examples), width), dtype=torch.bool)
+    tokens = torch.full((len(examples), width), pad_id, dtype=torch.int64, device="cpu")
+    attention = torch.zeros((len(examples), width), dtype=torch.int64, device="cpu")
+    loss_mask = torch.zeros((len(examples), width), dtype=torch.bool, device="cpu")
     for row, example in enumerate(examples):
         tokens[row, : example.length] = torch.from_numpy(example.tokens)
         attention[row, : example.length] = 1

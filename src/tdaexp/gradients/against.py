@@ -179,7 +179,7 @@ def gradient_vectors(
     result = torch.empty(len(examples), space.size, dtype=accumulation_dtype(model.dtype), device=device)
     for members in token_budget_batches(examples.lengths, range(len(examples)), tokens_per_batch):
         chosen = [examples[index] for index in members]
-        largest = torch.empty(len(members), len(components))
+        largest = torch.empty(len(members), len(components), device=device)
 
         def consume(arrived: list[Component], factors: list[Factors], rows: list[int] = members) -> None:
             for component, one in zip(arrived, factors, strict=True):
@@ -190,5 +190,5 @@ def gradient_vectors(
         for column, place in enumerate(space.slices):
             largest[:, column] = result[members, place].abs().amax(1)
         ids = [example.id for example in chosen]
-        require_finite(largest.numpy(), ids, components.names, losses.cpu().numpy())
+        require_finite(largest.cpu().numpy(), ids, components.names, losses.cpu().numpy())
     return result

@@ -113,7 +113,7 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
     width = int(counts.max())
     # A stable sort by "not predicted" lists each row's predicted positions first, in order.
     positions = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
-    real = torch.arange(width) < counts[:, None]
+    real = torch.arange(width, device="cpu") < counts[:, None]
     positions = torch.where(real, positions, 0)
     targets = batch.tokens.cpu().gather(1, positions + 1)
     weights = real / counts[:, None].double() if reduction == "mean" else real.double()

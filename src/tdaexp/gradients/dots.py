@@ -32,7 +32,7 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
 
     Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
     """
-    columns: list[Tensor] = [torch.empty(0)] * len(left)
+    columns: list[Tensor] = [torch.empty(0, device="cpu")] * len(left)
     for group in shared_inputs(left):
         lefts = [one for k in group if isinstance(one := left[k], LinearFactors)]
         rights = [one for k in group if isinstance(one := right[k], LinearFactors)]

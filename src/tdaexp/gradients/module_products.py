@@ -89,9 +89,13 @@ class _Work:
     def block(self, block: Block) -> dict[str, np.ndarray]:
         """Arrays of a block's queries, in the order in which the block lists them."""
         members = [query for batch in block.queries for query in batch]
-        parts = [self._gradients(self.queries, batch) for batch in block.queries]
-        held = {name: torch.cat([part[name] for part in parts]) for name in self.components}
-        del parts
+        held: Gradients = {}
+        start = 0
+        for batch in block.queries:  # each written to its place, so that nothing is held twice
+            for name, gradient in self._gradients(self.queries, batch).items():
+                room = held.setdefault(name, gradient.new_empty(len(members), gradient.shape[1]))
+                room[start : start + len(batch)] = gradient
+            start += len(batch)
         candidates, count = self.pairs[members], len(self.components)
         dot = np.full((*candidates.shape, count), np.nan)
         train_sq = np.full_like(dot, np.nan)
@@ -108,7 +112,7 @@ class _Work:
 
     def _gradients(self, examples: TensorExamples, members: list[int]) -> Gradients:
         """Gradients of some examples by component."""
-        chosen = torch.as_tensor(members)
+        chosen = torch.tensor(members, dtype=torch.int64, device="cpu")
         inputs, targets = examples.inputs[chosen].to(self.device), examples.targets[chosen].to(self.device)
         found, losses = self._each(self.parameters, inputs, targets)
         gradients = {

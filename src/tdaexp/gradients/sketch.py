@@ -64,7 +64,7 @@ class PackedSigns:
     def __init__(self, rows: int, columns: int, generator: torch.Generator):
         self.columns = columns
         size = (rows, -(-columns // 8))
-        self._bytes = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        self._bytes = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8, device="cpu")
 
     def unpack(self, start: int, stop: int, like: Tensor) -> Tensor:
         """Return rows start to stop, +1 or -1 [stop - start, columns], in type and place as `like`."""
@@ -77,5 +77,5 @@ class PackedSigns:
 @functools.cache
 def _signs_of_byte(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Tabulate a byte's eight bits, lowest first, as signs [256, 8]: +1 for a set bit, -1 for a clear one."""
-    bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    bits = (torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) & 1
     return (2 * bits - 1).to(dtype=dtype, device=device)

@@ -86,7 +86,7 @@ def factor_dimensions(dim: int, d_out: int, d_in: int) -> tuple[int, int]:
 def _entries(rows: int, columns: int, distribution: str, generator: torch.Generator) -> Tensor:
     """Draw one side's matrix, transposed, [d, k]: signs or normal, or the identity for k = d."""
     if rows == columns:
-        return torch.eye(rows)
+        return torch.eye(rows, device="cpu")
     if distribution == "normal":
-        return torch.randn(rows, columns, generator=generator)
-    return torch.randint(0, 2, (rows, columns), generator=generator).float() * 2 - 1
+        return torch.randn(rows, columns, generator=generator, device="cpu")
+    return torch.randint(0, 2, (rows, columns), generator=generator, device="cpu").float() * 2 - 1

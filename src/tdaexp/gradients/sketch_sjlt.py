@@ -32,7 +32,7 @@ class SJLTSketch(Sketch):
         super().__init__(shape, dim)
         groups = min(nonzeros, dim)
         generator = torch.Generator().manual_seed(seed)
-        self.codes = torch.empty(groups, self.numel, dtype=torch.int32)
+        self.codes = torch.empty(groups, self.numel, dtype=torch.int32, device="cpu")
         for group in range(groups):
             start, stop = group * dim // groups, (group + 1) * dim // groups
             self.codes[group].random_(2 * start, 2 * stop, generator=generator)

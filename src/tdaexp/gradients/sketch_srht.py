@@ -41,7 +41,7 @@ class SRHTSketch(Sketch):
         generator = torch.Generator().manual_seed(seed)
         self.right = PackedSigns(self.blocks, self.block, generator)
         self.left = PackedSigns(self.blocks, dim, generator)
-        self.rows = torch.randperm(self.block, generator=generator)[:dim].sort().values
+        self.rows = torch.randperm(self.block, generator=generator, device="cpu")[:dim].sort().values
 
     def _project(self, gradient: Tensor) -> Tensor:
         batch, m = gradient.shape[0], self.block

@@ -75,7 +75,7 @@ class VectorSpace:
         for component, place in zip(self.components.components, self.slices, strict=True):
             start = place.start
             for part in _own_parts(component):
-                places = torch.arange(start, start + part.size)
+                places = torch.arange(start, start + part.size, device="cpu")
                 outputs, inputs = part.shape
                 weight, bias = places[: part.size - outputs * part.bias], places[part.size - outputs * part.bias :]
                 if part.kind in ("linear", "conv1d"):

@@ -81,7 +81,7 @@ def decompose(plan: Plan, snapshot: Snapshot) -> dict[str, np.ndarray]:
         explained = float(sum(value.sum() for value in parts.values()))
         values = (-change.before, -change.after, explained - (change.after - change.before))
         for name, value in zip(PAIR, values, strict=True):
-            found[name].append(torch.tensor(value, dtype=torch.float64))
+            found[name].append(torch.tensor(value, dtype=torch.float64, device="cpu"))
         if plan.groups:
             parts["kernel"] = one.by_group(step, phi, numbers["clipped"])
         for name in PARTS:

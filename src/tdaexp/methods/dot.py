@@ -14,6 +14,7 @@ import xarray as xr
 from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
+from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.runtime.costs import StageCost
 
@@ -26,9 +27,10 @@ class Dot(Full):
         """Component dot products of all candidate pairs."""
         return _without_norms(super().attribute(study))
 
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """As `full`, whose answer is twice as large."""
-        return [*super().plan(work)[:-1], work.answer(len(work.components(self.components)), self_products=False)]
+        named = work.parts if isinstance(work, TaskWorkload) else work.components
+        return [*super().plan(work)[:-1], work.answer(len(named(self.components)), self_products=False)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""

@@ -27,12 +27,15 @@ from tdaexp.curvature.sides import PairSide, Side
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.measurements import as_loss, named, sources
 from tdaexp.methods.base import Method
+from tdaexp.methods.module_costs import module_factor_costs, module_scores_cost
 from tdaexp.methods.pair_study import PairStudy
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
+from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
@@ -114,12 +117,20 @@ class EKFAC(Method):
         scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
         return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
 
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The phases of the fit, the scores, and the answer."""
+        if isinstance(work, TaskWorkload):
+            return self._plan_of_classifier(work)
         layers, chosen = self.planned_layers(work), self.settings
         fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
         scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
         return [*fit, scores, work.answer(len(layers.components), self_products=False)]
+
+    def _plan_of_classifier(self, work: TaskWorkload) -> list[StageCost]:
+        found = self._layers_among(work.parts(None), whole=True)
+        fit = module_factor_costs(work, found, self.mode, self.partitions, self.saves)
+        scores = module_scores_cost(work, found, self.mode)
+        return [*fit, scores, work.answer(len(found.components), self_products=False)]
 
     def planned_layers(self, work: Workload) -> Layers:
         """The chosen components of a model without data, by weight matrix."""
@@ -127,13 +138,16 @@ class EKFAC(Method):
 
     def layers(self, study: PairStudy) -> Layers:
         """The chosen components by weight matrix; a classifier without named blocks counts as one."""
-        every = study.components()
-        names = names_of(every, self.part, self.components)
-        if not names and self.part == "blocks" and not isinstance(study, Study):
-            names = every.names
-        found = layers_of(every.select(names), self.strict)
+        found = self._layers_among(study.components(), whole=not isinstance(study, Study))
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
+
+    def _layers_among(self, every: ComponentMap, whole: bool) -> Layers:
+        """The chosen ones; all of them where there are no blocks and `whole` says that this is fine."""
+        names = names_of(every, self.part, self.components)
+        if not names and self.part == "blocks" and whole:
+            names = every.names
+        return layers_of(every.select(names), self.strict)
 
     def fit(self, study: PairStudy, layers: Layers) -> Factors:
         """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""

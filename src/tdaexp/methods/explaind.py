@@ -41,6 +41,7 @@ from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
 from tdaexp.runtime.costs import StageCost
+from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.problem import check_deterministic
 
@@ -100,12 +101,18 @@ class Explaind(Method):
             raise UserError(NO_TRAJECTORY.format(self.name))
         check_deterministic(study.module)
         self._check_single(study)
+        with deterministic(study.device):
+            return self._of_steps(study)
+
+    def _of_steps(self, study: TaskStudy) -> xr.Dataset:
+        """Of recorded updates."""
         counted = chosen_steps(study, steps_between(study, self.steps), self.subsample, self.subsample_by)
         partition = None if self.partition is None else Partition.of(self.partition, study.train)
         function, keep = self._function(study), frozenset(self.keep)
         quadrature = chosen_rule(self.quadrature, function, study)
         job = PathJob(study, function, quadrature, keep, counted, self.mode, self.single, partition)
-        start = Decomposer(job.function, job.layout, job.queries).value(job.replay(counted[0]).start).double().numpy()
+        values = Decomposer(job.function, job.layout, job.queries).value(job.replay(counted[0]).start)
+        start = values.double().cpu().numpy()
         tell_size(job, (start.shape[0], start.shape[1]), study.cache)
         codes = None if partition is None else (partition.labels, partition.codes.numpy())
         store = study.store(

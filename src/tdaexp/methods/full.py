@@ -16,8 +16,10 @@ from tdaexp.gradients.module_products import module_products
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.methods.classifier_study import ClassifierStudy
+from tdaexp.methods.module_costs import module_products_cost
 from tdaexp.methods.stage_costs import products_cost
 from tdaexp.methods.study import Study
+from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.runtime.costs import StageCost
 
@@ -69,8 +71,11 @@ class Full(Method):
         )
         return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
 
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """Products, and the answer with its self-products."""
+        if isinstance(work, TaskWorkload):
+            parts = work.parts(self.components)
+            return [module_products_cost(work, parts), work.answer(len(parts), self_products=True)]
         components = work.components(self.components)
         return [products_cost(work, components), work.answer(len(components), self_products=True)]
 

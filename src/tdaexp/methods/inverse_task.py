@@ -89,7 +89,7 @@ class Task:
         """A normal vector [size], the same on every device."""
         generator = torch.Generator().manual_seed(int(fingerprint(self.method.seed, purpose), 16) >> 1)
         model = self.study.loaded.model
-        return torch.randn(self.ggn.size, generator=generator, dtype=self.kind).to(model.device)
+        return torch.randn(self.ggn.size, generator=generator, dtype=self.kind, device="cpu").to(model.device)
 
     def gradients(self, queries: Iterable[int]) -> Tensor:
         """Gradients of minus the measurement [n, size] of some queries."""

@@ -41,8 +41,8 @@ def parameter_importance(
     width = f(trajectory.parameters(0), tuple(tensor[:1] for tensor in queries)).shape[1]
     rows = max(1, MEMORY // (4 * width * layout.size))
     pieces = list(chunks(queries, rows))
-    signed, absolute = torch.zeros(layout.size), torch.zeros(layout.size)
-    groups = torch.zeros(int(group.max()) + 1)
+    signed, absolute = torch.zeros(2, layout.size, device=group.device)
+    groups = torch.zeros(int(group.max()) + 1, device=group.device)
     for piece in track(pieces, "importance of parameters, pieces of queries", len(pieces)):
         influence = _influence(f, trajectory, layout, piece, quadrature)
         signed += influence.sum(0)
@@ -58,7 +58,7 @@ def _influence(f: Function, trajectory: Trajectory, layout: Layout, batch: Batch
     parts, decomposer = Parts(trajectory, layout), Decomposer(f, layout, batch, quadrature)
     total: Tensor | None = None
     for number in trajectory.steps:
-        step = step_of(trajectory, number, torch.float32)
+        step = step_of(trajectory, number, torch.float32, batch[0].device)
         direction = layout.named(parts.split(step)["kernel"])
         before, after = decomposer.value(step.start), decomposer.value(step.end)
         count = decomposer.node_count(step, before, after)

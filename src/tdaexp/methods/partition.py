@@ -34,7 +34,7 @@ class Partition:
         values = _values(named, train)
         kinds = sorted(set(values))
         order = {kind: place for place, kind in enumerate(kinds)}
-        return cls([str(kind) for kind in kinds], torch.tensor([order[value] for value in values]))
+        return cls([str(kind) for kind in kinds], torch.tensor([order[value] for value in values], device="cpu"))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.methods.task_study import CPU
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.files import atomic_path
@@ -52,7 +53,7 @@ def run_blocks(
             begin(blocks[number][0])
             found = [one(step, total) for step in blocks[number]]
             values = {name: _stacked(found, name, (height, *shape))[None] for name, shape in rows.items()}
-            kept.write(number, values | {f"sum.{name}": value.numpy()[None] for name, value in total.items()})
+            kept.write(number, values | {f"sum.{name}": value.cpu().numpy()[None] for name, value in total.items()})
     done = kept.read()
     result = {name: done[name].reshape(-1, *shape)[: len(counted)] for name, shape in rows.items()}
     return result | {name: done[f"sum.{name}"].sum(0) for name in sums}
@@ -62,16 +63,21 @@ def _stacked(found: list[dict[str, Tensor]], name: str, shape: tuple[int, ...]) 
     """Rows of one array, NaN behind the last one."""
     values = np.full(shape, np.nan)
     for place, row in enumerate(found):
-        values[place] = row[name].numpy()
+        values[place] = row[name].cpu().numpy()
     return values
 
 
-def run_steps(store: Path, order: list[int], shapes: Shapes, one: OneStep, title: str) -> Arrays:
-    """Take the steps in `order`, each on what those before it left; returns the rows in that order, and the sums."""
+def run_steps(
+    store: Path, order: list[int], shapes: Shapes, one: OneStep, title: str, device: torch.device = CPU
+) -> Arrays:
+    """Take the steps in `order`, each on what those before it left; returns the rows in that order, and the sums.
+
+    The sums are on `device`; they come to main memory once a block.
+    """
     blocks = [slice(k, min(k + STEPS_PER_BLOCK, len(order))) for k in range(0, len(order), STEPS_PER_BLOCK)]
     rows = BlockStore(store / "rows", {n: ((len(order), *shape), "float64") for n, shape in shapes.items()}, blocks)
     with ranks.first_alone(), rows.pending() as missing:
-        sums, done = _load(store / "sums.npz")
+        sums, done = _load(store / "sums.npz", device)
         if any(block < done for block in missing):
             log.warning("%s: damaged; the decomposition starts again", store)
             sums, done = {}, 0
@@ -80,7 +86,8 @@ def run_steps(store: Path, order: list[int], shapes: Shapes, one: OneStep, title
             found = [one(order[place], sums) for place in range(blocks[number].start, blocks[number].stop)]
             rows.write(number, {name: _stacked(found, name, (len(found), *shape)) for name, shape in shapes.items()})
             _save(store / "sums.npz", sums, number + 1)
-        return rows.read() | {name: value.numpy() for name, value in sums.items() if not name.startswith(STATE)}
+        totals = {name: value for name, value in sums.items() if not name.startswith(STATE)}
+        return rows.read() | {name: value.cpu().numpy() for name, value in totals.items()}
 
 
 def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -98,19 +105,20 @@ def get_state(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(STATE): value for name, value in sums.items() if name.startswith(STATE)}
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], int]:
+def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], int]:
     """The sums and how many blocks they cover; nothing where the file is damaged."""
     if not path.exists():
         return {}, 0
     try:
         with path.open("rb") as stream, np.load(stream) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files if name != "done"}, int(file["done"])
+            kept = {name: torch.from_numpy(file[name]).to(device) for name in file.files if name != "done"}
+            return kept, int(file["done"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         log.warning("%s: damaged (%s); the decomposition starts again", path, type(error).__name__)
         return {}, 0
 
 
 def _save(path: Path, sums: dict[str, Tensor], done: int) -> None:
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in sums.items()}
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in sums.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, done=np.int64(done), **arrays)

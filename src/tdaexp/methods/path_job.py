@@ -49,18 +49,15 @@ class PathJob:
     @property
     def queries(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the queries."""
-        return self._typed(self.study.queries.inputs), self.study.queries.targets
+        return self.study.batch(self.study.queries)
 
     def examples(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of training examples."""
-        return self._typed(self.study.train.inputs[ids]), self.study.train.targets[ids]
-
-    def _typed(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.study.dtype) if inputs.is_floating_point() else inputs
+        return self.study.batch(self.study.train.select(ids.numpy()))
 
     def replay(self, number: int) -> Step:
         """One recorded update."""
-        return step_of(self.study.trajectory, number, self.study.dtype)
+        return step_of(self.study.trajectory, number, self.study.dtype, self.study.device)
 
     @property
     def summed(self) -> Function:
@@ -109,10 +106,10 @@ def chosen_rule(quadrature: Quadrature, function: Function, study: TaskStudy) ->
     if quadrature.rule not in (AUTO, "secant"):
         return quadrature
     parameters = {name: value.detach().to(study.dtype) for name, value in study.module.named_parameters()}
-    inputs, targets = study.queries.inputs[:2], study.queries.targets[:2]
-    batch = (inputs.to(study.dtype) if inputs.is_floating_point() else inputs, targets)
     try:
-        smooth = smooth_operation(function, parameters, batch)
+        smooth = smooth_operation(
+            function, parameters, study.batch(study.queries.select(range(len(study.queries))[:2]))
+        )
         reason = None if smooth is None else f"the operation '{smooth}' is smooth"
     except NoRule as error:
         if quadrature.rule != AUTO:

@@ -107,4 +107,4 @@ def completeness(sums: dict[str, Tensor], change: Tensor, residual: Tensor, node
     add(sums, "change", change.double())
     add(sums, "residual", residual.double())
     norms = {"change_norm": change.double().norm(), "residual_norm": residual.double().norm()}
-    return norms | {"nodes": torch.tensor(float(nodes), dtype=torch.float64)}
+    return norms | {"nodes": torch.tensor(float(nodes), dtype=torch.float64, device="cpu")}

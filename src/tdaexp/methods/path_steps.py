@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from tdaexp.data.tensors import TensorExamples
 from tdaexp.methods.replay import step_of
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.decompose import Decomposer
@@ -62,20 +61,16 @@ def held_out_changes(study: TaskStudy, steps: Sequence[int], examples: int = HEL
     held_out = study.held_out
     if held_out is None or not len(held_out):
         raise UserError("method.subsample: there are no held-out examples; use method.subsample_by=uniform")
-    batch = _batch(held_out.select(range(max(0, len(held_out) - examples), len(held_out))), study.dtype)
+    batch = study.batch(held_out.select(range(max(0, len(held_out) - examples), len(held_out))))
     parameters = dict(study.module.named_parameters())
     layout = Layout.of(parameters, {"all": tuple(parameters)})
     losses = Decomposer(example_losses(study.module), layout, batch)
-    found, last = [], (-1, 0.0)
+    found: list[Tensor] = []
+    last: tuple[int, Tensor] | None = None
     for number in track(steps, "held-out loss by step", len(steps), 0):
-        step = step_of(study.trajectory, number, study.dtype)
-        before = last[1] if last[0] == number else float(losses.value(step.start).double().mean())
-        after = float(losses.value(step.end).double().mean())
+        step = step_of(study.trajectory, number, study.dtype, study.device)
+        before = last[1] if last is not None and last[0] == number else losses.value(step.start).double().mean()
+        after = losses.value(step.end).double().mean()
         found.append(after - before)
         last = (number + 1, after)
-    return np.array(found)
-
-
-def _batch(examples: TensorExamples, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs = examples.inputs
-    return inputs.to(dtype) if inputs.is_floating_point() else inputs, examples.targets
+    return np.array([float(change) for change in found])  # at the end: the device need not wait for each step

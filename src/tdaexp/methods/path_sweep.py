@@ -76,17 +76,17 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
         if parts.every and sweep.carry is not None:
             put_state(sums, {"carry": sweep.carry})
         if "kernel" not in sums:
-            sums["kernel"] = torch.zeros((len(found.train), count, *found.train.shape[2:]), dtype=torch.float64)
-        sums["kernel"].index_add_(1, step.ids, found.train.double())
+            sums["kernel"] = found.train.new_zeros(len(found.train), count, *found.train.shape[2:], dtype=torch.float64)
+        sums["kernel"].index_add_(1, step.ids.to(found.train.device), found.train.double())
         add(sums, "regularisation", found.regularisation.double())
         if number in nodes:
             add(sums, "whole", found.whole.double())
-        return {"examples": torch.tensor(float(len(step.ids)), dtype=torch.float64)}
+        return {"examples": torch.tensor(float(len(step.ids)), dtype=torch.float64, device="cpu")}
 
     first, last = min(nodes), max(nodes)
     reach = _reach(parts.rule.coefficients(last).decay, job.study.dtype) if parts.every else 0
     steps = [k for k in job.study.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
-    found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}")
+    found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.study.device)
     return {name: found[name] for name in ("kernel", "regularisation", "whole")}
 
 

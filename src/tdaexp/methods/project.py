@@ -8,17 +8,22 @@ sketch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from tdaexp.data.examples import Examples
+from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.capture import check_reduction
-from tdaexp.gradients.features import component_features
+from tdaexp.gradients.feature_products import feature_products
+from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
+from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
-from tdaexp.methods.stage_costs import features_cost
+from tdaexp.methods.sketch_costs import feature_products_cost, features_cost
 from tdaexp.methods.study import Study
 from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
@@ -63,23 +68,29 @@ class Project(Method):
         """Products of the sketches of all candidate pairs, by component."""
         components = study.components(self.components)
         sketches = self.sketches(components)
+        used = np.unique(study.pairs[study.pairs >= 0])  # no other training example is sketched
+        candidates = Examples([study.train[place] for place in used])
         queries = self._features(study, components, sketches, study.queries, "queries")
-        train = self._features(study, components, sketches, study.train, "train")
-        pairs, names = study.pairs, components.names
-        dot = np.stack([_pair_dots(queries[name], train[name], pairs) for name in names], axis=-1)
-        query_sq = np.stack([(queries[name] ** 2).sum(1) for name in names], axis=-1)
-        squares = np.stack([(train[name] ** 2).sum(1) for name in names], axis=-1)
-        train_sq = np.where((pairs < 0)[..., None], np.nan, squares[pairs])
+        train = self._features(study, components, sketches, candidates, "train")
+        pairs = np.where(study.pairs < 0, -1, np.searchsorted(used, study.pairs))
+        store = self._store(study, sketches, "products")
+        found = feature_products(queries, train, pairs, store=store, cache_gb=study.compute.cache_gb)
         dims = sum(sketch.dim for sketch in sketches.values())
-        labelled = study.label(dot, components, query_sq, train_sq)
+        labelled = study.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """Sketches of all examples, and the answer with its self-products."""
+        """Sketches of all queries and candidates, their products, and the answer with its self-products."""
         components = work.components(self.components)
         dims = dimensions({one.name: one.size for one in components.components}, self.limit, self.rule)
-        sketched = features_cost(work, components, dims, self.projection)
-        return [sketched, work.answer(len(components), self_products=True)]
+        if self.projection == "factorised":  # which may have fewer
+            dims = {one.name: prod(factor_dimensions(dims[one.name], *one.matrix)) for one in components.components}
+        passed = Sizes.joined([work.queries, work.candidates])
+        return [
+            *features_cost(work, passed, components, dims, self.projection),
+            feature_products_cost(work, components, dims),
+            work.answer(len(components), self_products=True),
+        ]
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
@@ -97,21 +108,19 @@ class Project(Method):
         sketches: dict[str, Sketch],
         examples: Examples,
         role: str,
-    ) -> dict[str, np.ndarray]:
-        """Sketched gradients [N, k] by component; `role` tells the two stores apart."""
-        settings = [self.projection, self.distribution, self.seed, self.reduction]
-        dims = {name: sketch.dim for name, sketch in sketches.items()}
+    ) -> Features:
+        """Sketched gradients on disk; `role` tells the two stores apart."""
         return component_features(
             study.loaded.model,
             components,
             examples,
             sketches,
-            store=study.store("sketches", role, dims, settings),
+            store=self._store(study, sketches, role),
             reduction=self.reduction,
             tokens_per_batch=study.compute.tokens_per_batch,
         )
 
-
-def _pair_dots(queries: np.ndarray, train: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Dot products [Q, C] of the rows `queries` [Q, k] and `train` [N, k] that `pairs` [Q, C] names."""
-    return np.stack([np.einsum("qk,qk->q", queries, train[column]) for column in pairs.T], axis=1)
+    def _store(self, study: Study, sketches: dict[str, Sketch], role: str) -> Path:
+        settings = [self.projection, self.distribution, self.seed, self.reduction]
+        dims = {name: sketch.dim for name, sketch in sketches.items()}
+        return study.store("sketches", role, dims, settings)

@@ -9,6 +9,9 @@ import xarray as xr
 
 from tdaexp.methods.base import Method
 from tdaexp.methods.pair_study import PairStudy
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import Workload
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fingerprint import fingerprint
 
 
@@ -32,6 +35,10 @@ class Random(Method):
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
         ids = np.array([*study.train.ids, ""], dtype=object)[study.pairs]
         return study.label(self._draw(study.queries.ids, study.query_set, ids))
+
+    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
+        """The answer, one number of float64 for each pair."""
+        return [work.answer(2, self_products=False)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Uniform scores on the pairs of the products file."""

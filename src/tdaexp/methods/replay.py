@@ -33,11 +33,14 @@ def rule_of(trajectory: Trajectory) -> Optimiser:
     return optimiser(settings.optimizer)
 
 
-def step_of(trajectory: Trajectory, number: int, dtype: torch.dtype) -> Step:
-    """One recorded update. Errors (UserError): it was not recorded, or is damaged."""
+def step_of(trajectory: Trajectory, number: int, dtype: torch.dtype, device: torch.device) -> Step:
+    """One recorded update; its batch's ids and weights stay in main memory.
+
+    Errors (UserError): it was not recorded, or is damaged.
+    """
 
     def typed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
 
     ids, weights = trajectory.batch(number)
     start = typed(trajectory.parameters(number))

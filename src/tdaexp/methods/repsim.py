@@ -77,6 +77,6 @@ class RepSim(Method):
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """[B, T, d] and [B, T] to [B, d]."""
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden)), attention.sum(1) - 1]
+            return hidden[torch.arange(len(hidden), device=hidden.device), attention.sum(1) - 1]
         weight = attention.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1)

@@ -1,4 +1,4 @@
-"""Costs of the stages that methods have in common: products, features, factors, influence, solvers.
+"""Costs of the stages that methods have in common: products, factors, influence, solvers (sketches: `sketch_costs`).
 
 Each function counts what the code of the same name in `gradients` and `curvature` does. Peaks of memory include the
 weights.
@@ -37,18 +37,23 @@ def products_cost(work: Workload, components: ComponentMap) -> StageCost:
     passed = Sizes.joined([work.queries, work.some(work.train, runs)])
     flop = work.pass_flop(passed) + sum(_dots_flop(work, one, runs) for one in components.components)
     kept = max(sum(held[batch].sum() for batch in block.queries) for block in blocks)
-    size = work.table_bytes(len(components))
     return StageCost(
         "gradient products",
         forward=len(passed),
         backward=len(passed),
         flop=flop,
-        disk=STORE + KEPT * size + REPEATED * size + KEPT * len(work.queries) * len(components) * work.wide,
+        disk=products_disk(work, len(components)),
         device=work.weights + kept + max(work.pass_bytes(components, one) for one in (work.queries, work.candidates))
         + CHUNK_BYTES * work.wide / 8,
-        host=3 * size + RUNTIME_BYTES,
+        host=3 * work.table_bytes(len(components)) + RUNTIME_BYTES,
         note=f"{len(blocks)} blocks of queries; a block holds at most {kept / 1e9:.3g} GB (trainer.cache_gb)",
     )  # fmt: skip
+
+
+def products_disk(work: Workload, components: int) -> float:
+    """Size of stored products and squared norms of all pairs."""
+    size = work.table_bytes(components)
+    return STORE + KEPT * size + REPEATED * size + KEPT * len(work.queries) * components * work.wide
 
 
 def _dots_flop(work: Workload, component: Component, runs: list[int]) -> float:
@@ -67,36 +72,6 @@ def _dots_flop(work: Workload, component: Component, runs: list[int]) -> float:
     if explicit_is_cheaper(int(q), outputs, inputs):
         return 2.0 * outputs * inputs * (q * len(queries) + t * len(runs) + pairs + both)
     return 2.0 * (pairs * q * t + len(queries) * q * q + len(runs) * t * t) * (outputs + inputs)
-
-
-def features_cost(work: Workload, components: ComponentMap, dims: dict[str, int], kind: str) -> StageCost:
-    """Sketches of every query and training example (`gradients.features`)."""
-    passed = Sizes.joined([work.queries, work.train])
-    numbers = len(passed) * float(sum(dims.values()))
-    largest = max(components.components, key=lambda one: one.size)
-    formed = 0.0 if kind == "factorised" else 2.0 * largest.size * work.wide + (1 << 28)
-    return StageCost(
-        "gradient sketches",
-        forward=len(passed),
-        backward=len(passed),
-        flop=work.pass_flop(passed)
-        + sum(_sketch_flop(passed, one, dims[one.name], kind) for one in components.components),
-        disk=KEPT * numbers * 4,
-        device=work.weights + max(work.pass_bytes(components, one) for one in (work.queries, work.train)) + formed,
-        host=2 * numbers * 4 + RUNTIME_BYTES,
-        note="the sketches of all examples are in main memory together",
-    )
-
-
-def _sketch_flop(passed: Sizes, component: Component, dim: int, kind: str) -> float:
-    tokens = float(passed.read.sum())
-    outputs, inputs = component.matrix
-    if kind == "factorised":
-        side = min(outputs, inputs, round(dim**0.5) or 1)
-        return 2.0 * tokens * side * (outputs + inputs + side)
-    formed = 2.0 * tokens * component.size
-    each = {"trak": 2.0 * dim, "srht": 2.0 * np.log2(max(component.size, 2)), "sjlt": 2.0}[kind]
-    return formed + len(passed) * component.size * each
 
 
 def factor_costs(
@@ -199,10 +174,8 @@ def _part_cost(
 
 
 def _held(work: Workload, block: Block, each: float, largest: float) -> float:
-    """Queries of a block; they are joined where they come in several batches; and one layer's gradients on the way."""
-    queries = sum(map(len, block.queries))
-    copies = 2 if len(block.queries) > 1 else 1
-    return copies * queries * each + 4 * max(map(len, block.queries)) * largest
+    """Queries of a block, and one layer's gradients of a batch on the way."""
+    return sum(map(len, block.queries)) * each + 4 * max(map(len, block.queries)) * largest
 
 
 def _factor_bytes(layers: Layers, wide: int) -> float:

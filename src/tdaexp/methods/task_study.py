@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.training.trajectory import Trajectory
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class TaskStudy:
     """A model (in eval mode), the examples that it was trained on, in the order of the trajectory's ids, and queries.
 
     `query_set` [Q] says which set each query belongs to; `components`: name to parameter names; `cache` is the folder
-    for what can be used again; `held_out` examples may rank the steps. The trajectory's own identity stands for model,
-    data and training settings.
+    for what can be used again; `held_out` examples may rank the steps. The module is on `device`, where steps are
+    decomposed; examples and trajectory stay in main memory. The trajectory's own identity stands for model, data and
+    training settings.
     """
 
     module: nn.Module
@@ -32,9 +35,16 @@ class TaskStudy:
     cache: Path
     dtype: torch.dtype = torch.float32
     held_out: TensorExamples | None = None
+    device: torch.device = CPU
 
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study and on `depends_on`."""
         parts = [self.trajectory.settings.identity, self.train.fingerprint(), self.queries.fingerprint()]
-        key = fingerprint(CACHE_VERSION, *parts, self.components, str(self.dtype), *depends_on)
-        return self.cache / kind / key
+        place = [str(self.dtype), self.device.type]
+        return self.cache / kind / fingerprint(CACHE_VERSION, *parts, self.components, *place, *depends_on)
+
+    def batch(self, examples: TensorExamples) -> tuple[Tensor, Tensor]:
+        """Inputs, in the study's dtype where they are real numbers, and targets, on its device."""
+        inputs = examples.inputs
+        real = inputs.is_floating_point()
+        return inputs.to(self.device, self.dtype if real else inputs.dtype), examples.targets.to(self.device)

@@ -9,19 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tdaexp.curvature.modules import module_map
+from tdaexp.curvature.sides import most_positions
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.footprint import LiveBytes
-from tdaexp.methods.workload import RUNTIME_BYTES, STORE
+from tdaexp.methods.workload import KEPT, PAIR_BYTES, RUNTIME_BYTES, STORE
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.task import TaskComponents
 from tdaexp.runtime.costs import StageCost
 from tdaexp.training.recorder import plan as recording
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Layout
 
+TILED = 0.1  # of their size is what squared norms of candidates take where all queries have the same ones
+
 
 @dataclass(frozen=True, eq=False)
 class TaskWorkload:
-    """A training by its sizes: `examples` are the training set, `queries` a count."""
+    """A training by its sizes: `examples` are the training set; `queries`, and each one's `candidates`, a count.
+
+    `watched`: of how many examples of each part the loss is looked at on the way, None = all.
+    """
 
     module: nn.Module
     components: TaskComponents
@@ -29,6 +37,10 @@ class TaskWorkload:
     queries: int
     classes: int
     fit: FitSettings
+    candidates: int = 0
+    tokens_per_batch: int = 4096
+    cache_gb: float = 2.0
+    watched: int | None = None
 
     @property
     def train(self) -> int:
@@ -49,6 +61,32 @@ class TaskWorkload:
     def size(self) -> int:
         """Number of parameters."""
         return sum(self.components.sizes.values())
+
+    @property
+    def inputs(self) -> float:
+        """Bytes of all examples."""
+        return float(self.example.nbytes * (self.train + self.queries))
+
+    @cached_property
+    def most_together(self) -> int:
+        """Examples of a batch where pairs are scored: positions of the layer that has most count as tokens."""
+        return max(1, self.tokens_per_batch // most_positions(self.module, self.example))
+
+    def parts(self, names: list[str] | None) -> ComponentMap:
+        """The network's components, or the named ones, with the kind and shape of their layers."""
+        whole = module_map(self.module)
+        return whole if names is None else whole.select(names)
+
+    def table_bytes(self, components: int) -> float:
+        """Bytes of one number for each pair and component."""
+        return 4.0 * self.queries * self.candidates * components
+
+    def answer(self, components: int, self_products: bool) -> StageCost:
+        """What writing scores of pairs takes: the run's own influence store."""
+        table, pairs = self.table_bytes(components), self.queries * self.candidates
+        disk = (KEPT + TILED * self_products) * table + 2 * STORE
+        host = 2 * table * (2 if self_products else 1) + PAIR_BYTES * pairs + self.inputs + RUNTIME_BYTES
+        return StageCost("answer", disk=disk, host=host)
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -91,7 +129,8 @@ class TaskWorkload:
     def training(self) -> StageCost:
         """The training and its recording."""
         runs = self.fit.steps * self.batch
-        looked = (self.train + self.queries) * (self.fit.steps // self.fit.evaluate_every)
+        most = self.watched or max(self.train, self.queries)
+        looked = (min(self.train, most) + min(self.queries, most)) * (self.fit.steps // self.fit.evaluate_every)
         disk = 4.0 * self.size + self.trajectory_bytes
         block = self.layout.rows * 8.0 * self.size if self.layout else 0.0
         return StageCost(

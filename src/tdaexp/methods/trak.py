@@ -16,6 +16,7 @@ and checkpoint.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +26,25 @@ import xarray as xr
 from tdaexp.curvature.ggn import LogitsAt
 from tdaexp.curvature.layers import layers_of
 from tdaexp.data.examples import Examples, collate, token_budget_batches
+from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.capture import loss_positions
-from tdaexp.gradients.features import component_features
+from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
 from tdaexp.gradients.measurements import as_loss, logit_margin
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.parts import PARTS, names_of, part_note, with_notes
+from tdaexp.methods.sketch_costs import features_cost
 from tdaexp.methods.study import Study
 from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
+from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
+Piece = tuple[np.ndarray, np.ndarray]
+"""Numbers [n] of training examples, and their projected gradients [n, K, k]."""
 ENSEMBLES = ("last", "all")
 
 
@@ -90,18 +97,39 @@ class TRAK(Method):
             models = [(f"step-{one.step}", load_checkpoint(study, one)) for one in checkpoints_of(study)]
         kernels, weights = [], []
         for name, loaded in models:
-            fitted = self._features(study, components, loaded, study.curvature_examples, name).sum(1)
+            fitted = self._features(study, components, loaded, study.curvature_examples, name)
             train = self._features(study, components, loaded, study.train, name)
-            queries = self._features(study, components, loaded, study.queries, name).sum(1)
-            kernels.append(kernel(queries, train, fitted, study.pairs, self.ridge))
+            queries = self._features(study, components, loaded, study.queries, name)
+            whole = [_whole(one, len(components), study.compute.cache_gb) for one in (queries, fitted)]
+            parts = _parts(train, len(components), study.compute.cache_gb)
+            kernels.append(kernel(whole[0], parts, whole[1], study.pairs, self.ridge))
             weights.append(out_to_loss(loaded, study.train, study.compute.tokens_per_batch))
         values = np.mean(kernels, axis=0) * np.mean(weights, axis=0)[study.pairs][..., None]
         return study.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
+    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
+        """Of the last checkpoint; how many a training will keep is not known before."""
+        if self.checkpoints == "all":
+            return []
+        components = layers_of(work.components(names_of(work.every, self.part, self.components))).components
+        dims = dict.fromkeys(components.names, self.dimensions)
+        passed = Sizes.joined([work.train, work.queries])
+        whole = 8.0 * (len(passed) + self.dimensions) * self.dimensions
+        scores = StageCost(
+            "scores",
+            forward=len(work.train),
+            flop=work.forward_flop(work.train)
+            + 2.0 * self.dimensions * (self.dimensions * len(passed) + work.pairs.size * len(components)),
+            device=work.weights + work.pass_bytes(components, work.train),
+            host=2 * whole + 4 * PIECE_BYTES + 3 * 8.0 * work.pairs.size * len(components) + RUNTIME_BYTES,
+        )
+        sketched = features_cost(work, passed, components, dims, self.projection)
+        return [*sketched, scores, work.answer(2 * len(components), self_products=False)]  # float64
+
     def _features(
         self, study: Study, components: ComponentMap, loaded: LoadedModel, examples: Examples, name: str
-    ) -> np.ndarray:
-        """Projected gradients [N, K, k] of -f; the sign falls out of every product."""
+    ) -> Features:
+        """Projected gradients of -f, k of each component; the sign falls out of every product."""
         sketches = {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
             for one in components.components
@@ -114,7 +142,7 @@ class TRAK(Method):
             )
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
         place = study.store if examples is study.queries else study.training_store
-        found = component_features(
+        return component_features(
             loaded.model,
             components,
             examples,
@@ -123,15 +151,29 @@ class TRAK(Method):
             loss=as_loss(logit_margin),
             tokens_per_batch=study.compute.tokens_per_batch,
         )
-        return np.stack([found[one] for one in components.names], axis=1)
 
 
-def kernel(queries: np.ndarray, train: np.ndarray, fitted: np.ndarray, pairs: np.ndarray, ridge: float) -> np.ndarray:
+def _parts(features: Features, components: int, cache_gb: float) -> Iterator[Piece]:
+    """Numbers [n] and projected gradients [n, K, k] of all examples, in pieces that fit the cache."""
+    for numbers, rows in features.pieces(cache_gb * 1e9):
+        yield numbers, rows.reshape(len(rows), components, -1)
+
+
+def _whole(features: Features, components: int, cache_gb: float) -> np.ndarray:
+    """Projected whole gradients [N, k]: the sum over components."""
+    pieces = [(numbers, rows.sum(1)) for numbers, rows in _parts(features, components, cache_gb)]
+    back = np.argsort(np.concatenate([numbers for numbers, _ in pieces]))
+    return np.concatenate([rows for _, rows in pieces])[back]
+
+
+def kernel(
+    queries: np.ndarray, train: Iterable[Piece], fitted: np.ndarray, pairs: np.ndarray, ridge: float
+) -> np.ndarray:
     """φ(q)ᵀ (ΦᵀΦ + ridge)⁻¹ φ(z) by component [Q, C, K], in float64.
 
-    From `queries` [Q, k], `train` [N, K, k] and Φ = `fitted` [M, k], the examples that the model was trained on.
-    `ridge` is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1. Errors (UserError): ΦᵀΦ is
-    singular and there is no ridge.
+    From `queries` [Q, k], `train` in pieces of numbers [n] and φ [n, K, k], and Φ = `fitted` [M, k], the examples that
+    the model was trained on. `ridge` is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1.
+    Errors (UserError): ΦᵀΦ is singular and there is no ridge.
     """
     phi = fitted.astype(np.float64)
     gram = phi.T @ phi
@@ -142,8 +184,21 @@ def kernel(queries: np.ndarray, train: np.ndarray, fitted: np.ndarray, pairs: np
             "or fewer method.dimensions"
         )
     solved = np.linalg.solve(gram, queries.T.astype(np.float64)).T
-    columns = [np.einsum("qd,qkd->qk", solved, train[column], optimize=True) for column in pairs.T]
-    return np.where((pairs < 0)[..., None], np.nan, np.stack(columns, axis=1))
+    order = np.argsort(pairs, axis=None, kind="stable")
+    ranked, values = pairs.ravel()[order], None
+    for numbers, rows in train:
+        if values is None:
+            values = np.full((*pairs.shape, rows.shape[1]), np.nan)
+        first, last = (np.searchsorted(ranked, numbers, side) for side in ("left", "right"))
+        found = np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
+        there = np.repeat(np.arange(len(rows)), last - first)
+        for start in range(0, len(found), len(rows)):  # at most as many paired rows at a time as the piece has
+            some = slice(start, start + len(rows))
+            places = np.unravel_index(found[some], pairs.shape)
+            values[places] = np.einsum("pd,pkd->pk", solved[places[0]], rows[there[some]], optimize=True)
+    if values is None:
+        raise ValueError("there is no training example")
+    return values
 
 
 def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) -> np.ndarray:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RUNTIME_BYTES = 0.1e9  # batches, allocator and libraries beside the tensors that are counted
 STORE = 3e4  # bytes of a store beside its numbers
 KEPT = 0.93  # of their size is what float32 numbers take after lossless compression
+PAIR_BYTES = 520.0  # of main memory for each pair beside its numbers: ids, and the tables that the report is made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,4 +155,5 @@ class Workload:
         """What writing the answer takes: the run's own influence store."""
         size = self.table_bytes(components) * (2 if self_products else 1)
         size += len(self.queries) * components * self.wide * self_products
-        return StageCost("answer", disk=KEPT * size + 2 * STORE, device=self.weights, host=2 * size + RUNTIME_BYTES)
+        host = 2 * size + PAIR_BYTES * self.pairs.size + RUNTIME_BYTES
+        return StageCost("answer", disk=KEPT * size + 2 * STORE, device=self.weights, host=host)

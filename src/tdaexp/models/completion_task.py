@@ -74,4 +74,6 @@ def as_tensors(examples: Sequence[Example], width: int) -> TensorExamples:
     batch = collate(examples)
     inputs = torch.stack([batch.tokens, batch.loss_mask.to(torch.int64)], dim=-1)
     padded = nn.functional.pad(inputs, (0, 0, 0, width - inputs.shape[1]))
-    return TensorExamples([one.id for one in examples], padded, torch.zeros(len(examples), dtype=torch.int64))
+    return TensorExamples(
+        [one.id for one in examples], padded, torch.zeros(len(examples), dtype=torch.int64, device="cpu")
+    )

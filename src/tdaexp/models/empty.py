@@ -26,6 +26,14 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype, mode: FakeTensorMo
     return freeze(model)
 
 
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A causal model of a transformers config in float32 with any weights, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
 def stated_config(values: dict[str, Any], where: str) -> PretrainedConfig:
     """The transformers config that a model's `shape` states: `architecture`, and values of that type's config.
 

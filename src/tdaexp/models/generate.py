@@ -137,7 +137,7 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
     """Complete one batch, left-padded to its longest prompt."""
     pad = loaded.tokenizer.pad_token_id or 0
     width = max(len(prompt) for prompt in prompts)
-    tokens = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    tokens = torch.full((len(prompts), width), pad, dtype=torch.int64, device="cpu")
     attention = torch.zeros_like(tokens)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.from_numpy(prompt)

@@ -85,7 +85,7 @@ def _moments(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tens
 
 
 def _count(maps: Tensor) -> Tensor:
-    return torch.full((maps.shape[1],), float(maps.numel() // maps.shape[1]), dtype=torch.float64)
+    return torch.full((maps.shape[1],), float(maps.numel() // maps.shape[1]), dtype=torch.float64, device=maps.device)
 
 
 class Network(nn.Module):

@@ -88,6 +88,8 @@ class Decomposer:
     def node_count(self, step: Step, before: Tensor, after: Tensor) -> int:
         """Nodes for this step: the first count whose residual along the whole update is small enough."""
         counts, change = self.quadrature.counts(), after - before
+        if len(counts) == 1:
+            return counts[0]  # without a look at the numbers, for which a device would have to be waited for
         whole = (self.layout.flat(step.end) - self.layout.flat(step.start))[None]
         rounding = float(after.norm()) * torch.finfo(after.dtype).eps
         for count in counts[:-1]:

@@ -64,7 +64,8 @@ class SimulatedStep:
         gradient, layout, beta = self.gradient[name], self._layout(name), self.rule.betas[1]
         raw = beta * self._moments(name)[1] + (1 - beta) * gradient**2
         one = {name: self.start[name]}
-        step = Step(0, one, one, {name: self.lr}, {name: 0.0}, torch.empty(0), torch.empty(0), {name: raw})
+        none = gradient.new_empty(0)
+        step = Step(0, one, one, {name: self.lr}, {name: 0.0}, none, none, {name: raw})
         now = self.rule.coefficients(0)
         return (-now.gain * now.take * self.rule.scale(step, layout)).view_as(gradient)
 
@@ -151,7 +152,7 @@ def dots(
         by_name.setdefault(slab.parameter, []).append(slab)
     for name, own in by_name.items():
         for part, direction in left(name).items():
-            total = totals.setdefault(part, torch.zeros(components, dtype=torch.float64))
+            total = totals.setdefault(part, torch.zeros(components, dtype=torch.float64, device="cpu"))
             product = direction * right[name]
             for slab in own:
                 chosen = product if slab.rows is None else product.index_select(slab.axis, slab.rows)

@@ -13,7 +13,8 @@ from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
-from tdaexp.planning.workload import Prepared, task_workload, text_workload
+from tdaexp.planning.recordings import recorded_workload, task_workload
+from tdaexp.planning.workload import Prepared, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.task import check_pair
@@ -31,6 +32,8 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     machine = machine_of(config.trainer)
     if check_pair(config.model, config.dataset):
         prepared: Prepared = task_workload(config)
+    elif isinstance(config.method, Explaind) and config.trainer.fit.record:
+        prepared = recorded_workload(config, corpus)
     else:
         prepared = text_workload(config, corpus)
     work, before, assumed = prepared
@@ -43,10 +46,8 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
 
 def _stages(config: Any, work: Workload | TaskWorkload) -> tuple[list[StageCost], str]:
     """The method's own stages, or why there are none."""
-    if isinstance(work, TaskWorkload) and not isinstance(config.method, Explaind):
-        return [], f"method '{config.method.name}' is planned for texts, not for a classification task"
-    if isinstance(work, Workload) and isinstance(config.method, Explaind) and config.trainer.fit.record:
-        return [], f"method '{config.method.name}' is not planned for the recorded training of a language model"
+    if isinstance(work, TaskWorkload) and not (isinstance(config.method, Explaind) or config.method.classifiers):
+        return [], f"method '{config.method.name}' scores pairs of texts, not of a classification task"
     return config.method.plan(work), f"method '{config.method.name}' states no costs of its own"
 
 

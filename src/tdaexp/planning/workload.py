@@ -9,14 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
-from tdaexp.data.tensors import TensorCorpus
 from tdaexp.gradients.footprint import forward_bytes, training_bytes
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.empty import empty_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
-from tdaexp.models.task import task_components
 from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import resolve_dtype
@@ -24,7 +22,6 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.training.checkpoint_list import expanded
 
 ADAMW = 4  # numbers that training holds for each parameter: weight, gradient (counted with the pass), two moments
-SOME = 32  # examples that a network is built with
 Sets = dict[str, Sizes]
 Prepared = tuple[Workload | TaskWorkload, list[StageCost], list[str]]
 """A workload, the stages before the method, and what had to be assumed."""
@@ -36,7 +33,7 @@ def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
-        corpus = _read_held_out(dataset) if simulated else _read(dataset)
+        corpus = _read_held_out(dataset) if simulated else read(dataset)
     records = [] if corpus is None else [record.text for record in corpus.train]
     shape, tokenizer = config.model.planned(records)
     longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
@@ -90,7 +87,7 @@ def _checkpoints(config: Any, held_out: bool) -> tuple[int, list[str]]:
     return max(1, fit.steps // fit.checkpoint_every), assumed
 
 
-def _read(dataset: Any) -> Corpus:
+def read(dataset: Any) -> Corpus:
     """The data, but nothing that a model would have to write."""
     if dataset.paraphrase is None:
         found: Corpus = dataset.load()
@@ -102,7 +99,7 @@ def _read(dataset: Any) -> Corpus:
 def _read_held_out(dataset: Any) -> Corpus:
     """The data with the records that are held out as its queries; with its own queries where there are none."""
     held_out = dataset.held_out_records()
-    return Corpus(dataset.train_records(), {HELD_OUT: held_out}) if held_out else _read(dataset)
+    return Corpus(dataset.train_records(), {HELD_OUT: held_out}) if held_out else read(dataset)
 
 
 def _assumed(dataset: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
@@ -174,17 +171,3 @@ def _training(name: str, fit: Any, work: Workload, sizes: Sizes) -> StageCost:
         host=parameters + RUNTIME_BYTES,
         note="once; other runs find the model in the cache",
     )
-
-
-def task_workload(config: Any) -> Prepared:
-    """A classification task's recorded training."""
-    dataset, fit = config.dataset, config.trainer.fit
-    corpus = dataset.load() if dataset.at_hand else dataset.blank()
-    assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
-    few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
-    module = config.model.module(few).eval()  # frozen averages of a batch norm are taken over the examples
-    parts = {"train": corpus.train, "test": corpus.test}
-    limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
-    queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
-    work = TaskWorkload(module, task_components(module), corpus.train, queries, corpus.classes, fit)
-    return work, [work.training()], assumed

@@ -49,13 +49,15 @@ def load_recorded(config: Any, corpus: Corpus) -> TrainedLanguage:
 
 
 def build_recorded_study(config: Any, task: TrainedLanguage) -> TaskStudy:
-    """The recorded training with all its queries; on the CPU."""
+    """The recorded training with all its queries, on the run's device."""
+    device = resolve_device(config.trainer.accelerator)
     return TaskStudy(
-        task.module.to("cpu"),
+        task.module.to(device),
         {name: tuple(members) for name, members in task.components.members.items()},
         task.corpus.train,
         task.corpus.test,
         list(task.query_set),
         task.trajectory,
         Path(config.cache_dir),
+        device=device,
     )

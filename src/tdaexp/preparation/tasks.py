@@ -14,7 +14,7 @@ from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.pair_study import Compute
-from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.task_study import CPU, TaskStudy
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.task import TrainedTask, trained_task
@@ -34,11 +34,11 @@ def load_task(config: Any) -> TrainedTask:
     )
 
 
-def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
-    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name; on the CPU."""
+def build_task_study(config: Any, task: TrainedTask, device: torch.device = CPU) -> TaskStudy:
+    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name."""
     names, queries = _queries(config, task)
     return TaskStudy(
-        task.module.to("cpu"),
+        task.module.to(device),
         {name: tuple(members) for name, members in task.components.members.items()},
         task.corpus.train,
         queries,
@@ -46,6 +46,7 @@ def build_task_study(config: Any, task: TrainedTask) -> TaskStudy:
         task.trajectory,
         Path(config.cache_dir),
         held_out=task.corpus.test,
+        device=device,
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tdaexp.runtime import ranks
@@ -38,3 +41,24 @@ def resolve_dtype(precision: str) -> torch.dtype:
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """The same bits in every run, and whole float32 in convolutions, on CUDA; a CPU has both as it is.
+
+    An operation that has no deterministic form there warns.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

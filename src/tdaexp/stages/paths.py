@@ -22,6 +22,7 @@ from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, fingerprint, provenance
 from tdaexp.training.task import check_pair
@@ -58,7 +59,8 @@ def decompose(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
         with ranks.first_alone():
             task = load_task(config)
         clock.stop("model")
-        return _of_recorded(config, folder, logger, task, build_task_study(config, task), clock)
+        recorded = build_task_study(config, task, resolve_device(config.trainer.accelerator))
+        return _of_recorded(config, folder, logger, task, recorded, clock)
     if config.trainer.fit.record:
         corpus = recorded_corpus(config)
         _tell_plan(config, corpus)

@@ -1,0 +1,65 @@
+"""From a configuration to the sizes of a recorded training: of a classification task, or of a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdaexp.data.candidates import Sample
+from tdaexp.data.records import Corpus
+from tdaexp.data.tensors import TensorCorpus
+from tdaexp.data.tokenise import tokenise
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.models.completion_task import CompletionTask, as_tensors
+from tdaexp.models.empty import random_model
+from tdaexp.models.pretrained import FALLBACK_LENGTH
+from tdaexp.models.task import task_components
+from tdaexp.planning.workload import Prepared, read
+from tdaexp.preparation.texts import drawn, text_template
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.language import WATCHED
+
+SOME = 32  # examples that a network is built with
+
+
+def task_workload(config: Any) -> Prepared:
+    """A classification task's recorded training."""
+    dataset, fit = config.dataset, config.trainer.fit
+    corpus = dataset.load() if dataset.at_hand else dataset.blank()
+    assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
+    few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
+    module = config.model.module(few).eval()  # frozen averages of a batch norm are taken over the examples
+    parts = {"train": corpus.train, "test": corpus.test}
+    limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
+    queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
+    selector = config.candidates  # as `preparation.tasks` takes it: words are what a task has none of
+    work = TaskWorkload(
+        module, task_components(module), corpus.train, queries, corpus.classes, fit,
+        min(selector.b, len(corpus.train)) if isinstance(selector, Sample) else len(corpus.train),
+        config.trainer.tokens_per_batch, config.trainer.cache_gb,
+    )  # fmt: skip
+    return work, [work.training()], assumed
+
+
+def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
+    """A language model's recorded training, as a network of random weights on the records themselves.
+
+    Errors (UserError): data or a tokenizer that is not at hand.
+    """
+    dataset = config.dataset
+    if corpus is None and not dataset.at_hand:
+        raise UserError("plan: of a recorded training the data itself is needed, which is not on this disk; give its "
+                        "files, or leave plan=true out")  # fmt: skip
+    corpus = corpus or drawn(read(dataset), dataset.query_limit, config.seed)
+    shape, tokenizer = config.model.planned([record.text for record in corpus.train])
+    if tokenizer is None:
+        raise UserError("plan: of a recorded training the tokenizer is needed, which is not on this disk; give "
+                        "model.pretrained=FOLDER, or leave plan=true out")  # fmt: skip
+    asked = [one for name, records in corpus.queries.items() if name in dataset.query_sets for one in records]
+    longest = min(dataset.max_length, getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH)
+    settings = {"template": text_template(config), "append_eos": dataset.append_eos, "loss_on": dataset.loss_on}
+    examples = tokenise([*corpus.train, *asked], tokenizer, max_length=longest, **settings)
+    tensors = as_tensors(examples, max(example.length for example in examples))
+    module = CompletionTask(random_model(shape))
+    train = tensors.select(range(len(corpus.train)))
+    work = TaskWorkload(module, module.components(), train, len(asked), 2, config.trainer.fit, watched=WATCHED)
+    return work, [work.training()], []
