@@ -14,7 +14,7 @@ from torch import Tensor
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.precondition import LayerFactors
-from tdaexp.gradients.deferred import send
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
 
 MODES = ("ekfac", "kfac", "diagonal", "identity")

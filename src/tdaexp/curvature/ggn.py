@@ -26,9 +26,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import frozen, loss_positions
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.loaded import one_text_a_row
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ class LogitsAt(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
-        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        with one_text_a_row():
+            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
         logits: Tensor = self.model.get_output_embeddings()(chosen)
         return logits

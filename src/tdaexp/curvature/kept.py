@@ -20,9 +20,9 @@ from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.score import Precondition, Scoring, check_sides, run_layers
 from tdaexp.curvature.sides import PairSide
 from tdaexp.data.examples import token_budget_batches
-from tdaexp.gradients.deferred import Deferred, fetch
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, fetch
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.shrink import Shrinking, joined, two

@@ -18,10 +18,10 @@ from tdaexp.curvature.labels import draw, uniforms
 from tdaexp.curvature.layers import Layer, layers_of
 from tdaexp.curvature.source import LayerConsumer
 from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.models.components import Component, ComponentMap, Part
 from tdaexp.models.task import task_components
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
 
 DISTRIBUTIONS = ("categorical", "gaussian")

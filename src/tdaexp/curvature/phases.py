@@ -26,9 +26,9 @@ from tdaexp.curvature.lambdas import add_rotated_squares
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.monitor import Monitor
 from tdaexp.curvature.source import Source
-from tdaexp.gradients.deferred import Deferred
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.shrink import Shrinking, two
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from tdaexp.curvature.contraction import HeldLayer, Workspace, held_layer, joine
 from tdaexp.curvature.lambdas import form
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.sides import PairSide
-from tdaexp.gradients.deferred import Deferred
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pairs import Pairs, pairs_of
 from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking
 

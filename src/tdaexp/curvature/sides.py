@@ -16,10 +16,10 @@ from tdaexp.curvature.layers import Layers
 from tdaexp.curvature.modules import capture_modules, has_rule
 from tdaexp.data.examples import Examples, collate
 from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.models.components import Component
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

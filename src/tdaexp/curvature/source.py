@@ -18,10 +18,10 @@ from tdaexp.curvature.labels import draw, uniforms
 from tdaexp.curvature.layers import Layer, Layers
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positions
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.models.components import Component
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -28,9 +28,9 @@ from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.score import Precondition, check_sides, explicit, run_layers
 from tdaexp.curvature.sides import Side
 from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.deferred import Deferred, send
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 
 QUERIES_AT_ONCE = 8
 """Queries whose shares are saved together."""

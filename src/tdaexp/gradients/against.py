@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
-from tdaexp.gradients.deferred import Deferred, send
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.pairs import Pairs, pairs_of, products_of_rows
@@ -27,6 +26,7 @@ from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.shrink import Shrinking
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.factors import (
     EmbeddingFactors,
     Factors,
@@ -20,6 +19,7 @@ from tdaexp.gradients.factors import (
     accumulation_dtype,
 )
 from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,13 +17,13 @@ from torch import Tensor
 from tdaexp.data.examples import Examples, collate
 from tdaexp.gradients.assembly import Consumer
 from tdaexp.gradients.capture import capture
-from tdaexp.gradients.deferred import Deferred
 from tdaexp.gradients.dots import pair_dots, self_dots
 from tdaexp.gradients.factors import Factors, VectorFactors, accumulation_dtype, compact
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pairs import pairs_of
 from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.runtime.deferred import Deferred
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from tdaexp.data.examples import Batch
 from tdaexp.gradients.assembly import Assembly, Consumer
-from tdaexp.gradients.deferred import send
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import head
+from tdaexp.models.loaded import head, one_text_a_row
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_examp
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if per_example_positions:
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    hidden = model.base_model(**arguments).last_hidden_state
+    with one_text_a_row():
+        hidden = model.base_model(**arguments).last_hidden_state
     chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
     return head(model)(chosen)
 

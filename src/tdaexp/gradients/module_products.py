@@ -17,11 +17,11 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.deferred import Deferred, send
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking, joined
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.gradients.deferred import send
+from tdaexp.runtime.deferred import send
 
 CHUNK_BYTES = 1 << 27
 """Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
@@ -46,18 +46,19 @@ class Pairs:
         """Distinct right rows [m] as `left`, and each pair's place among them [P] as `right`."""
         return _distinct(self.right)
 
-    @cached_property
+    @property
     def dense(self) -> list[Pairs]:
         """The pairs cut so that taking all n x m products of a part wastes at most a factor of `DENSE`."""
         if len(self.lefts.left) * len(self.rights.left) <= DENSE * len(self):
             return [self]
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> list[Pairs]:
         return list(self.split(DENSE))
 
     def split(self, size: int) -> Iterator[Pairs]:
         """Consecutive pairs, at most `size` at a time."""
-        if 0 < len(self) <= size:
-            yield self
-            return
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             sent = {device: (left[part], right[part]) for device, (left, right) in self._sent.items()}

@@ -27,7 +27,6 @@ from tdaexp.curvature.ggn import LogitsAt
 from tdaexp.curvature.layers import layers_of
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import loss_positions
-from tdaexp.gradients.deferred import Deferred, send
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.measurements import as_loss, logit_margin
 from tdaexp.gradients.projection import KINDS, make_sketch
@@ -37,6 +36,7 @@ from tdaexp.methods.study import Study
 from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,11 @@ class Deferred:
     def add(self, use: Callable[..., Any], *tensors: Tensor) -> None:
         """Call `use` with the tensors as arrays, at the next `flush` and in the order of the calls.
 
-        The tensors must not be changed any more.
+        The tensors must not be changed any more. What is on the host already is used at once.
         """
+        if not any(waits(one) for one in tensors):
+            self._use(use, tensors)
+            return
         self._waiting.append((use, tensors))
         self._bytes += sum(one.numel() * one.element_size() for one in tensors)
         if self._bytes > LIMIT_BYTES or len(self._waiting) >= LIMIT_BATCHES:
@@ -40,7 +43,16 @@ class Deferred:
         """Fetch all that waits, and use it."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         for use, tensors in waiting:
-            use(*(one.cpu().numpy() for one in tensors))
+            self._use(use, tensors)
+
+    @staticmethod
+    def _use(use: Callable[..., Any], tensors: tuple[Tensor, ...]) -> None:
+        use(*(one.cpu().numpy() for one in tensors))
+
+
+def waits(tensor: Tensor) -> bool:
+    """Whether reading the tensor's values would wait for a device."""
+    return tensor.device.type != "cpu"
 
 
 def send(values: Tensor | np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
