@@ -79,7 +79,7 @@ class KeptGradients:
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
         compute = Shrinking(self._batch, two, joined)
-        with self.train.ready(), self.blocks.pending() as missing:
+        with self.train.ready(), self.blocks.pending(beside=True) as missing:
             for block in self.blocks.each(missing, "training gradients"):
                 self.blocks.write(block, compute(self.batches[block]))
 
