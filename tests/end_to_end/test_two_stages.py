@@ -70,7 +70,8 @@ def test_single_stage_methods_explain_the_stage_that_they_are_told(commands):
 
 @pytest.mark.long
 def test_table_1_compares_with_converged_conjugate_gradients(commands):
-    small = (*(text for text in TINY if "finetune" not in text), "dataset.people=12", "candidates.b=10", "dataset.query_limit=4")
+    own = ("dataset.people=12", "candidates.b=10", "dataset.query_limit=4")
+    small = (*(text for text in TINY if "finetune" not in text), *own)
     parts = {
         "toy_msif_table1": ("method.damping=1.0",),
         "toy_msif_table1_solvers": ("method.damping=1.0", "method=cg,lissa"),

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -55,3 +57,59 @@ def test_a_damaged_block_is_computed_again(tmp_path, damage, caplog):
     for block in again.missing():
         again.write(block, {name: value[BLOCKS[block]] for name, value in values.items()})
     np.testing.assert_array_equal(again.read()["dot"], values["dot"])
+
+
+def test_blocks_written_beside_are_complete_when_the_context_ends(tmp_path, monkeypatch):
+    """Whether it ends by itself or with an error; and no more than one block waits."""
+    values = {"dot": np.arange(15, dtype=np.float32).reshape(5, 3), "sq": np.arange(5.0)}
+    store, main, begun = BlockStore(tmp_path / "store", ARRAYS, BLOCKS), threading.get_ident(), threading.Event()
+    write = BlockStore._write
+
+    def slowly(self, block, content):
+        assert threading.get_ident() != main
+        begun.wait(10)
+        write(self, block, content)
+
+    monkeypatch.setattr(BlockStore, "_write", slowly)
+    with pytest.raises(KeyError, match="stop"), store.pending(beside=True) as missing:
+        assert missing == [0, 1, 2]
+        store.write(0, {name: value[BLOCKS[0]] for name, value in values.items()})
+        assert not store.done[0]  # the caller goes on before the block is there
+        begun.set()
+        store.write(1, {name: value[BLOCKS[1]] for name, value in values.items()})
+        assert store.done[0]
+        raise KeyError("stop")
+    assert store.missing() == [2]
+    assert (store.group["seconds"][:2] > 0).all()
+    spent, start = BlockStore.spent, time.monotonic()
+    with store.pending(beside=True) as missing:
+        assert missing == [2]
+        time.sleep(0.05)
+        store.write(2, {name: value[BLOCKS[2]] for name, value in values.items()})
+        time.sleep(0.05)
+    assert 0.1 <= store.group["seconds"][2] <= BlockStore.spent - spent <= time.monotonic() - start
+    for name, value in store.read().items():
+        np.testing.assert_array_equal(value, values[name])
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_what_fails_beside_is_raised(tmp_path, monkeypatch, at_the_end):
+    store = BlockStore(tmp_path / "store", ARRAYS, BLOCKS)
+    content = {"dot": np.zeros((2, 3)), "sq": np.zeros(2)}
+
+    def fail(self, block, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(BlockStore, "_write", fail)
+    reached = []
+    with pytest.raises(OSError, match="No space left"), store.pending(beside=True):
+        store.write(0, content)
+        if not at_the_end:
+            store.write(1, content)
+        reached.append(True)
+    assert reached == [True] * at_the_end
+    assert store.missing() == [0, 1, 2]
+    monkeypatch.undo()
+    with store.pending():  # and the store is as usable as before
+        store.write(0, content)
+    assert store.missing() == [1, 2]

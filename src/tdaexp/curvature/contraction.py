@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from tdaexp.curvature.lambdas import form
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.precondition import low_rank
 from tdaexp.gradients.factors import LinearFactors
-from tdaexp.gradients.pairs import Pairs, products_of_rows
+from tdaexp.gradients.pairs import Pairs, pairs_of, products_of_rows
+from tdaexp.gradients.wide import multiplied_as_they_are, wide_bmm
+from tdaexp.runtime.deferred import send
 
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
 """Explicit gradients of a training batch that are formed at a time."""
@@ -52,29 +55,31 @@ class HeldLayer:
 
 def layer_scores(layer: Layer, factors: LinearFactors, held: HeldLayer, pairs: Pairs, space: Workspace) -> Tensor:
     """Scores [P, members] of pairs of held queries (left) and the examples of a batch (right), for one layer."""
-    inputs, deltas = factors.inputs.to(space.dtype), factors.deltas.to(space.dtype)
+    inputs, deltas = factors.inputs, factors.deltas
     if held.left is not None and held.right is not None:
-        factors = LinearFactors(inputs, deltas, factors.bias)
         return _low_rank_scores(layer, factors, held.left, held.right, pairs, space.dtype)
     assert held.explicit is not None
     width = inputs.shape[2]
     flat = held.explicit.flatten(1)
     step = space.examples(layer)
     values = torch.empty(len(pairs), len(layer.members), device=flat.device, dtype=space.dtype)
-    biases = deltas.sum(1) if held.bias is not None else None
+    biases = deltas.to(space.dtype).sum(1) if held.bias is not None else None
+    right = pairs.right.numpy()
     for start in range(0, len(deltas), step):
         stop = min(start + step, len(deltas))
-        inside = ((pairs.right >= start) & (pairs.right < stop)).nonzero()[:, 0]
+        inside = np.flatnonzero((right >= start) & (right < stop))
         if not len(inside):
             continue
-        part = Pairs(pairs.left[inside], pairs.right[inside] - start)
+        whole = len(inside) == len(pairs)
+        part = pairs if whole and not start else pairs_of(pairs.left.numpy()[inside], right[inside] - start)
+        places = slice(None) if whole else send(inside, values.device)
         gradient = space.form(inputs[start:stop], deltas[start:stop]).flatten(1)
         for column, (_, rows) in enumerate(layer.members):
             entries = slice(rows.start * width, rows.stop * width)
             found = products_of_rows(flat[:, entries], gradient[:, entries], part)
             if held.bias is not None and biases is not None:
                 found = found + products_of_rows(held.bias[:, rows], biases[start:stop, rows], part)
-            values[inside, column] = found
+            values[places, column] = found
     return values
 
 
@@ -96,11 +101,14 @@ class Workspace:
 
     def form(self, inputs: Tensor, deltas: Tensor) -> Tensor:
         """Weight gradients [B, O, I] without the bias's column, valid until the next call."""
+        turned = deltas.transpose(1, 2)
+        if multiplied_as_they_are(turned, inputs):
+            return wide_bmm(turned, inputs)  # there memory is used again by itself
         shape = (len(deltas), deltas.shape[2], inputs.shape[2])
         entries = shape[0] * shape[1] * shape[2]
         if self._memory.numel() < entries:
             self._memory = torch.empty(entries, dtype=self.dtype, device=self.device)
-        return torch.bmm(deltas.transpose(1, 2), inputs, out=self._memory[:entries].view(shape))
+        return wide_bmm(turned, inputs, out=self._memory[:entries].view(shape))
 
 
 def _low_rank_scores(
@@ -111,7 +119,7 @@ def _low_rank_scores(
     rank = left.shape[1]
     values = []
     for part in pairs.dense:
-        (queries, query_at), (examples, example_at) = part.lefts, part.rights
+        (queries, query_at), (examples, example_at) = part.lefts.on(left.device), part.rights.on(left.device)
         columns = len(queries) * rank
         outer, inner = left[queries].reshape(columns, -1), right[queries].reshape(columns, -1)
         a, delta = inputs[examples], deltas[examples]

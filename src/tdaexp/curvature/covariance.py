@@ -10,21 +10,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tdaexp.gradients.wide import add_product, multiplied_as_they_are
+
 BLOCK = 256
 """Rows of a block: large enough for a matrix product's full rate."""
 
 
 def add_second_moment(total: Tensor, x: Tensor, ones: bool = False) -> None:
-    """Add Σ_n x_n x_nᵀ to the upper triangle (in blocks) of `total` [d, d], x [n, d] of the same dtype.
+    """Add Σ_n x_n x_nᵀ to the upper triangle (in blocks) of `total` [d, d], x [n, d] of its dtype or a narrower one.
 
     With `ones`, `total` is [d + 1, d + 1] and x counts as followed by a constant input of 1.
     """
     width = x.shape[1]
+    wide = x.to(total.dtype)
+    factor = x if multiplied_as_they_are(x, x) else wide  # converted once, not block by block
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        total[start:stop, start:width].addmm_(x[:, start:stop].T, x[:, start:])
+        add_product(total[start:stop, start:width], factor[:, start:stop].T, factor[:, start:])
     if ones:
-        total[:width, width] += x.sum(0)
+        total[:width, width] += wide.sum(0)
         total[width, width] += len(x)
 
 

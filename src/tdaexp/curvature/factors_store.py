@@ -14,6 +14,7 @@ from torch import Tensor
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.precondition import LayerFactors
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
 
 MODES = ("ekfac", "kfac", "diagonal", "identity")
@@ -94,7 +95,7 @@ class Factors:
             return LayerFactors(name, None, None, self._mean("diagonal", name))
         group, shared = self._open("eigen"), self._shared[name]
         keys = (f"S.{name}", f"A.{shared}")
-        q_out, q_in = (torch.from_numpy(group[f"{key}.vectors"][0]).to(self.dtype) for key in keys)
+        q_out, q_in = (_vectors(self.store, key, self.dtype) for key in keys)
         if self.mode == "ekfac":
             return LayerFactors(name, q_out, q_in, self._mean("lambda", name))
         outputs, inputs = (torch.from_numpy(group[f"{key}.values"][0]) for key in keys)
@@ -116,3 +117,34 @@ class Factors:
 
     def _open(self, phase: str) -> Any:
         return cast(Any, zarr.open_group(self.store / phase, mode="r"))
+
+
+class HeldBases:
+    """Eigenvectors of some layers at a time, on a device: read once, however many batches meet them.
+
+    They are as large as the covariances of these layers.
+    """
+
+    def __init__(self, store: Path, readers: dict[str, str], dtype: torch.dtype) -> None:
+        """`store` and `readers` as for `Factors`."""
+        self.store, self.readers, self.dtype = store, readers, dtype
+        self._layers: tuple[Layer, ...] = ()
+        self._held: dict[str, Tensor] = {}
+
+    def enter(self, layers: tuple[Layer, ...]) -> None:
+        """Forget all others."""
+        if layers != self._layers:
+            self._held.clear()
+        self._layers = layers
+
+    def of(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Eigenvectors of A [I, I] and of S [O, O] of a layer, as columns."""
+        for key in (keys := (f"A.{self.readers[name]}", f"S.{name}")):
+            if key not in self._held:
+                self._held[key] = send(_vectors(self.store, key, self.dtype), device)
+        return self._held[keys[0]], self._held[keys[1]]
+
+
+def _vectors(store: Path, key: str, dtype: torch.dtype) -> Tensor:
+    group = cast(Any, zarr.open_group(store / "eigen", mode="r"))
+    return torch.from_numpy(group[f"{key}.vectors"][0]).to(dtype)

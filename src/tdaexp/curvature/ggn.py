@@ -28,6 +28,8 @@ from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import frozen, loss_positions
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.loaded import one_text_a_row
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,10 +114,12 @@ class TrainingGGN:
         total = torch.zeros_like(vectors)
         with frozen(self._logits), _differentiable(self._logits):
             for members in batches:
-                product = self._batch_product(self._collated(members), parameters, directions)
-                if not _finite(product) and _finite(vectors):
-                    raise UserError(self._fault(members, parameters, directions))
-                total += product.to(total.dtype)
+                total += self._batch_product(self._collated(members), parameters, directions).to(total.dtype)
+            # Looked at once: only a sum that is not finite makes it worth while to find out whose fault it is.
+            if not _finite(total) and _finite(vectors):
+                for members in batches:
+                    if not _finite(self._batch_product(self._collated(members), parameters, directions)):
+                        raise UserError(self._fault(members, parameters, directions))
         return total
 
     def _collated(self, members: list[int]) -> Batch:
@@ -133,8 +137,8 @@ class TrainingGGN:
     def _batch_product(self, batch: Batch, parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> Tensor:
         device = next(iter(parameters.values())).device
         positions, _, weights = loss_positions(batch, "sum")
-        tokens = batch.tokens[:, : int(positions.max()) + 1].to(device)
-        positions, counted = positions.to(device), weights.bool().to(device)
+        tokens = send(batch.tokens[:, : int(positions.numpy().max()) + 1], device)
+        positions, counted = send(positions, device), send(weights.bool(), device)
 
         def outputs(values: dict[str, Tensor]) -> Tensor:
             named = {f"model.{name}": value for name, value in values.items()}
@@ -204,7 +208,8 @@ class LogitsAt(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
-        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        with one_text_a_row():
+            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
         logits: Tensor = self.model.get_output_embeddings()(chosen)
         return logits

@@ -22,6 +22,7 @@ from tdaexp.curvature.sides import PairSide
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, fetch
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.shrink import Shrinking, joined, two
@@ -78,32 +79,36 @@ class KeptGradients:
     def fill(self) -> None:
         """Run the training examples that are not kept yet. Errors (UserError): a gradient that is not finite."""
         compute = Shrinking(self._batch, two, joined)
-        with self.train.ready(), self.blocks.pending() as missing:
+        with self.train.ready(), self.blocks.pending(beside=True) as missing:
             for block in self.blocks.each(missing, "training gradients"):
                 self.blocks.write(block, compute(self.batches[block]))
 
     def _batch(self, members: list[int]) -> dict[str, np.ndarray]:
         """What is kept of some examples."""
-        values: dict[str, np.ndarray] = {}
+        values: dict[str, Tensor] = {}
+        later = Deferred()
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
             numbers, rows, largest = self._compressed(layer, factors)
             check[:] = largest
-            values[f"G.{layer.name}"], values[f"s.{layer.name}"] = numbers.cpu().numpy(), rows.cpu().numpy()
+            values[f"G.{layer.name}"], values[f"s.{layer.name}"] = fetch(numbers), fetch(rows)
 
-        run_layers(self.train, members, self.pad_id, take)
-        return values
+        run_layers(self.train, members, self.pad_id, take, later)
+        later.flush()
+        return {name: value.numpy() for name, value in values.items()}
 
     def _compressed(self, layer: Layer, factors: LinearFactors) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers [B, O, I] int8, scales and biases [B, O, 1 or 2], and the largest entries [B], finite if all are."""
-        inputs, deltas = factors.inputs.to(torch.float32), factors.deltas.to(torch.float32)
+        inputs, deltas = (
+            one.float() if one.dtype == torch.float64 else one for one in (factors.inputs, factors.deltas)
+        )
         step = self.space.examples(layer)
         parts = [
             quantise(self.space.form(inputs[start : start + step], deltas[start : start + step]))
             for start in range(0, len(deltas), step)
         ]
         numbers, scale = (torch.cat([part[side] for part in parts]) for side in (0, 1))
-        rows = [scale, deltas.sum(1)] if layer.bias else [scale]
+        rows = [scale, deltas.float().sum(1)] if layer.bias else [scale]
         return numbers, torch.stack(rows, dim=2), scale.sum(1)
 
     def scores(self, held: dict[str, HeldLayer], queries: int) -> np.ndarray:
@@ -187,7 +192,9 @@ def kept_scores(
     with queries.ready():
         for start in track(starts, "influence", len(starts)):
             members = order[start : start + at_once]
-            held = work.hold(token_budget_batches(lengths, members.tolist(), tokens_per_batch))
+            later = Deferred()
+            held = work.hold(token_budget_batches(lengths, members.tolist(), tokens_per_batch), later)
+            later.flush()
             table = kept.scores(held, len(members))
             for row, query in enumerate(members):
                 real = pairs[query] >= 0

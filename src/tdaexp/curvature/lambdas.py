@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tdaexp.gradients.wide import accumulation_dtype, wide_bmm
+
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Explicit gradients at a time: what a CPU's cache holds, what fills a GPU."""
 
@@ -49,13 +51,14 @@ def rotate_inputs(inputs: Tensor, bias: bool, q_in: Tensor) -> Tensor:
 
 
 def form(inputs: Tensor, deltas: Tensor, bias: bool) -> Tensor:
-    """Explicit gradients [B, O, I + bias] of B examples, Σ_t δ_t a_tᵀ with the bias's column last."""
+    """Explicit gradients [B, O, I + bias] of B examples, Σ_t δ_t a_tᵀ with the bias's column last; float32 at least."""
     if not bias:
-        return torch.bmm(deltas.transpose(1, 2), inputs)
+        return wide_bmm(deltas.transpose(1, 2), inputs)
     examples, _, width = inputs.shape
-    gradient = inputs.new_empty(examples, deltas.shape[2], width + 1)
-    torch.bmm(deltas.transpose(1, 2), inputs, out=gradient[..., :width])
-    gradient[..., width] = deltas.sum(1)
+    wide = accumulation_dtype(deltas.dtype)
+    gradient = inputs.new_empty(examples, deltas.shape[2], width + 1, dtype=wide)
+    wide_bmm(deltas.transpose(1, 2), inputs, out=gradient[..., :width])
+    gradient[..., width] = deltas.to(wide).sum(1)
     return gradient
 
 

@@ -21,6 +21,7 @@ from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.models.components import Component, ComponentMap, Part
 from tdaexp.models.task import task_components
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
 
 DISTRIBUTIONS = ("categorical", "gaussian")
@@ -101,13 +102,17 @@ class ModuleSource:
 
         def loss(outputs: Tensor) -> Tensor:
             if self.distribution == "gaussian":
-                noise = torch.special.ndtri(uniforms(ids, seed, outputs.shape[1]).clamp(min=1e-300)).to(outputs)
+                noise = torch.special.ndtri(uniforms(ids, seed, outputs.shape[1]).clamp(min=1e-300))
+                noise = send(noise, outputs.device, outputs.dtype)
                 found.append(torch.zeros(len(ids), 1, dtype=torch.int64, device="cpu"))
                 return 0.5 * (outputs - (outputs.detach() + noise)).square().sum(1)
-            drawn = draw(outputs.detach(), uniforms(ids, seed, 1)[:, 0]) if labels is None else labels[:, 0]
-            found.append(drawn[:, None].cpu())
+            if labels is None:
+                drawn = draw(outputs.detach(), send(uniforms(ids, seed, 1)[:, 0], outputs.device))
+            else:
+                drawn = send(labels[:, 0], outputs.device)
+            found.append(drawn[:, None])
             wide = outputs.to(accumulation_dtype(outputs.dtype))
-            return nn.functional.cross_entropy(wide, drawn.to(outputs.device), reduction="none")
+            return nn.functional.cross_entropy(wide, drawn, reduction="none")
 
         capture_modules(self.model, self.inputs[list(members)], names, loss, consume)
         return found[0]
@@ -126,8 +131,7 @@ def capture_modules(model, inputs: Tensor, names: Sequence[str], loss, consume: 
             a, d = conv_patches(arrived, module), delta.flatten(2).transpose(1, 2)
         else:
             a, d = arrived.reshape(len(arrived), -1, arrived.shape[-1]), delta.reshape(len(delta), -1, delta.shape[-1])
-        valid = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
-        consume([path], [LinearFactors(a, d, module.bias is not None)], valid)
+        consume([path], [LinearFactors(a, d, module.bias is not None)], None)
 
     def watch(path: str, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
         if path in seen:
@@ -141,7 +145,7 @@ def capture_modules(model, inputs: Tensor, names: Sequence[str], loss, consume: 
         return output
 
     with torch.enable_grad(), _hooked(model, names, watch):
-        losses = loss(model(inputs.to(next(model.parameters()).device)))
+        losses = loss(model(send(inputs, next(model.parameters()).device)))
         torch.autograd.grad(losses.sum(), roots)
     return losses.detach()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch import Tensor
 
 from tdaexp.curvature.covariance import add_second_moment, mirrored
 from tdaexp.curvature.eigen import eigenbasis
-from tdaexp.curvature.factors_store import Factors
+from tdaexp.curvature.factors_store import Factors, HeldBases
 from tdaexp.curvature.lambdas import add_rotated_squares
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.monitor import Monitor
 from tdaexp.curvature.source import Source
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.shrink import Shrinking, two
 
 log = logging.getLogger(__name__)
@@ -37,20 +39,21 @@ Sums = dict[str, Tensor]
 class Phase:
     """What a pass adds up: arrays named `kind.layer` of the given shapes.
 
-    `add(sums, layers, factors, valid)` takes layers that read one input and which positions are real; `finish` is
-    applied to the sums of a chunk.
+    `enter(layers)` is called before a pass over layers; `add(sums, layers, factors, places)` takes layers that read
+    one input and which positions are real (None: all); `finish` is applied to the sums of a chunk.
     """
 
     shapes: dict[str, tuple[int, ...]]
-    add: Callable[[Sums, list[Layer], list[LinearFactors], Tensor], None]
+    add: Callable[[Sums, list[Layer], list[LinearFactors], Tensor | None], None]
     finish: Callable[[Sums], Sums] = dict
+    enter: Callable[[tuple[Layer, ...]], None] = lambda _: None
     layers: tuple[Layer, ...] = ()
 
     def part(self, layers: tuple[Layer, ...]) -> Phase:
         """The phase for some layers."""
         names = {layer.name for layer in layers}
         shapes = {key: shape for key, shape in self.shapes.items() if key.partition(".")[2] in names}
-        return Phase(shapes, self.add, self.finish, layers)
+        return replace(self, shapes=shapes, layers=layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class Phases:
         """For every layer the first layer that reads the same input, found by running one example."""
         found: dict[str, str] = {}
 
-        def consume(names: list[str], _: list[LinearFactors], __: Tensor) -> None:
+        def consume(names: list[str], _: list[LinearFactors], __: Tensor | None) -> None:
             found.update({name: names[0] for name in names})
 
         names = [layer.name for layer in self.source.layers]
@@ -99,17 +102,13 @@ class Phases:
                 shapes[f"A.{layer.name}"] = (layer.inputs, layer.inputs)
             shapes |= {f"S.{layer.name}": (layer.outputs, layer.outputs), f"n.{layer.name}": ()}
 
-        def add(sums: Sums, layers: list[Layer], factors: list[LinearFactors], valid: Tensor) -> None:
-            everything = bool(valid.all())
+        def add(sums: Sums, layers: list[Layer], factors: list[LinearFactors], places: Tensor | None) -> None:
             for layer, one in zip(layers, factors, strict=True):
-                delta = one.deltas.to(self.source.dtype)
-                rows = delta.flatten(0, 1) if everything else delta[valid]
+                rows = _rows(one.deltas, places)
                 add_second_moment(sums[f"S.{layer.name}"], rows)
                 sums[f"n.{layer.name}"] += len(rows)
                 if readers[layer.name] == layer.name:
-                    inputs = one.inputs.to(self.source.dtype)
-                    rows = inputs.flatten(0, 1) if everything else inputs[valid]
-                    add_second_moment(sums[f"A.{layer.name}"], rows, one.bias)
+                    add_second_moment(sums[f"A.{layer.name}"], _rows(one.inputs, places), one.bias)
 
         def finish(sums: Sums) -> Sums:
             return {key: mirrored(one) if one.ndim else one for key, one in sums.items()}
@@ -148,20 +147,19 @@ class Phases:
 
     def spectrum(self, phase: str, readers: dict[str, str]) -> None:
         """Sums of squared per-example gradients: rotated (`lambda`) or as they are (`diagonal`)."""
-        mode = "kfac" if phase == "lambda" else "identity"
-        bases = Factors(self.store, self.source.layers, readers, mode, len(self.source.ids), self.source.dtype)
+        bases = HeldBases(self.store, readers, self.source.dtype) if phase == "lambda" else None
         shapes: dict[str, tuple[int, ...]] = {
             f"L.{layer.name}": (layer.outputs, layer.inputs) for layer in self.source.layers
         }
 
-        def add(sums: Sums, layers: list[Layer], factors: list[LinearFactors], _: Tensor) -> None:
+        def add(sums: Sums, layers: list[Layer], factors: list[LinearFactors], _: Tensor | None) -> None:
             for layer, one in zip(layers, factors, strict=True):
-                basis, dtype = bases[layer.name], self.source.dtype
-                total = sums[f"L.{layer.name}"]
-                q_in, q_out = (None if q is None else q.to(total.device) for q in (basis.q_in, basis.q_out))
+                total, dtype = sums[f"L.{layer.name}"], self.source.dtype
+                q_in, q_out = bases.of(layer.name, total.device) if bases else (None, None)
                 add_rotated_squares(total, one.inputs.to(dtype), one.deltas.to(dtype), one.bias, q_in, q_out)
 
-        self._run(phase, "Λ" if phase == "lambda" else "diagonal", Phase(shapes, add))
+        whole = Phase(shapes, add, enter=bases.enter) if bases else Phase(shapes, add)
+        self._run(phase, "Λ" if phase == "lambda" else "diagonal", whole)
 
     def _run(self, name: str, text: str, phase: Phase) -> None:
         """Run the blocks of a phase, partition by partition and chunk by chunk. The first phase draws the labels."""
@@ -194,29 +192,43 @@ class Phases:
         """Sums [1, ...] over the batches of a chunk; its labels are filled in when they are `fresh`, else used."""
         phase, labels, fresh = chunk.phase, chunk.labels, chunk.fresh
         known = {layer.name: layer for layer in phase.layers}
+        phase.enter(phase.layers)
         sums: Sums = {}
-        first = 0
+        first, later = 0, Deferred()
         for members in chunk.batches:
             monitor = Monitor([self.source.ids[index] for index in members])
 
-            def consume(names: list[str], factors: list[LinearFactors], valid: Tensor, monitor=monitor) -> None:
+            def consume(
+                names: list[str], factors: list[LinearFactors], places: Tensor | None, monitor: Monitor = monitor
+            ) -> None:
                 for key, shape in phase.shapes.items() if not sums else ():
                     kind = getattr(torch, self._kind(shape))
                     sums[key] = torch.zeros(shape, dtype=kind, device=factors[0].deltas.device)
-                if monitor.passes(names, factors):
-                    phase.add(sums, [known[name] for name in names], factors, valid)
+                monitor.watch(names, factors)
+                phase.add(sums, [known[name] for name in names], factors, places)
 
             rows = slice(first, first + len(members))
             given = None if fresh else torch.from_numpy(labels[rows]).long()
             drawn = self.source.run(members, list(known), given, self.seed, consume)
-            monitor.check()
-            labels[rows, : drawn.shape[1]] = drawn.numpy()
+            later.add(monitor.check, monitor.sums())
+            later.add(partial(_write_labels, labels[rows]), drawn)
             first += len(members)
+        later.flush()
         return {key: one.cpu().numpy()[None] for key, one in phase.finish(sums).items()}
 
     def _kind(self, shape: tuple[int, ...]) -> str:
         """Type of an array: counts are exact."""
         return str(self.source.dtype).removeprefix("torch.") if shape else "float64"
+
+
+def _write_labels(rows: np.ndarray, drawn: np.ndarray) -> None:
+    rows[:, : drawn.shape[1]] = drawn
+
+
+def _rows(values: Tensor, places: Tensor | None) -> Tensor:
+    """The real positions of [B, T, d]: [n, d]."""
+    rows = values.flatten(0, 1)
+    return rows if places is None else rows.index_select(0, places)
 
 
 def _balanced(layers: tuple[Layer, ...], count: int) -> list[tuple[Layer, ...]]:

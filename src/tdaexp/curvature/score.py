@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.sides import PairSide
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.finite import require_finite
-from tdaexp.gradients.pairs import Pairs
+from tdaexp.gradients.pairs import Pairs, pairs_of
 from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking
 
@@ -112,7 +114,8 @@ class Scoring:
     def block(self, block: Block) -> np.ndarray:
         """Scores of a block's queries, in the order in which the block lists them."""
         members = [query for batch in block.queries for query in batch]
-        held = self.hold(block.queries)
+        later = Deferred()
+        held = self.hold(block.queries, later)
         values = np.full((len(members), self.pairs.shape[1], len(self.train.layers.components)), np.nan)
         for batch in block.train:
             row = np.full(len(self.train.ids), -1)
@@ -120,12 +123,15 @@ class Scoring:
             candidates = self.pairs[members]
             places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
             there = row[candidates[places]]
-            pairs = Pairs(*(torch.from_numpy(side).to(self.device) for side in (places[0], there)))
-            values[places] = self._meet(batch, held, pairs)
+            self._meet(batch, held, pairs_of(places[0], there), partial(values.__setitem__, places), later)
+        later.flush()
         return values.astype(str(self.dtype).removeprefix("torch."))
 
-    def hold(self, batches: list[list[int]]) -> dict[str, HeldLayer]:
-        """Preconditioned gradients of a block's queries, by layer: once, each batch written to its place."""
+    def hold(self, batches: list[list[int]], later: Deferred) -> dict[str, HeldLayer]:
+        """Preconditioned gradients of a block's queries, by layer: once, each batch written to its place.
+
+        `later` has the checks.
+        """
         found: dict[str, HeldLayer] = {}
         count, start = sum(map(len, batches)), 0
         for members in batches:
@@ -141,28 +147,45 @@ class Scoring:
                     found[layer.name] = ready.room(count)
                 found[layer.name].put(start, ready)
 
-            run_layers(self.queries, members, self.pad_id, take)
+            run_layers(self.queries, members, self.pad_id, take, later)
             start += len(members)
         return found
 
-    def _meet(self, members: list[int], held: dict[str, HeldLayer], pairs: Pairs) -> np.ndarray:
-        """Run a training batch past the held queries: scores [P, K]."""
+    def _meet(
+        self,
+        members: list[int],
+        held: dict[str, HeldLayer],
+        pairs: Pairs,
+        write: Callable[[np.ndarray], None],
+        later: Deferred,
+    ) -> None:
+        """Run a training batch past the held queries: scores [P, K], for `write`."""
         values = torch.empty(len(pairs), len(self.train.layers.components), device=self.device, dtype=self.dtype)
+        _, there = pairs.on(self.device)
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
             columns = self.train.layers.columns(layer)
-            values[:, columns] = layer_scores(layer, factors, held[layer.name], pairs, self.space)
+            scores = layer_scores(layer, factors, held[layer.name], pairs, self.space)
+            for column, one in zip(columns, scores.unbind(1), strict=True):
+                values[:, column] = one
             check[:] = 0.0
-            check.index_add_(0, pairs.right, values[:, columns].sum(1).to(check.dtype))
+            check.index_add_(0, there, scores.sum(1).to(check.dtype))
 
-        run_layers(self.train, members, self.pad_id, take)
-        return values.cpu().numpy()
+        run_layers(self.train, members, self.pad_id, take, later)
+        later.add(write, values)
 
 
 def run_layers(
-    side: PairSide, members: list[int], pad_id: int, take: Callable[[Layer, LinearFactors, Tensor], None]
+    side: PairSide,
+    members: list[int],
+    pad_id: int,
+    take: Callable[[Layer, LinearFactors, Tensor], None],
+    later: Deferred,
 ) -> None:
-    """One pass over some examples; `take` gets each layer's factors and fills in numbers [B] that must be finite."""
+    """One pass over some examples; `take` gets each layer's factors and fills in numbers [B] that must be finite.
+
+    They are looked at when `later` is flushed.
+    """
     names = side.layers.names
     checks = torch.full((len(names), len(members)), torch.nan, device=side.device, dtype=torch.float64)
 
@@ -172,7 +195,8 @@ def run_layers(
             take(side.layers.layers[place], one, checks[place])
 
     losses = side.capture(members, pad_id, consume)
-    require_finite(checks.T.cpu().numpy(), [side.ids[index] for index in members], names, losses.cpu().numpy())
+    ids = [side.ids[index] for index in members]
+    later.add(lambda checks, losses: require_finite(checks.T, ids, names, losses), checks, losses)
 
 
 def explicit(factors: LinearFactors, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.models.components import Component
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -164,9 +165,9 @@ class ModuleSide:
     def capture(self, members: Sequence[int], pad_id: int, consume: NamedConsumer) -> Tensor:
         """One pass; nothing is padded."""
         chosen = torch.tensor(members, dtype=torch.int64, device="cpu")
-        targets = self.targets[chosen].to(self.device)
+        targets = send(self.targets[chosen], self.device)
 
-        def receive(names: list[str], factors: list[LinearFactors], _: Tensor) -> None:
+        def receive(names: list[str], factors: list[LinearFactors], _: Tensor | None) -> None:
             consume(names, factors)
 
         return capture_modules(
@@ -184,7 +185,7 @@ def most_positions(model: nn.Module, inputs: Tensor) -> int:
     """At how many positions the layer runs that runs at most of them, found by one example of `inputs`."""
     found = [1]
 
-    def count(_: list[str], factors: list[LinearFactors], __: Tensor) -> None:
+    def count(_: list[str], factors: list[LinearFactors], __: Tensor | None) -> None:
         found.append(factors[0].deltas.shape[1])
 
     names = [path for path, layer in model.named_modules() if has_rule(layer)]

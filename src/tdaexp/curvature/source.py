@@ -21,12 +21,14 @@ from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positi
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.models.components import Component
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LayerConsumer = Callable[[list[str], list[LinearFactors], Tensor], None]
-"""Receives layers that read one input, their factors, and which positions are real: [B, T] bool."""
+LayerConsumer = Callable[[list[str], list[LinearFactors], Tensor | None], None]
+"""Receives layers that read one input, their factors, and which positions are real: numbers into [B T], None for all.
+"""
 
 
 class Source(Protocol):
@@ -50,7 +52,8 @@ class Source(Protocol):
     ) -> Tensor:
         """One forward and backward pass of the loss (sum over tokens) on drawn labels.
 
-        Draws them with `seed` unless `labels` [B, L] are given, and returns them; hands the named layers to `consume`.
+        Draws them with `seed` unless `labels` [B, L] are given, and returns them, wherever they are; hands the named
+        layers to `consume`.
         """
 
 
@@ -89,14 +92,16 @@ class LanguageSource:
         batch = collate(chosen, self.pad_id)
         positions, targets, weights = loss_positions(batch, "sum")
         device = next(self.model.parameters()).device
-        real = weights.to(device) > 0
-        last = positions.max(1).values
-        reached = (torch.arange(int(last.max()) + 1, device="cpu")[None] <= last[:, None]).to(device)
+        counted, last = weights.numpy() > 0, positions.numpy().max(1)
+        real = send(counted, device)
+        at_loss, reached = (
+            _real_positions(mask, device) for mask in (counted, np.arange(last.max() + 1)[None] <= last[:, None])
+        )
         if labels is None:
-            numbers = uniforms([example.id for example in chosen], seed, targets.shape[1])
+            numbers = send(uniforms([example.id for example in chosen], seed, targets.shape[1]), device)
             drawn: list[Tensor] = []
         else:
-            drawn = [labels[:, : targets.shape[1]].to(device)]
+            drawn = [send(labels[:, : targets.shape[1]], device)]
 
         def loss(logits: Tensor, _: Tensor, weights: Tensor) -> Tensor:
             if not drawn:
@@ -106,7 +111,12 @@ class LanguageSource:
         def receive(components: list[Component], factors: list[Factors]) -> None:
             arrived = [component.name for component in components]
             linear = [one for one in factors if isinstance(one, LinearFactors)]
-            consume(arrived, linear, real if self.parts[arrived[0]].at_loss else reached)
+            consume(arrived, linear, at_loss if self.parts[arrived[0]].at_loss else reached)
 
         capture(self.model, self.parts.map.select(names), batch, receive, loss=loss, reduction="sum")
-        return drawn[0].cpu()
+        return drawn[0]
+
+
+def _real_positions(mask: np.ndarray, device: torch.device) -> Tensor | None:
+    """Numbers of a mask's [B, T] positions, None where it holds all."""
+    return None if mask.all() else send(np.flatnonzero(mask), device)

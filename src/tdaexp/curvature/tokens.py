@@ -30,6 +30,7 @@ from tdaexp.curvature.sides import Side
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 
 QUERIES_AT_ONCE = 8
 """Queries whose shares are saved together."""
@@ -41,6 +42,10 @@ class TokenInfluence:
 
     train: np.ndarray
     query: np.ndarray
+
+    def fill(self, train: np.ndarray, query: np.ndarray) -> None:
+        """Write the numbers."""
+        self.train[:], self.query[:] = train, query
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,13 @@ class TokenScoring:
     def of_query(self, query: int, examples: Sequence[int]) -> list[TokenInfluence]:
         """Shares of the influence of some training examples on one query. Errors (UserError): as `pair_scores`."""
         with frozen(self.train.model), frozen(self.queries.model):
-            held = self._hold(query)
-            return [self._meet(example, query, held) for example in examples]
+            later = Deferred()
+            held = self._hold(query, later)
+            found = [self._meet(example, query, held, later) for example in examples]
+            later.flush()
+            return found
 
-    def _hold(self, query: int) -> dict[str, HeldQuery]:
+    def _hold(self, query: int, later: Deferred) -> dict[str, HeldQuery]:
         """The query by layer."""
         found: dict[str, HeldQuery] = {}
 
@@ -86,14 +94,14 @@ class TokenScoring:
             rows = None if right is None else right[0]
             found[layer.name] = HeldQuery(factors, _projected(solved[0], rows), rows)
 
-        run_layers(self.queries, [query], self.pad_id, take)
+        run_layers(self.queries, [query], self.pad_id, take, later)
         return found
 
-    def _meet(self, example: int, query: int, held: dict[str, HeldQuery]) -> TokenInfluence:
-        """Run one training example past the held query."""
-        sides = self.train.examples[example], self.queries.examples[query]
-        predicting = [np.flatnonzero(one.loss_mask[1:]) for one in sides]
-        totals = [np.zeros(one.length) for one in sides]
+    def _meet(self, example: int, query: int, held: dict[str, HeldQuery], later: Deferred) -> TokenInfluence:
+        """Run one training example past the held query; the shares are there once `later` is flushed."""
+        sides, device = (self.train.examples[example], self.queries.examples[query]), self.train.device
+        predicting = [send(np.flatnonzero(one.loss_mask[1:]), device) for one in sides]
+        totals = [torch.zeros(one.length, dtype=torch.float64, device=device) for one in sides]
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
             one = held[layer.name]
@@ -102,10 +110,12 @@ class TokenScoring:
             met = token_shares(one.solved, factors)[0], token_shares(back, one.factors)[0]
             check[:] = sum(shares.to(check).sum() for shares in met)
             for total, shares, places in zip(totals, met, predicting, strict=True):
-                total[places if layer.at_loss else slice(len(shares))] += shares.to(torch.float64).cpu().numpy()
+                total[places if layer.at_loss else slice(len(shares))] += shares.to(total)
 
-        run_layers(self.train, [example], self.pad_id, take)
-        return TokenInfluence(*totals)
+        run_layers(self.train, [example], self.pad_id, take, later)
+        found = TokenInfluence(*(np.empty(one.length) for one in sides))
+        later.add(found.fill, *totals)
+        return found
 
 
 def token_shares(preconditioned: Tensor, factors: LinearFactors) -> Tensor:

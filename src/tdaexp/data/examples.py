@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.fingerprint import fingerprint
 
 
@@ -71,7 +72,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device."""
-        return Batch(self.tokens.to(device), self.attention.to(device), self.loss_mask.to(device))
+        place = torch.device(device)
+        return Batch(send(self.tokens, place), send(self.attention, place), send(self.loss_mask, place))
 
 
 def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:

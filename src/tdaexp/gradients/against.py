@@ -9,6 +9,7 @@ where the contraction would cost T I O per pair. Queries are held in blocks of b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
-from tdaexp.gradients.pairs import Pairs, products_of_rows
+from tdaexp.gradients.pairs import Pairs, pairs_of, products_of_rows
 from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.shrink import Shrinking
 
 if TYPE_CHECKING:
@@ -46,21 +48,25 @@ def against(factors: Factors, vectors: Tensor, pairs: Pairs) -> Tensor:
         return against(factors.embedding, vectors, pairs) + against(factors.head, vectors, pairs)
     if isinstance(factors, EmbeddingFactors):
         return _embedding(factors, vectors, pairs)
-    result = vectors.new_zeros(len(pairs))
     step = max(1, CHUNK_BYTES // (factors.size * vectors.element_size()))
+    if step >= factors.examples:
+        return products_of_rows(vectors, factors.materialise().to(vectors.dtype), pairs)
+    result, right = vectors.new_zeros(len(pairs)), pairs.right.numpy()
     for start in range(0, factors.examples, step):
-        mine = torch.nonzero((pairs.right >= start) & (pairs.right < start + step))[:, 0]
+        mine = np.flatnonzero((right >= start) & (right < start + step))
         if len(mine):
             gradients = factors.materialise(slice(start, start + step)).to(vectors.dtype)
-            result[mine] = products_of_rows(vectors, gradients, Pairs(pairs.left[mine], pairs.right[mine] - start))
+            part = pairs_of(pairs.left.numpy()[mine], right[mine] - start)
+            result[send(mine, result.device)] = products_of_rows(vectors, gradients, part)
     return result
 
 
 def _embedding(factors: EmbeddingFactors, vectors: Tensor, pairs: Pairs) -> Tensor:
     """Σ_t δ_t · V[token_t]: only the rows of the tokens that occur are read."""
     rows = vectors.view(len(vectors), factors.vocabulary, -1)
-    values = [rows[query, factors.ids[example]] for query, example in zip(pairs.left, pairs.right, strict=True)]
-    return (torch.stack(values) * factors.deltas[pairs.right].to(vectors.dtype)).flatten(1).sum(1)
+    sides = zip(pairs.left.numpy(), pairs.right.numpy(), strict=True)
+    values = [rows[int(query)][factors.ids[int(example)]] for query, example in sides]
+    return (torch.stack(values) * factors.deltas[pairs.on(vectors.device)[1]].to(vectors.dtype)).flatten(1).sum(1)
 
 
 def vector_products(
@@ -133,29 +139,40 @@ class _Work:
         mine = self.pairs[queries]
         kind = str(self.dtype).removeprefix("torch.")
         values = np.full((*mine.shape, len(self.components)), np.nan, kind)
+        later = Deferred()
         for members in block.train:
             places = np.nonzero(np.isin(mine, members))
             row = {index: place for place, index in enumerate(members)}
             there = np.array([row[int(index)] for index in mine[places]])
-            pairs = Pairs(*(torch.from_numpy(side).to(self.device) for side in (places[0], there)))
-            values[places] = self._batch(members, vectors, pairs).cpu().numpy()
+            self._batch(members, vectors, pairs_of(places[0], there), partial(values.__setitem__, places), later)
+        later.flush()
         return values
 
-    def _batch(self, members: list[int], vectors: Tensor, pairs: Pairs) -> Tensor:
-        """Dot products [P, K] with a batch of training examples: one forward and backward pass."""
+    def _batch(
+        self,
+        members: list[int],
+        vectors: Tensor,
+        pairs: Pairs,
+        write: Callable[[np.ndarray], None],
+        later: Deferred,
+    ) -> None:
+        """Dot products [P, K] with a batch of training examples, for `write`: one forward and backward pass."""
         chosen = [self.train[index] for index in members]
         dots = torch.full((len(pairs), len(self.components)), torch.nan, device=self.device, dtype=self.dtype)
+        pairs.on(self.device)
 
         def consume(arrived: list[Component], factors: list[Factors]) -> None:
             for component, one in zip(arrived, factors, strict=True):
                 column, place = self.columns[component.name]
                 dots[:, column] = against(one, vectors[:, place], pairs)
 
-        batch = collate(chosen, self.pad_id)
-        losses = capture(self.model, self.components, batch, consume, reduction=self.reduction)
-        ids = [chosen[index].id for index in pairs.right.tolist()]
-        require_finite(dots.cpu().numpy(), ids, self.components.names, losses.cpu().numpy()[pairs.right.cpu().numpy()])
-        return dots
+        def take(dots: np.ndarray, losses: np.ndarray) -> None:
+            met = pairs.right.numpy()
+            require_finite(dots, [chosen[index].id for index in met], self.components.names, losses[met])
+            write(dots)
+
+        losses = capture(self.model, self.components, collate(chosen, self.pad_id), consume, reduction=self.reduction)
+        later.add(take, dots, losses)
 
 
 def gradient_vectors(
@@ -175,20 +192,30 @@ def gradient_vectors(
     check_losses(examples, "query")
     space = VectorSpace(model, components)
     places = dict(zip(components.names, space.slices, strict=True))
+    columns = {name: column for column, name in enumerate(components.names)}
     device = next(model.parameters()).device
     result = torch.empty(len(examples), space.size, dtype=accumulation_dtype(model.dtype), device=device)
-    for members in token_budget_batches(examples.lengths, range(len(examples)), tokens_per_batch):
+    later = Deferred()
+    order = np.argsort(examples.lengths, kind="stable").tolist()
+    for members in token_budget_batches(examples.lengths, order, tokens_per_batch):
         chosen = [examples[index] for index in members]
-        largest = torch.empty(len(members), len(components), device=device)
+        rows, largest = send(np.array(members), device), result.new_empty(len(members), len(components))
 
-        def consume(arrived: list[Component], factors: list[Factors], rows: list[int] = members) -> None:
+        def consume(
+            arrived: list[Component], factors: list[Factors], rows: Tensor = rows, largest: Tensor = largest
+        ) -> None:
             for component, one in zip(arrived, factors, strict=True):
-                result[rows[0] : rows[-1] + 1, places[component.name]] = one.materialise()
+                gradient = one.materialise()
+                result[rows, places[component.name]] = gradient
+                largest[:, columns[component.name]] = gradient.abs().amax(1)
 
         with frozen(model):
             losses = capture(model, components, collate(chosen, pad_id), consume, loss=loss, reduction=reduction)
-        for column, place in enumerate(space.slices):
-            largest[:, column] = result[members, place].abs().amax(1)
         ids = [example.id for example in chosen]
-        require_finite(largest.cpu().numpy(), ids, components.names, losses.cpu().numpy())
+        later.add(partial(_check, ids, components.names), largest, losses)
+    later.flush()
     return result
+
+
+def _check(ids: list[str], names: list[str], largest: np.ndarray, losses: np.ndarray) -> None:
+    require_finite(largest, ids, names, losses)

@@ -19,6 +19,7 @@ from tdaexp.gradients.factors import (
     accumulation_dtype,
 )
 from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +103,7 @@ def take_outputs(delta: Tensor, rows: np.ndarray) -> Tensor:
     """Copy some columns of δ [B, T, O]; runs of neighbours (a head's rows) at once, which is faster than one by one."""
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     if 2 * len(runs) > len(rows):
-        return delta.index_select(2, torch.from_numpy(rows).to(delta.device))
+        return delta.index_select(2, send(rows, delta.device))
     return torch.cat([delta[..., int(run[0]) : int(run[-1]) + 1] for run in runs], dim=2)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from tdaexp.data.examples import Batch
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import head
+from tdaexp.models.loaded import head, one_text_a_row
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -62,8 +64,8 @@ def capture(
     positions, targets, weights = loss_positions(batch, reduction)
     device = next(model.parameters()).device
     # Nothing after the last predicting position can matter to the loss.
-    tokens = batch.tokens[:, : int(positions.max()) + 1].to(device)
-    positions, targets = positions.to(device), targets.to(device)
+    tokens = send(batch.tokens[:, : int(positions.numpy().max()) + 1], device)
+    positions, targets, weights = (send(one, device) for one in (positions, targets, weights))
     return run_pass(model, components, tokens, positions, targets, weights, consume, loss)
 
 
@@ -99,25 +101,25 @@ def check_reduction(reduction: str) -> None:
 
 
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
-    """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch.
+    """Where logits are needed: positions t - 1 of the predicted tokens t, padded per batch. All on the host.
 
     Returns positions [B, L] int64, targets [B, L] int64, weights [B, L] float64: 1 over the number of the example's
     predicted tokens for "mean", 1 for "sum", 0 for padding. Errors: unknown reduction; an example without loss.
     """
     check_reduction(reduction)
-    mask = batch.loss_mask[:, 1:].cpu()
+    tokens, mask = batch.tokens.numpy(), batch.loss_mask[:, 1:].numpy()
     counts = mask.sum(1)
-    if bool((counts == 0).any()):
-        row = int((counts == 0).nonzero()[0])
+    if not counts.all():
+        row = int(np.flatnonzero(counts == 0)[0])
         raise UserError(f"example {row} of a batch has no token with a loss; drop examples without a completion")
     width = int(counts.max())
     # A stable sort by "not predicted" lists each row's predicted positions first, in order.
-    positions = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
-    real = torch.arange(width, device="cpu") < counts[:, None]
-    positions = torch.where(real, positions, 0)
-    targets = batch.tokens.cpu().gather(1, positions + 1)
-    weights = real / counts[:, None].double() if reduction == "mean" else real.double()
-    return positions, targets, weights
+    positions = np.argsort(~mask, axis=1, kind="stable")[:, :width]
+    real = np.arange(width) < counts[:, None]
+    positions = np.where(real, positions, 0)
+    targets = np.take_along_axis(tokens, positions + 1, axis=1)
+    weights = real / counts[:, None] if reduction == "mean" else real.astype(np.float64)
+    return torch.from_numpy(positions), torch.from_numpy(targets), torch.from_numpy(weights)
 
 
 def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
@@ -128,7 +130,8 @@ def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_examp
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if per_example_positions:
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    hidden = model.base_model(**arguments).last_hidden_state
+    with one_text_a_row():
+        hidden = model.base_model(**arguments).last_hidden_state
     chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
     return head(model)(chosen)
 

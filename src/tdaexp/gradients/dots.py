@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,9 @@ from tdaexp.gradients.factors import (
     LinearFactors,
     TiedFactors,
     VectorFactors,
-    accumulation_dtype,
 )
 from tdaexp.gradients.pairs import CHUNK_BYTES, Pairs, products_of_rows
+from tdaexp.gradients.wide import wide_bmm
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
@@ -47,7 +48,7 @@ def self_dots(factors: Sequence[Factors]) -> Tensor:
     vectors = [one.gradient for one in factors if isinstance(one, VectorFactors)]
     if len(vectors) == len(factors):
         return torch.stack([torch.linalg.vector_norm(one, dim=1).square() for one in vectors], dim=1)
-    rows = torch.arange(factors[0].examples, device=factors[0].tensors[0].device)
+    rows = torch.arange(factors[0].examples)
     return pair_dots(factors, factors, Pairs(rows, rows))
 
 
@@ -69,10 +70,10 @@ def gram_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pai
 def materialised_cost(left: Sequence[LinearFactors], right: Sequence[LinearFactors], pairs: Pairs) -> int:
     """Multiply-adds of the materialised form for components with shared inputs."""
     entries = left[0].inputs.shape[2] * sum(one.deltas.shape[2] for one in left)
-    formed = len(pairs.lefts[0]) * left[0].inputs.shape[1]
+    formed = len(pairs.lefts.left) * left[0].inputs.shape[1]
     if left[0] is not right[0]:
-        formed += len(pairs.rights[0]) * right[0].inputs.shape[1]
-    multiplied = sum(len(part.lefts[0]) * len(part.rights[0]) for part in pairs.dense)
+        formed += len(pairs.rights.left) * right[0].inputs.shape[1]
+    multiplied = sum(len(part.lefts.left) * len(part.rights.left) for part in pairs.dense)
     return entries * (formed + multiplied)
 
 
@@ -101,9 +102,10 @@ def _contract(shared: Tensor, left: LinearFactors, right: LinearFactors, pairs: 
 
 def linear_materialised(left: LinearFactors, right: LinearFactors, pairs: Pairs) -> Tensor:
     """Materialised form [P] for one linear component, formed and multiplied a few output rows at a time."""
-    (lefts, left_at), (rights, right_at) = pairs.lefts, pairs.rights
-    places = Pairs(left_at, right_at)
-    same = left is right and torch.equal(lefts, rights)
+    device = left.deltas.device
+    same = left is right and np.array_equal(pairs.lefts.left.numpy(), pairs.rights.left.numpy())
+    (lefts, _), (rights, _) = pairs.lefts.on(device), pairs.rights.on(device)
+    places = Pairs(pairs.lefts.right, pairs.rights.right)
     outputs, width = left.deltas.shape[2], left.inputs.shape[2] + left.bias
     step = max(1, CHUNK_BYTES // (8 * width * (len(lefts) + len(rights))))
     total: Tensor | float = 0.0
@@ -141,7 +143,8 @@ def embedding_dots(left: EmbeddingFactors, right: EmbeddingFactors, pairs: Pairs
     t, u = left.ids.shape[1], right.ids.shape[1]
     values = []
     for chunk in pairs.chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u)):
-        match = left.ids[chunk.left][:, :, None] == right.ids[chunk.right][:, None, :]
+        lefts, rights = chunk.on(left.ids.device)
+        match = left.ids[lefts][:, :, None] == right.ids[rights][:, None, :]
         gram = _gram(left.deltas, right.deltas, chunk)
         values.append(_sum_of_products(gram, match.to(gram.dtype)))
     return torch.cat(values)
@@ -164,8 +167,9 @@ def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -
     places = torch.arange(l, device=head.inputs.device)[None, None, :]
     values = []
     for chunk in pairs.chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l)):
-        tokens = embedding.ids[chunk.left][:, :, None]
-        outputs = head.deltas[chunk.right[:, None, None], places, tokens]
+        lefts, rights = chunk.on(embedding.ids.device)
+        tokens = embedding.ids[lefts][:, :, None]
+        outputs = head.deltas[rights[:, None, None], places, tokens]
         gram = _gram(embedding.deltas, head.inputs, chunk)
         values.append(_sum_of_products(gram, outputs.to(gram.dtype)))
     return torch.cat(values)
@@ -173,8 +177,8 @@ def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -
 
 def _gram(left: Tensor, right: Tensor, pairs: Pairs) -> Tensor:
     """All inner products over the last axis [P, T, T'] of the paired examples, in float32 at least."""
-    wide = accumulation_dtype(left.dtype)
-    return torch.bmm(left[pairs.left].to(wide), right[pairs.right].to(wide).transpose(1, 2))
+    lefts, rights = pairs.on(left.device)
+    return wide_bmm(left[lefts], right[rights].transpose(1, 2))
 
 
 def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:

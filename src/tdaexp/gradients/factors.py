@@ -16,12 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tdaexp.gradients.wide import accumulation_dtype as accumulation_dtype  # where others look for it
+from tdaexp.gradients.wide import wide_bmm
+
 ALL = slice(None)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that products are formed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +50,7 @@ class LinearFactors:
 
     def materialise(self, rows: slice = ALL) -> Tensor:
         """Explicit gradients [n, size] of the examples in a slice."""
-        wide = accumulation_dtype(self.deltas.dtype)
-        a, delta = self.extended_inputs()[rows].to(wide), self.deltas[rows].to(wide)
-        return torch.bmm(delta.transpose(1, 2), a).flatten(1)
+        return wide_bmm(self.deltas[rows].transpose(1, 2), self.extended_inputs()[rows]).flatten(1)
 
     def extended_inputs(self) -> Tensor:
         """Inputs with the bias's constant input behind them: [B, T, I] or [B, T, I + 1]."""

@@ -7,6 +7,7 @@ is a forward and a backward pass per example, and a product of P numbers per pai
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking, joined
 
@@ -89,40 +91,48 @@ class _Work:
     def block(self, block: Block) -> dict[str, np.ndarray]:
         """Arrays of a block's queries, in the order in which the block lists them."""
         members = [query for batch in block.queries for query in batch]
+        later = Deferred()
         held: Gradients = {}
         start = 0
         for batch in block.queries:  # each written to its place, so that nothing is held twice
-            for name, gradient in self._gradients(self.queries, batch).items():
+            for name, gradient in self._gradients(self.queries, batch, later)[0].items():
                 room = held.setdefault(name, gradient.new_empty(len(members), gradient.shape[1]))
                 room[start : start + len(batch)] = gradient
             start += len(batch)
         candidates, count = self.pairs[members], len(self.components)
         dot = np.full((*candidates.shape, count), np.nan)
         train_sq = np.full_like(dot, np.nan)
+
+        def write(places: tuple[np.ndarray, ...], there: np.ndarray, dots: np.ndarray, squares: np.ndarray) -> None:
+            dot[places], train_sq[places] = dots, squares[there]
+
         for batch in block.train:
             row = np.full(len(self.train), -1)
             row[batch] = np.arange(len(batch))
             places = np.nonzero(np.where(candidates >= 0, row[candidates], -1) >= 0)
             there = row[candidates[places]]
-            for column, (name, gradient) in enumerate(self._gradients(self.train, batch).items()):
-                dot[places[0], places[1], column] = (held[name] @ gradient.T).cpu().numpy()[places[0], there]
-                train_sq[places[0], places[1], column] = gradient.square().sum(1).cpu().numpy()[there]
+            rows, columns = send(places[0], self.device), send(there, self.device)
+
+            gradients, squares = self._gradients(self.train, batch, later)
+            tables = [(held[name] @ gradient.T)[rows, columns] for name, gradient in gradients.items()]
+            later.add(partial(write, places, there), torch.stack(tables, dim=1), squares)
         query_sq = torch.stack([held[name].square().sum(1) for name in self.components], dim=1)
+        later.flush()
         return {"dot": dot, "train_sq": train_sq, "query_sq": query_sq.cpu().numpy()}
 
-    def _gradients(self, examples: TensorExamples, members: list[int]) -> Gradients:
-        """Gradients of some examples by component."""
+    def _gradients(self, examples: TensorExamples, members: list[int], later: Deferred) -> tuple[Gradients, Tensor]:
+        """Gradients of some examples by component, and their squared norms [B, K]."""
         chosen = torch.tensor(members, dtype=torch.int64, device="cpu")
-        inputs, targets = examples.inputs[chosen].to(self.device), examples.targets[chosen].to(self.device)
+        inputs, targets = send(examples.inputs[chosen], self.device), send(examples.targets[chosen], self.device)
         found, losses = self._each(self.parameters, inputs, targets)
         gradients = {
             name: torch.cat([found[one].flatten(1) for one in own], dim=1).to(self.dtype)
             for name, own in self.components.items()
         }
-        norms = torch.stack([gradient.square().sum(1) for gradient in gradients.values()], dim=1)
-        ids = [examples.ids[index] for index in members]
-        require_finite(norms.cpu().numpy(), ids, list(gradients), losses.float().cpu().numpy())
-        return gradients
+        squares = torch.stack([gradient.square().sum(1) for gradient in gradients.values()], dim=1)
+        ids, names = [examples.ids[index] for index in members], list(gradients)
+        later.add(lambda squares, losses: require_finite(squares, ids, names, losses), squares, losses.float())
+        return gradients, squares
 
     def _loss(self, parameters: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
         logits = functional_call(self.module, parameters, (one[None],))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tdaexp.runtime.deferred import send
 
 CHUNK_BYTES = 1 << 27
 """Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
@@ -18,47 +21,70 @@ DENSE = 64
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """P pairs of examples: `left` [P] and `right` [P] int64 are rows of the two batches."""
+    """P pairs of examples: `left` [P] and `right` [P] int64 are rows of the two batches. On the host; see `on`."""
 
     left: Tensor
     right: Tensor
+    _sent: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.left)
 
-    @cached_property
-    def lefts(self) -> tuple[Tensor, Tensor]:
-        """Distinct left rows [n], and each pair's place among them [P]."""
-        return torch.unique(self.left, return_inverse=True)
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both sides on a device, sent there once."""
+        if device not in self._sent:
+            self._sent[device] = send(self.left, device), send(self.right, device)
+        return self._sent[device]
 
     @cached_property
-    def rights(self) -> tuple[Tensor, Tensor]:
-        """Distinct right rows [m], and each pair's place among them [P]."""
-        return torch.unique(self.right, return_inverse=True)
+    def lefts(self) -> Pairs:
+        """Distinct left rows [n] as `left`, and each pair's place among them [P] as `right`."""
+        return _distinct(self.left)
 
     @cached_property
+    def rights(self) -> Pairs:
+        """Distinct right rows [m] as `left`, and each pair's place among them [P] as `right`."""
+        return _distinct(self.right)
+
+    @property
     def dense(self) -> list[Pairs]:
         """The pairs cut so that taking all n x m products of a part wastes at most a factor of `DENSE`."""
-        if len(self.lefts[0]) * len(self.rights[0]) <= DENSE * len(self):
+        if len(self.lefts.left) * len(self.rights.left) <= DENSE * len(self):
             return [self]
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> list[Pairs]:
         return list(self.split(DENSE))
 
     def split(self, size: int) -> Iterator[Pairs]:
         """Consecutive pairs, at most `size` at a time."""
         for start in range(0, len(self), size):
-            yield Pairs(self.left[start : start + size], self.right[start : start + size])
+            part = slice(start, start + size)
+            sent = {device: (left[part], right[part]) for device, (left, right) in self._sent.items()}
+            yield Pairs(self.left[part], self.right[part], sent)
 
     def chunks(self, bytes_per_pair: int) -> Iterator[Pairs]:
         """Consecutive pairs whose temporaries fit in `CHUNK_BYTES`."""
         return self.split(max(1, CHUNK_BYTES // max(bytes_per_pair, 1)))
 
 
+def _distinct(rows: Tensor) -> Pairs:
+    found, places = np.unique(rows.numpy(), return_inverse=True)
+    return Pairs(torch.from_numpy(found), torch.from_numpy(places))
+
+
+def pairs_of(left: np.ndarray, right: np.ndarray) -> Pairs:
+    """The pairs of two arrays of rows [P]."""
+    return Pairs(torch.from_numpy(left), torch.from_numpy(right))
+
+
 def products_of_rows(g: Tensor, h: Tensor, pairs: Pairs) -> Tensor:
     """Dot products [P] of rows of g [n, D] and h [m, D]."""
     if len(g) * len(h) <= DENSE * len(pairs):
-        return (g @ h.T)[pairs.left, pairs.right]
+        return (g @ h.T)[pairs.on(g.device)]
     values = []
     for part in pairs.dense:
-        (lefts, left_at), (rights, right_at) = part.lefts, part.rights
+        (lefts, left_at), (rights, right_at) = part.lefts.on(g.device), part.rights.on(g.device)
         values.append((g[lefts] @ h[rights].T)[left_at, right_at])
     return torch.cat(values)

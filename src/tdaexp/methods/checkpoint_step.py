@@ -31,6 +31,7 @@ from tdaexp.pathkernel.streaming import (
     integrate,
 )
 from tdaexp.pathkernel.updates import AdamW
+from tdaexp.runtime.deferred import send
 from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.optimizer_state import fresh_state, read_state
 
@@ -144,24 +145,25 @@ class _Checkpoint:
         pieces = token_budget_batches(examples.lengths, order, compute.tokens_per_batch)
 
         def total(weight: float | None) -> float:
-            value = 0.0
+            value = torch.zeros((), dtype=torch.float64, device=compute.device)
             for piece in pieces:
-                batch = collate([examples[place] for place in piece]).to(compute.device)
+                batch = collate([examples[place] for place in piece])
                 with torch.set_grad_enabled(weight is not None):
-                    losses = _losses(self.model, batch)
+                    losses = _losses(self.model, batch, compute.device)
                     if weight is not None:
                         (losses.sum() * (weight / tokens)).backward()  # type: ignore[no-untyped-call]
-                value += float(losses.detach().sum(dtype=torch.float64))
-            return value / tokens
+                value += losses.detach().sum(dtype=torch.float64)
+            return float(value) / tokens
 
         return total
 
 
-def _losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _losses(model: PreTrainedModel, batch: Batch, device: torch.device) -> Tensor:
     """Cross-entropy of every predicted token."""
-    logits = model(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits
-    counted = batch.loss_mask[:, 1:]
-    return cross_entropy(logits[:, :-1][counted], batch.tokens[:, 1:][counted], reduction="none")
+    rows, columns = (send(one, device) for one in np.nonzero(batch.loss_mask[:, 1:].numpy()))
+    inputs = batch.to(device)
+    logits = model(input_ids=inputs.tokens, attention_mask=inputs.attention, use_cache=False).logits
+    return cross_entropy(logits[rows, columns], inputs.tokens[rows, columns + 1], reduction="none")
 
 
 def _tokens(examples: Examples, places: Iterable[int]) -> int:

@@ -15,6 +15,7 @@ forward pass per example and T T' d multiply-adds per pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
 
@@ -74,17 +76,24 @@ class CKA(Method):
         order = np.argsort(examples.lengths, kind="stable").tolist()
         batches = token_budget_batches(examples.lengths, order, study.compute.tokens_per_batch)
         found: dict[int, torch.Tensor] = {}
+        later = Deferred()
+
+        def check(members: list[int], finite: np.ndarray) -> None:
+            if not finite.all():
+                raise UserError(
+                    f"example '{examples[members[int(finite.argmin())]].id}': its hidden states in layer {self.layer} "
+                    "are not finite; check the checkpoint, or try trainer.precision=float32"
+                )
+
         for members in track(batches, "hidden states", len(batches)):
             inputs = collate([examples[index] for index in members]).to(study.compute.device)
             with torch.no_grad():
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
             for index, states in zip(members, output.hidden_states[self.layer], strict=True):
                 found[index] = states[: examples[index].length].T.to(wide)
-                if not bool(torch.isfinite(found[index]).all()):
-                    raise UserError(
-                        f"example '{examples[index].id}': its hidden states in layer {self.layer} are not finite; "
-                        "check the checkpoint, or try trainer.precision=float32"
-                    )
+            finite = torch.stack([torch.isfinite(found[index]).all() for index in members])
+            later.add(partial(check, members), finite)
+        later.flush()
         return [found[index] for index in range(len(examples))]
 
 

@@ -10,6 +10,7 @@ With two training stages the training examples' states are the pre-trained model
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from tdaexp.data.classes import texts_alone
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
 
@@ -59,12 +61,9 @@ class RepSim(Method):
             raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
         by_length = np.argsort(examples.lengths, kind="stable").tolist()
         batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
-        states = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32)
-        for batch in track(batches, "hidden states", len(batches)):
-            inputs = collate([examples[i] for i in batch]).to(device)
-            with torch.no_grad():
-                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            pooled = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+        states, later = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), Deferred()
+
+        def take(batch: list[int], pooled: np.ndarray) -> None:
             for row, index in enumerate(batch):
                 if not np.isfinite(pooled[row]).all():
                     raise UserError(
@@ -72,6 +71,13 @@ class RepSim(Method):
                         "check the checkpoint, or try trainer.precision=float32"
                     )
             states[batch] = pooled
+
+        for batch in track(batches, "hidden states", len(batches)):
+            inputs = collate([examples[i] for i in batch]).to(device)
+            with torch.no_grad():
+                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
+            later.add(partial(take, batch), self._pool(output.hidden_states[self.layer].float(), inputs.attention))
+        later.flush()
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

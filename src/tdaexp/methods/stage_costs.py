@@ -101,8 +101,8 @@ def factor_costs(
         backward=passes,
         flop=flop + squared,
         disk=saves * entries * wide + (0 if rotated else labels),
-        device=memory + entries / parts * wide,
-        host=(min(FACTOR_CACHE, 2 * squares * wide) if rotated else 0.0) + RUNTIME_BYTES,
+        device=memory + (entries + rotated * squares) / parts * wide,  # sums, and the eigenvectors of the same layers
+        host=rotated * float(max(sides)) ** 2 * wide + RUNTIME_BYTES,
     )
     if mode == "diagonal":
         return [last]

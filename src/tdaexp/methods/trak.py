@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime.costs import StageCost
+from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -205,12 +207,14 @@ def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) 
     """Q [N] float64: the mean of 1 - p over each example's predicted tokens."""
     logits_at, device = LogitsAt(loaded.model), loaded.model.device
     order = np.argsort(examples.lengths, kind="stable").tolist()
-    values = np.empty(len(examples))
+    values, later = np.empty(len(examples)), Deferred()
     for members in token_budget_batches(examples.lengths, order, tokens_per_batch):
         batch = collate([examples[index] for index in members])
         positions, targets, weights = loss_positions(batch, "mean")
+        tokens, positions, targets, weights = (send(one, device) for one in (batch.tokens, positions, targets, weights))
         with torch.no_grad():
-            logits = logits_at(batch.tokens.to(device), positions.to(device)).double()
-        p = torch.softmax(logits, dim=-1).gather(2, targets[..., None].to(device))[..., 0]
-        values[members] = ((1 - p) * weights.to(device)).sum(1).cpu().numpy()
+            logits = logits_at(tokens, positions).double()
+        p = torch.softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
+        later.add(partial(values.__setitem__, members), ((1 - p) * weights).sum(1))
+    later.flush()
     return values

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.models.loaded import LoadedModel, head
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.progress import track
 
 
@@ -19,12 +22,13 @@ def greedy_answers(loaded: LoadedModel, examples: Examples, tokens_per_batch: in
     device = loaded.model.device
     by_length = np.argsort(examples.lengths, kind="stable").tolist()
     batches = token_budget_batches(examples.lengths, by_length, tokens_per_batch)
-    right = np.zeros(len(examples), dtype=bool)
+    right, later = np.zeros(len(examples), dtype=bool), Deferred()
     for batch in track(batches, "greedy answers", len(batches)):
         inputs = collate([examples[i] for i in batch]).to(device)
         with torch.no_grad():  # what is last is never read, and may be no token
             hidden = loaded.model.base_model(inputs.tokens[:, :-1], attention_mask=inputs.attention[:, :-1])
             logits = head(loaded.model)(hidden.last_hidden_state)
         hit = logits.argmax(-1) == inputs.tokens[:, 1:]
-        right[batch] = (hit | ~inputs.loss_mask[:, 1:]).all(1).cpu().numpy()
+        later.add(partial(right.__setitem__, batch), (hit | ~inputs.loss_mask[:, 1:]).all(1))
+    later.flush()
     return right

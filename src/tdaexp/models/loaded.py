@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, masking_utils
 from transformers.utils import logging as transformers_logging
 
 from tdaexp.runtime.errors import UserError
@@ -34,6 +34,20 @@ def head(model: PreTrainedModel) -> torch.nn.Module:
     """The layer from hidden states to logits: of tokens, or of classes (`score`)."""
     found = model.get_output_embeddings()
     return model.get_submodule("score") if found is None else found
+
+
+@contextlib.contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Inside the block models are not asked whether rows hold several texts: the answer would have to be waited for.
+
+    transformers looks for jumps in the position numbers of every batch, on the device; here there are none.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # its own answer for such rows
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from tdaexp.runtime import ranks
+from tdaexp.runtime.behind import Behind
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked
 from tdaexp.runtime.fingerprint import fingerprint
@@ -63,6 +64,8 @@ class BlockStore:
             raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
         self._start = _own_time()
         self._done = 0
+        self._behind: Behind | None = None
+        self._last: int | None = None
         expected = {name: shape for name, (shape, _) in arrays.items()}
         if stored != expected or self.done.shape != (len(blocks),):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
@@ -88,8 +91,11 @@ class BlockStore:
         group.create_array("checksum", shape=shape, dtype="uint64", chunks=(1, len(arrays)), fill_value=0)
 
     @contextlib.contextmanager
-    def pending(self, among: Collection[int] | None = None) -> Iterator[list[int]]:
+    def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
         """Numbers of the blocks that this process has to compute (`among` some, or all); other runs wait.
+
+        `beside`: a block is written while the next one is computed. Its arrays must then be left as they are, and take
+        memory for so long.
 
         Two jobs of a sweep may want the same store: the second one finds it filled. Where a run has several processes,
         each gets its share of what is missing, and the context ends when all of them are ready.
@@ -105,7 +111,8 @@ class BlockStore:
                     "%s: %d blocks for %d processes, the others wait", self.path.parent.name, len(wanted), me.world
                 )
             self._start = _own_time()
-            yield wanted[me.rank :: me.world]
+            with self._beside() if beside else contextlib.nullcontext():
+                yield wanted[me.rank :: me.world]
             ready = time.monotonic()
         BlockStore.spent += time.monotonic() - ready
 
@@ -133,18 +140,50 @@ class BlockStore:
     def _arrays(self) -> dict[str, Any]:
         return {name: array for name, array in sorted(self.group.arrays()) if name not in NOTES}
 
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Blocks are written by a thread inside the context; at its end all are written, or the error is raised."""
+        self._last = None
+        with Behind() as self._behind:
+            try:
+                yield
+            finally:
+                behind, self._behind = self._behind, None
+        if behind is not None and self._last is not None:  # the wait for the last block is a part of its time
+            self.group["seconds"][self._last] += self._own_seconds()
+
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
-        """Store one block of every array, then mark it done."""
+        """Store one block of every array, then mark it done. What fails `beside` is raised with the next block."""
         values = {name: np.asarray(value, dtype=self.group[name].dtype) for name, value in values.items()}
+        if self._behind is None:
+            self._write(block, values)
+            self._finish(block, self._own_seconds())
+            return
+
+        def write() -> None:
+            self._write(block, values)
+            self._finish(block, seconds)
+
+        self._behind.wait()
+        seconds, self._last = self._own_seconds(), block
+        self._behind.begin(write)
+
+    def _own_seconds(self) -> float:
+        """Seconds since the last block, which count as spent from here on."""
+        seconds = _own_time() - self._start
+        BlockStore.spent += seconds
+        self._start = _own_time()
+        return seconds
+
+    def _write(self, block: int, values: dict[str, np.ndarray]) -> None:
         with self._alone_in(block):
             for name, value in values.items():
                 self.group[name][self.blocks[block]] = value
         sums = [_checksum(values[name]) if name in values else 0 for name in self._arrays()]
         self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
-        seconds = _own_time() - self._start
+
+    def _finish(self, block: int, seconds: float) -> None:
         self.group["seconds"][block] = seconds
-        BlockStore.spent += seconds
-        self._start = _own_time()
         self.done[block] = True
 
     def _alone_in(self, block: int) -> contextlib.AbstractContextManager[None]:
