@@ -19,6 +19,7 @@ from tdaexp.data.classes import texts_alone
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
 
@@ -52,15 +53,15 @@ class RepSim(Method):
         return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
 
     def states(self, study: Study, examples: Examples) -> np.ndarray:
-        """Unit-length pooled hidden states [N, d] float32, in the examples' order."""
+        """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""
         model, device = study.loaded.model, study.compute.device
         depth = model.config.num_hidden_layers
         if not -depth - 1 <= self.layer <= depth:
             raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
         by_length = np.argsort(examples.lengths, kind="stable").tolist()
         batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
-        states = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32)
-        for batch in track(batches, "hidden states", len(batches)):
+        states, me = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), ranks.current()
+        for batch in track(batches[me.rank :: me.world], "hidden states", len(batches), each=me.world):
             inputs = collate([examples[i] for i in batch]).to(device)
             with torch.no_grad():
                 output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
@@ -72,6 +73,7 @@ class RepSim(Method):
                         "check the checkpoint, or try trainer.precision=float32"
                     )
             states[batch] = pooled
+        ranks.together(torch.from_numpy(states))  # zeros where another process computes
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ from tdaexp.methods.study import Study
 from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -147,15 +148,16 @@ def kernel(queries: np.ndarray, train: np.ndarray, fitted: np.ndarray, pairs: np
 
 
 def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) -> np.ndarray:
-    """Q [N] float64: the mean of 1 - p over each example's predicted tokens."""
+    """Q [N] float64: the mean of 1 - p over each example's predicted tokens; the processes share the batches."""
     logits_at, device = LogitsAt(loaded.model), loaded.model.device
     order = np.argsort(examples.lengths, kind="stable").tolist()
-    values = np.empty(len(examples))
-    for members in token_budget_batches(examples.lengths, order, tokens_per_batch):
+    values, me = np.zeros(len(examples)), ranks.current()
+    for members in token_budget_batches(examples.lengths, order, tokens_per_batch)[me.rank :: me.world]:
         batch = collate([examples[index] for index in members])
         positions, targets, weights = loss_positions(batch, "mean")
         with torch.no_grad():
             logits = logits_at(batch.tokens.to(device), positions.to(device)).double()
         p = torch.softmax(logits, dim=-1).gather(2, targets[..., None].to(device))[..., 0]
         values[members] = ((1 - p) * weights.to(device)).sum(1).cpu().numpy()
+    ranks.together(torch.from_numpy(values))  # zeros where another process computes
     return values
