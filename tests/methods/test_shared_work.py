@@ -42,7 +42,9 @@ def results(compose, make_study, tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"of{world}-")
         study = fresh(make_study(folder, tokens_per_batch=100, candidates=3))
         work = methods, study, folder
-        found.append((folder, *(run_all(*work) if world == 1 else run_together(Team("cpu", world), {}, run_all, *work))))
+        found.append(
+            (folder, *(run_all(*work) if world == 1 else run_together(Team("cpu", world), {}, run_all, *work)))
+        )
     return found
 
 
