@@ -15,7 +15,8 @@ import tdaexp.training.recorder as recorder
 
 LANGUAGE = tuple(text for text in TINY if not text.startswith(("decoding", "metric")))
 TASK = ("model=mnist_cnn", "dataset=digits", "model.padding=1", "model.channels=[2,3]", "model.hidden=8",
-        "dataset.train=60", "dataset.test=20", "trainer.fit.steps=7", "trainer.fit.batch_size=16", "trainer.fit.checkpoint_every=5")  # fmt: skip
+        "dataset.train=60", "dataset.test=20", "trainer.fit.steps=7", "trainer.fit.batch_size=16",
+        "trainer.fit.checkpoint_every=5")  # fmt: skip
 CASES = {
     "language": (causal, "batch_indices", LANGUAGE),
     "task": (loop, "step_batch", (*TASK, "trainer.fit.record=0")),

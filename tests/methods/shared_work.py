@@ -16,7 +16,6 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 
-
 Share = tuple[int, int]
 """What one process did for a method: blocks that it wrote, and calls of the model."""
 
@@ -72,3 +71,28 @@ def run_all(
     texts = [tuple(generate(study.loaded, prompts, drawn, folder)) for _ in range(2)]  # then from the cache
     assert texts[0] == texts[1]
     return {**shares, "completions": told()}, ranks.gathered(texts[0])
+
+
+def break_example(study: Study, id: str) -> Study:
+    """Make the hidden states of one example NaN wherever it is run, alone or in a batch."""
+    (wanted,) = [torch.from_numpy(one.tokens) for one in [*study.train, *study.queries] if one.id == id]
+
+    def spoil(_module: object, arguments: tuple, keywords: dict, output):
+        tokens = keywords.get("input_ids", arguments[0] if arguments else None)
+        width = min(tokens.shape[1], len(wanted) - 1)
+        rows = (tokens[:, :width] == wanted[:width]).all(1)
+        spoilt = output.last_hidden_state * torch.where(rows, torch.nan, 1.0)[:, None, None]
+        output.last_hidden_state = spoilt
+        if output.hidden_states is not None:
+            output.hidden_states = (*output.hidden_states[:-1], spoilt)
+        return output
+
+    assert study.finetuned is not None
+    for model in (study.loaded.model, study.finetuned.loaded.model):
+        model.base_model.register_forward_hook(spoil, with_kwargs=True)
+    return study
+
+
+def run_broken(method: Method, study: Study, id: str) -> None:
+    """Run a method on a study of which one example is broken."""
+    method.attribute(break_example(fresh(study), id))

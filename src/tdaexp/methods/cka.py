@@ -29,6 +29,7 @@ from tdaexp.methods.study import Study
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 COMPARED = ("gradients", "states")
 
@@ -83,11 +84,16 @@ class CKA(Method):
         every = token_budget_batches(examples.lengths, order, study.compute.tokens_per_batch)
         batches = [batch for batch in every if np.isin(batch, wanted).any()]
         found: dict[int, torch.Tensor] = {}
-        for members in track(batches, "hidden states", len(batches)):
+
+        def run(members: list[int]) -> list[torch.Tensor]:
             inputs = collate([examples[index] for index in members]).to(study.compute.device)
             with torch.no_grad():
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            for index, states in zip(members, output.hidden_states[self.layer], strict=True):
+            return list(output.hidden_states[self.layer])
+
+        compute = Shrinking(run, two, lambda parts: [one for part in parts for one in part])
+        for members in track(batches, "hidden states", len(batches)):
+            for index, states in zip(members, compute(members), strict=True):
                 found[index] = states[: examples[index].length].T.to(wide)
                 if not bool(torch.isfinite(found[index]).all()):
                     raise UserError(

@@ -22,6 +22,7 @@ from tdaexp.methods.study import Study
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 POOLINGS = ("mean", "last")
 
@@ -61,11 +62,16 @@ class RepSim(Method):
         by_length = np.argsort(examples.lengths, kind="stable").tolist()
         batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
         states, me = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), ranks.current()
-        for batch in track(batches[me.rank :: me.world], "hidden states", len(batches), each=me.world):
-            inputs = collate([examples[i] for i in batch]).to(device)
+
+        def run(members: list[int]) -> np.ndarray:
+            inputs = collate([examples[i] for i in members]).to(device)
             with torch.no_grad():
                 output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            pooled = self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+            return self._pool(output.hidden_states[self.layer].float(), inputs.attention).cpu().numpy()
+
+        compute = Shrinking(run, two, np.concatenate)
+        for batch in track(batches[me.rank :: me.world], "hidden states", len(batches), each=me.world):
+            pooled = compute(batch)
             for row, index in enumerate(batch):
                 if not np.isfinite(pooled[row]).all():
                     raise UserError(

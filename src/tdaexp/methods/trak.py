@@ -37,6 +37,7 @@ from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.shrink import Shrinking, two
 
 log = logging.getLogger(__name__)
 ENSEMBLES = ("last", "all")
@@ -152,12 +153,18 @@ def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) 
     logits_at, device = LogitsAt(loaded.model), loaded.model.device
     order = np.argsort(examples.lengths, kind="stable").tolist()
     values, me = np.zeros(len(examples)), ranks.current()
-    for members in token_budget_batches(examples.lengths, order, tokens_per_batch)[me.rank :: me.world]:
+
+    def run(members: list[int]) -> np.ndarray:
         batch = collate([examples[index] for index in members])
         positions, targets, weights = loss_positions(batch, "mean")
         with torch.no_grad():
             logits = logits_at(batch.tokens.to(device), positions.to(device)).double()
         p = torch.softmax(logits, dim=-1).gather(2, targets[..., None].to(device))[..., 0]
-        values[members] = ((1 - p) * weights.to(device)).sum(1).cpu().numpy()
+        found: np.ndarray = ((1 - p) * weights.to(device)).sum(1).cpu().numpy()
+        return found
+
+    compute = Shrinking(run, two, np.concatenate)
+    for members in token_budget_batches(examples.lengths, order, tokens_per_batch)[me.rank :: me.world]:
+        values[members] = compute(members)
     ranks.together(torch.from_numpy(values))  # zeros where another process computes
     return values

@@ -65,7 +65,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
 
     A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept
     under `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch
-    at most. Several processes share the batches out. Errors: an empty prompt, or one so long that the completion would not fit into the context.
+    at most. Several processes share the batches out. Errors: an empty prompt, or one so long that the completion would
+    not fit into the context.
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
