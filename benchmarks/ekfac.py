@@ -126,7 +126,8 @@ def ours(count: int) -> dict:
         clock.run("keep", lambda: KeptGradients(sides[0], root / "k", size, BATCH * LENGTH).fill())
 
         def again():
-            return kept_scores(*sides, every, precondition, store=root / "k", keep_gb=size, **budget).sum(2)
+            stores = {"store": root / "k", "scores": root / "again"}
+            return kept_scores(*sides, every, precondition, **stores, keep_gb=size, **budget).sum(2)
 
         kept = clock.run("second query set", again)
         rank = np.corrcoef(kept.ravel(), scores.ravel())[0, 1]

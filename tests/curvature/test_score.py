@@ -45,7 +45,8 @@ def score(fitted, folder, pairs=EVERY, train=TRAIN, queries=QUERIES, preconditio
     sides = Side(model, layers, train), Side(model, layers, queries)
     ready = precondition or (lambda name, gradient: factors.precondition(name, gradient, DAMPING))
     function = kept_scores if kept else pair_scores
-    options = {"keep_gb": 1.0, **options} if kept else options
+    if kept:
+        options = {"keep_gb": 1.0, "scores": folder.with_name(f"{folder.name}-scores"), **options}
     return function(*sides, pairs, ready, store=folder, **{"tokens_per_batch": 40, **options})
 
 
@@ -174,7 +175,7 @@ def test_kept_gradients_serve_other_queries(rank, fitted, tmp_path, monkeypatch)
 
     monkeypatch.setattr(kept.KeptGradients, "fill", lambda self: None)  # nothing is left to run
     others = make_examples(12, 5, prefix="r")
-    second = score(fitted, tmp_path / "kept", queries=others, kept=True, query_rank=rank)
+    second = score(fitted, tmp_path / "kept", queries=others, kept=True, query_rank=rank, scores=tmp_path / "others")
     exact = score(fitted, tmp_path / "b", queries=others, query_rank=rank)
     assert np.corrcoef(second.sum(2).ravel(), exact.sum(2).ravel())[0, 1] > 0.9999
 

@@ -157,18 +157,22 @@ def test_the_number_of_components_is_checked_when_given(hub_folder):
     refused(hub_folder, r"model\.expected_components=113 but .* has 16", expected_components=113)
 
 
-def test_a_checkpoint_in_another_type_is_converted_with_a_line(hub_folder, caplog):
-    folder = hub_folder
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), encoding="utf-8")
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("said", ["float32", "bfloat16", None])
+def test_a_checkpoint_in_another_type_is_converted_with_a_line(hub_folder, caplog, stored, said, wanted):
+    """Whatever its config.json says: what counts is in the files."""
+    config = json.loads((hub_folder / "config.json").read_text(encoding="utf-8"))
+    (hub_folder / "config.json").write_text(json.dumps({**config, "dtype": said}), encoding="utf-8")
+    file = hub_folder / "model.safetensors"
+    tensors = {name: value.to(getattr(torch, stored)) for name, value in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
     with caplog.at_level("INFO"):
-        loaded = Pretrained(str(folder)).load(dtype=torch.float32)
-    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
-    assert "stored in bfloat16, run in float32 (trainer.precision)" in caplog.text
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        Pretrained(str(folder)).load(dtype=torch.bfloat16)
-    assert "stored in" not in caplog.text
+        model = Pretrained(str(hub_folder)).load(dtype=getattr(torch, wanted)).model
+    found = dict(model.named_parameters())
+    assert all(torch.equal(found[name], value.to(getattr(torch, wanted))) for name, value in tensors.items())
+    told = f"stored in {stored}, run in {wanted} (trainer.precision)"
+    assert (told in caplog.text) == ("stored in" in caplog.text) == (stored != wanted)
 
 
 def test_weights_go_straight_to_the_device(hub_folder):

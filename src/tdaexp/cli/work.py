@@ -16,6 +16,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import PACKAGES, deciding, version
 from tdaexp.runtime.launch import Team, from_outside, run_together
 from tdaexp.runtime.pulse import heartbeat
+from tdaexp.runtime.shrink import plain_memory_errors
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,12 @@ class Work:
         config, stage = self.job.config, getattr(importlib.import_module(self.module), self.stage)
         seed(config.seed, config.trainer.threads)
         if not ranks.current().first:
-            stage(config, self.folder, RunLogger())
+            with plain_memory_errors():
+                stage(config, self.folder, RunLogger())
             return {}
         values, name = self.job.values, f"{self.job.name}-{self.job.fingerprint[:8]}"
         mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=name)
-        with heartbeat(self.folder), mirror as logger:
+        with plain_memory_errors(), heartbeat(self.folder), mirror as logger:
             metrics: dict[str, float] = stage(config, self.folder, logger)
         return metrics
 

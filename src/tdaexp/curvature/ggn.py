@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
+from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import frozen, loss_positions
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import one_text_a_row
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.shrink import Shrinking, two
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,10 @@ def ggn_product(
     return result
 
 
+Work = tuple[list[int], dict[str, Tensor], dict[str, Tensor]]
+"""Numbers of examples, the model's parameters, and directions in them."""
+
+
 class TrainingGGN:
     """The GGN of a causal language model's loss over `examples`, restricted to `components`.
 
@@ -93,6 +98,11 @@ class TrainingGGN:
         self._logits = LogitsAt(model)
         order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
         self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
+        self._summed = Shrinking(
+            self._batch_product,
+            lambda one: [(half, *one[1:]) for half in two(one[0])],
+            lambda parts: torch.stack(parts).sum(0),
+        )
 
     @property
     def size(self) -> int:
@@ -114,27 +124,27 @@ class TrainingGGN:
         total = torch.zeros_like(vectors)
         with frozen(self._logits), _differentiable(self._logits):
             for members in batches:
-                total += self._batch_product(self._collated(members), parameters, directions).to(total.dtype)
+                total += self._summed((members, parameters, directions)).to(total.dtype)
             # Looked at once: only a sum that is not finite makes it worth while to find out whose fault it is.
             if not _finite(total) and _finite(vectors):
                 for members in batches:
-                    if not _finite(self._batch_product(self._collated(members), parameters, directions)):
+                    if not _finite(self._summed((members, parameters, directions))):
                         raise UserError(self._fault(members, parameters, directions))
         return total
 
-    def _collated(self, members: list[int]) -> Batch:
-        return collate([self.examples[index] for index in members], self.pad_id)
-
     def _fault(self, members: list[int], parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> str:
         """Name the first of the examples whose own product is not finite."""
-        alone = (self._batch_product(self._collated([index]), parameters, directions) for index in members)
+        alone = (self._batch_product(([index], parameters, directions)) for index in members)
         guilty = next((index for index, one in zip(members, alone, strict=True) if not _finite(one)), members[0])
         return (
             f"the curvature of example '{self.examples[guilty].id}' is not finite; check the checkpoint and the "
             "example, or try trainer.precision=float32"
         )
 
-    def _batch_product(self, batch: Batch, parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> Tensor:
+    def _batch_product(self, work: Work) -> Tensor:
+        """Σ Jᵀ H J v over some examples [K, size]."""
+        members, parameters, directions = work
+        batch = collate([self.examples[index] for index in members], self.pad_id)
         device = next(iter(parameters.values())).device
         positions, _, weights = loss_positions(batch, "sum")
         tokens = send(batch.tokens[:, : int(positions.numpy().max()) + 1], device)

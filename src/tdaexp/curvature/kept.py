@@ -21,10 +21,10 @@ from tdaexp.curvature.score import Precondition, Scoring, check_sides, run_layer
 from tdaexp.curvature.sides import PairSide
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.factors import LinearFactors
+from tdaexp.gradients.schedule import Block, halves, kept_plan
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, fetch
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.progress import track
 from tdaexp.runtime.shrink import Shrinking, joined, two
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ def kept_scores(
     precondition: Precondition,
     *,
     store: Path,
+    scores: Path,
     keep_gb: float,
     query_rank: int | None = None,
     tokens_per_batch: int = 4096,
@@ -176,8 +177,8 @@ def kept_scores(
 ) -> np.ndarray:
     """As `score.pair_scores`, from gradients that `store` keeps for other query sets. Returns [Q, C, K] float32.
 
-    `store` is a folder named after the model, the training set and its loss alone. Errors (UserError): as there, and a
-    store larger than `keep_gb`.
+    `store` is a folder named after the model, the training set and its loss alone, `scores` one named after all that
+    the result depends on. Errors (UserError): as there, and a store larger than `keep_gb`.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     check_sides(train, queries, pairs)
@@ -185,18 +186,24 @@ def kept_scores(
     kept.fill()
     work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
     at_once = max(1, int(cache_gb * 1e9 // work.held_bytes()))
-    values = np.full((*pairs.shape, len(train.layers.components)), np.nan, dtype=np.float32)
-    lengths = queries.lengths
-    order = np.argsort(lengths, kind="stable")
-    starts = range(0, len(order), at_once)
-    with queries.ready():
-        for start in track(starts, "influence", len(starts)):
-            members = order[start : start + at_once]
-            later = Deferred()
-            held = work.hold(token_budget_batches(lengths, members.tolist(), tokens_per_batch), later)
-            later.flush()
-            table = kept.scores(held, len(members))
-            for row, query in enumerate(members):
-                real = pairs[query] >= 0
-                values[query, real] = table[row, pairs[query, real]]
-    return values
+    order = np.argsort(queries.lengths, kind="stable").tolist()
+    parts = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    wanted = [Block(token_budget_batches(queries.lengths, part, tokens_per_batch), []) for part in parts]
+    plan = kept_plan(scores.with_name(scores.name + ".plan.json"), wanted)
+    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
+    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    blocks = BlockStore(scores, {"scores": ((*pairs.shape, len(train.layers.components)), "float32")}, slices)
+
+    def answer(block: Block) -> np.ndarray:
+        members = [query for batch in block.queries for query in batch]
+        later = Deferred()
+        held = work.hold(block.queries, later)
+        later.flush()
+        table, chosen = kept.scores(held, len(members)), pairs[members]
+        return np.where((chosen < 0)[..., None], np.nan, table[np.arange(len(members))[:, None], chosen])
+
+    compute = Shrinking(answer, lambda block: halves(block, pairs), np.concatenate)
+    with queries.ready(), blocks.pending() as missing:
+        for number in blocks.each(missing, "influence"):
+            blocks.write(number, {"scores": compute(plan[number])})
+    return blocks.read()["scores"][np.argsort([query for block in plan for batch in block.queries for query in batch])]

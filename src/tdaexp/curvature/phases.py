@@ -82,6 +82,7 @@ class Phases:
         count = min(saves, len(source.batches))
         self.chunks = [part.tolist() for part in np.array_split(np.arange(len(source.batches)), count)]
         self._labels: Any = None
+        self._summed = Shrinking(self._chunk, Chunk.finer, lambda sums: sums[0])
 
     def readers(self) -> dict[str, str]:
         """For every layer the first layer that reads the same input, found by running one example."""
@@ -91,7 +92,8 @@ class Phases:
             found.update({name: names[0] for name in names})
 
         names = [layer.name for layer in self.source.layers]
-        self.source.run(self.source.batches[0][:1], names, None, self.seed, consume)
+        run = Shrinking(lambda one: self.source.run(one, names, None, self.seed, consume), two, lambda parts: parts[0])
+        run(self.source.batches[0][:1])
         return found
 
     def covariance(self, readers: dict[str, str]) -> None:
@@ -178,14 +180,13 @@ class Phases:
     def _fill(self, blocks: BlockStore, numbers: range, text: str, phase: Phase, stored: Any, drawing: bool) -> None:
         """Compute some blocks of a phase."""
         count = len(self.chunks)
-        compute = Shrinking(self._chunk, Chunk.finer, lambda sums: sums[0])
         with blocks.pending(numbers) as missing:
             for block in blocks.each(missing, text):
                 partition, chunk = divmod(block, count)
                 fresh = drawing and partition == 0
                 labels = np.full(stored.shape[1:], -1, dtype=np.int32) if fresh else stored[chunk]
                 batches = [self.source.batches[k] for k in self.chunks[chunk]]
-                values = compute(Chunk(batches, phase.part(self.partitions[partition]), labels, fresh))
+                values = self._summed(Chunk(batches, phase.part(self.partitions[partition]), labels, fresh))
                 blocks.write(block, values | ({"labels": labels[None]} if fresh else {}))
 
     def _chunk(self, chunk: Chunk) -> dict[str, np.ndarray]:

@@ -27,9 +27,11 @@ from tdaexp.gradients.capture import REDUCTIONS
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
 from tdaexp.methods.study import Study
+from tdaexp.runtime import ranks
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 COMPARED = ("gradients", "states")
 
@@ -61,20 +63,28 @@ class CKA(Method):
         if self.of == "gradients":
             products = Full(self.components, self.reduction).attribute(study)
             return study.label(influence.scores(products).values ** 2)
-        queries, train = self._states(study, study.queries), self._states(study, study.train)
-        values = np.full(study.pairs.shape, np.nan)
-        for row, column in np.argwhere(study.pairs >= 0):
-            values[row, column] = linear_cka(queries[row], train[study.pairs[row, column]])
+        values, me = np.zeros(study.pairs.shape), ranks.current()
+        mine = np.array_split(np.argsort(study.queries.lengths, kind="stable"), me.world)[me.rank]
+        queries = self._states(study, study.queries, mine)
+        train = self._states(study, study.train, np.unique(study.pairs[mine]))
+        for row in mine:
+            for column in np.flatnonzero(study.pairs[row] >= 0):
+                values[row, column] = linear_cka(queries[row], train[study.pairs[row, column]])
+        ranks.together(torch.from_numpy(values))  # zeros where another process computes
         return study.label(values)
 
-    def _states(self, study: Study, examples: Examples) -> list[torch.Tensor]:
-        """Hidden states [d, T] of each example, without padding, float32 or float64."""
+    def _states(self, study: Study, examples: Examples, wanted: np.ndarray) -> dict[int, torch.Tensor]:
+        """Hidden states [d, T] of the wanted examples and those in their batches, without padding, float32 or float64.
+
+        Batches do not depend on what is wanted, so that neither do the states.
+        """
         model, depth = study.loaded.model, study.loaded.model.config.num_hidden_layers
         if not -depth - 1 <= self.layer <= depth:
             raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
         wide = torch.float64 if model.dtype == torch.float64 else torch.float32
         order = np.argsort(examples.lengths, kind="stable").tolist()
-        batches = token_budget_batches(examples.lengths, order, study.compute.tokens_per_batch)
+        every = token_budget_batches(examples.lengths, order, study.compute.tokens_per_batch)
+        batches = [batch for batch in every if np.isin(batch, wanted).any()]
         found: dict[int, torch.Tensor] = {}
         later = Deferred()
 
@@ -85,16 +95,20 @@ class CKA(Method):
                     "are not finite; check the checkpoint, or try trainer.precision=float32"
                 )
 
-        for members in track(batches, "hidden states", len(batches)):
+        def run(members: list[int]) -> list[torch.Tensor]:
             inputs = collate([examples[index] for index in members]).to(study.compute.device)
             with torch.no_grad():
                 output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            for index, states in zip(members, output.hidden_states[self.layer], strict=True):
+            return list(output.hidden_states[self.layer])
+
+        compute = Shrinking(run, two, lambda parts: [one for part in parts for one in part])
+        for members in track(batches, "hidden states", len(batches)):
+            for index, states in zip(members, compute(members), strict=True):
                 found[index] = states[: examples[index].length].T.to(wide)
             finite = torch.stack([torch.isfinite(found[index]).all() for index in members])
             later.add(partial(check, members), finite)
         later.flush()
-        return [found[index] for index in range(len(examples))]
+        return found
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:

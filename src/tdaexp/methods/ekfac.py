@@ -166,6 +166,7 @@ class EKFAC(Method):
                 study.pairs,
                 precondition,
                 store=study.training_store("kept", names, self.reduction, study.train.fingerprint()),
+                scores=study.store("kept-influence", *self._identity(study, names)),
                 keep_gb=self.keep_gb,
                 query_rank=self.query_rank,
                 tokens_per_batch=tokens,

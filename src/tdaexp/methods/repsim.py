@@ -20,9 +20,11 @@ from tdaexp.data.classes import texts_alone
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
+from tdaexp.runtime import ranks
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.shrink import Shrinking, two
 
 POOLINGS = ("mean", "last")
 
@@ -54,14 +56,21 @@ class RepSim(Method):
         return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
 
     def states(self, study: Study, examples: Examples) -> np.ndarray:
-        """Unit-length pooled hidden states [N, d] float32, in the examples' order."""
+        """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""
         model, device = study.loaded.model, study.compute.device
         depth = model.config.num_hidden_layers
         if not -depth - 1 <= self.layer <= depth:
             raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
         by_length = np.argsort(examples.lengths, kind="stable").tolist()
         batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
-        states, later = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), Deferred()
+        states, me = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), ranks.current()
+        later = Deferred()
+
+        def run(members: list[int]) -> torch.Tensor:
+            inputs = collate([examples[i] for i in members]).to(device)
+            with torch.no_grad():
+                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
+            return self._pool(output.hidden_states[self.layer].float(), inputs.attention)
 
         def take(batch: list[int], pooled: np.ndarray) -> None:
             for row, index in enumerate(batch):
@@ -72,12 +81,11 @@ class RepSim(Method):
                     )
             states[batch] = pooled
 
-        for batch in track(batches, "hidden states", len(batches)):
-            inputs = collate([examples[i] for i in batch]).to(device)
-            with torch.no_grad():
-                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            later.add(partial(take, batch), self._pool(output.hidden_states[self.layer].float(), inputs.attention))
+        compute = Shrinking(run, two, torch.cat)
+        for batch in track(batches[me.rank :: me.world], "hidden states", len(batches), each=me.world):
+            later.add(partial(take, batch), compute(batch))
         later.flush()
+        ranks.together(torch.from_numpy(states))  # zeros where another process computes
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
     def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

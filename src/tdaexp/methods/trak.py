@@ -40,9 +40,11 @@ from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
 from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.deferred import Deferred, send
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.shrink import Shrinking, two
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -204,17 +206,23 @@ def kernel(
 
 
 def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) -> np.ndarray:
-    """Q [N] float64: the mean of 1 - p over each example's predicted tokens."""
+    """Q [N] float64: the mean of 1 - p over each example's predicted tokens; the processes share the batches."""
     logits_at, device = LogitsAt(loaded.model), loaded.model.device
     order = np.argsort(examples.lengths, kind="stable").tolist()
-    values, later = np.empty(len(examples)), Deferred()
-    for members in token_budget_batches(examples.lengths, order, tokens_per_batch):
+    values, me, later = np.zeros(len(examples)), ranks.current(), Deferred()
+
+    def run(members: list[int]) -> torch.Tensor:
         batch = collate([examples[index] for index in members])
         positions, targets, weights = loss_positions(batch, "mean")
         tokens, positions, targets, weights = (send(one, device) for one in (batch.tokens, positions, targets, weights))
         with torch.no_grad():
             logits = logits_at(tokens, positions).double()
         p = torch.softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
-        later.add(partial(values.__setitem__, members), ((1 - p) * weights).sum(1))
+        return ((1 - p) * weights).sum(1)
+
+    compute = Shrinking(run, two, torch.cat)
+    for members in token_budget_batches(examples.lengths, order, tokens_per_batch)[me.rank :: me.world]:
+        later.add(partial(values.__setitem__, members), compute(members))
     later.flush()
+    ranks.together(torch.from_numpy(values))  # zeros where another process computes
     return values

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import locked, write_text
+from tdaexp.runtime.files import write_text
 
 
 class CompletionCache:
@@ -41,9 +42,11 @@ class CompletionCache:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path, settings: dict[str, Any]) -> Iterator[CompletionCache]:
-        """Open the cache and keep other jobs out until the block ends."""
-        with locked(path):
-            yield cls(path, settings)
+        """Open the cache in all processes of the run, and keep other jobs out until the block ends."""
+        with ranks.locked_for_all(path):
+            with ranks.first_alone():
+                cache = cls(path, settings)
+            yield cache
 
     def __contains__(self, prompt: int) -> bool:
         return prompt in self.texts
@@ -52,7 +55,10 @@ class CompletionCache:
         return self.texts[prompt]
 
     def append(self, texts: dict[int, str]) -> None:
-        """Add a batch to the file and to memory."""
+        """Add a batch to the file and to memory; of several processes the first one writes."""
+        self.texts.update(texts)
+        if not ranks.current().first:
+            return
         lines = [
             json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
             for prompt, text in texts.items()
@@ -62,4 +68,3 @@ class CompletionCache:
                 stream.write("".join(lines))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error}); make room or mend it and run again") from error
-        self.texts.update(texts)

@@ -22,6 +22,7 @@ from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise_prompts
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.loaded import LoadedModel, quiet_transformers
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
@@ -64,7 +65,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
 
     A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept
     under `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch
-    at most. Errors: an empty prompt, or one so long that the completion would not fit into the context.
+    at most. Several processes share the batches out. Errors: an empty prompt, or one so long that the completion would
+    not fit into the context.
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
@@ -79,11 +81,28 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
     with CompletionCache.opened(cache_dir / f"generated-{identity}.jsonl", settings) as cache:
         todo = [number for number, batch in enumerate(batches) if not all(index in cache for index in batch)]
         if todo:
-            for number in track(todo, "completing prompts", len(batches), done=len(batches) - len(todo)):
-                batch = batches[number]
-                texts = _complete(loaded, [prompts[index] for index in batch], decoding, number)
-                cache.append(dict(zip(batch, texts, strict=True)))
+            _complete_all(loaded, prompts, decoding, {number: batches[number] for number in todo}, len(batches), cache)
         return [cache[index] for index in range(len(prompts))]
+
+
+def _complete_all(
+    loaded: LoadedModel,
+    prompts: Sequence[np.ndarray],
+    decoding: Decoding,
+    batches: dict[int, list[int]],
+    total: int,
+    cache: CompletionCache,
+) -> None:
+    """Complete numbered batches in rounds, one for each process, and keep them after each round."""
+    me, numbers = ranks.current(), list(batches)
+    rounds = [numbers[start : start + me.world] for start in range(0, len(numbers), me.world)]
+    for members in track(rounds, "completing prompts", total, total - len(numbers), each=me.world, stoppable=True):
+        texts: list[str] = []
+        if me.rank < len(members):
+            number = members[me.rank]
+            texts = _complete(loaded, [prompts[index] for index in batches[number]], decoding, number)
+        for number, completed in zip(members, ranks.gathered(texts), strict=False):  # the last round may be short
+            cache.append(dict(zip(batches[number], completed, strict=True)))
 
 
 def generated_queries(

@@ -36,6 +36,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
 CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors spells them
 TRAINED = "training.json"  # beside the weights that a training of this program left
 
 
@@ -197,10 +198,20 @@ def _tell_conversion(source: Source, dtype: torch.dtype, trust_remote_code: bool
             )
     except Exception:  # loading the weights meets the same fault, and has the words for it
         return
-    stored = getattr(config, "dtype", None)
-    if isinstance(stored, torch.dtype) and stored != dtype:
-        text, wanted = (str(one).removeprefix("torch.") for one in (stored, dtype))
-        log.info("%s: stored in %s, run in %s (trainer.precision)", source.name, text, wanted)
+    stated, wanted = getattr(config, "dtype", None), str(dtype).removeprefix("torch.")
+    stated = {str(stated).removeprefix("torch.")} if isinstance(stated, torch.dtype) else set()
+    stored = (_stored_types(source.folder) if source.folder else set()) or stated
+    if stored - {wanted}:
+        log.info("%s: stored in %s, run in %s (trainer.precision)", source.name, ", ".join(sorted(stored)), wanted)
+
+
+def _stored_types(folder: Path) -> set[str]:
+    """Floating-point types in a folder's safetensors files; its config.json may say something else."""
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return {FLOATS[one] for one in found if one in FLOATS}
 
 
 def check_folder(folder: Path) -> None:

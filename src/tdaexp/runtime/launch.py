@@ -173,7 +173,8 @@ def _told(errors: Any, ended: Any, world: int) -> BaseException:
         return UserError(text) if kind is UserError else stop.Lost(f"process {rank} of {world}: {text}")
     if code == STOPPED:
         return stop.Stopped("stopped by SIGTERM")
-    how = getattr(ended, "signal_name", None) or f"exit code {code}"
+    last = str(ended).strip().splitlines()[-1:]  # of a traceback, where it failed outside of `_started`
+    how = getattr(ended, "signal_name", None) or (f"exit code {code}" if code is not None else "".join(last))
     return stop.Lost(
         f"process {ended.error_index} of {world} ended before its time ({how}) and the others were stopped; what is "
         f"finished is kept, {stop.RESUME}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,12 @@ log = logging.getLogger(__name__)
 TOO_SMALL = (
     "out of memory even with one example at a time; take a device with more memory, a shorter dataset.max_length, "
     "fewer components, or trainer.precision=bfloat16"
+)
+
+OUT_OF_MEMORY = (
+    "out of memory in work that cannot be cut smaller by itself; lower trainer.tokens_per_batch or trainer.cache_gb "
+    "(decoding.batch_size for completions, trainer.fit.batch_size for a training), or take trainer.precision=bfloat16 "
+    "or a device with more memory; what is finished is kept"
 )
 
 
@@ -72,6 +79,17 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch on a CPU
+
+
+@contextlib.contextmanager
+def plain_memory_errors() -> Iterator[None]:
+    """Turn a lack of memory that nothing could mend into one line (UserError)."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not out_of_memory(error):
+            raise
+        raise UserError(OUT_OF_MEMORY) from error
 
 
 def free_memory() -> None:

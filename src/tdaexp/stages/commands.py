@@ -158,9 +158,10 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     with ranks.first_alone():
         loaded = load_model(config, corpus.train)
         successor = load_successor(config, corpus.finetune, loaded)
-        clock.stop("model")
-        corpus = with_generated(config, corpus, successor or loaded)
-        clock.stop("queries")
+    clock.stop("model")
+    corpus = with_generated(config, corpus, successor or loaded)
+    clock.stop("queries")
+    with ranks.first_alone():
         study = build_study(config, corpus, loaded, successor)
         clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
@@ -174,7 +175,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     dataset.attrs["study"] = fingerprint(study.fingerprint, successor and successor.fingerprint)
     cost = study.split_cost(clock.seconds)
     near = None
-    if successor is not None:
+    if successor is not None and ranks.current().first:
         answers = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
         answered = dict(zip(study.queries.ids, answers, strict=True))
         dataset["answered"] = ("query", np.array([answered[query] for query in dataset["query"].values]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,21 @@ class Checkpoints(Callback):
         if first:
             prune(self.folder / "resume")
         trainer.should_stop = self.module.ending
+
+
+class OwnSigterm(Callback):
+    """Gives SIGTERM back to the handler that was there before the trainer's.
+
+    Lightning's own handler waits for the other processes wherever the signal finds it, which can be for ever.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has put its handler in place."""
+        if threading.current_thread() is threading.main_thread() and self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class Progress(Callback):

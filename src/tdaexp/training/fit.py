@@ -35,7 +35,7 @@ from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
 from tdaexp.runtime.launch import from_outside
 from tdaexp.runtime.quiet import quiet
-from tdaexp.training.callbacks import Checkpoints, Progress
+from tdaexp.training.callbacks import Checkpoints, OwnSigterm, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
 from tdaexp.training.module import CausalTraining
 from tdaexp.training.settings import FitSettings
@@ -141,7 +141,7 @@ def _train(
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[Checkpoints(module, folder, start.tokenizer), Progress(module)],
+            callbacks=[Checkpoints(module, folder, start.tokenizer), Progress(module), OwnSigterm()],
             plugins=[AtomicCheckpointIO(), environment(from_outside() if me.world > 1 else None)],
         )
         trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)

@@ -1,0 +1,49 @@
+"""An example whose gradient is not a number is named, whichever method meets it and in whichever process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from shared_work import break_example, fresh, run_broken
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.launch import Team, run_together
+
+DAMPED = ("method.damping=1", "method.examples=null")
+METHODS = {
+    "select": ("select", "budget=0.3"),
+    "project": ("project", "budget=0.3"),
+    "trak": ("trak",),
+    "ekfac": ("ekfac",),
+    "kept": ("ekfac", "method.keep_gb=1"),
+    "multistage": ("multistage",),
+    "cg": ("cg", *DAMPED, "method.iterations=8", "method.deflate=0"),
+    "lissa": ("lissa", *DAMPED, "method.depth=4", "method.batch_size=5"),
+    "arnoldi": ("arnoldi", *DAMPED, "method.steps=8", "method.rank=6"),
+    "repsim": ("repsim",),
+    "cka": ("cka", "method.of=states"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("side", ["train", "query"])
+def test_the_example_is_named(name, side, compose, make_study, tmp_path):
+    method, *more = METHODS[name]
+    study = fresh(make_study(tmp_path, tokens_per_batch=200, candidates=3))
+    broken = "t3" if side == "train" else "p7"
+    assert side == "query" or (study.pairs == study.train.ids.index(broken)).any()
+    with pytest.raises(UserError, match=f"example '{broken}'.* (not finite|is nan)") as error:
+        compose(f"method={method}", *more).attribute(break_example(study, broken))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_also_by_one_of_several_processes(end, compose, make_study, tmp_path):
+    """The shortest example is in the first process's share, the longest in the other's."""
+    study = fresh(make_study(tmp_path, tokens_per_batch=100, candidates=3))
+    order = np.argsort(study.train.lengths, kind="stable")
+    broken = study.train.ids[order[0 if end == "first" else -1]]
+    method = compose("method=project", "budget=0.3")
+    with pytest.raises(UserError, match=f"example '{broken}': the gradient of component .* is nan"):
+        run_together(Team("cpu", 2), {}, run_broken, method, study, broken)

@@ -1,0 +1,66 @@
+"""What a lack of memory does to a whole method. It is a fake: a model that refuses many examples at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from shared_work import fresh
+
+from tdaexp import influence
+from tdaexp.runtime.errors import UserError
+
+DAMPED = ("method.relative_damping=300", "method.examples=8")
+METHODS = {
+    "full": ("full",),
+    "project": ("project", "budget=0.3"),
+    "trak": ("trak",),
+    "ekfac": ("ekfac",),
+    "kept": ("ekfac", "method.keep_gb=1"),
+    "multistage": ("multistage",),
+    "cg": ("cg", *DAMPED, "method.iterations=8", "method.deflate=0"),
+    "lissa": ("lissa", *DAMPED, "method.depth=4", "method.batch_size=5"),
+    "arnoldi": ("arnoldi", *DAMPED, "method.steps=8", "method.rank=6"),
+    "repsim": ("repsim",),
+    "cka": ("cka", "method.of=states"),
+}
+
+
+def scarce(study, most: int):
+    """Let the study's models run out of memory for more than so many examples at a time."""
+
+    def refuse(_module, arguments, keywords) -> None:
+        tokens = keywords.get("input_ids", arguments[0] if arguments else None)
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for model in (study.loaded.model, study.finetuned.loaded.model):
+        model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return study
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_study, tmp_path, caplog):
+    method, *more = METHODS[name]
+    usual = fresh(make_study(tmp_path / "usual", tokens_per_batch=100, candidates=3))
+    wanted = compose(f"method={method}", *more).attribute(usual)
+    little = scarce(fresh(dataclasses.replace(usual, cache=tmp_path / "little")), 2)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="tdaexp"):
+        found = compose(f"method={method}", *more).attribute(little)
+    lines = [message for message in caplog.messages if message.startswith("out of memory")]
+    assert 1 <= len(lines) <= 3, lines  # one for each kind of work that did not fit
+    one, other = influence.scores(wanted).values, influence.scores(found).values
+    np.testing.assert_allclose(other, one, rtol=0, atol=1e-4 * np.nanmax(np.abs(one)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_cannot_be_halved_any_more_ends_in_one_line(name, compose, make_study, tmp_path):
+    method, *more = METHODS[name]
+    study = scarce(fresh(make_study(tmp_path, tokens_per_batch=100, candidates=3)), 0)
+    with pytest.raises(UserError, match="out of memory even with one example at a time") as error:
+        compose(f"method={method}", *more).attribute(study)
+    assert "\n" not in str(error.value)
