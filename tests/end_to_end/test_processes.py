@@ -45,6 +45,8 @@ CASES = {
     "ekfac": ("method=ekfac", "method.partitions=2", *TEXTS),
     "explaind": ("method=explaind", *TASK),
 }
+SHARED = ("select", "project", "ekfac")
+"""Of them those that work on a model that is shared out."""
 
 WHOLE = {
     "classifier": ("method=ekfac", *TASK[:-1], "metric.plots=false", "metric.bootstrap=10"),
@@ -101,11 +103,11 @@ def same_values(one: Path, other: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
+@pytest.mark.parametrize(("case", "trainer"), [*((case, "ddp") for case in CASES), *((case, "fsdp") for case in SHARED)])
+def test_two_processes_of_which_one_is_killed(commands, tmp_path, case, trainer):
     alone(commands, case, tmp_path / "one")
     two = tmp_path / "two"
-    process = start(commands, case, two, "trainer=ddp", "trainer.devices=2")
+    process = start(commands, case, two, f"trainer={trainer}", "trainer.devices=2")
     wait_for_a_block(process, two)
     os.kill(json.loads((two / "run" / "heartbeat.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
     begun = time.monotonic()
@@ -114,7 +116,7 @@ def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
     line = commands.one_line(process.returncode, err, expected=1)
     assert "process 0 of 2 ended before its time (SIGKILL)" in line and "goes on where it stopped" in line
     assert not (two / "run" / "influence.zarr").exists()
-    err = finish(start(commands, case, two, "trainer=ddp", "trainer.devices=2"))
+    err = finish(start(commands, case, two, f"trainer={trainer}", "trainer.devices=2"))
     assert "2 processes" in err and "process 1" not in err
     same_values(two, tmp_path / "one")
     cost = json.loads((two / "run" / "cost.json").read_text(encoding="utf-8"))
@@ -137,7 +139,7 @@ def test_two_processes_leave_the_store_of_one(commands, tmp_path, case):
 def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
     alone(commands, "select", tmp_path / "one")
     two = tmp_path / "two"
-    for more in ((), ("trainer=ddp", "trainer.devices=2")):
+    for more in ((), ("trainer=ddp", "trainer.devices=2"), ("trainer=fsdp", "trainer.devices=2")):
         before = blocks_done(two)
         process = start(commands, "select", two, *more)
         wait_for_a_block(process, two, before)

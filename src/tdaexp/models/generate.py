@@ -79,7 +79,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
     with CompletionCache.opened(cache_dir / f"generated-{identity}.jsonl", settings) as cache:
         todo = [number for number, batch in enumerate(batches) if not all(index in cache for index in batch)]
         if todo:
-            for number in track(todo, "completing prompts", len(batches), done=len(batches) - len(todo)):
+            progress = track(todo, "completing prompts", len(batches), len(batches) - len(todo), stoppable=True)
+            for number in progress:
                 batch = batches[number]
                 texts = _complete(loaded, [prompts[index] for index in batch], decoding, number)
                 cache.append(dict(zip(batch, texts, strict=True)))
@@ -149,7 +150,10 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_settings_only(loaded):
         torch.manual_seed(int(np.random.SeedSequence([decoding.seed, number]).generate_state(1)[0]))
         out = loaded.model.generate(  # type: ignore[operator]
-            input_ids=tokens.to(device), attention_mask=attention.to(device), generation_config=config
+            input_ids=tokens.to(device),
+            attention_mask=attention.to(device),
+            generation_config=config,
+            synced_gpus=False,  # the other processes of a run have no prompts of their own
         )
     return [_text(loaded, row, ends) for row in out[:, width:].tolist()]
 

@@ -143,3 +143,20 @@ def first_alone() -> Iterator[None]:
         yield
     if ranks.first:
         barrier()
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let process 0 do the block by itself, then the others, one at a time on each machine.
+
+    For what takes much memory for a while. Within the block each process is alone, as in `first_alone`.
+    """
+    ranks = _current
+    on_machine = max(1, ranks.world // ranks.nodes)
+    turn = 0 if ranks.first else 1 + ranks.rank % on_machine
+    for _ in range(turn):
+        barrier()
+    with acting_as(Ranks(ranks.rank, 1, ranks.device)):
+        yield
+    for _ in range(on_machine - turn):
+        barrier()

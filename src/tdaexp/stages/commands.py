@@ -27,6 +27,7 @@ from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.planning.plan import tell_plan
+from tdaexp.preparation.sharded import completed, load_sharded
 from tdaexp.preparation.texts import (
     build_study,
     drawn,
@@ -155,12 +156,19 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     if ranks.current().first:
         tell_plan(config, corpus)
-    with ranks.first_alone():
-        loaded = load_model(config, corpus.train)
-        successor = load_successor(config, corpus.finetune, loaded)
+    sharded, successor = config.trainer.strategy == "fsdp", None
+    if sharded:
+        loaded = load_sharded(config, corpus)
         clock.stop("model")
-        corpus = with_generated(config, corpus, successor or loaded)
+        corpus = completed(config, corpus, loaded)
         clock.stop("queries")
+    with ranks.first_alone():
+        if not sharded:
+            loaded = load_model(config, corpus.train)
+            successor = load_successor(config, corpus.finetune, loaded)
+            clock.stop("model")
+            corpus = with_generated(config, corpus, successor or loaded)
+            clock.stop("queries")
         study = build_study(config, corpus, loaded, successor)
         clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
