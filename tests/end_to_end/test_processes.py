@@ -45,8 +45,7 @@ CASES = {
     "ekfac": ("method=ekfac", "method.partitions=2", *TEXTS),
     "explaind": ("method=explaind", *TASK),
 }
-SHARED = ("select", "project", "ekfac")
-"""Of them those that work on a model that is shared out."""
+TOGETHER = [*((case, "ddp") for case in CASES), ("ekfac", "fsdp")]  # the other methods: tests/models/test_sharded.py
 
 WHOLE = {
     "classifier": ("method=ekfac", *TASK[:-1], "metric.plots=false", "metric.bootstrap=10"),
@@ -103,7 +102,7 @@ def same_values(one: Path, other: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("case", "trainer"), [*((case, "ddp") for case in CASES), *((case, "fsdp") for case in SHARED)])
+@pytest.mark.parametrize(("case", "trainer"), TOGETHER)
 def test_two_processes_of_which_one_is_killed(commands, tmp_path, case, trainer):
     alone(commands, case, tmp_path / "one")
     two = tmp_path / "two"
@@ -202,6 +201,13 @@ def test_what_several_processes_cannot_do_is_refused(commands, monkeypatch):
     commands.done("attribute", *TINY, "method=random", "metric.plots=false")
     assert "trainer.devices=2: several processes need trainer=ddp" in commands.refused("attribute", "trainer.devices=2")
     assert "evaluate reads what is stored" in commands.refused("evaluate", "trainer=ddp", "runs=[outputs]")
+    line = commands.refused("attribute", *TINY, "trainer=fsdp", "method=cg")
+    assert "method=cg needs the whole model" in line and "project, ekfac" in line
+    assert "a model of a task" in commands.refused("attribute", *TASK[:-1], "trainer=fsdp", "method=ekfac")
+    assert "model.finetuned names a second" in commands.refused(
+        "attribute", "model.pretrained=x", "+model.finetuned=x", "trainer=fsdp"
+    )
+    assert "trains none; take trainer=ddp" in commands.refused("train", "trainer=fsdp")
     line = commands.refused("attribute", *TINY, "trainer=ddp", "trainer.nodes=2")
     assert "torchrun" in line
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")

@@ -54,7 +54,9 @@ def together(work: Work) -> dict[str, float]:
     outside = from_outside()
     if trainer.strategy == "single":
         if outside:
-            raise UserError(f"{outside} started several processes, but trainer.strategy=single; add trainer=ddp or fsdp")
+            raise UserError(
+                f"{outside} started several processes, but trainer.strategy=single; add trainer=ddp or fsdp"
+            )
         return work()
     if work.stage == "evaluate":
         name = f"trainer={trainer.strategy}"

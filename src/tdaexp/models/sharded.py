@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Sharded:
             whole.set_custom_all_gather(_Gather(whole, self._made))
             if unit is embedding:
                 whole.set_unshard_in_backward(False)  # a lookup's gradient does not need the table
-        self.model: Any = model
+        self.model = cast(Any, model)
         self.model.logits_at = partial(_logits, model)
         register_fsdp_forward_method(model, "logits_at")
         self.logits: Callable[..., Tensor] = self.model.logits_at

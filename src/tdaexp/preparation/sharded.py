@@ -27,6 +27,7 @@ def load_sharded(config: Any, corpus: Corpus) -> LoadedModel:
         )
     device = resolve_device(config.trainer.accelerator)
     mesh = init_device_mesh(device.type, (ranks.current().world,))
+    ranks.barrier()  # a mistake in the model's name must not meet processes that are still setting this up
     with ranks.in_turn():
         loaded = load_model(config, corpus.train)
         sharded = Sharded(loaded.model, mesh)

@@ -1,8 +1,9 @@
 """Work that all processes of a run must do at once, because each of them holds a share of what it needs.
 
 The processes have different blocks of work, with different numbers of passes through a model. Before every pass they
-agree on whose turn it is: the lowest numbered partner (a model) that any of them wants to use. Who wants another one, or
-has nothing left to do, takes part idly. A process that leaves its blocks stays for the others (`serve`).
+agree on whose turn it is: the lowest numbered partner (passes of one kind through one model) that any of them wants.
+Who wants another one, or has nothing left to do, takes part idly. A process that leaves its blocks stays for the others
+(`serve`).
 """
 
 from __future__ import annotations

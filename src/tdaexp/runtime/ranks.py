@@ -1,7 +1,8 @@
 """The processes of one run, which all go the same way through the program and share out its blocks of work.
 
-Process 0 is the one that writes, logs and reports. The model is never wrapped: what the processes compute meets in the
-block stores alone. Only what is named here is done together, so every process must call it in the same order.
+Process 0 is the one that writes, logs and reports. What the processes compute meets in the block stores alone. Only
+what is named here is done together, so every process must call it in the same order; `lockstep` has the passes of a
+model that is shared out.
 """
 
 from __future__ import annotations
