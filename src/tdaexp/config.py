@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.models.task import TaskModel
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.settings import FitSettings
@@ -30,7 +31,8 @@ class Trainer:
     `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
     batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
     `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
-    `strategy` single | ddp, one process or `devices` of them on each of `nodes` machines (0 = every GPU);
+    `strategy` single | ddp | fsdp, one process or `devices` of them on each of `nodes` machines (0 = every GPU), each
+    with the whole model (ddp) or a share of it (fsdp);
     `rate_tflops` (10^12 FLOP/s) and `device_gb` (GB) of the device, for plans (null = the device's usual ones).
     """
 
@@ -49,11 +51,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes that cannot be."""
-        _choice("trainer.strategy", self.strategy, ("single", "ddp"))
+        _choice("trainer.strategy", self.strategy, ("single", "ddp", "fsdp"))
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
         if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
-            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp")
+            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp or fsdp")
         for name in ("rate_tflops", "device_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
@@ -95,7 +97,9 @@ class TrainConfig:
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse data that is not named."""
+        """Refuse data that is not named, and a trainer that does not train."""
+        if self.trainer.strategy == "fsdp":
+            raise UserError("trainer=fsdp: shares out models that are explained, it trains none; take trainer=ddp")
         self.dataset.check_source()
 
 
@@ -130,10 +134,26 @@ class AttributeConfig:
         _choice("stage", self.stage, ("pretrained", "finetuned"))
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.trainer.strategy == "fsdp" and self.products is None:
+            self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
         if self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+
+    def _check_sharded(self) -> None:
+        """Refuse what needs the whole model in one process."""
+        if not self.method.sharded or isinstance(self.model, TaskModel):
+            what = "a model of a task" if self.method.sharded else f"method={self.method.name}"
+            raise UserError(
+                f"trainer=fsdp: {what} needs the whole model in each process; on language models select, full, dot, "
+                "project, ekfac, bm25 and random do without; else take trainer=ddp"
+            )
+        if getattr(self.model, "finetuned", None) is not None:
+            raise UserError(
+                "trainer=fsdp: shares out one model, and model.finetuned names a second; explain that one alone "
+                "(model.pretrained=FOLDER model.finetuned=null), or take trainer=ddp"
+            )
 
 
 @dataclass

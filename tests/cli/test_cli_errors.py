@@ -20,7 +20,7 @@ OPTIONS = [
     (["trainer.precision=float23"], ["trainer.precision", "did you mean 'float32'", "bfloat16"]),
     (["trainer.accelerator=cudaa"], ["trainer.accelerator", "did you mean 'cuda'", "auto"]),
     (["trainer.fit=5"], ["option 'trainer.fit=5'", "a set of keys"]),
-    (["trainer=5"], ["option 'trainer=5'", "unknown trainer '5'", "choices: ddp, default"]),
+    (["trainer=5"], ["option 'trainer=5'", "unknown trainer '5'", "choices: ddp, default, fsdp"]),
     (["budget=much"], ["option 'budget=much'", "a number or null"]),
     (["budget=2"], ["budget=2", "above 0 and at most 1", "(option 'budget=2')"]),
     (["-m", "budget=0.1,0"], ["budget=0", "above 0 and at most 1"]),

@@ -45,6 +45,7 @@ CASES = {
     "ekfac": ("method=ekfac", "method.partitions=2", *TEXTS),
     "explaind": ("method=explaind", *TASK),
 }
+TOGETHER = [*((case, "ddp") for case in CASES), ("ekfac", "fsdp")]  # the other methods: tests/models/test_sharded.py
 
 WHOLE = {
     "classifier": ("method=ekfac", *TASK[:-1], "metric.plots=false", "metric.bootstrap=10"),
@@ -101,11 +102,11 @@ def same_values(one: Path, other: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
+@pytest.mark.parametrize(("case", "trainer"), TOGETHER)
+def test_two_processes_of_which_one_is_killed(commands, tmp_path, case, trainer):
     alone(commands, case, tmp_path / "one")
     two = tmp_path / "two"
-    process = start(commands, case, two, "trainer=ddp", "trainer.devices=2")
+    process = start(commands, case, two, f"trainer={trainer}", "trainer.devices=2")
     wait_for_a_block(process, two)
     os.kill(json.loads((two / "run" / "heartbeat.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
     begun = time.monotonic()
@@ -114,7 +115,7 @@ def test_two_processes_of_which_one_is_killed(commands, tmp_path, case):
     line = commands.one_line(process.returncode, err, expected=1)
     assert "process 0 of 2 ended before its time (SIGKILL)" in line and "goes on where it stopped" in line
     assert not (two / "run" / "influence.zarr").exists()
-    err = finish(start(commands, case, two, "trainer=ddp", "trainer.devices=2"))
+    err = finish(start(commands, case, two, f"trainer={trainer}", "trainer.devices=2"))
     assert "2 processes" in err and "process 1" not in err
     same_values(two, tmp_path / "one")
     cost = json.loads((two / "run" / "cost.json").read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ def test_two_processes_leave_the_store_of_one(commands, tmp_path, case):
 def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
     alone(commands, "select", tmp_path / "one")
     two = tmp_path / "two"
-    for more in ((), ("trainer=ddp", "trainer.devices=2")):
+    for more in ((), ("trainer=ddp", "trainer.devices=2"), ("trainer=fsdp", "trainer.devices=2")):
         before = blocks_done(two)
         process = start(commands, "select", two, *more)
         wait_for_a_block(process, two, before)
@@ -200,6 +201,13 @@ def test_what_several_processes_cannot_do_is_refused(commands, monkeypatch):
     commands.done("attribute", *TINY, "method=random", "metric.plots=false")
     assert "trainer.devices=2: several processes need trainer=ddp" in commands.refused("attribute", "trainer.devices=2")
     assert "evaluate reads what is stored" in commands.refused("evaluate", "trainer=ddp", "runs=[outputs]")
+    line = commands.refused("attribute", *TINY, "trainer=fsdp", "method=cg")
+    assert "method=cg needs the whole model" in line and "project, ekfac" in line
+    assert "a model of a task" in commands.refused("attribute", *TASK[:-1], "trainer=fsdp", "method=ekfac")
+    assert "model.finetuned names a second" in commands.refused(
+        "attribute", "model.pretrained=x", "+model.finetuned=x", "trainer=fsdp"
+    )
+    assert "trains none; take trainer=ddp" in commands.refused("train", "trainer=fsdp")
     line = commands.refused("attribute", *TINY, "trainer=ddp", "trainer.nodes=2")
     assert "torchrun" in line
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")

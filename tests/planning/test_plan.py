@@ -207,6 +207,19 @@ def test_checkpoints_and_batches_are_those_of_the_configuration(
     assert stages(one)["simulated updates"][0] == 16 and stages(many)["simulated updates"][0] == 48
 
 
+def test_a_model_that_is_shared_out_takes_less_of_each_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: of OLMo-1B an eighth, the tied embedding as a whole, and three blocks while they are gathered."""
+    asked = ("model=olmo1b", "dataset=lima", "method=ekfac", "trainer.precision=bfloat16", "trainer.accelerator=cuda")
+    many = ("trainer.devices=8", "trainer.device_gb=80")
+    whole, shared = (stages(planned(capsys, *asked, f"trainer={kind}", *many)) for kind in ("ddp", "fsdp"))
+    total, embedding, block = 1_176_764_416, 50_304 * 2_048, 4 * 2_048**2 + 3 * 2_048 * 8_192
+    weights = 2 * (total / 8 + embedding + 3 * block)
+    assert shared["answer"][4] == pytest.approx(weights / 1e9, rel=0.01)
+    for stage in ("completions", "covariances", "Λ", "influence"):
+        assert whole[stage][4] - shared[stage][4] == pytest.approx((2 * total - weights) / 1e9, rel=0.05)
+    assert shared["loading"][5] > 2 * total / 1e9 and "loading" not in whole
+
+
 def test_factors_of_bloomz_take_the_stated_disk(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, per layer with biases: inputs 1025, 1025, 1025, 4097; outputs 3072, 1024, 4096, 1024; 4 partial sums."""
     out = stages(planned(capsys, "model=bloomz560m", "method=ekfac", "dataset.query_sets=[paraphrased]"))

@@ -56,10 +56,13 @@ def together(work: Work) -> dict[str, float]:
     outside = from_outside()
     if trainer.strategy == "single":
         if outside:
-            raise UserError(f"{outside} started several processes, but trainer.strategy=single; add trainer=ddp")
+            raise UserError(
+                f"{outside} started several processes, but trainer.strategy=single; add trainer=ddp or fsdp"
+            )
         return work()
     if work.stage == "evaluate":
-        raise UserError("trainer=ddp: evaluate reads what is stored, in one process; leave trainer=ddp out")
+        name = f"trainer={trainer.strategy}"
+        raise UserError(f"{name}: evaluate reads what is stored, in one process; leave {name} out")
     import torch
 
     accelerator = trainer.accelerator

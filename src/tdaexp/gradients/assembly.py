@@ -112,7 +112,10 @@ def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) 
 
     x̂ is what the module itself computes with weight 1 and bias 0, so every kind of norm is covered as it is.
     """
-    plain = {name: torch.full_like(value, name == "weight") for name, value in module.named_parameters()}
+    plain = {  # of a sharded model the values may be elsewhere: only their shapes are read
+        name: torch.full(value.shape, float(name == "weight"), dtype=value.dtype, device=inputs.device)
+        for name, value in module.named_parameters()
+    }
     with torch.no_grad():
         normalised = torch.func.functional_call(module, plain, (inputs,))
     wide = accumulation_dtype(delta.dtype)

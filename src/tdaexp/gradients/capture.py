@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from tdaexp.data.examples import Batch
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import head, one_text_a_row
+from tdaexp.models.sharded import in_step, logits_at
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
 
@@ -80,11 +80,25 @@ def run_pass(
     loss: Loss = cross_entropy,
 ) -> Tensor:
     """The pass of `capture` for tokens [B, T], with what `loss_positions` returns of them. Reads no tensor's values."""
+    return in_step(model, lambda: _pass(model, components, tokens, positions, targets, weights, consume, loss))
+
+
+def _pass(
+    model: PreTrainedModel,
+    components: ComponentMap,
+    tokens: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    consume: Consumer,
+    loss: Loss,
+) -> Tensor:
+    """As `run_pass`, without regard to other processes."""
     assembly = Assembly(model, components, consume)
     roots: list[Tensor] = []
     with torch.enable_grad():
         with _hooks(assembly, roots):
-            logits = _logits(model, tokens, positions, "pos_embed" in components.names)
+            logits = logits_at(model, tokens, positions, "pos_embed" in components.names)
         losses = loss(logits, targets, weights.to(tokens.device, accumulation_dtype(logits.dtype)))
         del logits
         if not roots:
@@ -120,20 +134,6 @@ def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tenso
     targets = np.take_along_axis(tokens, positions + 1, axis=1)
     weights = real / counts[:, None] if reduction == "mean" else real.astype(np.float64)
     return torch.from_numpy(positions), torch.from_numpy(targets), torch.from_numpy(weights)
-
-
-def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
-    """Logits [B, L, V] at the predicting positions [B, L] only.
-
-    Learned positions are looked up once per batch unless each example brings its own, which their gradients need.
-    """
-    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if per_example_positions:
-        arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    with one_text_a_row():
-        hidden = model.base_model(**arguments).last_hidden_state
-    chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
-    return head(model)(chosen)
 
 
 @contextlib.contextmanager

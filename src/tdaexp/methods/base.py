@@ -51,6 +51,11 @@ class Method(ABC):
         return True
 
     @property
+    def sharded(self) -> bool:
+        """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
+        return not self.reads_model
+
+    @property
     def classifiers(self) -> bool:
         """Whether the method works on classification tasks too: its `attribute` takes a `ClassifierStudy` as well."""
         return False

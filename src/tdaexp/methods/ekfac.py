@@ -95,6 +95,11 @@ class EKFAC(Method):
         return with_notes(self.name, [*notes, f"rank {self.query_rank}" if self.query_rank else ""])
 
     @property
+    def sharded(self) -> bool:
+        """Yes: it sees activations and their gradients alone."""
+        return True
+
+    @property
     def classifiers(self) -> bool:
         """Yes, of linear and convolutional layers."""
         return True

@@ -38,6 +38,11 @@ class Full(Method):
         check_reduction(self.reduction)
 
     @property
+    def sharded(self) -> bool:
+        """Yes: it sees activations and their gradients alone."""
+        return True
+
+    @property
     def classifiers(self) -> bool:
         """Yes, whatever its layers are."""
         return True

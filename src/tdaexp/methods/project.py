@@ -64,6 +64,11 @@ class Project(Method):
         """The budget, or its default."""
         return DEFAULT_BUDGET if self.budget is None else self.budget
 
+    @property
+    def sharded(self) -> bool:
+        """Yes: it sees activations and their gradients alone."""
+        return True
+
     def attribute(self, study: Study) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
         components = study.components(self.components)

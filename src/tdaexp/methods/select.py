@@ -71,6 +71,11 @@ class Select(Method):
         return self.on.wants_checkpoints
 
     @property
+    def sharded(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.sharded
+
+    @property
     def classifiers(self) -> bool:
         """As the method that it selects from."""
         return self.on.classifiers

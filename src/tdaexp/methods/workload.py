@@ -15,6 +15,7 @@ from tdaexp.data.examples import token_budget_batches
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.footprint import pass_bytes, shared_readers
 from tdaexp.models.components import ComponentMap, component_map
+from tdaexp.models.sharded import units_of
 from tdaexp.runtime.costs import StageCost
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RUNTIME_BYTES = 0.1e9  # batches, allocator and libraries beside the tensors that are counted
 STORE = 3e4  # bytes of a store beside its numbers
+GATHERED = 3  # units: one in use, the next one on its way, and the buffer that it comes in
 KEPT = 0.93  # of their size is what float32 numbers take after lossless compression
 PAIR_BYTES = 520.0  # of main memory for each pair beside its numbers: ids, and the tables that the report is made of
 
@@ -33,7 +35,7 @@ class Workload:
 
     `pairs` [Q, C] stand for the candidates: their number is right, which they are is drawn. `finetune` is there where
     the data has a second stage; `query_sets` are the sets' sizes. Of a decomposition over checkpoints: how many there
-    are, and the examples in the `batch` of each.
+    are, and the examples in the `batch` of each. `shares`: into how many the model is shared out.
     """
 
     model: PreTrainedModel
@@ -48,6 +50,7 @@ class Workload:
     finetune: Sizes | None = None
     checkpoints: int = 0
     batch: int = 0
+    shares: int = 1
     _known: dict[Any, int] = field(default_factory=dict)
 
     @cached_property
@@ -74,8 +77,12 @@ class Workload:
 
     @property
     def weights(self) -> float:
-        """Bytes of the model's parameters."""
-        return float(self.every.total * self.dtype.itemsize)
+        """Bytes of the model's parameters on a device; of a model that is shared out, with what is gathered at once."""
+        total = self.every.total
+        if self.shares > 1:
+            units = [sum(one.numel() for one in unit.parameters()) for unit in units_of(self.model)]
+            total = total // self.shares + (total - sum(units)) + GATHERED * max(units)
+        return float(total * self.dtype.itemsize)
 
     def readers(self, layers: Layers) -> dict[str, str]:
         """For every layer the first one that reads the same input."""

@@ -22,7 +22,7 @@ from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise_prompts
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.loaded import LoadedModel, quiet_transformers
-from tdaexp.runtime import ranks
+from tdaexp.runtime import lockstep, ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
@@ -101,6 +101,7 @@ def _complete_all(
         if me.rank < len(members):
             number = members[me.rank]
             texts = _complete(loaded, [prompts[index] for index in batches[number]], decoding, number)
+        lockstep.serve()
         for number, completed in zip(members, ranks.gathered(texts), strict=False):  # the last round may be short
             cache.append(dict(zip(batches[number], completed, strict=True)))
 
@@ -168,7 +169,10 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_settings_only(loaded):
         torch.manual_seed(int(np.random.SeedSequence([decoding.seed, number]).generate_state(1)[0]))
         out = loaded.model.generate(  # type: ignore[operator]
-            input_ids=tokens.to(device), attention_mask=attention.to(device), generation_config=config
+            input_ids=tokens.to(device),
+            attention_mask=attention.to(device),
+            generation_config=config,
+            synced_gpus=False,  # the other processes of a run have no prompts of their own
         )
     return [_text(loaded, row, ends) for row in out[:, width:].tolist()]
 

@@ -14,7 +14,7 @@ from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
 from tdaexp.planning.recordings import recorded_workload, task_workload
-from tdaexp.planning.workload import Prepared, text_workload
+from tdaexp.planning.workload import Prepared, processes, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.task import check_pair
@@ -75,5 +75,4 @@ def machine_of(trainer: Any) -> Machine:
     host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if not cuda:
         host = min(host, memory or host)
-    devices = trainer.devices or (torch.cuda.device_count() if cuda else 1)
-    return Machine(kind, cuda, trainer.rate_tflops or usual, memory, host, max(1, devices) * trainer.nodes)
+    return Machine(kind, cuda, trainer.rate_tflops or usual, memory, host, processes(trainer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.records import HELD_OUT, Corpus, Record
@@ -19,6 +20,7 @@ from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.launch import CPU_PROCESSES
 from tdaexp.training.checkpoint_list import expanded
 
 ADAMW = 4  # numbers that training holds for each parameter: weight, gradient (counted with the pass), two moments
@@ -71,9 +73,17 @@ def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
         finetune,
         checkpoints,
         config.trainer.fit.batch_size,
+        processes(config.trainer) if config.trainer.strategy == "fsdp" else 1,
     )
     before = _before(config, work, sets if GENERATED in names else {})
     return work, before, assumed
+
+
+def processes(trainer: Any) -> int:
+    """How many processes the trainer's settings mean."""
+    cuda = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    devices = trainer.devices or (torch.cuda.device_count() if cuda else CPU_PROCESSES)
+    return int(max(1, devices) * trainer.nodes)
 
 
 def _checkpoints(config: Any, held_out: bool) -> tuple[int, list[str]]:
@@ -141,6 +151,10 @@ def _before(config: Any, work: Workload, sets: Sets) -> list[StageCost]:
         stages.append(_training("training", config.trainer.fit, work, work.train))
     if work.finetune is not None and config.model.finetuned is None:
         stages.append(_training("fine-tuning", config.trainer.finetune, work, work.finetune))
+    if work.shares > 1:
+        whole = float(work.every.total * work.dtype.itemsize)
+        note = "a process at a time holds the whole model in main memory"
+        stages.append(StageCost("loading", device=work.weights, host=whole + RUNTIME_BYTES, note=note))
     if GENERATED in sets:
         prompts = sets[config.dataset.GENERATED_FROM]
         rows = min(config.decoding.batch_size, len(prompts))

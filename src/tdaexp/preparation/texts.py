@@ -33,9 +33,12 @@ GENERATED = "generated"
 
 
 def load_model(config: Any, records: list[Record], always_train: bool = False) -> LoadedModel:
-    """Load the configured model, training it on the records when it has no weights yet (or `always_train`)."""
+    """Load the configured model, training it on the records when it has no weights yet (or `always_train`).
+
+    One that is to be sharded stays in main memory.
+    """
     if not (config.model.needs_training or always_train):
-        return config.model.load(*_where(config))
+        return config.model.load(_place(config), resolve_dtype(config.trainer.precision))
     return _trained(config, config.model, records, config.trainer.fit)
 
 
@@ -96,6 +99,11 @@ def _where(config: Any) -> tuple[Any, Any]:
     return resolve_device(config.trainer.accelerator), resolve_dtype(config.trainer.precision)
 
 
+def _place(config: Any) -> Any:
+    """Where a model is loaded."""
+    return "cpu" if config.trainer.strategy == "fsdp" else resolve_device(config.trainer.accelerator)
+
+
 def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> LoadedModel:
     device, dtype = _where(config)
     method = getattr(config, "method", None)  # only attribute has one
@@ -111,6 +119,7 @@ def _trained(config: Any, model: Any, records: list[Record], settings: Any) -> L
         device=device,
         dtype=dtype,
         precision=config.trainer.precision,
+        place=_place(config),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import zarr
 
-from tdaexp.runtime import ranks
+from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.behind import Behind
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked
@@ -111,9 +111,14 @@ class BlockStore:
                     "%s: %d blocks for %d processes, the others wait", self.path.parent.name, len(wanted), me.world
                 )
             self._start = _own_time()
-            with self._beside() if beside else contextlib.nullcontext():
-                yield wanted[me.rank :: me.world]
+            try:
+                with self._beside() if beside else contextlib.nullcontext():
+                    yield wanted[me.rank :: me.world]
+            except stop.Stopped:
+                lockstep.serve()  # the others' blocks at hand
+                raise
             ready = time.monotonic()
+            lockstep.serve()
         BlockStore.spent += time.monotonic() - ready
 
     def each(self, numbers: list[int], description: str) -> Iterator[int]:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,10 @@ def _meeting_place(me: ranks.Ranks) -> Any:
     from torch.distributed import TCPStore
 
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    store = TCPStore(host, 0, me.world, is_master=True, wait_for_workers=False) if me.first else None
+    how: Any = {"wait_for_workers": False, "timeout": timedelta(seconds=SILENCE_S)}  # process 0 may hang itself
+    store = TCPStore(host, 0, me.world, is_master=True, **how) if me.first else None
     port = ranks.from_first(store.port if store else 0)
-    return store or TCPStore(host, port, me.world, is_master=False, wait_for_workers=False)
+    return store or TCPStore(host, port, me.world, is_master=False, **how)
 
 
 def _lost(what: str) -> None:

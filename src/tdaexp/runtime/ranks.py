@@ -1,7 +1,8 @@
 """The processes of one run, which all go the same way through the program and share out its blocks of work.
 
-Process 0 is the one that writes, logs and reports. The model is never wrapped: what the processes compute meets in the
-block stores alone. Only what is named here is done together, so every process must call it in the same order.
+Process 0 is the one that writes, logs and reports. What the processes compute meets in the block stores alone. Only
+what is named here is done together, so every process must call it in the same order; `lockstep` has the passes of a
+model that is shared out.
 """
 
 from __future__ import annotations
@@ -142,4 +143,21 @@ def first_alone() -> Iterator[None]:
     with acting_as(Ranks(device=ranks.device) if ranks.first else Ranks(ranks.rank, 1, ranks.device)):
         yield
     if ranks.first:
+        barrier()
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let process 0 do the block by itself, then the others, one at a time on each machine.
+
+    For what takes much memory for a while. Within the block each process is alone, as in `first_alone`.
+    """
+    ranks = _current
+    on_machine = max(1, ranks.world // ranks.nodes)
+    turn = 0 if ranks.first else 1 + ranks.rank % on_machine
+    for _ in range(turn):
+        barrier()
+    with acting_as(Ranks(ranks.rank, 1, ranks.device)):
+        yield
+    for _ in range(on_machine - turn):
         barrier()

@@ -19,6 +19,7 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.analyses.base import Evidence
+from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.external import read_scores
@@ -27,6 +28,7 @@ from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.planning.plan import tell_plan
+from tdaexp.preparation.sharded import load_sharded
 from tdaexp.preparation.texts import (
     build_study,
     drawn,
@@ -155,12 +157,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     if ranks.current().first:
         tell_plan(config, corpus)
-    with ranks.first_alone():
-        loaded = load_model(config, corpus.train)
-        successor = load_successor(config, corpus.finetune, loaded)
-    clock.stop("model")
-    corpus = with_generated(config, corpus, successor or loaded)
-    clock.stop("queries")
+    loaded, successor, corpus = _models(config, corpus, clock)
     with ranks.first_alone():
         study = build_study(config, corpus, loaded, successor)
         clock.stop("candidates")
@@ -186,6 +183,20 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
         "train": {record.id: record.text for record in corpus.train},
     }
     return dataset, cost, texts, near
+
+
+def _models(config: Any, corpus: Corpus, clock: Clock) -> tuple[LoadedModel, LoadedModel | None, Corpus]:
+    """The models before and after the second stage, and the data with what the last one completes."""
+    if config.trainer.strategy == "fsdp":
+        loaded, successor = load_sharded(config, corpus), None
+    else:
+        with ranks.first_alone():
+            loaded = load_model(config, corpus.train)
+            successor = load_successor(config, corpus.finetune, loaded)
+    clock.stop("model")
+    corpus = with_generated(config, corpus, successor or loaded)
+    clock.stop("queries")
+    return loaded, successor, corpus
 
 
 def _beside(store: Path, name: str) -> dict[str, Any]:

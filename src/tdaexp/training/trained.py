@@ -67,9 +67,10 @@ def trained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     precision: str = "float32",
+    place: torch.device | str | None = None,
 ) -> LoadedModel:
-    """Train `config` on the records, or load the result when it is in the cache, and return it on `device` in
-    `dtype`.
+    """Train `config` on the records, or load the result when it is in the cache, and return it in `dtype` at `place`,
+    by default the `device` of the training.
 
     A `Scratch` config starts from random weights and a tokenizer of its own, a `Pretrained` one is
     fine-tuned. `precision` is that of the training, `dtype` that of the returned model. Killed and called
@@ -91,7 +92,7 @@ def trained(
         examples = tokenise(records, start.tokenizer, **keywords)
         moved(start.model, device)
         fit(start, examples, settings, folder=folder, seed=seed, device=device, precision=precision)
-    return load_trained(folder / "model", config, device=device, dtype=dtype)
+    return load_trained(folder / "model", config, device=device if place is None else place, dtype=dtype)
 
 
 def load_trained(
