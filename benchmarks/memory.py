@@ -1,8 +1,9 @@
-"""Peak memory of the products that `select` works on, for 200 and for 2,000 queries with 5 candidates each.
+"""Peak memory of the products that `select` and `project` work on, for 200 and for 2,000 queries, 5 candidates each.
 
-OLMo architecture (4 layers, hidden 96, vocabulary 512), examples of 24 to 32 tokens, as many training examples as
-queries, float32, one thread, a process of its own for each. Prints the peak above that of the loaded model, the stated
-cache (`trainer.cache_gb`), and what the table of results takes.
+`select`: OLMo architecture (4 layers, hidden 96, vocabulary 512), examples of 24 to 32 tokens. `project`: sketches of
+150,000 numbers, 30 components, on disk. As many training examples as queries, float32, one thread, a process of its own
+for each. Prints the peak above that before the call, the stated cache (`trainer.cache_gb`), and what the table of
+results takes.
 
     python benchmarks/memory.py
 """
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 CACHE_GB, TOKENS_PER_BATCH, CANDIDATES = 0.1, 512, 5
+ENTRIES, COMPONENTS = 150_000, 30  # of a sketch
 
 
 def measure(count: int) -> dict[str, float]:
-    """Peak resident memory above that before the call, and the size of the results, in MB; CPU seconds."""
+    """What `peak` gives of the products that `select` works on."""
     import torch
     from transformers import OlmoConfig, OlmoForCausalLM
 
@@ -55,9 +58,38 @@ def measure(count: int) -> dict[str, float]:
             )  # fmt: skip
 
     run(4)  # libraries are loaded on first use
+    return peak(lambda: run(count))
+
+
+def measure_sketches(count: int) -> dict[str, float]:
+    """As `measure`, of products of stored sketches."""
+    from tdaexp.gradients.feature_products import feature_products
+    from tdaexp.gradients.features import FILE_BYTES, Features
+    from tdaexp.runtime.blockstore import BlockStore
+
+    rng, width = np.random.default_rng(0), ENTRIES // COMPONENTS
+    columns = {str(k): slice(k * width, (k + 1) * width) for k in range(COMPONENTS)}
+    pairs = (np.arange(count)[:, None] + np.arange(CANDIDATES)) % count
+
+    def stored(path: Path) -> Features:
+        blocks = [slice(start, min(start + 8, count)) for start in range(0, count, 8)]
+        shape = {"features": ((count, ENTRIES), "float32")}
+        store = BlockStore(path, shape, blocks, compressed=False, rows=FILE_BYTES // (4 * ENTRIES))
+        for number, block in enumerate(blocks):
+            rows = rng.standard_normal((block.stop - block.start, ENTRIES), dtype=np.float32)
+            store.write(number, {"features": rows})
+        return Features(store, np.arange(count), columns)
+
+    with tempfile.TemporaryDirectory() as folder:
+        queries, train = (stored(Path(folder) / side) for side in ("queries", "train"))
+        return peak(lambda: feature_products(queries, train, pairs, store=Path(folder) / "products", cache_gb=CACHE_GB))
+
+
+def peak(work: Callable[[], dict[str, np.ndarray]]) -> dict[str, float]:
+    """Peak resident memory above that before the work, size of what it returns, both in MB; CPU seconds."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, start = status("VmRSS"), time.process_time()
-    found = run(count)
+    found = work()
     results = sum(values.nbytes for values in found.values()) / 1e6
     return {"peak": status("VmHWM") - before, "results": results, "seconds": time.process_time() - start}
 
@@ -69,14 +101,20 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    if len(sys.argv) == 2:
-        print(json.dumps(measure(int(sys.argv[1]))))
+    kinds = {"select": measure, "project": measure_sketches}
+    if len(sys.argv) > 1:
+        print(json.dumps(kinds[(*sys.argv, "select")[2]](int(sys.argv[1]))))
         return
-    print("| queries | peak above the model | stated cache | table of results | CPU seconds |\n|---|---|---|---|---|")
-    for count in (200, 2000):
-        done = subprocess.run([sys.executable, __file__, str(count)], capture_output=True, text=True, check=True)
+    print("| | queries | peak above what was there | stated cache | table of results | CPU seconds |")
+    print("|---|---|---|---|---|---|")
+    for kind, count in ((kind, count) for kind in kinds for count in (200, 2000)):
+        done = subprocess.run([sys.executable, __file__, str(count), kind], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        row = [f"{count:,}", *(f"{value:.0f} MB" for value in (found["peak"], CACHE_GB * 1000, found["results"]))]
+        row = [
+            f"`{kind}`",
+            f"{count:,}",
+            *(f"{value:.0f} MB" for value in (found["peak"], CACHE_GB * 1000, found["results"])),
+        ]
         print("| " + " | ".join([*row, f"{found['seconds']:.0f}"]) + " |")
 
 

@@ -13,9 +13,10 @@ CACHE_MB = 100  # as in the benchmark
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_eight_times_the_queries_need_the_same_memory(repository):
+@pytest.mark.parametrize("kind", ["select", "project"])
+def test_eight_times_the_queries_need_the_same_memory(kind, repository):
     def peak(queries: int) -> float:
-        command = [sys.executable, str(repository / "benchmarks" / "memory.py"), str(queries)]
+        command = [sys.executable, str(repository / "benchmarks" / "memory.py"), str(queries), kind]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(done.stdout.splitlines()[-1])["peak"])
 

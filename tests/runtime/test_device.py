@@ -1,7 +1,9 @@
+import os
+
 import pytest
 import torch
 
-from tdaexp.runtime.device import ACCELERATORS, PRECISIONS, resolve_device, resolve_dtype
+from tdaexp.runtime.device import ACCELERATORS, PRECISIONS, deterministic, resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 
 
@@ -29,3 +31,18 @@ def test_asking_for_an_absent_gpu_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_precision_names_the_torch_type(name):
     assert resolve_dtype(name) is getattr(torch, name)
+
+
+def test_determinism_is_for_cuda_alone_and_is_taken_back(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def state():
+        cudnn = torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.allow_tf32
+
+    before = state()
+    with deterministic(torch.device("cpu")):
+        assert state() == before
+    with deterministic(torch.device("cuda")):
+        assert state() == (True, True, False) and "CUBLAS_WORKSPACE_CONFIG" in os.environ
+    assert state() == before != (True, True, False)

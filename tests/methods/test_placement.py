@@ -43,7 +43,17 @@ from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
 
-METHODS = sorted({path.stem for path in Path(__file__).parents[2].glob("conf/method/*.yaml")} - {"explaind"})
+SAME = {
+    "project_paper",
+    "ekfac_mlp",
+    "select_fidelity",
+    "multistage_dot",
+    "dot",
+    "random",
+    "bm25",
+}  # no code of their own
+OWN_TEST = {"explaind", "project"}
+METHODS = sorted({path.stem for path in Path(__file__).parents[2].glob("conf/method/*.yaml")} - SAME - OWN_TEST)
 OTHER = torch.device("lazy:0")  # a device that this build of torch knows by name only
 STEP_AXES = [["step", "component"], ["query", "output"], ["query", "part"]]
 TRAIN_AXES = [["query", "train", "component"], ["train"]]
