@@ -18,7 +18,6 @@ one lengths are log-normal (median 300). They are cut at 1,024.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -171,14 +170,13 @@ def writing() -> None:
         KeptGradients(side, folder, 100, 2048).fill()
 
     def run(work: Callable[[Path], None], beside: bool) -> None:
-        usual = BlockStore._beside
-        if not beside:
-            BlockStore._beside = lambda store: contextlib.nullcontext()  # type: ignore[method-assign]
+        usual = BlockStore.pending
+        BlockStore.pending = lambda store, *some, **_: usual(store, *some, beside=beside)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 work(Path(folder) / "store")
         finally:
-            BlockStore._beside = usual  # type: ignore[method-assign]
+            BlockStore.pending = usual
 
     for title, work in (("sketches, factorised to 5 %", sketch), ("training gradients in 8 bits", keep)):
         ways: Ways = {
