@@ -18,6 +18,7 @@ from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 
 DAMPING = Damping(relative=0.2)
@@ -157,7 +158,7 @@ def test_queries_of_several_batches_are_held_once(models):
 
     def peak(count):
         with side.ready(), LiveBytes() as live:
-            held = work.hold([[query] for query in range(count)])
+            held = work.hold([[query] for query in range(count)], Deferred())
         assert len(held) == len(layers)
         return live.peak
 

@@ -173,9 +173,9 @@ def test_what_is_deferred_is_used_in_order_and_no_later_than_the_limit(monkeypat
     monkeypatch.setattr(deferred, "waits", lambda tensor: True)
     seen: list[float] = []
     later = deferred.Deferred()
-    for number in range(deferred.LIMIT_BATCHES):
+    for number in range(deferred.LIMIT_CALLS):
         assert not seen
         later.add(lambda values: seen.append(float(values)), torch.tensor(float(number)))
-    assert seen == list(range(deferred.LIMIT_BATCHES))
+    assert seen == list(range(deferred.LIMIT_CALLS))
     later.add(lambda values: seen.append(values.sum()), torch.ones(deferred.LIMIT_BYTES // 4 + 1))
     assert seen[-1] == deferred.LIMIT_BYTES // 4 + 1

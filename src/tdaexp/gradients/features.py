@@ -130,7 +130,7 @@ def component_features(
         return _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
 
     compute = Shrinking(sketched, two, np.concatenate)
-    with frozen(model), blocks.pending(beside=True) as missing:
+    with frozen(model), blocks.pending() as missing:
         for block in blocks.each(missing, "gradient sketches"):
             blocks.write(block, {"features": compute(batches[block])})
     stops = np.cumsum(dims).tolist()

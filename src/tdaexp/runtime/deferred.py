@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 LIMIT_BYTES = 1 << 24
-LIMIT_BATCHES = 64
-"""What may wait at most; so much later does a run end over a NaN."""
+LIMIT_CALLS = 64
+"""Bytes, and calls of `add`, that wait at most: so much later does a run end over a NaN."""
 
 
 class Deferred:
@@ -36,7 +36,7 @@ class Deferred:
             return
         self._waiting.append((use, tensors))
         self._bytes += sum(one.numel() * one.element_size() for one in tensors)
-        if self._bytes > LIMIT_BYTES or len(self._waiting) >= LIMIT_BATCHES:
+        if self._bytes > LIMIT_BYTES or len(self._waiting) >= LIMIT_CALLS:
             self.flush()
 
     def flush(self) -> None:
