@@ -29,7 +29,7 @@ def test_a_dry_run_prints_the_script_of_a_job_array(
     assert code == 0, err
     script = out[out.index("#!/bin/bash") :]
     for line in ("--array=0-2%2", "--partition=gpu", "--time=90", "--mem=64GB", "--gpus-per-node=1", "--nodes=1",
-                 "--signal=USR2@120", "--mail-type=FAIL"):  # fmt: skip
+                 "--signal=USR2@120", "--mail-type=FAIL", "--requeue"):  # fmt: skip
         assert f"#SBATCH {line}" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     assert not list(tmp_path.iterdir()), "nothing was submitted and no folder made"

@@ -67,7 +67,9 @@ def features(model, folder: Path) -> dict[str, np.ndarray]:
 
     parts = component_map(model)
     settings = {"store": folder / "features", "tokens_per_batch": 30}
-    return component_features(model, parts, make_examples(1, 12), sketches(parts), **settings)
+    return {
+        "features": component_features(model, parts, make_examples(1, 12), sketches(parts), **settings).rows(range(12))
+    }
 
 
 def influence(model, folder: Path) -> dict[str, np.ndarray]:

@@ -98,11 +98,7 @@ class TrainingGGN:
         self._logits = LogitsAt(model)
         order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
         self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
-        self._summed = Shrinking(
-            self._batch_product,
-            lambda one: [(half, *one[1:]) for half in two(one[0])],
-            lambda parts: torch.stack(parts).sum(0),
-        )
+        self._summed = Shrinking(self._batch_product, lambda one: [(half, *one[1:]) for half in two(one[0])], _added)
 
     @property
     def size(self) -> int:
@@ -159,6 +155,10 @@ class TrainingGGN:
             return softmax_hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
         return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0)
 
 
 def _finite(values: Tensor) -> bool:
