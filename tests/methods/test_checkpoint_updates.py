@@ -41,7 +41,8 @@ def cache(tmp_path_factory):
 
 
 def config(cache, model=None, fit=FIT, precision="float32", **data):
-    trainer = SimpleNamespace(fit=fit, precision=precision, accelerator="cpu", strategy="single", tokens_per_batch=600, cache_gb=1)
+    where = {"accelerator": "cpu", "strategy": "single", "precision": precision}
+    trainer = SimpleNamespace(fit=fit, tokens_per_batch=600, cache_gb=1.0, **where)
     toy = Scratch("llama", SIZES, vocab_size=320, context=64, name="toy")
     dataset = Multilingual(**{"records": 120, "held_out": 24, "sentences": 2, "template": "plain", **data})
     return SimpleNamespace(model=model or toy, dataset=dataset, trainer=trainer, cache_dir=str(cache), seed=0)
