@@ -11,7 +11,7 @@ from commands import REPOSITORY, TINY
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
-import tdaexp.models.hub as hub
+import tdaexp.models.source as hub
 from tdaexp.cli import main
 from tdaexp.data.biographies import Biographies
 from tdaexp.models.loaded import quiet_transformers

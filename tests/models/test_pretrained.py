@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdaexp.models.hub import load_weights, locate
+from tdaexp.models.hub import load_weights
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.source import locate
 from tdaexp.runtime.errors import UserError
 
 

@@ -20,7 +20,8 @@ from tdaexp import influence
 from tdaexp.data.groups import ALL
 from tdaexp.methods.checkpoint_step import NUMBERS, Plan, decompose
 from tdaexp.methods.checkpoint_study import CheckpointStudy, slabs_of
-from tdaexp.models.hub import load_skeleton, locate
+from tdaexp.models.hub import load_skeleton
+from tdaexp.models.source import locate
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.runtime.blockstore import BlockStore
 

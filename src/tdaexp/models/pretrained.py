@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from tdaexp.models.hub import Source
     from tdaexp.models.loaded import LoadedModel
+    from tdaexp.models.source import Source
 
 MISSING_STATE = ("refuse", "fresh")
 FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
@@ -84,8 +84,9 @@ class Pretrained:
         """
         import torch
 
-        from tdaexp.models.hub import check_folder, classes_of, load_tokenizer, load_weights
+        from tdaexp.models.hub import classes_of, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
+        from tdaexp.models.source import check_folder
 
         weights, words = self._locate()
         if weights.folder:
@@ -107,7 +108,8 @@ class Pretrained:
         Errors (UserError): neither a folder nor a `shape`.
         """
         from tdaexp.models.empty import folder_config, stated_config
-        from tdaexp.models.hub import load_tokenizer, locate
+        from tdaexp.models.hub import load_tokenizer
+        from tdaexp.models.source import locate
 
         folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
         tokenizer = None
@@ -145,7 +147,7 @@ class Pretrained:
 
     def _locate(self) -> tuple[Source, Source]:
         """Where the weights and where the tokenizer are read from."""
-        from tdaexp.models.hub import locate
+        from tdaexp.models.source import locate
 
         weights = locate(self.pretrained, self.revision, "model.pretrained")
         return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights

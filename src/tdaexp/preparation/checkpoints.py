@@ -12,8 +12,9 @@ from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.checkpoint_study import CheckpointStudy
 from tdaexp.methods.study import Compute
-from tdaexp.models.hub import load_skeleton, load_tokenizer, locate
+from tdaexp.models.hub import load_skeleton, load_tokenizer
 from tdaexp.models.pretrained import Pretrained, model_length
+from tdaexp.models.source import locate
 from tdaexp.preparation.texts import load_model, text_template
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError

@@ -13,8 +13,9 @@ from typing import Any
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 
-from tdaexp.models.hub import HUB_ID, Source, load_tokenizer, locate
+from tdaexp.models.hub import load_tokenizer
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.source import HUB_ID, Source, locate
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.training.optimizer_state import FILE, read_settings

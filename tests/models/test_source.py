@@ -5,7 +5,7 @@ import pytest
 import yaml
 from huggingface_hub import errors
 
-import tdaexp.models.hub as hub
+import tdaexp.models.source as hub
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError
 

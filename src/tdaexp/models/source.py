@@ -1,0 +1,123 @@
+"""Where a model is read from: a folder in hub format, or a hub id; and whether the folder is whole.
+
+The network is touched only when a config names a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.quiet import quiet
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
+CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
+TRAINED = "training.json"  # beside the weights that a training of this program left
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or tokenizer is read from: `name` and `revision` for transformers, `identity` for caches."""
+
+    name: str
+    revision: str | None
+    identity: str
+    folder: Path | None
+
+
+def locate(name: str, revision: str | None, where: str) -> Source:
+    """Resolve a folder or hub id, named by config key `where`, to something that can be loaded.
+
+    A folder's identity is the hash of its weights, config and tokenizer files; that of a hub id is the id
+    and the commit to which the revision points today.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"{where}={name} is a folder and has no revision; leave model.revision unset")
+        files = sorted({file for pattern in CONTENT for file in folder.glob(pattern)})
+        identity = fingerprint([[file.name, file_fingerprint(file)] for file in files])
+        return Source(str(folder), None, identity, folder)
+    if folder.is_file():
+        raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the spelling")
+    commit = _resolve_commit(name, revision, where)
+    return Source(name, commit, f"{name}@{commit}", None)
+
+
+def _resolve_commit(name: str, revision: str | None, where: str) -> str:
+    at = f"{where}={name}" + (f" (revision {revision})" if revision else "")
+    try:
+        with quiet("huggingface_hub"):  # it announces each of its retries
+            config = hf_hub_download(name, "config.json", revision=revision)
+    except hub_errors.GatedRepoError as error:
+        raise UserError(
+            f"{at}: the repository is gated; accept its terms on its page, then run `hf auth login`"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"{at}: the hub knows no such revision; check model.revision") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{at}: the hub knows no such repository (or it is private: `hf auth login`); check the id"
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{at}: the hub cannot be reached and the model is not in the local cache; set {where}=FOLDER"
+        ) from error
+    except hub_errors.EntryNotFoundError as error:
+        raise UserError(f"{at}: the repository has no config.json; it is not a transformers model") from error
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
+        raise UserError(f"{at}: {first_line(error)}; set {where}=FOLDER") from error
+    return Path(config).parent.name  # …/snapshots/<commit>/config.json
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder without readable config or weights, with a missing shard or a truncated safetensors file."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: not readable ({first_line(error)}); {mend(folder)}") from error
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{index}: not a readable index of shards; {mend(folder)}") from error
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); {mend(folder)}")
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model*.bin); {mend(folder)}")
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: truncated or corrupt ({error}); {mend(folder)}") from error
+
+
+def mend(folder: Path | None, otherwise: str = "fetch the model again") -> str:
+    """What to do about a damaged model: one that this program trained is trained anew once its folder is gone."""
+    trained = folder is not None and (folder / TRAINED).is_file()
+    return f"delete {folder} and run again" if trained else otherwise
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
