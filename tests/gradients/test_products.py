@@ -177,7 +177,7 @@ def test_examples_without_loss_are_named(models, data, tmp_path):
 def test_a_plan_of_another_run_is_refused(models, data, tmp_path):
     train, queries = data
     run(models("olmo-tied"), train, queries[:3], PAIRS[:3], tmp_path / "s")
-    with pytest.raises(UserError, match="plan is of another run"):
+    with pytest.raises(UserError, match="plan of another run"):
         run(models("olmo-tied"), train, queries, PAIRS, tmp_path / "s")
 
 

@@ -6,7 +6,6 @@ whole model, by itself, before that is shared out.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from tdaexp.gradients.capture import capture, frozen
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.products import component_products
 from tdaexp.gradients.projection import make_sketch
+from tdaexp.models import generate
+from tdaexp.models.completions import CompletionCache
 from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.sharded import Sharded, units_of
 from tdaexp.runtime import lockstep, ranks, stop
@@ -215,7 +216,7 @@ def two_models_in_different_order(rank: int, folder: Path, mesh) -> None:
     lockstep.serve()
 
 
-def completions_are_written_by_one(rank: int, folder: Path, mesh) -> None:
+def completions_are_those_of_one_process(rank: int, folder: Path, mesh) -> None:
     model, tokens = build(GROUPED), torch.tensor([[1, 2, 3]])
     settings = {"max_new_tokens": 4, "do_sample": False, "synced_gpus": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.no_grad():
@@ -245,6 +246,24 @@ def a_request_to_stop_ends_all_after_their_blocks(rank: int, folder: Path, mesh)
     assert store.missing() == [2, 3, 4, 5]
 
 
+def completions_are_kept_before_a_stop(rank: int, folder: Path, mesh) -> None:
+    """It reaches both processes in the middle of the first of two rounds."""
+
+    def complete(*_: object) -> list[str]:
+        stop.request(stop.Stopped("stopped by SIGTERM"))
+        return [f"by {rank}"]
+
+    patch, batches = pytest.MonkeyPatch(), {number: [number] for number in range(4)}
+    patch.setattr(generate, "_complete", complete)
+    settings = {"fingerprint": "x", "model": "m"}
+    with CompletionCache.opened(folder / "completions.jsonl", settings) as cache:
+        with pytest.raises(stop.Stopped):
+            generate._complete_all(None, [np.zeros(2, int)] * 4, generate.Decoding(), batches, 4, cache)
+        stop._reason = None
+        assert [cache[0], cache[1]] == ["by 0", "by 1"] and 2 not in cache
+    patch.undo()
+
+
 CHECKS = (
     stores_are_those_of_one_process,
     gradients_are_those_of_one_process,
@@ -252,7 +271,8 @@ CHECKS = (
     a_pass_that_fails_lets_the_others_go_on,
     out_of_memory_is_halved,
     two_models_in_different_order,
-    completions_are_written_by_one,
+    completions_are_those_of_one_process,
+    completions_are_kept_before_a_stop,
     a_request_to_stop_ends_all_after_their_blocks,
 )
 
@@ -262,7 +282,6 @@ def member(rank: int, folder: Path) -> None:
     from torch import distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "gradients"))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))

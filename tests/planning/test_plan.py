@@ -190,6 +190,19 @@ def test_a_recorded_language_model_is_planned_by_its_steps(capsys: pytest.Captur
     assert one["training"][1] == 8 * 50 and two["decomposition"][0] == 2 * one["decomposition"][0]
 
 
+def test_a_run_goes_on_where_its_plan_lacks_what_it_will_fetch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = ["model=bloomz560m", "method=explaind", "trainer.fit.record=1", "logger=none"]
+    assert main("attribute", REPOSITORY / "conf", ["attribute.py", *keys]) == 2
+    err = capsys.readouterr().err
+    assert "plan: none, the tokenizer of bigscience/bloomz-560m is not at hand" in err
+    assert "the hub cannot be reached" in err.splitlines()[-1]
+    assert main("attribute", REPOSITORY / "conf", ["attribute.py", *keys, "plan=true"]) == 2
+    assert "of a recorded training the tokenizer is needed" in capsys.readouterr().err
+
+
 def test_checkpoints_and_batches_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from tdaexp.curvature.score import Precondition, Scoring, check_sides, run_layer
 from tdaexp.curvature.sides import PairSide
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.factors import LinearFactors
-from tdaexp.gradients.schedule import Block, halves, kept_plan
+from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, rows_of
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, fetch
 from tdaexp.runtime.errors import UserError
@@ -190,8 +190,7 @@ def kept_scores(
     parts = [order[start : start + at_once] for start in range(0, len(order), at_once)]
     wanted = [Block(token_budget_batches(queries.lengths, part, tokens_per_batch), []) for part in parts]
     plan = kept_plan(scores.with_name(scores.name + ".plan.json"), wanted)
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
-    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    slices = rows_of(plan)
     blocks = BlockStore(scores, {"scores": ((*pairs.shape, len(train.layers.components)), "float32")}, slices)
 
     def answer(block: Block) -> np.ndarray:
@@ -206,4 +205,4 @@ def kept_scores(
     with queries.ready(), blocks.pending() as missing:
         for number in blocks.each(missing, "influence"):
             blocks.write(number, {"scores": compute(plan[number])})
-    return blocks.read()["scores"][np.argsort([query for block in plan for batch in block.queries for query in batch])]
+    return blocks.read()["scores"][np.argsort(listed(plan))]

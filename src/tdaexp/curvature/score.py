@@ -25,7 +25,7 @@ from tdaexp.curvature.sides import PairSide
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pairs import Pairs, pairs_of
-from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
@@ -60,11 +60,8 @@ def pair_scores(
     sizes = np.full(len(queries.ids), work.held_bytes(), dtype=float)
     wanted = plan_blocks(pairs, queries.lengths, train.lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
-    order = [query for block in plan for batch in block.queries for query in batch]
-    if sorted(order) != list(range(len(pairs))):
-        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
-    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    order = listed(plan)
+    slices = rows_of(plan)
     kind = str(work.dtype).removeprefix("torch.")
     blocks = BlockStore(store, {"scores": ((*pairs.shape, len(train.layers.components)), kind)}, slices)
     compute = Shrinking(work.block, lambda block: halves(block, pairs), np.concatenate)

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tdaexp.gradients.features import PIECE_BYTES, Features
-from tdaexp.gradients.schedule import Block, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.errors import UserError
 
 BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own, its squares, copies of paired rows
 
@@ -27,24 +26,21 @@ def feature_products(
     all that the result depends on. `cache_gb` (10^9 bytes) bounds the sketches that are in memory; with less of it,
     candidates are read more often.
     """
-    order = np.argsort(queries.place)  # everything below is in the order of the rows on disk
-    numbers = np.where(pairs < 0, -1, train.place[pairs])[order]
+    by_row = np.argsort(queries.place)  # everything below is in the order of the rows on disk
+    numbers = np.where(pairs < 0, -1, train.place[pairs])[by_row]
     memory, piece = feature_memory(cache_gb, max(queries.row_bytes, train.row_bytes))
     plan = kept_plan(
         store.with_name(store.name + ".plan.json"), feature_blocks(numbers, len(train.place), memory, piece)
     )
-    listed = [query for block in plan for batch in block.queries for query in batch]
-    if sorted(listed) != list(range(len(pairs))):
-        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan]).tolist()
-    slices = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    order = listed(plan)
+    slices = rows_of(plan)
     width, kind = len(queries.columns), str(queries.dtype)
     shapes = {"dot": (*pairs.shape, width), "train_sq": (*pairs.shape, width), "query_sq": (len(pairs), width)}
     blocks = BlockStore(store, {name: (shape, kind) for name, shape in shapes.items()}, slices)
     with blocks.pending() as missing:
         for number in blocks.each(missing, "products of sketches"):
             blocks.write(number, _block(queries, train, numbers, plan[number]))
-    back = np.argsort(listed)[queries.place]
+    back = np.argsort(order)[queries.place]
     return {name: values[back] for name, values in blocks.read().items()}
 
 

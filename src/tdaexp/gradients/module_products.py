@@ -19,10 +19,9 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import require_finite
-from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, send
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking, joined
 
 Gradients = dict[str, Tensor]  # component to [B, size]
@@ -52,11 +51,8 @@ def module_products(
     sizes = np.full(len(queries), work.bytes_per_example, dtype=float)
     wanted = plan_blocks(work.pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
-    order = [query for block in plan for batch in block.queries for query in batch]
-    if sorted(order) != list(range(len(queries))):
-        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
-    slices = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    order = listed(plan)
+    slices = rows_of(plan)
     kind, shape = str(work.dtype).removeprefix("torch."), (*work.pairs.shape, len(components))
     arrays = {"dot": (shape, kind), "train_sq": (shape, kind), "query_sq": ((len(queries), len(components)), kind)}
     blocks = BlockStore(store, arrays, slices)

@@ -20,7 +20,7 @@ from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.gradients.memory import held_bytes
-from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import halves, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
@@ -61,10 +61,8 @@ def component_products(
     lengths = queries.lengths, train.lengths
     wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)
-    order = [query for block in plan for batch in block.queries for query in batch]
-    if sorted(order) != list(range(len(queries))):
-        raise UserError(f"{store}: its plan is of another run; delete this folder and the .plan.json beside it")
-    blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), _slices(plan))
+    order = listed(plan)
+    blocks = BlockStore(store, _arrays(pairs, len(components), model.dtype), rows_of(plan))
     work = BlockWork(model, components, train, queries, pairs, reduction, pad_id)
     compute = Shrinking(lambda block: work.block(block), lambda block: halves(block, pairs), joined)
     with frozen(model), blocks.pending() as missing:
@@ -89,9 +87,3 @@ def _arrays(pairs: np.ndarray, components: int, dtype: torch.dtype) -> dict[str,
     kind = str(accumulation_dtype(dtype)).removeprefix("torch.")
     shape = (*pairs.shape, components)
     return {"dot": (shape, kind), "train_sq": (shape, kind), "query_sq": ((len(pairs), components), kind)}
-
-
-def _slices(plan: list[Block]) -> list[slice]:
-    """Rows of the store that each block fills."""
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan])
-    return [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

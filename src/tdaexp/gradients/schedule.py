@@ -38,9 +38,23 @@ def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
     if not path.exists():
         write_text(path, json.dumps([asdict(block) for block in blocks]))
     try:
-        return [Block(**block) for block in json.loads(path.read_text(encoding="utf-8"))]
+        plan = [Block(**block) for block in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged plan ({error}); delete it and the store beside it") from error
+    if sorted(listed(plan)) != sorted(listed(blocks)):
+        raise UserError(f"{path}: a plan of another run; delete it and the store beside it")
+    return plan
+
+
+def listed(plan: list[Block]) -> list[int]:
+    """The queries of all blocks, in the order in which they are worked on."""
+    return [query for block in plan for batch in block.queries for query in batch]
+
+
+def rows_of(plan: list[Block]) -> list[slice]:
+    """Where the queries of each block stand among all that are `listed`."""
+    ends = np.cumsum([sum(map(len, block.queries)) for block in plan]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def plan_blocks(

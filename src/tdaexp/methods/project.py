@@ -76,7 +76,7 @@ class Project(Method):
         used = np.unique(study.pairs[study.pairs >= 0])  # no other training example is sketched
         candidates = Examples([study.train[place] for place in used])
         queries = self._features(study, components, sketches, study.queries, "queries")
-        train = self._features(study, components, sketches, candidates, "train")
+        train = self._features(study, components, sketches, candidates, "candidates")
         pairs = np.where(study.pairs < 0, -1, np.searchsorted(used, study.pairs))
         store = self._store(study, sketches, "products")
         found = feature_products(queries, train, pairs, store=store, cache_gb=study.compute.cache_gb)

@@ -40,7 +40,8 @@ class TaskStudy:
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study and on `depends_on`."""
         parts = [self.trajectory.settings.identity, self.train.fingerprint(), self.queries.fingerprint()]
-        place = [str(self.dtype), self.device.type]
+        # Numbers differ between kinds of devices. The CPU's go without a name.
+        place = [str(self.dtype), *([] if self.device.type == "cpu" else [self.device.type])]
         return self.cache / kind / fingerprint(CACHE_VERSION, *parts, self.components, *place, *depends_on)
 
     def batch(self, examples: TensorExamples) -> tuple[Tensor, Tensor]:

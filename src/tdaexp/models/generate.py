@@ -65,8 +65,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
 
     A completion ends at the end token or after `max_new_tokens`; it may be empty. Finished batches are kept
     under `cache_dir`, in a file named after model, decoding and prompts, so that a killed run loses one batch
-    at most. Several processes share the batches out. Errors: an empty prompt, or one so long that the completion would
-    not fit into the context.
+    of each process at most; several processes share the batches out. Errors: an empty prompt, or one so long that the
+    completion would not fit into the context.
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
@@ -102,7 +102,8 @@ def _complete_all(
             number = members[me.rank]
             texts = _complete(loaded, [prompts[index] for index in batches[number]], decoding, number)
         lockstep.serve()
-        for number, completed in zip(members, ranks.gathered(texts), strict=False):  # the last round may be short
+        every = ranks.gathered(texts, leave=False)  # a run that is to end keeps what it has
+        for number, completed in zip(members, every, strict=False):  # the last round may be short
             cache.append(dict(zip(batches[number], completed, strict=True)))
 
 

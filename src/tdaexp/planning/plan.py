@@ -13,7 +13,7 @@ from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
-from tdaexp.planning.recordings import recorded_workload, task_workload
+from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_workload
 from tdaexp.planning.workload import Prepared, processes, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
@@ -48,7 +48,7 @@ def _stages(config: Any, work: Workload | TaskWorkload) -> tuple[list[StageCost]
     """The method's own stages, or why there are none."""
     if isinstance(work, TaskWorkload) and not (isinstance(config.method, Explaind) or config.method.classifiers):
         return [], f"method '{config.method.name}' scores pairs of texts, not of a classification task"
-    return config.method.plan(work), f"method '{config.method.name}' states no costs of its own"
+    return config.method.plan(work), f"method '{config.method.name}' states no costs of its own with these settings"
 
 
 def tell_plan(config: Any, corpus: Corpus | None = None) -> None:
@@ -56,7 +56,11 @@ def tell_plan(config: Any, corpus: Corpus | None = None) -> None:
     if not (isinstance(config.model, TaskModel) or config.model.needs_training or config.model.stated):
         log.info("plan: none, the sizes of %s are not stated (model.shape)", config.model.pretrained)
         return
-    plan = plan_of(config, corpus)
+    try:
+        plan = plan_of(config, corpus)
+    except NotAtHand:
+        log.info("plan: none, the tokenizer of %s is not at hand", config.model.pretrained)
+        return
     log.info("%s", plan.line())
     for problem in plan.problems:
         log.warning("too small: %s", problem)
@@ -75,4 +79,4 @@ def machine_of(trainer: Any) -> Machine:
     host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if not cuda:
         host = min(host, memory or host)
-    return Machine(kind, cuda, trainer.rate_tflops or usual, memory, host, processes(trainer))
+    return Machine(kind, cuda, trainer.rate_tflops or usual, memory, host, processes(trainer), trainer.nodes)

@@ -21,6 +21,13 @@ from tdaexp.training.language import WATCHED
 SOME = 32  # examples that a network is built with
 
 
+class NotAtHand(UserError):
+    """Something that a plan needs, and a run will fetch."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"plan: {what}")
+
+
 def task_workload(config: Any) -> Prepared:
     """A classification task's recorded training."""
     dataset, fit = config.dataset, config.trainer.fit
@@ -43,16 +50,16 @@ def task_workload(config: Any) -> Prepared:
 def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
     """A language model's recorded training, as a network of random weights on the records themselves.
 
-    Errors (UserError): data or a tokenizer that is not at hand.
+    Errors: `NotAtHand`, of data or a tokenizer.
     """
     dataset = config.dataset
     if corpus is None and not dataset.at_hand:
-        raise UserError("plan: of a recorded training the data itself is needed, which is not on this disk; give its "
-                        "files, or leave plan=true out")  # fmt: skip
+        raise NotAtHand("of a recorded training the data itself is needed, which is not on this disk; give its files, "
+                        "or leave plan=true out")  # fmt: skip
     corpus = corpus or drawn(read(dataset), dataset.query_limit, config.seed)
     shape, tokenizer = config.model.planned([record.text for record in corpus.train])
     if tokenizer is None:
-        raise UserError("plan: of a recorded training the tokenizer is needed, which is not on this disk; give "
+        raise NotAtHand("of a recorded training the tokenizer is needed, which is not on this disk; give "
                         "model.pretrained=FOLDER, or leave plan=true out")  # fmt: skip
     asked = [one for name, records in corpus.queries.items() if name in dataset.query_sets for one in records]
     longest = min(dataset.max_length, getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH)

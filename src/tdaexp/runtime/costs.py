@@ -53,7 +53,8 @@ class StageCost:
 class Machine:
     """Where the run is planned for: `kind` for people, `cuda` or not, `tflops`, and bytes of memory (None: unknown).
 
-    `processes` share the arithmetic evenly, in the ideal; rate and memory are those of one.
+    `processes` share the arithmetic evenly, in the ideal; rate and device memory are those of one. Main memory is that
+    of one of `nodes` machines, which its processes share.
     """
 
     kind: str
@@ -62,6 +63,12 @@ class Machine:
     device_bytes: float | None = None
     host_bytes: float | None = None
     processes: int = 1
+    nodes: int = 1
+
+    @property
+    def neighbours(self) -> int:
+        """Processes on one machine."""
+        return max(1, self.processes // self.nodes)
 
     def rate(self) -> str:
         """The rate, for people."""
@@ -104,7 +111,7 @@ class CostPlan:
         """What will not fit, one line each."""
         found = []
         for stage in self.stages:
-            pairs = [("host", self.host(stage), self.machine.host_bytes)]
+            pairs = [("host", self.host(stage) * self.machine.neighbours, self.machine.host_bytes)]
             if self.machine.cuda:
                 pairs.append(("device", stage.device, self.machine.device_bytes))
             for where, needed, there in pairs:
@@ -122,7 +129,8 @@ class CostPlan:
         device = f"{total.device / GB:.3g} GB on the device, " if self.machine.cuda else ""
         return (
             f"plan: {total.forward:,.0f} forward and {total.backward:,.0f} backward passes, {total.flop / 1e12:.3g} "
-            f"TFLOP, {total.disk / GB:.3g} GB of disk, {device}{self.host(total) / GB:.3g} GB of main memory, "
+            f"TFLOP, {total.disk / GB:.3g} GB of disk, {device}{self.host(total) / GB:.3g} GB of main memory"
+            f"{' a process' if self.machine.processes > 1 else ''}, "
             f"{duration(self.hours(total))} at {self.machine.rate()}; "
             "less where the cache has some of it"
         )
@@ -133,6 +141,8 @@ class CostPlan:
         rows = [self._row(stage) for stage in (*self.stages, self.total)]
         notes = [f"{stage.name}: {stage.note}" for stage in self.stages if stage.note]
         lines = [self.title, *aligned([heads, *rows])]
+        if self.machine.processes > 1:
+            lines.append(f"memory is that of each of {self.machine.processes} processes, the rest that of all together")
         lines.append(f"time at {self.machine.rate()}, set by trainer.rate_tflops")
         lines.append("FLOP: 2 per parameter and token forward, 4 backward, and attention; passes count examples")
         lines += [f"assumed: {one}" for one in self.assumed] + notes

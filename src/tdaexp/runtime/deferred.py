@@ -59,7 +59,7 @@ def send(values: Tensor | np.ndarray, device: torch.device, dtype: torch.dtype |
     """Copy from the host to a device without waiting for it."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # only from such memory does a copy not wait
+        tensor = tensor.to(dtype).pin_memory()  # only from such memory, and of the same type, does a copy not wait
     return tensor.to(device, dtype, non_blocking=True)
 
 

@@ -61,6 +61,8 @@ def cached_folder(path: Path, build: Callable[[Path], None]) -> Path:
     """
     with locked(path):
         if not path.exists():
+            for left in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed
+                _remove(left)
             with atomic_path(path) as temporary:
                 temporary.mkdir()
                 build(temporary)

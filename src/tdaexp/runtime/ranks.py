@@ -103,13 +103,14 @@ def from_first(value: T) -> T:
     return gathered(value)[0]
 
 
-def gathered(value: T) -> list[T]:
-    """The values of all processes. Errors as for `barrier`."""
+def gathered(value: T, leave: bool = True) -> list[T]:
+    """The values of all processes. Errors as for `together`."""
     if _current.world == 1:
         return [value]
+    import torch
     import torch.distributed as dist
 
-    barrier()  # which can be left, where the next line cannot
+    together(torch.zeros(1), leave)  # in which signals are heard, as they are not in the next line
     found: list[Any] = [None] * _current.world
     try:
         dist.all_gather_object(found, value)
