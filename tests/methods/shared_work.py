@@ -20,6 +20,22 @@ Share = tuple[int, int]
 """What one process did for a method: blocks that it wrote, and calls of the model."""
 
 
+def short_methods(*damped: str) -> dict[str, tuple[str, ...]]:
+    """Methods that run the model, as overrides that keep them short; `damped` is for those that invert."""
+    return {
+        "project": ("project", "budget=0.3"),
+        "trak": ("trak",),
+        "ekfac": ("ekfac",),
+        "kept": ("ekfac", "method.keep_gb=1"),
+        "multistage": ("multistage",),
+        "cg": ("cg", *damped, "method.iterations=8", "method.deflate=0"),
+        "lissa": ("lissa", *damped, "method.depth=4", "method.batch_size=5"),
+        "arnoldi": ("arnoldi", *damped, "method.steps=8", "method.rank=6"),
+        "repsim": ("repsim",),
+        "cka": ("cka", "method.of=states"),
+    }
+
+
 def fresh(study: Study) -> Study:
     """The study on new copies of its models: those that have run hold hooks of transformers, which cannot travel."""
 

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from shared_work import break_example, fresh, run_broken
+from shared_work import break_example, fresh, run_broken, short_methods
 
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.launch import Team, run_together
 
-DAMPED = ("method.damping=1", "method.examples=null")
-METHODS = {
-    "select": ("select", "budget=0.3"),
-    "project": ("project", "budget=0.3"),
-    "trak": ("trak",),
-    "ekfac": ("ekfac",),
-    "kept": ("ekfac", "method.keep_gb=1"),
-    "multistage": ("multistage",),
-    "cg": ("cg", *DAMPED, "method.iterations=8", "method.deflate=0"),
-    "lissa": ("lissa", *DAMPED, "method.depth=4", "method.batch_size=5"),
-    "arnoldi": ("arnoldi", *DAMPED, "method.steps=8", "method.rank=6"),
-    "repsim": ("repsim",),
-    "cka": ("cka", "method.of=states"),
-}
+METHODS = {"select": ("select", "budget=0.3")} | short_methods("method.damping=1", "method.examples=null")
 
 
 @pytest.mark.parametrize("name", METHODS)

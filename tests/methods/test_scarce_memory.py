@@ -8,25 +8,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from shared_work import fresh
+from shared_work import fresh, short_methods
 
 from tdaexp import influence
 from tdaexp.runtime.errors import UserError
 
-DAMPED = ("method.relative_damping=300", "method.examples=8")
-METHODS = {
-    "full": ("full",),
-    "project": ("project", "budget=0.3"),
-    "trak": ("trak",),
-    "ekfac": ("ekfac",),
-    "kept": ("ekfac", "method.keep_gb=1"),
-    "multistage": ("multistage",),
-    "cg": ("cg", *DAMPED, "method.iterations=8", "method.deflate=0"),
-    "lissa": ("lissa", *DAMPED, "method.depth=4", "method.batch_size=5"),
-    "arnoldi": ("arnoldi", *DAMPED, "method.steps=8", "method.rank=6"),
-    "repsim": ("repsim",),
-    "cka": ("cka", "method.of=states"),
-}
+METHODS = {"full": ("full",)} | short_methods("method.relative_damping=300", "method.examples=8")
 
 
 def scarce(study, most: int):

@@ -6,28 +6,20 @@ Two processes, and what decomposes a recorded training, are in tests/end_to_end/
 from __future__ import annotations
 
 import pytest
-from shared_work import fresh, run_all
+from shared_work import fresh, run_all, short_methods
 
 from tdaexp import influence
 from tdaexp.runtime.launch import Team, run_together
 
 DAMPED = ("method.relative_damping=300", "method.examples=8")
-SOLVED = (*DAMPED, "method.at_once=2", "method.queries=3")
 METHODS = {
     "select": ("select", "budget=0.3"),
     "full": ("full",),
     "dot": ("dot",),
-    "project": ("project", "budget=0.3"),
-    "trak": ("trak",),
     "tracin": ("tracin",),
+    **short_methods(*DAMPED, "method.at_once=2", "method.queries=3"),
+    "arnoldi": short_methods(*DAMPED)["arnoldi"],
     "ekfac": ("ekfac", "method.per_token=2"),
-    "kept": ("ekfac", "method.keep_gb=1"),
-    "multistage": ("multistage",),
-    "cg": ("cg", *SOLVED, "method.iterations=8", "method.deflate=0"),
-    "lissa": ("lissa", *SOLVED, "method.depth=4", "method.batch_size=5"),
-    "arnoldi": ("arnoldi", *DAMPED, "method.steps=8", "method.rank=6"),
-    "repsim": ("repsim",),
-    "cka": ("cka", "method.of=states"),
 }
 WORLD = 3
 RELOADED = {"tracin"}  # its models are loaded on the way, so that their calls are not counted

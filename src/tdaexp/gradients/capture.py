@@ -80,32 +80,22 @@ def run_pass(
     loss: Loss = cross_entropy,
 ) -> Tensor:
     """The pass of `capture` for tokens [B, T], with what `loss_positions` returns of them. Reads no tensor's values."""
-    return in_step(model, lambda: _pass(model, components, tokens, positions, targets, weights, consume, loss))
 
+    def one_pass() -> Tensor:
+        assembly = Assembly(model, components, consume)
+        roots: list[Tensor] = []
+        with torch.enable_grad():
+            with _hooks(assembly, roots):
+                logits = logits_at(model, tokens, positions, "pos_embed" in components.names)
+            losses = loss(logits, targets, weights.to(tokens.device, accumulation_dtype(logits.dtype)))
+            del logits
+            if not roots:
+                raise RuntimeError("the model's parameters require gradients; call capture inside frozen(model)")
+            torch.autograd.grad(losses.sum(), roots)
+        assembly.check_complete()
+        return losses.detach()
 
-def _pass(
-    model: PreTrainedModel,
-    components: ComponentMap,
-    tokens: Tensor,
-    positions: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    consume: Consumer,
-    loss: Loss,
-) -> Tensor:
-    """As `run_pass`, without regard to other processes."""
-    assembly = Assembly(model, components, consume)
-    roots: list[Tensor] = []
-    with torch.enable_grad():
-        with _hooks(assembly, roots):
-            logits = logits_at(model, tokens, positions, "pos_embed" in components.names)
-        losses = loss(logits, targets, weights.to(tokens.device, accumulation_dtype(logits.dtype)))
-        del logits
-        if not roots:
-            raise RuntimeError("the model's parameters require gradients; call capture inside frozen(model)")
-        torch.autograd.grad(losses.sum(), roots)
-    assembly.check_complete()
-    return losses.detach()
+    return in_step(model, one_pass)
 
 
 def check_reduction(reduction: str) -> None:
