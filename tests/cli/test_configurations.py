@@ -18,6 +18,7 @@ NEEDED = {
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
     "dataset=trex": ["dataset.hub=NAME"],
     "experiment=verses": ["dataset.path=FILE"],
+    "experiment=eurollm": ["dataset.path=FILE"],
     "experiment=explaind_eurollm": ["dataset.path=FILE"],
     **{f"experiment=msif_{name}": ["dataset.path=FILE", "dataset.text_column=text"] for name in PLAIN_TEXT},
     "experiment=msif_fig3": ["dataset.finetune_path=FILE"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,10 @@ class Job:
 
 def check(composer: Composer, stage: str, overrides: list[str], config: DictConfig, packages: tuple[str, ...]) -> Job:
     """Check the configuration that was composed with the overrides, and build its objects."""
+    lookup = functools.cache(lambda: composer.origin(overrides))  # costs a composition
 
     def origin(path: tuple[str, ...]) -> str:
-        return composer.origin(overrides)(path)  # costs a composition, so only when there is something to say
+        return lookup()(path)
 
     return build(stage, overrides, config, packages, origin)
 
