@@ -22,7 +22,7 @@ def stores(folder: Path) -> list[np.ndarray]:
 @pytest.mark.long
 def test_the_second_budget_computes_no_product_again(commands):
     for budget in (0.1, 0.3):
-        commands.done("attribute", *QUICK, f"budget={budget}", f"hydra.run.dir=alone/{budget}")
+        commands.done("attribute", *QUICK, f"budget={budget}", f"hydra.run.dir=alone/{budget}", "cache_dir=other")
     err = commands.done("attribute", *SWEEP, "trainer=ddp", "trainer.devices=2", "cache_dir=cache")
     assert err.count("2 processes") == 2 and "Traceback" not in err
     assert [row["status"] for row in rows(Path("sweep"))] == ["done", "done"]

@@ -20,7 +20,7 @@ def test_eight_times_the_queries_need_the_same_memory(kind, repository):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(done.stdout.splitlines()[-1])["peak"])
 
-    few, many = peak(150), peak(1200)
+    few, many = peak(200), peak(1600)
     assert few > 0.5 * CACHE_MB  # the cache is full already, so that its bound is what is tested
     assert many < 2 * CACHE_MB
     assert many - few < 0.4 * CACHE_MB
