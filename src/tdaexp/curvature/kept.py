@@ -194,7 +194,7 @@ def kept_scores(
     blocks = BlockStore(scores, {"scores": ((*pairs.shape, len(train.layers.components)), "float32")}, slices)
 
     def answer(block: Block) -> np.ndarray:
-        members = [query for batch in block.queries for query in batch]
+        members = block.members
         later = Deferred()
         held = work.hold(block.queries, later)
         later.flush()

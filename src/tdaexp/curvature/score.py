@@ -110,7 +110,7 @@ class Scoring:
 
     def block(self, block: Block) -> np.ndarray:
         """Scores of a block's queries, in the order in which the block lists them."""
-        members = [query for batch in block.queries for query in batch]
+        members = block.members
         later = Deferred()
         held = self.hold(block.queries, later)
         values = np.full((len(members), self.pairs.shape[1], len(self.train.layers.components)), np.nan)

@@ -22,7 +22,7 @@ from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
 from tdaexp.gradients.factors import EmbeddingFactors, Factors, TiedFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses, require_finite
 from tdaexp.gradients.pairs import Pairs, pairs_of, products_of_rows
-from tdaexp.gradients.schedule import Block, halves, kept_plan, plan_blocks
+from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.blockstore import BlockStore
@@ -100,16 +100,14 @@ def vector_products(
     result = np.full((*pairs.shape, len(components)), np.nan, kind)
     if not plan:
         return result
-    blocks = [[query for batch in block.queries for query in batch] for block in plan]
-    ends = np.cumsum([len(block) for block in blocks])
-    slices = [slice(int(end) - len(block), int(end)) for block, end in zip(blocks, ends, strict=True)]
-    shape = (int(ends[-1]), pairs.shape[1], len(components))
-    kept = BlockStore(store, {"influence": (shape, kind)}, slices)
+    order = listed(plan)
+    shape = (len(order), pairs.shape[1], len(components))
+    kept = BlockStore(store, {"influence": (shape, kind)}, rows_of(plan))
     compute = Shrinking(work.block, lambda block: halves(block, pairs), np.concatenate)
     with frozen(model), kept.pending() as missing:
         for number in kept.each(missing, "influence of training examples"):
             kept.write(number, {"influence": compute(plan[number])})
-    result[[query for block in blocks for query in block]] = kept.read()["influence"]
+    result[order] = kept.read()["influence"]
     return result
 
 
@@ -134,7 +132,7 @@ class _Work:
 
     def block(self, block: Block) -> np.ndarray:
         """Values [n, C, K] of a block's queries, in the order in which it lists them."""
-        queries = [query for batch in block.queries for query in batch]
+        queries = block.members
         vectors = self.vectors(queries).to(self.device, self.dtype)
         mine = self.pairs[queries]
         kind = str(self.dtype).removeprefix("torch.")

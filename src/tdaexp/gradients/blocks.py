@@ -59,7 +59,7 @@ class BlockWork:
 
     def block(self, block: Block) -> dict[str, np.ndarray]:
         """The values of a block's queries, in the order in which the block lists them."""
-        rows, candidates = sum(map(len, block.queries)), self.pairs.shape[1]
+        rows, candidates = len(block.members), self.pairs.shape[1]
         kind, width = str(self.dtype).removeprefix("torch."), len(self.components)
         values = {name: np.full((rows, candidates, width), np.nan, kind) for name in ("dot", "train_sq")}
         values["query_sq"] = np.full((rows, width), np.nan, kind)

@@ -59,7 +59,7 @@ def feature_blocks(pairs: np.ndarray, train: int, held: float, piece: int) -> li
 
 def _block(queries: Features, train: Features, pairs: np.ndarray, block: Block) -> dict[str, np.ndarray]:
     """The values of a block's queries, in the order in which the block lists them."""
-    members = [query for batch in block.queries for query in batch]
+    members = block.members
     held, columns = queries.rows(members), list(queries.columns.values())
     shape = (len(members), pairs.shape[1], len(columns))
     dot, train_sq = np.full(shape, np.nan, dtype=held.dtype), np.full(shape, np.nan, dtype=held.dtype)

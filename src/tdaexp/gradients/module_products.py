@@ -86,7 +86,7 @@ class _Work:
 
     def block(self, block: Block) -> dict[str, np.ndarray]:
         """Arrays of a block's queries, in the order in which the block lists them."""
-        members = [query for batch in block.queries for query in batch]
+        members = block.members
         later = Deferred()
         held: Gradients = {}
         start = 0

@@ -28,6 +28,11 @@ class Block:
     queries: list[list[int]]
     train: list[list[int]]
 
+    @property
+    def members(self) -> list[int]:
+        """The queries, in the order in which they are held."""
+        return [query for batch in self.queries for query in batch]
+
 
 def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
     """The blocks that are written down at `path`, or else write down `blocks` there and return them.
@@ -48,12 +53,12 @@ def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
 
 def listed(plan: list[Block]) -> list[int]:
     """The queries of all blocks, in the order in which they are worked on."""
-    return [query for block in plan for batch in block.queries for query in batch]
+    return [query for block in plan for query in block.members]
 
 
 def rows_of(plan: list[Block]) -> list[slice]:
     """Where the queries of each block stand among all that are `listed`."""
-    ends = np.cumsum([sum(map(len, block.queries)) for block in plan]).tolist()
+    ends = np.cumsum([len(block.members) for block in plan]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -88,7 +93,7 @@ def halves(block: Block, pairs: np.ndarray) -> list[Block]:
 
     The queries keep their order; each half meets its own candidates.
     """
-    members = [query for batch in block.queries for query in batch]
+    members = block.members
     if len(members) == 1 and all(len(batch) == 1 for batch in block.train):
         return []
     middle, found = -(-len(members) // 2), []

@@ -50,7 +50,7 @@ def feature_products_cost(work: Workload, components: ComponentMap, dims: dict[s
     row = sum(dims.values()) * work.wide
     held, piece = feature_memory(work.cache_gb, row)
     blocks = feature_blocks(work.pairs, len(work.train), held, piece)
-    most = max(sum(map(len, block.queries)) for block in blocks)
+    most = max(len(block.members) for block in blocks)
     read = len(work.queries) + sum(sum(map(len, block.train)) for block in blocks)
     return StageCost(
         "products of sketches",

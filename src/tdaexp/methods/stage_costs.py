@@ -175,7 +175,7 @@ def _part_cost(
 
 def _held(work: Workload, block: Block, each: float, largest: float) -> float:
     """Queries of a block, and one layer's gradients of a batch on the way."""
-    return sum(map(len, block.queries)) * each + 4 * max(map(len, block.queries)) * largest
+    return len(block.members) * each + 4 * max(map(len, block.queries)) * largest
 
 
 def _factor_bytes(layers: Layers, wide: int) -> float:
@@ -214,7 +214,7 @@ def against_cost(work: Workload, components: ComponentMap) -> StageCost:
     )
     runs = [index for block in blocks for batch in block.train for index in batch]
     passed = work.some(work.train, runs)
-    most = max(sum(map(len, block.queries)) for block in blocks)
+    most = max(len(block.members) for block in blocks)
     return StageCost(
         "influence",
         forward=len(passed),

@@ -24,6 +24,20 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
 TRAINED = "training.json"  # beside the weights that a training of this program left
 
+REFUSALS = (
+    (hub_errors.GatedRepoError, "the repository is gated; accept its terms on its page, then run `hf auth login`"),
+    (hub_errors.RevisionNotFoundError, "the hub knows no such revision; check model.revision"),
+    (
+        hub_errors.RepositoryNotFoundError,
+        "the hub knows no such repository (or it is private: `hf auth login`); check the id",
+    ),
+    (
+        hub_errors.LocalEntryNotFoundError,
+        "the hub cannot be reached and the model is not in the local cache; set WHERE=FOLDER",
+    ),
+    (hub_errors.EntryNotFoundError, "the repository has no config.json; it is not a transformers model"),
+)  # the first that fits counts: some are kinds of others
+
 
 @dataclass(frozen=True)
 class Source:
@@ -61,24 +75,10 @@ def _resolve_commit(name: str, revision: str | None, where: str) -> str:
     try:
         with quiet("huggingface_hub"):  # it announces each of its retries
             config = hf_hub_download(name, "config.json", revision=revision)
-    except hub_errors.GatedRepoError as error:
-        raise UserError(
-            f"{at}: the repository is gated; accept its terms on its page, then run `hf auth login`"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise UserError(f"{at}: the hub knows no such revision; check model.revision") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{at}: the hub knows no such repository (or it is private: `hf auth login`); check the id"
-        ) from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{at}: the hub cannot be reached and the model is not in the local cache; set {where}=FOLDER"
-        ) from error
-    except hub_errors.EntryNotFoundError as error:
-        raise UserError(f"{at}: the repository has no config.json; it is not a transformers model") from error
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
-        raise UserError(f"{at}: {first_line(error)}; set {where}=FOLDER") from error
+    except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, hub_errors.HFValidationError, OSError) as error:
+        known = (reason for kind, reason in REFUSALS if isinstance(error, kind))
+        reason = next(known, f"{first_line(error)}; set {where}=FOLDER")
+        raise UserError(f"{at}: {reason.replace('WHERE', where)}") from error
     return Path(config).parent.name  # …/snapshots/<commit>/config.json
 
 
