@@ -10,7 +10,7 @@ from torch import nn
 from tdaexp.curvature.covariance import BLOCK, add_second_moment, mirrored, multiply_adds
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.eigen import eigenbasis
-from tdaexp.curvature.labels import draw, uniforms
+from tdaexp.objectives.labels import draw, uniforms
 from tdaexp.curvature.lambdas import add_rotated_squares
 from tdaexp.curvature.modules import conv_patches
 from tdaexp.curvature.precondition import LayerFactors, low_rank

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tdaexp.gradients import imported as room
-from tdaexp.gradients.imported import imported
-from tdaexp.gradients.measurements import named, sources
+from tdaexp.objectives.own_function import imported
+from tdaexp.objectives.measurements import named, sources
 from tdaexp.methods.cg import CG
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tdaexp.gradients.capture import cross_entropy
-from tdaexp.gradients.measurements import MEASUREMENTS, as_loss, named
+from tdaexp.objectives.measurements import MEASUREMENTS, as_loss, named
 from tdaexp.runtime.errors import UserError
 
 LOGITS = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdaexp.gradients import wide
-from tdaexp.gradients.wide import add_product, multiplied_as_they_are, wide_bmm
+from tdaexp.runtime.accumulation import add_product, multiplied_as_they_are, wide_bmm
 
 GENERATOR = torch.Generator().manual_seed(0)
 LEFT = torch.randn(3, 5, 64, generator=GENERATOR, dtype=torch.float64)

@@ -11,7 +11,7 @@ from test_conformance import Killed, Writes, assert_same_bits
 from torch import nn
 
 from tdaexp import influence
-from tdaexp.curvature.labels import uniforms
+from tdaexp.objectives.labels import uniforms
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.methods.classifier_study import ClassifierStudy

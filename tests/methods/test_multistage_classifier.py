@@ -9,7 +9,7 @@ from tiny_study import TRAIN, tokens
 from transformers import GPTNeoXForSequenceClassification
 
 from tdaexp import influence
-from tdaexp.curvature.labels import uniforms
+from tdaexp.objectives.labels import uniforms
 from tdaexp.data.candidates import All
 from tdaexp.data.classes import texts_alone, tokenise_classes
 from tdaexp.data.records import Record

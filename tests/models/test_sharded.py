@@ -31,7 +31,7 @@ from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.sharded import Sharded, units_of
 from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.shrink import Shrinking, two
+from tdaexp.runtime.oom_split import Shrinking, two
 
 WORLD, PATIENCE_S = 2, 240
 TIED, GROUPED = "olmo-tied", "llama-untied"  # the second has two heads of keys for four of queries

@@ -8,7 +8,7 @@ import torch
 
 from tdaexp.gradients.schedule import Block, halves
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.shrink import Shrinking, out_of_memory, two
+from tdaexp.runtime.oom_split import Shrinking, out_of_memory, two
 
 
 class Scarce:

@@ -100,7 +100,7 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
         elif key in FILES and isinstance(value, str) and Path(value).exists():
             found[key] = _content(Path(value))
         elif key == "measurement" and isinstance(value, str) and ":" in value:
-            from tdaexp.gradients.measurements import sources
+            from tdaexp.objectives.measurements import sources
 
             found[key] = sources(value)[0]
     return found

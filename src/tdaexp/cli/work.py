@@ -14,9 +14,9 @@ from tdaexp.report.loggers import RunLogger, open_logger
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import PACKAGES, deciding, version
+from tdaexp.runtime.heartbeat import heartbeat
 from tdaexp.runtime.launch import Team, from_outside, run_together
-from tdaexp.runtime.pulse import heartbeat
-from tdaexp.runtime.shrink import plain_memory_errors
+from tdaexp.runtime.oom_split import plain_memory_errors
 
 log = logging.getLogger(__name__)
 

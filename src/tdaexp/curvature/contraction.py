@@ -20,7 +20,7 @@ from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.precondition import low_rank
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.pairs import Pairs, pairs_of, products_of_rows
-from tdaexp.gradients.wide import multiplied_as_they_are, wide_bmm
+from tdaexp.runtime.accumulation import multiplied_as_they_are, wide_bmm
 from tdaexp.runtime.deferred import send
 
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}

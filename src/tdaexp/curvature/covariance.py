@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tdaexp.gradients.wide import add_product, multiplied_as_they_are
+from tdaexp.runtime.accumulation import add_product, multiplied_as_they_are
 
 BLOCK = 256
 """Rows of a block: large enough for a matrix product's full rate."""

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from tdaexp.curvature.factors_store import MODES, Factors
-from tdaexp.curvature.layers import Layers
+from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.phases import Phases
-from tdaexp.curvature.source import LanguageSource, Source
-from tdaexp.data.examples import Examples
 from tdaexp.runtime.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,26 +35,12 @@ class FactorSettings:
                 raise UserError(f"method.{name}={getattr(self, name)}: must be at least 1")
 
 
-def fit_factors(
-    model: PreTrainedModel,
-    layers: Layers,
-    examples: Examples,
-    settings: FactorSettings,
-    *,
-    store: Path,
-    tokens_per_batch: int = 4096,
-    pad_id: int = 0,
-) -> Factors:
-    """Curvature of a causal language model over `examples`; `store` is a folder named after all that it depends on.
+def fit_factors(source: FisherSamples, settings: FactorSettings, *, store: Path) -> Factors:
+    """Curvature over the samples' examples; `store` is a folder named after all that it depends on.
 
-    The mode and the damping need not be in the name: modes share what they can. Errors (UserError): an example without
-    loss; NaN or Inf in an activation or an output gradient, with layer and example.
+    The mode and the damping need not be in the name: modes share what they can. Errors (UserError): NaN or Inf in an
+    activation or an output gradient, with layer and example.
     """
-    return fit_source(LanguageSource(model, layers, examples, tokens_per_batch, pad_id), settings, store=store)
-
-
-def fit_source(source: Source, settings: FactorSettings, *, store: Path) -> Factors:
-    """As `fit_factors`, for anything that can run its batches."""
     fit = Phases(source, settings.seed, settings.partitions, settings.saves, store)
     with source.ready(), torch.no_grad():
         readers = fit.readers() if settings.mode in ("ekfac", "kfac") else {}

@@ -2,9 +2,10 @@
 
     G = 1/N Σ_i Σ_t J_itᵀ H_it J_it
 
-over N examples and the tokens t that carry loss: the loss is *summed over an example's tokens and averaged over
-examples*. J_it is the Jacobian of the logits at t with respect to the parameters of the chosen components, and H_it the
-Hessian of the token's loss with respect to the logits, exactly: diag(p) - p pᵀ for cross-entropy, whatever the label.
+over N examples and the positions t that carry loss (a classifier has one): the loss is *summed over an example's
+positions and averaged over examples*. J_it is the Jacobian of the logits at t with respect to the parameters of the
+chosen components, and H_it the Hessian of the loss there with respect to the logits, exactly: diag(p) - p pᵀ for
+cross-entropy, whatever the label.
 Source: Schraudolph 2002; Martens 2020, section 8; Bao et al. 2025, section 3.2.
 
 K vectors are multiplied at once: one forward pass, one forward-mode pass for J V and one reverse-mode pass for
@@ -18,23 +19,18 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import frozen, loss_positions
+from tdaexp.gradients.capture import frozen
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
-from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import one_text_a_row
-from tdaexp.runtime.deferred import send
+from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.shrink import Shrinking, two
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tdaexp.runtime.oom_split import Shrinking, two
 
 log = logging.getLogger(__name__)
 FORWARD_MODE = ("eager", "sdpa")
@@ -45,13 +41,6 @@ Outputs = Callable[[dict[str, Tensor]], Tensor]
 
 HessianProduct = Callable[[Tensor, Tensor], Tensor]
 """(outputs, directions [K, *outputs]) to the loss Hessian's products with the directions [K, *outputs]."""
-
-
-def softmax_hessian(logits: Tensor, directions: Tensor) -> Tensor:
-    """(diag(p) - p pᵀ) u over the last axis: the Hessian of cross-entropy, the same for every label."""
-    p = torch.softmax(logits, dim=-1)
-    weighted = p * directions
-    return weighted - p * weighted.sum(-1, keepdim=True)
 
 
 def ggn_product(
@@ -77,27 +66,19 @@ Work = tuple[list[int], dict[str, Tensor], dict[str, Tensor]]
 
 
 class TrainingGGN:
-    """The GGN of a causal language model's loss over `examples`, restricted to `components`.
+    """The GGN of the loss of some examples, summed over positions, with respect to the components of `gradients`.
 
     Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
-    vectors. Batches hold at most `tokens_per_batch` tokens after padding, which changes nothing but rounding.
+    vectors. Batches hold at most `tokens_per_batch` positions after padding, which changes nothing but rounding.
     Errors of products (UserError): NaN or Inf, with the example that it comes from.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        components: ComponentMap,
-        examples: Examples,
-        *,
-        tokens_per_batch: int = 1024,
-        pad_id: int = 0,
-    ) -> None:
-        self.space = VectorSpace(model, components)
-        self.examples, self.pad_id = examples, pad_id
-        self._logits = LogitsAt(model)
-        order = torch.argsort(torch.from_numpy(examples.lengths), stable=True).tolist()
-        self.batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
+    def __init__(self, gradients: Gradients, tokens_per_batch: int = 1024) -> None:
+        self.gradients = gradients
+        self.space = VectorSpace(gradients.model, gradients.components)
+        self.examples = gradients.examples
+        self._outputs = OutputsOf(gradients.model, gradients.objective)
+        self.batches = gradients.batches(tokens_per_batch)
         self._summed = Shrinking(self._batch_product, lambda one: [(half, *one[1:]) for half in two(one[0])], _added)
 
     @property
@@ -118,7 +99,7 @@ class TrainingGGN:
         narrow = next(iter(parameters.values())).dtype
         directions = self.space.tangents(vectors.to(narrow))
         total = torch.zeros_like(vectors)
-        with frozen(self._logits), _differentiable(self._logits):
+        with frozen(self._outputs), _differentiable(self._outputs):
             for members in batches:
                 total += self._summed((members, parameters, directions)).to(total.dtype)
             # Looked at once: only a sum that is not finite makes it worth while to find out whose fault it is.
@@ -133,26 +114,24 @@ class TrainingGGN:
         alone = (self._batch_product(([index], parameters, directions)) for index in members)
         guilty = next((index for index, one in zip(members, alone, strict=True) if not _finite(one)), members[0])
         return (
-            f"the curvature of example '{self.examples[guilty].id}' is not finite; check the checkpoint and the "
+            f"the curvature of example '{self.gradients.ids[guilty]}' is not finite; check the checkpoint and the "
             "example, or try trainer.precision=float32"
         )
 
     def _batch_product(self, work: Work) -> Tensor:
         """Σ Jᵀ H J v over some examples [K, size]."""
         members, parameters, directions = work
-        batch = collate([self.examples[index] for index in members], self.pad_id)
-        device = next(iter(parameters.values())).device
-        positions, _, weights = loss_positions(batch, "sum")
-        tokens = send(batch.tokens[:, : int(positions.numpy().max()) + 1], device)
-        positions, counted = send(positions, device), send(weights.bool(), device)
+        objective = self.gradients.objective
+        inputs = objective.batch(self.examples, members, "sum").to(self.gradients.device)
+        counted = inputs.weights > 0
 
         def outputs(values: dict[str, Tensor]) -> Tensor:
             named = {f"model.{name}": value for name, value in values.items()}
-            logits: Tensor = torch.func.functional_call(self._logits, named, (tokens, positions))
+            logits: Tensor = torch.func.functional_call(self._outputs, named, (inputs,))
             return logits
 
         def hessian(logits: Tensor, pushed: Tensor) -> Tensor:
-            return softmax_hessian(logits, pushed) * counted[..., None]  # padding carries no loss
+            return objective.hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
         return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
 
@@ -189,6 +168,9 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
 def _plain_attention(model: nn.Module) -> Iterator[None]:
     """Attention that has a forward-mode derivative inside the block: torch's math kernel, or transformers' `eager`."""
     inner: Any = getattr(model, "model", model)
+    if not hasattr(inner, "set_attn_implementation"):  # no model of transformers
+        yield
+        return
     usual = inner.config._attn_implementation
     if usual != "eager":
         _tell_switch(usual)
@@ -209,17 +191,13 @@ def _tell_switch(usual: str) -> None:
     log.info("products with the curvature need forward-mode derivatives: attention %s gives way to %s", usual, used)
 
 
-class LogitsAt(nn.Module):
-    """Logits [B, L, V] of a causal model at chosen positions [B, L], as a module of its own."""
+class OutputsOf(nn.Module):
+    """A model's outputs for an objective's inputs, as a module of its own."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.objective = model, objective
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
-        with one_text_a_row():
-            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
-        logits: Tensor = self.model.get_output_embeddings()(chosen)
-        return logits
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits [B, L, V]."""
+        return self.objective.outputs(self.model, inputs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tdaexp.gradients.wide import accumulation_dtype, wide_bmm
+from tdaexp.runtime.accumulation import accumulation_dtype, wide_bmm
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Explicit gradients at a time: what a CPU's cache holds, what fills a GPU."""

@@ -13,36 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from tdaexp.curvature.layers import cut
-from tdaexp.curvature.score import Precondition, pair_scores
-from tdaexp.curvature.sides import PairSide
+from tdaexp.curvature.score import LayerPairs, pair_scores
 
 
 def scores_by_blocks(
-    train: PairSide,
-    queries: PairSide,
+    sides: LayerPairs,
     pairs: np.ndarray,
-    precondition: Precondition,
     blocks: int,
     *,
     store: Callable[[list[str]], Path],
-    query_rank: int | None,
     tokens_per_batch: int,
     cache_gb: float,
 ) -> np.ndarray:
     """As `pair_scores`, [Q, C, K], in `blocks` blocks of layers; `store` names the folder for a block's components."""
-    names = train.layers.components.names
     found: dict[str, np.ndarray] = {}
-    for part, other in zip(cut(train.layers, blocks), cut(queries.layers, blocks), strict=True):
+    for part in cut(sides.layers, blocks):
         mine = part.components.names
         values = pair_scores(
-            train.of(part),
-            queries.of(other),
-            pairs,
-            precondition,
-            store=store(mine),
-            query_rank=query_rank,
-            tokens_per_batch=tokens_per_batch,
-            cache_gb=cache_gb,
+            sides.part(part), pairs, store=store(mine), tokens_per_batch=tokens_per_batch, cache_gb=cache_gb
         )
         found |= {name: values[..., column] for column, name in enumerate(mine)}
-    return np.stack([found[name] for name in names], axis=-1)
+    return np.stack([found[name] for name in sides.layers.components.names], axis=-1)

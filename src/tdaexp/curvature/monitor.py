@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
+from tdaexp.gradients.factors import LinearFactors
+from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import UserError
 
 

@@ -22,14 +22,14 @@ from torch import Tensor
 from tdaexp.curvature.covariance import add_second_moment, mirrored
 from tdaexp.curvature.eigen import eigenbasis
 from tdaexp.curvature.factors_store import Factors, HeldBases
+from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.lambdas import add_rotated_squares
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.monitor import Monitor
-from tdaexp.curvature.source import Source
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
-from tdaexp.runtime.shrink import Shrinking, two
+from tdaexp.runtime.oom_split import Shrinking, two
 
 log = logging.getLogger(__name__)
 Sums = dict[str, Tensor]
@@ -75,7 +75,7 @@ class Chunk:
 class Phases:
     """The phases of one fit."""
 
-    def __init__(self, source: Source, seed: int, partitions: int, saves: int, store: Path) -> None:
+    def __init__(self, source: FisherSamples, seed: int, partitions: int, saves: int, store: Path) -> None:
         """Cut layers into partitions and batches into chunks; `seed` is that of the drawn labels."""
         self.source, self.seed, self.store = source, seed, store
         self.partitions = _balanced(source.layers, partitions)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from tdaexp.curvature.contraction import held_layer
 from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import Precondition, check_sides, explicit, run_layers
-from tdaexp.curvature.sides import Side
-from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
+from tdaexp.curvature.score import LayerPairs, Precondition, explicit, run_layers
+from tdaexp.gradients.factors import LinearFactors
+from tdaexp.gradients.pair_driver import check_pairs
+from tdaexp.gradients.passes import Gradients
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, send
 
@@ -61,21 +61,27 @@ class HeldQuery:
 
 @dataclass(frozen=True)
 class TokenScoring:
-    """Shares of the pairs of two sides. `precondition` is P; `adjoint` is P*, for one damped inverse the same function.
+    """Shares of the pairs of two sides of texts. `adjoint` is P*, for one damped inverse the same function as P.
 
-    `rank` is `query_rank` of the scores: the projection that it makes is a part of P, so that shares still add up.
+    `query_rank` of the scores: the projection that it makes is a part of P, so that shares still add up.
     """
 
-    train: Side
-    queries: Side
-    precondition: Precondition
+    sides: LayerPairs
     adjoint: Precondition
-    rank: int | None = None
-    pad_id: int = 0
+
+    @property
+    def train(self) -> Gradients:
+        """The side of the training examples."""
+        return self.sides.train
+
+    @property
+    def queries(self) -> Gradients:
+        """The side of the queries."""
+        return self.sides.queries
 
     def of_query(self, query: int, examples: Sequence[int]) -> list[TokenInfluence]:
         """Shares of the influence of some training examples on one query. Errors (UserError): as `pair_scores`."""
-        with frozen(self.train.model), frozen(self.queries.model):
+        with self.train.ready(), self.queries.ready():
             later = Deferred()
             held = self._hold(query, later)
             found = [self._meet(example, query, held, later) for example in examples]
@@ -87,14 +93,14 @@ class TokenScoring:
         found: dict[str, HeldQuery] = {}
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
-            gradient = explicit(factors, accumulation_dtype(self.queries.model.dtype))
+            gradient = explicit(factors, self.queries.dtype)
             check[:] = gradient.flatten(1).square().sum(1)
-            solved = self.precondition(layer.name, gradient)
-            right = held_layer(layer, solved, self.rank).right
+            solved = self.sides.precondition(layer.name, gradient)
+            right = held_layer(layer, solved, self.sides.query_rank).right
             rows = None if right is None else right[0]
             found[layer.name] = HeldQuery(factors, _projected(solved[0], rows), rows)
 
-        run_layers(self.queries, [query], self.pad_id, take, later)
+        run_layers(self.queries, self.sides.layers, [query], take, later)
         return found
 
     def _meet(self, example: int, query: int, held: dict[str, HeldQuery], later: Deferred) -> TokenInfluence:
@@ -112,7 +118,7 @@ class TokenScoring:
             for total, shares, places in zip(totals, met, predicting, strict=True):
                 total[places if layer.at_loss else slice(len(shares))] += shares.to(total)
 
-        run_layers(self.train, [example], self.pad_id, take, later)
+        run_layers(self.train, self.sides.layers, [example], take, later)
         found = TokenInfluence(*(np.empty(one.length) for one in sides))
         later.add(found.fill, *totals)
         return found
@@ -131,7 +137,7 @@ def pair_tokens(scoring: TokenScoring, pairs: np.ndarray, *, store: Path) -> tup
     behind an example's own length, and where there is no pair, is NaN. `store` is a folder named after all that the
     result depends on. Errors (UserError): as `pair_scores`.
     """
-    check_sides(scoring.train, scoring.queries, pairs)
+    check_pairs(pairs, scoring.train, scoring.queries)
     count, train_lengths = len(pairs), scoring.train.examples.lengths
     widths = train_lengths[pairs[pairs >= 0]].max(initial=0), scoring.queries.examples.lengths.max(initial=0)
     shapes = [(*pairs.shape, int(width)) for width in widths]

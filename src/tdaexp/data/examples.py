@@ -45,6 +45,10 @@ class Examples(Sequence[Example]):
         """Return one example, or the examples of a slice."""
         return Examples(self.items[index]) if isinstance(index, slice) else self.items[index]
 
+    def select(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        """The examples at `indices`, in that order."""
+        return Examples([self.items[int(index)] for index in indices])
+
     @property
     def ids(self) -> list[str]:
         """Ids in order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from tdaexp.gradients.factors import (
     LinearFactors,
     TiedFactors,
     VectorFactors,
-    accumulation_dtype,
 )
 from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.deferred import send
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+CHANNELS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+"""Norms whose parameters belong to the second axis."""
 
 Consumer = Callable[[list[Component], list[Factors]], None]
 """Receives components and their factors, once each and as soon as the backward pass has them.
@@ -35,18 +34,18 @@ share one `inputs` tensor; every other component comes alone.
 class Assembly:
     """Turns (module, input, output gradient) into component factors and hands finished ones on."""
 
-    def __init__(self, model: PreTrainedModel, components: ComponentMap, consume: Consumer) -> None:
+    def __init__(self, model: nn.Module, components: ComponentMap, consume: Consumer) -> None:
         """Prepare for one pass: `modules` are those whose inputs and output gradients are needed."""
         self.consume = consume
         self.modules: dict[str, nn.Module] = {}
-        self._order = {component.name: k for k, component in enumerate(components.components)}
+        self._order = {one.name: k for k, one in enumerate(components.components) if one.captured}
         self._shares: dict[str, list[tuple[Component, int]]] = {}
         self._parts: dict[str, dict[int, Factors]] = {name: {} for name in self._order}
         self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
         self._sharing: Counter[int] = Counter()
         self._waiting: dict[int, list[tuple[Component, Factors]]] = {}
         for component in components.components:
-            for place, part in enumerate(component.parts):
+            for place, part in enumerate(component.parts if component.captured else ()):
                 self.modules.setdefault(part.module, model.get_submodule(part.module))
                 self._shares.setdefault(part.module, []).append((component, place))
 
@@ -55,8 +54,8 @@ class Assembly:
 
         The tensor itself is kept too, so that another one cannot take its identity.
         """
-        _, shared = self._inputs.setdefault(id(inputs), (inputs, inputs.detach()))
-        self._sharing[id(shared)] += sum(len(component.parts) == 1 for component, _ in self._shares[path])
+        _, shared = self._inputs.setdefault(id(inputs), (inputs, _as_rows(self.modules[path], inputs.detach())))
+        self._sharing[id(shared)] += sum(component.alone_linear for component, _ in self._shares[path])
         return shared
 
     def receive(self, path: str, inputs: Tensor, delta: Tensor) -> None:
@@ -70,7 +69,7 @@ class Assembly:
                 self._deliver(component, combine(component, [arrived[k] for k in range(len(arrived))]))
 
     def _deliver(self, component: Component, factors: Factors) -> None:
-        if not isinstance(factors, LinearFactors):
+        if not (isinstance(factors, LinearFactors) and component.alone_linear):
             self.consume([component], [factors])
             return
         key = id(factors.inputs)
@@ -94,9 +93,29 @@ def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -
         return EmbeddingFactors(inputs, delta, part.shape[1])
     if part.kind == "norm":
         return VectorFactors(norm_gradient(part, module, inputs, delta))
+    if part.kind == "conv2d":
+        return LinearFactors(conv_patches(inputs, module), delta.flatten(2).transpose(1, 2), part.bias)  # type: ignore[arg-type]
+    delta = _as_rows(module, delta)
     if part.rows is not None:
         delta = take_outputs(delta, part.rows)
     return LinearFactors(inputs, delta, part.bias)
+
+
+def _as_rows(module: nn.Module, values: Tensor) -> Tensor:
+    """What a linear layer reads or gives as [B, T, d], whatever axes it has; anything else as it is."""
+    if values.ndim == 3 or not isinstance(module, nn.Linear):
+        return values
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def conv_patches(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Patches [B, places, C kh kw] of images [B, C, H, W], ordered as the rows of `conv.weight.flatten(1)`.
+
+    A convolution is a linear layer that is applied at every place of its output: its input there is the patch under the
+    kernel (Grosse and Martens 2016).
+    """
+    settings = {"dilation": conv.dilation, "padding": conv.padding, "stride": conv.stride}
+    return nn.functional.unfold(inputs, conv.kernel_size, **settings).transpose(1, 2)  # type: ignore[arg-type]
 
 
 def take_outputs(delta: Tensor, rows: np.ndarray) -> Tensor:
@@ -120,8 +139,11 @@ def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) 
         normalised = torch.func.functional_call(module, plain, (inputs,))
     wide = accumulation_dtype(delta.dtype)
     delta = delta.to(wide)
-    gradient = (delta * normalised.to(wide)).sum(1)
-    return torch.cat([gradient, delta.sum(1)], dim=1) if part.bias else gradient
+    # Of images the parameters run along the channels, else along the last axes.
+    width = plain["weight"].ndim
+    summed = tuple(range(2, delta.ndim)) if isinstance(module, CHANNELS) else tuple(range(1, delta.ndim - width))
+    sides = [delta * normalised.to(wide), *([delta] if part.bias else [])]
+    return torch.cat([(one.sum(summed) if summed else one).flatten(1) for one in sides], dim=1)
 
 
 def combine(component: Component, parts: list[Factors]) -> Factors:

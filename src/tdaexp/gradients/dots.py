@@ -25,7 +25,7 @@ from tdaexp.gradients.factors import (
     VectorFactors,
 )
 from tdaexp.gradients.pairs import CHUNK_BYTES, Pairs, products_of_rows
-from tdaexp.gradients.wide import wide_bmm
+from tdaexp.runtime.accumulation import wide_bmm
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tdaexp.gradients.wide import accumulation_dtype as accumulation_dtype  # where others look for it
-from tdaexp.gradients.wide import wide_bmm
+from tdaexp.runtime.accumulation import accumulation_dtype, wide_bmm
 
 ALL = slice(None)
 

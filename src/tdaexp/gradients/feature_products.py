@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tdaexp.gradients.features import PIECE_BYTES, Features
-from tdaexp.gradients.schedule import Block, kept_plan, listed, plan_blocks, rows_of
-from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.gradients.pair_driver import PairWork, WritePairs, WriteQueries, meet_pairs
+from tdaexp.gradients.pairs import Pairs
+from tdaexp.gradients.schedule import Block, plan_blocks
+from tdaexp.runtime.deferred import Deferred
 
 BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own, its squares, copies of paired rows
 
@@ -26,55 +28,49 @@ def feature_products(
     all that the result depends on. `cache_gb` (10^9 bytes) bounds the sketches that are in memory; with less of it,
     candidates are read more often.
     """
-    by_row = np.argsort(queries.place)  # everything below is in the order of the rows on disk
+    # The walk is in the order of the rows on disk.
+    by_row = np.argsort(queries.place)
     numbers = np.where(pairs < 0, -1, train.place[pairs])[by_row]
-    memory, piece = feature_memory(cache_gb, max(queries.row_bytes, train.row_bytes))
-    plan = kept_plan(
-        store.with_name(store.name + ".plan.json"), feature_blocks(numbers, len(train.place), memory, piece)
-    )
-    order = listed(plan)
-    slices = rows_of(plan)
-    width, kind = len(queries.columns), str(queries.dtype)
-    shapes = {"dot": (*pairs.shape, width), "train_sq": (*pairs.shape, width), "query_sq": (len(pairs), width)}
-    blocks = BlockStore(store, {name: (shape, kind) for name, shape in shapes.items()}, slices)
-    with blocks.pending() as missing:
-        for number in blocks.each(missing, "products of sketches"):
-            blocks.write(number, _block(queries, train, numbers, plan[number]))
-    back = np.argsort(order)[queries.place]
-    return {name: values[back] for name, values in blocks.read().items()}
+    found = meet_pairs(FeaturePairs(queries, train), numbers, store=store, cache_gb=cache_gb)
+    return {name: values[queries.place] for name, values in found.items()}
 
 
-def feature_memory(cache_gb: float, row: int) -> tuple[float, int]:
-    """Bytes of queries that are held, and how many candidates are read at a time, for rows of so many bytes."""
-    cache = cache_gb * 1e9
+class FeaturePairs(PairWork[np.ndarray]):
+    """Holds the queries' rows, reads the candidates' past them; both are numbered as on disk."""
+
+    arrays = {"dot": "pair", "train_sq": "pair", "query_sq": "query"}  # noqa: RUF012 (a constant of the class)
+    doing = "products of sketches"
+
+    def __init__(self, queries: Features, train: Features) -> None:
+        self.queries, self.train = queries, train
+        self.columns = list(queries.columns.values())
+        self.width, self.kind = len(self.columns), str(queries.dtype)
+
+    def plan(self, pairs: np.ndarray, memory: float) -> list[Block]:
+        """Blocks of queries that fit beside the candidates that are read at a time, in order."""
+        held, piece = feature_memory(memory, max(self.queries.row_bytes, self.train.row_bytes))
+        ones = np.ones(max(len(self.train.place), len(pairs)), dtype=np.int64)
+        queries = ones[: len(pairs)]
+        return plan_blocks(pairs, queries, ones[: len(self.train.place)], queries, piece, held)
+
+    def hold(self, block: Block, write: WriteQueries, later: Deferred) -> np.ndarray:
+        """Rows [n, entries] of the queries."""
+        held = self.queries.rows(block.members)
+        write("query_sq", slice(None), _squares(held, self.columns))
+        return held
+
+    def meet(self, batch: list[int], held: np.ndarray, pairs: Pairs, write: WritePairs, later: Deferred) -> None:
+        """Read some candidates, and multiply each pair's rows by themselves."""
+        rows, left, right = self.train.rows(batch), pairs.left.numpy(), pairs.right.numpy()
+        write("train_sq", _squares(rows, self.columns)[right])
+        dots = [_paired(held[:, column], rows[:, column], left, right) for column in self.columns]
+        write("dot", np.stack(dots, axis=1))
+
+
+def feature_memory(cache: float, row: int) -> tuple[float, int]:
+    """Queries that are held, and how many candidates are read at a time, for rows of so many bytes."""
     piece = max(row, min(PIECE_BYTES, cache / 8))
     return (cache - BESIDE * piece) / row, int(piece // row)
-
-
-def feature_blocks(pairs: np.ndarray, train: int, held: float, piece: int) -> list[Block]:
-    """Blocks of at most `held` queries (one at least), their candidates in pieces of `piece` rows, in order."""
-    ones = np.ones(max(train, len(pairs)), dtype=np.int64)
-    return plan_blocks(pairs, ones[: len(pairs)], ones[:train], ones[: len(pairs)], piece, held)
-
-
-def _block(queries: Features, train: Features, pairs: np.ndarray, block: Block) -> dict[str, np.ndarray]:
-    """The values of a block's queries, in the order in which the block lists them."""
-    members = block.members
-    held, columns = queries.rows(members), list(queries.columns.values())
-    shape = (len(members), pairs.shape[1], len(columns))
-    dot, train_sq = np.full(shape, np.nan, dtype=held.dtype), np.full(shape, np.nan, dtype=held.dtype)
-    flat = pairs[members].ravel()
-    order = np.argsort(flat, kind="stable")
-    ranked = flat[order]
-    for piece in block.train:  # a run of the block's candidates in ascending order
-        first, last = np.searchsorted(ranked, [piece[0], piece[-1] + 1])
-        places = np.unravel_index(order[first:last], shape[:2])
-        there = np.searchsorted(piece, ranked[first:last])
-        rows = train.rows(piece)
-        train_sq[places] = _squares(rows, columns)[there]
-        for number, column in enumerate(columns):
-            dot[places[0], places[1], number] = _paired(held[:, column], rows[:, column], places[0], there)
-    return {"dot": dot, "train_sq": train_sq, "query_sq": _squares(held, columns)}
 
 
 def _paired(left: np.ndarray, right: np.ndarray, lefts: np.ndarray, rights: np.ndarray) -> np.ndarray:

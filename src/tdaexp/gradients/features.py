@@ -8,25 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import Loss, capture, cross_entropy, frozen
-from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, TiedFactors, accumulation_dtype
-from tdaexp.gradients.finite import check_losses, require_finite
+from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, TiedFactors
+from tdaexp.gradients.finite import require_finite
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
-from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.shrink import Shrinking, two
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tdaexp.runtime.oom_split import Shrinking, two
 
 CHUNK_BYTES = 1 << 28
 """Memory for explicit gradients; a constant, because results may depend on it in the last bits."""
@@ -93,60 +89,37 @@ def project(factors: Factors, sketch: Sketch) -> Tensor:
 
 
 def component_features(
-    model: PreTrainedModel,
-    components: ComponentMap,
-    examples: Examples,
-    sketches: Mapping[str, Sketch],
-    *,
-    store: Path,
-    loss: Loss = cross_entropy,
-    reduction: str = "mean",
-    tokens_per_batch: int = 4096,
-    pad_id: int = 0,
+    gradients: Gradients, sketches: Mapping[str, Sketch], *, store: Path, tokens_per_batch: int = 4096
 ) -> Features:
-    """Sketched loss gradients of N examples, by component: [N, sketches[name].dim] each.
+    """Sketched gradients of N examples, by component: [N, sketches[name].dim] each.
 
-    Build each sketch for the component's `matrix` shape. Runs on the model's device and in its dtype; features are
-    float32, or float64 for a float64 model. `store` is a folder named after all that the result depends on; batches it
-    already holds are not run again, and a run that was killed goes on with the same bits.
+    Build each sketch for the component's `matrix` shape. Features are float32, or float64 for a float64 model. `store`
+    is a folder named after all that the result depends on; batches it already holds are not run again, and a run that
+    was killed goes on with the same bits.
 
     Errors (UserError): an example without loss, NaN or Inf in a gradient.
     """
-    check_losses(examples, "gradient")
-    order = np.argsort(examples.lengths, kind="stable").tolist()
-    batches = token_budget_batches(examples.lengths, order, tokens_per_batch)
+    gradients.check(range(len(gradients)), "gradient")
+    names, batches = gradients.components.names, gradients.batches(tokens_per_batch)
+    order = [index for batch in batches for index in batch]
     ends = np.cumsum([len(batch) for batch in batches])
     slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(batches, ends, strict=True)]
-    dims = [sketches[name].dim for name in components.names]
-    kind = "float64" if accumulation_dtype(model.dtype) == torch.float64 else "float32"
-    width = sum(dims) * np.dtype(kind).itemsize
+    dims = [sketches[name].dim for name in names]
+    width = sum(dims) * np.dtype(gradients.kind).itemsize
     smallest = min(map(len, batches), default=1)
     rows = max(1, min(smallest, FILE_BYTES // width))
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {"features": ((len(examples), sum(dims)), kind)}
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {"features": ((len(gradients), sum(dims)), gradients.kind)}
     blocks = BlockStore(store, arrays, slices, compressed=False, rows=rows)  # 7 % smaller would cost more than it saves
-
-    def sketched(members: list[int]) -> np.ndarray:
-        chosen = Examples([examples[index] for index in members])
-        return _sketch_batch(model, components, chosen, sketches, loss, reduction, pad_id)
-
-    compute = Shrinking(sketched, two, np.concatenate)
-    with frozen(model), blocks.pending() as missing:
+    compute = Shrinking(partial(_sketch_batch, gradients, sketches), two, np.concatenate)
+    with gradients.ready(), blocks.pending() as missing:
         for block in blocks.each(missing, "gradient sketches"):
             blocks.write(block, {"features": compute(batches[block])})
     stops = np.cumsum(dims).tolist()
-    columns = {name: slice(stop - dim, stop) for name, dim, stop in zip(components.names, dims, stops, strict=True)}
+    columns = {name: slice(stop - dim, stop) for name, dim, stop in zip(names, dims, stops, strict=True)}
     return Features(blocks, np.argsort(order), columns)
 
 
-def _sketch_batch(
-    model: PreTrainedModel,
-    components: ComponentMap,
-    examples: Examples,
-    sketches: Mapping[str, Sketch],
-    loss: Loss,
-    reduction: str,
-    pad_id: int,
-) -> np.ndarray:
+def _sketch_batch(gradients: Gradients, sketches: Mapping[str, Sketch], members: list[int]) -> np.ndarray:
     """Sketches [B, sum of dims] of one batch, components side by side in order."""
     found: dict[str, Tensor] = {}
 
@@ -154,8 +127,10 @@ def _sketch_batch(
         for component, one in zip(arrived, factors, strict=True):
             found[component.name] = project(one, sketches[component.name])
 
-    losses = capture(model, components, collate(examples, pad_id), consume, loss=loss, reduction=reduction)
-    ordered = [found[name] for name in components.names]
+    losses = gradients.capture(members, consume)
+    names = gradients.components.names
+    ordered = [found[name] for name in names]
     norms = torch.stack([one.abs().amax(1) for one in ordered], dim=1)
-    require_finite(norms.cpu().numpy(), examples.ids, components.names, losses.cpu().numpy())
+    ids = [gradients.ids[index] for index in members]
+    require_finite(norms.cpu().numpy(), ids, names, losses.cpu().numpy())
     return torch.cat(ordered, dim=1).cpu().numpy()

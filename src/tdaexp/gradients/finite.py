@@ -6,18 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tdaexp.data.examples import Examples
 from tdaexp.runtime.errors import UserError
-
-
-def check_losses(examples: Examples, what: str) -> None:
-    """Refuse examples without any token to predict; `what` says which list they are in."""
-    for example in examples:
-        if not example.loss_mask[1:].any():
-            raise UserError(
-                f"{what} example '{example.id}' has no token with a loss, so it has no gradient; "
-                "drop it, or give it a completion that fits into the context"
-            )
 
 
 def require_finite(values: np.ndarray, ids: Sequence[str], components: Sequence[str], losses: np.ndarray) -> None:

@@ -16,9 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tdaexp.gradients.capture import run_pass
+from tdaexp.gradients.capture import capture
 from tdaexp.gradients.factors import Factors, compact
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.objectives.base import Inputs, cross_entropy
+from tdaexp.objectives.tokens import NextToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,8 +77,13 @@ def pass_bytes(
         positions = torch.zeros(examples, predicted, dtype=torch.int64)
         weights = torch.ones(examples, predicted)
         with LiveBytes() as live:
-            run_pass(model, components, ids, positions, positions, weights, consume)
+            capture(model, components, lambda: _losses(model, ids, positions, weights), consume)
     return live.peak
+
+
+def _losses(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    inputs = Inputs([], ids, positions, weights, positions)
+    return NextToken().losses(model, inputs, cross_entropy)
 
 
 def shared_readers(model: PreTrainedModel, components: ComponentMap, mode: FakeTensorMode) -> dict[str, str]:
@@ -88,7 +95,7 @@ def shared_readers(model: PreTrainedModel, components: ComponentMap, mode: FakeT
 
     with mode:
         ids = torch.zeros(1, 2, dtype=torch.int64)
-        run_pass(model, components, ids, ids[:, :1], ids[:, :1], torch.ones(1, 1), consume)
+        capture(model, components, lambda: _losses(model, ids, ids[:, :1], torch.ones(1, 1)), consume)
     return found
 
 

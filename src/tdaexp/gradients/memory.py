@@ -5,29 +5,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tdaexp.data.examples import Example, Examples
-from tdaexp.gradients.factors import accumulation_dtype, explicit_is_cheaper
+from tdaexp.gradients.factors import explicit_is_cheaper
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.objectives.base import Reach
+from tdaexp.runtime.accumulation import accumulation_dtype
 
 
-def held_bytes(components: ComponentMap, examples: Examples, dtype: torch.dtype) -> np.ndarray:
+def held_bytes(components: ComponentMap, reach: Reach, dtype: torch.dtype) -> np.ndarray:
     """Bytes that each example's gradient takes in the form in which it is held [N] float64.
 
     An estimate from above: inputs that several components share count for each of them. `dtype` is the model's.
     """
-    each = [sum(_component_bytes(one, example, dtype) for one in components.components) for example in examples]
-    return np.array(each, dtype=np.float64)
+    pairs = list(zip(reach.below.tolist(), reach.at_loss.tolist(), strict=True))
+    # Of the same reach is the same memory.
+    known = {pair: sum(_component_bytes(one, *pair, dtype) for one in components.components) for pair in set(pairs)}
+    return np.array([known[pair] for pair in pairs], dtype=np.float64)
 
 
-def _component_bytes(component: Component, example: Example, dtype: torch.dtype) -> int:
-    narrow, wide = dtype.itemsize, accumulation_dtype(dtype).itemsize
-    predicted = np.flatnonzero(example.loss_mask[1:]) + 1
-    total = 0
+def _component_bytes(component: Component, below: int, at_loss: int, dtype: torch.dtype) -> int:
+    narrow, wide, total = dtype.itemsize, accumulation_dtype(dtype).itemsize, 0
     for part in component.parts:
         outputs, inputs = part.shape
-        at_loss = part.kind == "linear" and (component.tied or component.name == "lm_head")
-        positions = len(predicted) if at_loss else int(predicted[-1])
-        if part.kind == "norm":
+        positions = at_loss if part.kind == "linear" and (component.tied or component.name == "lm_head") else below
+        if part.kind in ("norm", "other"):
             total += part.size * wide
         elif part.kind == "embedding":
             total += positions * (outputs * narrow + 8)

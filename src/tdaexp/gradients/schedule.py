@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from tdaexp.data.examples import token_budget_batches
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_text
-from tdaexp.runtime.shrink import two
+from tdaexp.runtime.oom_split import two
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tdaexp.models.components import Component, ComponentMap, Part
 
+MATRICES = ("linear", "conv1d", "conv2d")
+
 
 @dataclass(frozen=True)
 class VectorSpace:
@@ -76,15 +78,27 @@ class VectorSpace:
             start = place.start
             for part in _own_parts(component):
                 places = torch.arange(start, start + part.size, device="cpu")
+                if part.kind == "other":
+                    yield from self._one_by_one(places, part)
+                    start += part.size
+                    continue
                 outputs, inputs = part.shape
                 weight, bias = places[: part.size - outputs * part.bias], places[part.size - outputs * part.bias :]
-                if part.kind in ("linear", "conv1d"):
+                if part.kind in MATRICES:
                     matrix = places.view(outputs, inputs + part.bias)
                     weight, bias = matrix[:, :inputs].flatten(), matrix[:, inputs:].flatten()
                 yield weight, part, "weight", f"{part.module}.weight"
                 if part.bias:
                     yield bias, part, "bias", f"{part.module}.bias"
                 start += part.size
+
+    def _one_by_one(self, places: Tensor, part: Part) -> Iterator[tuple[Tensor, Part, str, str]]:
+        """The parameters of a part without a rule, one behind the other."""
+        named, start = dict(self.model.named_parameters()), 0
+        for name in part.parameters:
+            stop = start + named[name].numel()
+            yield places[start:stop], part, "weight", name
+            start = stop
 
 
 def _own_parts(component: Component) -> list[Part]:

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 import torch
 
 from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
-from tdaexp.gradients.against import Vectors
-from tdaexp.methods.inverse import Inverse
-from tdaexp.methods.inverse_task import Notes, Task
+from tdaexp.gradients.vector_products import Vectors
+from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Arnoldi(Inverse):
-    """Keys, beside those of `inverse.Inverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
+class Arnoldi(IterativeInverse):
+    """Keys, beside those of `inverse.IterativeInverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
 
     queries: int | None = None
     steps: int = 100
@@ -40,7 +39,7 @@ class Arnoldi(Inverse):
         """One for each step."""
         return float(self.steps)
 
-    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
         """Find the eigenvectors, then project each query when it is asked for."""
         pairs, damping = eigenpairs(task, self.steps, self.rank), task.damping
         exact = int((pairs.errors <= 0.01 * pairs.values).sum())
@@ -58,8 +57,8 @@ class Arnoldi(Inverse):
         return vectors, {}
 
 
-def eigenpairs(task: Task, steps: int, rank: int) -> Eigenpairs:
+def eigenpairs(task: IHVP, steps: int, rank: int) -> Eigenpairs:
     """The task's `rank` dominant eigenpairs after `steps` products, from the cache where they are there."""
-    seed = task.method.seed
-    store = task.study.training_store("arnoldi", *task.curvature, seed, steps)
+    seed = task.settings.seed
+    store = task.problem.training_store("arnoldi", *task.curvature, seed, steps)
     return dominant_eigenpairs(task.ggn.multiply, task.random("start"), steps=steps, rank=rank, store=store)

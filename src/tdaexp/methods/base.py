@@ -1,4 +1,4 @@
-"""What a method is: a dataclass of settings and one function from a study to a labelled influence data set."""
+"""What a method is: a dataclass of settings and one function from a problem to a labelled influence data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from tdaexp.methods.study import Study
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
@@ -37,7 +37,7 @@ class Method(ABC):
 
     @property
     def both_stages(self) -> bool:
-        """Whether the method looks at both training stages of a two-stage study; others see the run's `stage`."""
+        """Whether the method looks at both training stages of a two-stage problem; others see the run's `stage`."""
         return False
 
     @property
@@ -55,14 +55,9 @@ class Method(ABC):
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
 
-    @property
-    def classifiers(self) -> bool:
-        """Whether the method works on classification tasks too: its `attribute` takes a `ClassifierStudy` as well."""
-        return False
-
     @abstractmethod
-    def attribute(self, study: Study) -> xr.Dataset:
-        """Score the study's pairs; positive means that training on the example made the query more likely."""
+    def attribute(self, problem: Problem) -> xr.Dataset:
+        """Score the problem's pairs; positive means that training on the example made the query more likely."""
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """What `attribute` will cost, stage by stage, from sizes alone; empty where the method does not say.

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import xarray as xr
 
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Study
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Problem
+from tdaexp.runtime.errors import UserError
 
 
 @dataclass
@@ -23,9 +25,13 @@ class BM25(Method):
         """No."""
         return False
 
-    def attribute(self, study: Study) -> xr.Dataset:
-        """The BM25 score of every candidate pair."""
-        return study.label(study.candidates.bm25)
+    def attribute(self, problem: Problem) -> xr.Dataset:
+        """The BM25 score of every candidate pair. Errors (UserError): the examples have no words."""
+        if not isinstance(problem.objective, NextToken):
+            raise UserError(
+                "method=bm25: compares words, and these examples have none; take method=random as a control"
+            )
+        return problem.label(problem.candidates.bm25)
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The lexical scores (or ranks) that came with the products."""

@@ -16,11 +16,10 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.cg import Product, conjugate_gradients
-from tdaexp.gradients.against import Vectors
+from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.arnoldi import eigenpairs
-from tdaexp.methods.inverse import Inverse
-from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
-from tdaexp.methods.study import Study
+from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes, solve_in_blocks
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,8 +27,8 @@ ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration 
 
 
 @dataclass
-class CG(Inverse):
-    """Keys, beside those of `inverse.Inverse`: `iterations` at most, `tolerance` of the relative residual |b - (G + λI)
+class CG(IterativeInverse):
+    """Keys, beside those of `inverse.IterativeInverse`: `iterations` at most, `tolerance` of the relative residual |b - (G + λI)
     x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries share; 0 = none:
     the solution is the same, the way to it shorter), `at_once` queries that are solved together.
     """
@@ -48,14 +47,14 @@ class CG(Inverse):
         if not self.tolerance > 0:
             raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
-        dataset = super().attribute(study)
+        dataset = super().attribute(problem)
         worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
         marked = {} if reached else {"label": f"{self.label}, not converged"}
         return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance, **marked)
 
-    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
         damping, precondition = task.damping, self._preconditioner(task)
 
@@ -98,7 +97,7 @@ class CG(Inverse):
         """Arnoldi's steps, and every iteration of every query."""
         return float(self.deflate + queries * self.iterations)
 
-    def _preconditioner(self, task: Task) -> Product | None:
+    def _preconditioner(self, task: IHVP) -> Product | None:
         if not self.deflate:
             return None
         pairs, damping = eigenpairs(task, self.deflate, self.deflate).converged(), task.damping

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import stratified
-from tdaexp.methods.study import Compute
 from tdaexp.models.components import component_map
 from tdaexp.pathkernel.streaming import Slab
+from tdaexp.problem import Compute
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.settings import FitSettings

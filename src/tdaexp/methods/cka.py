@@ -15,23 +15,20 @@ forward pass per example and T T' d multiply-adds per pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import REDUCTIONS
+from tdaexp.gradients.states import hidden_states
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
-from tdaexp.methods.study import Study
+from tdaexp.objectives.base import REDUCTIONS
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
-from tdaexp.runtime.deferred import Deferred
-from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.progress import track
-from tdaexp.runtime.shrink import Shrinking, two
+from tdaexp.runtime.accumulation import accumulation_dtype
+from tdaexp.runtime.errors import unknown
 
 COMPARED = ("gradients", "states")
 
@@ -58,57 +55,28 @@ class CKA(Method):
         """Name, and what is compared if it is not gradients."""
         return "cka" if self.of == "gradients" else f"cka ({self.of})"
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """The alignment of every candidate pair."""
         if self.of == "gradients":
-            products = Full(self.components, self.reduction).attribute(study)
-            return study.label(influence.scores(products).values ** 2)
-        values, me = np.zeros(study.pairs.shape), ranks.current()
-        mine = np.array_split(np.argsort(study.queries.lengths, kind="stable"), me.world)[me.rank]
-        queries = self._states(study, study.queries, mine)
-        train = self._states(study, study.train, np.unique(study.pairs[mine]))
+            products = Full(self.components, self.reduction).attribute(problem)
+            return problem.label(influence.scores(products).values ** 2)
+        pairs, me = problem.pairs, ranks.current()
+        values = np.zeros(pairs.shape)
+        lengths = problem.objective.lengths(problem.model, problem.queries)
+        mine = np.array_split(np.argsort(lengths, kind="stable"), me.world)[me.rank]
+        queries = dict(hidden_states(problem, problem.queries, self.layer, _features, mine))
+        train = dict(hidden_states(problem, problem.train, self.layer, _features, np.unique(pairs[mine])))
         for row in mine:
-            for column in np.flatnonzero(study.pairs[row] >= 0):
-                values[row, column] = linear_cka(queries[row], train[study.pairs[row, column]])
+            for column in np.flatnonzero(pairs[row] >= 0):
+                values[row, column] = linear_cka(queries[row], train[pairs[row, column]])
         ranks.together(torch.from_numpy(values))  # zeros where another process computes
-        return study.label(values)
+        return problem.label(values)
 
-    def _states(self, study: Study, examples: Examples, wanted: np.ndarray) -> dict[int, torch.Tensor]:
-        """Hidden states [d, T] of the wanted examples and those in their batches, without padding, float32 or float64.
 
-        Batches do not depend on what is wanted, so that neither do the states.
-        """
-        model, depth = study.loaded.model, study.loaded.model.config.num_hidden_layers
-        if not -depth - 1 <= self.layer <= depth:
-            raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
-        wide = torch.float64 if model.dtype == torch.float64 else torch.float32
-        order = np.argsort(examples.lengths, kind="stable").tolist()
-        every = token_budget_batches(examples.lengths, order, study.compute.tokens_per_batch)
-        batches = [batch for batch in every if np.isin(batch, wanted).any()]
-        found: dict[int, torch.Tensor] = {}
-        later = Deferred()
-
-        def check(members: list[int], finite: np.ndarray) -> None:
-            if not finite.all():
-                raise UserError(
-                    f"example '{examples[members[int(finite.argmin())]].id}': its hidden states in layer {self.layer} "
-                    "are not finite; check the checkpoint, or try trainer.precision=float32"
-                )
-
-        def run(members: list[int]) -> list[torch.Tensor]:
-            inputs = collate([examples[index] for index in members]).to(study.compute.device)
-            with torch.no_grad():
-                output = model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            return list(output.hidden_states[self.layer])
-
-        compute = Shrinking(run, two, lambda parts: [one for part in parts for one in part])
-        for members in track(batches, "hidden states", len(batches)):
-            for index, states in zip(members, compute(members), strict=True):
-                found[index] = states[: examples[index].length].T.to(wide)
-            finite = torch.stack([torch.isfinite(found[index]).all() for index in members])
-            later.add(partial(check, members), finite)
-        later.flush()
-        return found
+def _features(states: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
+    """States [B, T, d] as [d, T] of each example, without padding, float32 or float64."""
+    wide = states.to(accumulation_dtype(states.dtype))
+    return [one[: int(count)].T for one, count in zip(wide, real.sum(1).tolist(), strict=True)]
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.full import Full
-from tdaexp.methods.study import Study
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 
 
@@ -23,9 +22,9 @@ from tdaexp.runtime.costs import StageCost
 class Dot(Full):
     """Keys: as for `full`."""
 
-    def attribute(self, study: Study | ClassifierStudy) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
-        return _without_norms(super().attribute(study))
+        return _without_norms(super().attribute(problem))
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """As `full`, whose answer is twice as large."""

@@ -18,24 +18,25 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fit import FactorSettings, fit_source
-from tdaexp.curvature.kept import kept_scores
+from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.gradient_index import indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
-from tdaexp.curvature.score import Precondition
-from tdaexp.curvature.sides import PairSide, Side
+from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.measurements import as_loss, named, sources
+from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.module_costs import module_factor_costs, module_scores_cost
-from tdaexp.methods.pair_study import PairStudy
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.stage_costs import factor_costs, scores_cost
-from tdaexp.methods.study import Study
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
-from tdaexp.models.components import ComponentMap
+from tdaexp.objectives.base import no_text
+from tdaexp.objectives.measurements import sources
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
@@ -99,28 +100,26 @@ class EKFAC(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
-    @property
-    def classifiers(self) -> bool:
-        """Yes, of linear and convolutional layers."""
-        return True
-
-    def attribute(self, study: PairStudy) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors, precondition the queries, score the pairs."""
-        layers = self.layers(study)
-        factors = self.fit(study, layers)
-        train = study.train_side(layers, self.reduction)
-        queries = study.query_side(layers, as_loss(named(self.measurement)), self.reduction)
+        if self.per_token and not isinstance(problem.objective, NextToken):
+            raise no_text(f"method.per_token={self.per_token}")
+        layers = self.layers(problem)
+        factors = self.fit(problem, layers)
 
         def inverse(name: str, gradient: Tensor) -> Tensor:
             return factors.precondition(name, gradient, self.damped)
 
-        dataset = study.label(self.scores(study, train, queries, inverse), layers.components)
-        if not self.per_token:
-            return dataset
-        if not (isinstance(study, Study) and isinstance(train, Side) and isinstance(queries, Side)):
-            raise UserError(f"method.per_token={self.per_token}: a classifier's inputs have no tokens; leave it at 0")
-        scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
-        return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
+        sides = LayerPairs(
+            train_gradients(problem, layers.map, self.reduction),
+            query_gradients(problem, layers.map, self.reduction, self.measurement),
+            layers,
+            inverse,
+            self.query_rank,
+        )
+        dataset = problem.label(self.scores(problem, sides), layers.components)
+        identity = self._identity(problem, layers.components.names)
+        return with_tokens(dataset, problem, self.per_token, TokenScoring(sides, inverse), *identity)
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The phases of the fit, the scores, and the answer."""
@@ -132,7 +131,8 @@ class EKFAC(Method):
         return [*fit, scores, work.answer(len(layers.components), self_products=False)]
 
     def _plan_of_classifier(self, work: TaskWorkload) -> list[StageCost]:
-        found = self._layers_among(work.parts(None), whole=True)
+        every = work.parts(None)
+        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
         fit = module_factor_costs(work, found, self.mode, self.partitions, self.saves)
         scores = module_scores_cost(work, found, self.mode)
         return [*fit, scores, work.answer(len(found.components), self_products=False)]
@@ -141,55 +141,45 @@ class EKFAC(Method):
         """The chosen components of a model without data, by weight matrix."""
         return layers_of(work.components(names_of(work.every, self.part, self.components)), self.strict)
 
-    def layers(self, study: PairStudy) -> Layers:
-        """The chosen components by weight matrix; a classifier without named blocks counts as one."""
-        found = self._layers_among(study.components(), whole=not isinstance(study, Study))
+    def layers(self, problem: Problem) -> Layers:
+        """The chosen components by weight matrix."""
+        every = problem.components()
+        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
 
-    def _layers_among(self, every: ComponentMap, whole: bool) -> Layers:
-        """The chosen ones; all of them where there are no blocks and `whole` says that this is fine."""
-        names = names_of(every, self.part, self.components)
-        if not names and self.part == "blocks" and whole:
-            names = every.names
-        return layers_of(every.select(names), self.strict)
-
-    def fit(self, study: PairStudy, layers: Layers) -> Factors:
-        """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
-        fitted = self.settings
+    def fit(self, problem: Problem, layers: Layers) -> Factors:
+        """Factors of the model over the examples that it was trained on, from the cache if they are there."""
+        chosen = self.settings
         names = layers.components.names
-        store = study.training_store("factors", names, fitted.seed, fitted.partitions, fitted.saves)
-        return fit_source(study.source(layers), fitted, store=store)
+        store = problem.training_store("factors", names, chosen.seed, chosen.partitions, chosen.saves)
+        gradients = fitted_gradients(problem, layers.map)
+        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), chosen, store=store)
 
-    def scores(self, study: PairStudy, train: PairSide, queries: PairSide, precondition: Precondition) -> np.ndarray:
-        """Scores [Q, C, K] of the study's pairs: exact, or from kept gradients."""
-        names, tokens, cache_gb = train.layers.components.names, study.compute.tokens_per_batch, study.compute.cache_gb
+    def scores(self, problem: Problem, sides: LayerPairs) -> np.ndarray:
+        """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""
+        names, tokens = sides.layers.components.names, problem.compute.tokens_per_batch
+        cache_gb = problem.compute.cache_gb
         if self.keep_gb > 0:
-            return kept_scores(
-                train,
-                queries,
-                study.pairs,
-                precondition,
-                store=study.training_store("kept", names, self.reduction, study.train.fingerprint()),
-                scores=study.store("kept-influence", *self._identity(study, names)),
+            return indexed_scores(
+                sides,
+                problem.pairs,
+                index=problem.training_store("kept", names, self.reduction, problem.train.fingerprint()),
+                store=problem.store("kept-influence", *self._identity(problem, names)),
                 keep_gb=self.keep_gb,
-                query_rank=self.query_rank,
                 tokens_per_batch=tokens,
                 cache_gb=cache_gb,
             )
         return scores_by_blocks(
-            train,
-            queries,
-            study.pairs,
-            precondition,
+            sides,
+            problem.pairs,
             self.partitions,
-            store=lambda part: study.store("influence", *self._identity(study, part)),
-            query_rank=self.query_rank,
+            store=lambda part: problem.store("influence", *self._identity(problem, part)),
             tokens_per_batch=tokens,
             cache_gb=cache_gb,
         )
 
-    def _identity(self, study: PairStudy, names: list[str]) -> list[object]:
+    def _identity(self, problem: Problem, names: list[str]) -> list[object]:
         """All that exact scores depend on beside the model, training examples, queries and pairs."""
-        fitted = [study.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
+        fitted = [problem.curvature_examples.fingerprint(), self.settings, self.damped, self.query_rank]
         return [names, self.measurement, *sources(self.measurement), self.reduction, *fitted]

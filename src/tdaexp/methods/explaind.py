@@ -32,7 +32,6 @@ from tdaexp.methods.path_run import forward_run
 from tdaexp.methods.path_steps import chosen_steps, planned_steps, steps_between
 from tdaexp.methods.path_store import AXES, labelled, of_examples, of_updates, tell_size
 from tdaexp.methods.path_sweep import sweep_run
-from tdaexp.methods.study import Study
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
@@ -40,6 +39,7 @@ from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError, unknown
@@ -90,7 +90,7 @@ class Explaind(Method):
         if not self.output.startswith(ACTIVATION):
             output(self.output)
 
-    def attribute(self, study: TaskStudy | CheckpointStudy | Study) -> xr.Dataset:
+    def attribute(self, study: TaskStudy | CheckpointStudy | Problem) -> xr.Dataset:
         """Decompose the outputs of the study's queries. Errors (UserError): a study of texts, without a trajectory."""
         if isinstance(study, CheckpointStudy):
             return self._of_checkpoints(study)

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from tdaexp.gradients.capture import check_reduction
-from tdaexp.gradients.module_products import module_products
+from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.module_costs import module_products_cost
 from tdaexp.methods.stage_costs import products_cost
-from tdaexp.methods.study import Study
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
+from tdaexp.objectives.base import check_reduction
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 
 
@@ -42,39 +41,18 @@ class Full(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
-    @property
-    def classifiers(self) -> bool:
-        """Yes, whatever its layers are."""
-        return True
-
-    def attribute(self, study: Study | ClassifierStudy) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
-        components = study.components(self.components)
-        if isinstance(study, ClassifierStudy):
-            products = module_products(
-                study.module,
-                study.members(components),
-                study.train,
-                study.queries,
-                study.pairs,
-                store=study.store("products", components.names),
-                positions=study.positions,
-                tokens_per_batch=study.compute.tokens_per_batch,
-                cache_gb=study.compute.cache_gb,
-            )
-            return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
+        components, compute = problem.components(self.components), problem.compute
         products = component_products(
-            study.loaded.model,
-            components,
-            study.train,
-            study.queries,
-            study.pairs,
-            store=study.store("products", components.names, self.reduction),
-            reduction=self.reduction,
-            tokens_per_batch=study.compute.tokens_per_batch,
-            cache_gb=study.compute.cache_gb,
+            train_gradients(problem, components, self.reduction),
+            query_gradients(problem, components, self.reduction),
+            problem.pairs,
+            store=problem.store("products", components.names, self.reduction),
+            tokens_per_batch=compute.tokens_per_batch,
+            cache_gb=compute.cache_gb,
         )
-        return study.label(products["dot"], components, products["query_sq"], products["train_sq"])
+        return problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """Products, and the answer with its self-products."""

@@ -8,22 +8,40 @@ is more likely, so positive = helps. Fills query, train and component.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
+import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
+from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
-from tdaexp.gradients.against import Vectors, vector_products
-from tdaexp.gradients.measurements import sources
+from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
+from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.inverse_task import PROBES, Notes, Task, some_queries
 from tdaexp.methods.parts import check_choices, names_of, with_notes
 from tdaexp.methods.stage_costs import against_cost, solver_cost
-from tdaexp.methods.study import Study
 from tdaexp.methods.workload import Workload
+from tdaexp.models.components import ComponentMap
+from tdaexp.objectives.measurements import sources
+from tdaexp.problem import Problem
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
+
+Notes = dict[str, tuple[str, np.ndarray]]
+"""Arrays [Q] to add to the answer: name to (dimension, values)."""
+
+log = logging.getLogger(__name__)
+PROBES = 8  # random vectors that estimate the trace
+PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
+
 
 TOLD = (
     "part",
@@ -44,7 +62,7 @@ TOLD = (
 
 
 @dataclass
-class Inverse(Method):
+class IterativeInverse(Method):
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
     others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`),
@@ -83,26 +101,22 @@ class Inverse(Method):
         return with_notes(self.name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
     @abstractmethod
-    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
         """Queries' gradients times the inverse, and what is to be told of each query in the answer."""
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Multiply the queries by the inverse, then dot training gradients with them."""
-        task = Task(self, some_queries(study, self.queries, self.seed))
+        task = IHVP(self, some_queries(problem, self.queries, self.seed))
         vectors, notes = self.solve(task)
-        compute = study.compute
         values = vector_products(
-            study.loaded.model,
-            task.components,
-            study.train,
-            task.study.pairs,
+            train_gradients(problem, task.components, self.reduction),
+            task.problem.pairs,
             vectors,
-            store=task.study.store("inverse", *task.curvature, *self.settings()),
-            reduction=self.reduction,
-            tokens_per_batch=compute.tokens_per_batch,
-            cache_gb=compute.cache_gb,
+            store=task.problem.store("inverse", *task.curvature, *self.identity()),
+            tokens_per_batch=problem.compute.tokens_per_batch,
+            cache_gb=problem.compute.cache_gb,
         )
-        dataset = task.study.label(values, task.components).assign(notes)
+        dataset = task.problem.label(values, task.components).assign(notes)
         return dataset.assign_attrs(damping=task.damping, curvature_examples=len(task.ggn.examples))
 
     def products(self, queries: int) -> float:
@@ -126,7 +140,103 @@ class Inverse(Method):
         )
         return [solver, against_cost(answered, components), answered.answer(len(components), self_products=False)]
 
-    def settings(self) -> list[object]:
+    def identity(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""
         own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
         return [self.name, own, *sources(self.measurement)]
+
+
+class IHVP:
+    """Inverse-Hessian-vector products of a problem: components, curvature and damping, each made when it is needed."""
+
+    def __init__(self, settings: IterativeInverse, problem: Problem) -> None:
+        self.settings, self.problem = settings, problem
+        every = problem.components()
+        chosen = every.select(names_of(every, settings.part, settings.components))
+        self.components: ComponentMap = layers_of(chosen).components
+        log.info("%s: %s", settings.name, self.components.coverage_line())
+        examples = problem.curvature_examples
+        chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
+        gradients = replace(fitted_gradients(problem, self.components), examples=chosen_examples)
+        self.ggn = TrainingGGN(gradients, min(PRODUCT_TOKENS, problem.compute.tokens_per_batch))
+        self.curvature = [self.components.names, chosen_examples.fingerprint()]
+
+    @cached_property
+    def mean_eigenvalue(self) -> float:
+        """Trace of G over its size, from random vectors of signs (Hutchinson): exact on average."""
+        store = self.problem.training_store("trace", *self.curvature, self.settings.seed)
+        kept = BlockStore(store, {"mean": ((1,), "float64")}, [slice(0, 1)])
+        with kept.pending() as missing:
+            if missing:
+                probes = torch.stack([self.random(f"probe {k}").sign() for k in range(PROBES)])
+                total = (probes.double() * self.ggn.multiply(probes).double()).sum()
+                kept.write(0, {"mean": np.array([float(total) / (PROBES * self.ggn.size)])})
+        return float(kept.read()["mean"][0])
+
+    @cached_property
+    def damping(self) -> float:
+        """λ."""
+        if self.settings.damping is not None:
+            return self.settings.damping
+        value = self.settings.relative_damping * self.mean_eigenvalue
+        if not value > 0:
+            raise UserError("the curvature is zero, so that relative damping is too; set method.damping=1e-4")
+        log.info("damping: λ = %.4g (%g of the mean eigenvalue)", value, self.settings.relative_damping)
+        return value
+
+    def random(self, purpose: str) -> Tensor:
+        """A normal vector [size], the same on every device."""
+        generator = torch.Generator().manual_seed(int(fingerprint(self.settings.seed, purpose), 16) >> 1)
+        kind, device = self.ggn.gradients.dtype, self.ggn.gradients.device
+        return torch.randn(self.ggn.size, generator=generator, dtype=kind, device="cpu").to(device)
+
+    def gradients(self, queries: Iterable[int]) -> Tensor:
+        """Gradients of minus the measurement [n, size] of some queries."""
+        chosen = self.settings
+        side = query_gradients(self.problem, self.components, chosen.reduction, chosen.measurement)
+        return gradient_vectors(side, list(queries), self.problem.compute.tokens_per_batch)
+
+
+def solve_in_blocks(
+    task: IHVP, at_once: int, notes: dict[str, str], solver: Callable[[Tensor], dict[str, Tensor]]
+) -> tuple[Vectors, Notes]:
+    """Solve for `at_once` queries at a time and keep the solutions, so that a killed run goes on at the next block.
+
+    `solver` takes gradients [n, size] and returns `vectors` [n, size] and what `notes` names (with its dtype), [n].
+    """
+    count = len(task.problem.queries)
+    slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+    kind = task.ggn.gradients.kind
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
+    arrays["vectors"] = (count, task.ggn.size), kind
+    blocks = BlockStore(task.problem.store("solutions", *task.curvature, *task.settings.identity()), arrays, slices)
+    with blocks.pending() as missing:
+        for number in blocks.each(missing, "solutions"):
+            log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)
+            found = solver(task.gradients(range(count)[slices[number]]))
+            blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
+
+    def vectors(queries: list[int]) -> Tensor:
+        return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
+
+    return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
+
+
+def by_hash(ids: list[str], count: int | None, seed: int) -> list[int]:
+    """Places of `count` of the ids (null = all), chosen and ordered by a hash of seed and id."""
+    order = sorted(range(len(ids)), key=lambda place: fingerprint(seed, ids[place]))
+    return order[:count]
+
+
+def some_queries(problem: Problem, count: int | None, seed: int) -> Problem:
+    """The problem with `count` queries of each query set (null = all), in the problem's order."""
+    if count is None:
+        return problem
+    kept: list[int] = []
+    for name in dict.fromkeys(problem.query_set):
+        places = [place for place, own in enumerate(problem.query_set) if own == name]
+        kept += [places[k] for k in by_hash([problem.queries.ids[place] for place in places], count, seed)]
+    if len(kept) == len(problem.query_set):
+        return problem
+    log.info("%d of %d queries are answered (method.queries=%d of each set)", len(kept), len(problem.query_set), count)
+    return problem.of_queries(sorted(kept))

@@ -15,9 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
-from tdaexp.gradients.against import Vectors
-from tdaexp.methods.inverse import Inverse
-from tdaexp.methods.inverse_task import Notes, Task, solve_in_blocks
+from tdaexp.gradients.vector_products import Vectors
+from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes, solve_in_blocks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
@@ -28,8 +27,8 @@ TRIED = 4  # batches that the scale is estimated from
 
 
 @dataclass
-class LiSSA(Inverse):
-    """Keys, beside those of `inverse.Inverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
+class LiSSA(IterativeInverse):
+    """Keys, beside those of `inverse.IterativeInverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
     1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are
     solved together.
     """
@@ -49,7 +48,7 @@ class LiSSA(Inverse):
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
 
-    def solve(self, task: Task) -> tuple[Vectors, Notes]:
+    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
         """Run the series in blocks of queries, all blocks on the same batches."""
         damping = task.damping
         examples = len(task.ggn.examples)
@@ -72,10 +71,10 @@ class LiSSA(Inverse):
         share = 1.0 if self.examples is None else min(1.0, self.batch_size / self.examples)
         return queries * self.depth * self.repeats * share
 
-    def _scale(self, task: Task, multiply: BatchProduct) -> float:
+    def _scale(self, task: IHVP, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
-        store = task.study.training_store("scale", *task.curvature, *settings)
+        store = task.problem.training_store("scale", *task.curvature, *settings)
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:

@@ -21,18 +21,20 @@ from torch import Tensor
 
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
-from tdaexp.curvature.score import Precondition
-from tdaexp.curvature.sides import Side
+from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.measurements import as_loss, named, sources
+from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.stage_costs import factor_costs, scores_cost
-from tdaexp.methods.study import Stage, Study
 from tdaexp.methods.workload import Workload
 from tdaexp.models.successor import shared_components
+from tdaexp.objectives.base import no_text
+from tdaexp.objectives.measurements import sources
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Problem, Stage
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
@@ -97,13 +99,15 @@ class MultiStage(Method):
         """Yes."""
         return True
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""
-        second = self._second(study)
-        first_map, second_map = shared_components(study.loaded, second.loaded)
+        if self.per_token and not isinstance(problem.objective, NextToken):
+            raise no_text(f"method.per_token={self.per_token}")
+        second = self._second(problem)
+        first_map, _ = shared_components(problem.map, second.map)
         names = names_of(first_map, self.part, self.components)
-        first_map, second_map = shared_components(study.loaded, second.loaded, names)
-        before, after = study.after("pretrained"), study.after("finetuned")
+        first_map, second_map = shared_components(problem.map, second.map, names)
+        before, after = problem.after("pretrained"), problem.after("finetuned")
         layers = layers_of(first_map, self.strict), layers_of(second_map, self.strict)
         log.info("shared by both stages: %s", layers[0].components.coverage_line())
         pretrained, finetuned = _inverse(self.pretrained, before, layers[0]), _inverse(self.finetuned, after, layers[1])
@@ -114,23 +118,24 @@ class MultiStage(Method):
         def reverse(name: str, gradient: Tensor) -> Tensor:
             return finetuned(name, pretrained(name, gradient))
 
-        train = Side(study.loaded.model, layers[0], study.train, reduction=self.reduction)
-        loss = as_loss(named(self.measurement))
-        queries = Side(second.loaded.model, layers[1], study.queries, loss, self.reduction)
+        sides = LayerPairs(
+            train_gradients(before, layers[0].map, self.reduction),
+            query_gradients(after, layers[1].map, self.reduction, self.measurement),
+            layers[0],
+            both,
+            self.query_rank,
+        )
         identity = self._identity(second, layers[0].components.names)
         values = scores_by_blocks(
-            train,
-            queries,
-            study.pairs,
-            both,
+            sides,
+            problem.pairs,
             self.partitions,
-            store=lambda part: study.store("influence", *self._identity(second, part)),
-            query_rank=self.query_rank,
-            tokens_per_batch=study.compute.tokens_per_batch,
-            cache_gb=study.compute.cache_gb,
+            store=lambda part: problem.store("influence", *self._identity(second, part)),
+            tokens_per_batch=problem.compute.tokens_per_batch,
+            cache_gb=problem.compute.cache_gb,
         )
-        scoring = TokenScoring(train, queries, both, reverse, self.query_rank)
-        return with_tokens(study.label(values, layers[0].components), study, self.per_token, scoring, *identity)
+        dataset = problem.label(values, layers[0].components)
+        return with_tokens(dataset, problem, self.per_token, TokenScoring(sides, reverse), *identity)
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """Two fits, the scores with both models loaded, and the answer."""
@@ -163,18 +168,18 @@ class MultiStage(Method):
             seed=self.seed,
         )
 
-    def _second(self, study: Study) -> Stage:
-        if study.finetuned is None:
+    def _second(self, problem: Problem) -> Stage:
+        if problem.finetuned is None:
             raise UserError(
-                "method=multistage: this study has one training stage; for one with two run `python attribute.py "
+                "method=multistage: this problem has one training stage; for one with two run `python attribute.py "
                 "experiment=toy_msif method=multistage`, set model.finetuned=FOLDER, or take method=ekfac"
             )
-        if not len(study.finetuned.examples) and self.finetuned.mode != "identity":
+        if not len(problem.finetuned.examples) and self.finetuned.mode != "identity":
             raise UserError(
                 "method=multistage: no fine-tuning example is known, so the second stage has no curvature; give "
                 "them (dataset.finetune_path=FILE for dataset=trex), or set method.finetuned_mode=identity"
             )
-        return study.finetuned
+        return problem.finetuned
 
     def _identity(self, second: Stage, names: list[str]) -> list[object]:
         """All that the scores depend on beside the pre-trained model, training examples, queries and pairs."""
@@ -183,9 +188,9 @@ class MultiStage(Method):
         return ["multistage", second.loaded.fingerprint, second.examples.fingerprint(), *own, *stages]
 
 
-def _inverse(stage: EKFAC, study: Study, layers: Layers) -> Precondition:
+def _inverse(stage: EKFAC, problem: Problem, layers: Layers) -> Precondition:
     """One stage's damped inverse; where it is the identity nothing is fitted."""
     if stage.mode == "identity":
         return lambda name, gradient: gradient
-    factors = stage.fit(study, layers)
+    factors = stage.fit(problem, layers)
     return lambda name, gradient: factors.precondition(name, gradient, stage.damped)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tdaexp.gradients.capture import REDUCTIONS
-from tdaexp.gradients.measurements import named
 from tdaexp.models.components import ComponentMap
+from tdaexp.objectives.base import REDUCTIONS
+from tdaexp.objectives.measurements import named
 from tdaexp.runtime.errors import unknown
 
 PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
@@ -14,8 +14,12 @@ PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 
 
 def names_of(components: ComponentMap, part: str, names: list[str] | None = None) -> list[str]:
-    """The components named in `names`, else those of a part of the model, in the model's order."""
-    return names or [name for name in components.names if PARTS[part] in name]
+    """The components named in `names`, else those of a part of the model, in the model's order.
+
+    A model without named blocks counts as one.
+    """
+    chosen = names or [name for name in components.names if PARTS[part] in name]
+    return chosen or (components.names if part == "blocks" else [])
 
 
 def check_choices(part: str, measurement: str, reduction: str) -> None:

@@ -8,8 +8,8 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens
 from tdaexp.data.examples import Example
-from tdaexp.methods.study import Study
 from tdaexp.models.tokenizer import pieces
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
 
@@ -20,28 +20,30 @@ def check_per_token(count: int) -> None:
 
 
 def with_tokens(
-    dataset: xr.Dataset, study: Study, count: int, scoring: TokenScoring, *depends_on: object
+    dataset: xr.Dataset, problem: Problem, count: int, scoring: TokenScoring, *depends_on: object
 ) -> xr.Dataset:
     """Add the tokens of each query's `count` best candidates and their shares (see `tdaexp.influence`); 0 adds none.
 
-    `depends_on`: what the scores depend on beside the study. Costs a pass for each query and for each such pair.
+    `depends_on`: what the scores depend on beside the problem. Costs a pass for each query and for each such pair.
     """
     if not count:
         return dataset
     best = influence.top(influence.scores(dataset).values, count)
-    pairs = np.where(best < 0, -1, np.take_along_axis(study.pairs, best, axis=1))
-    train, query = pair_tokens(scoring, pairs, store=study.store("tokens", pairs, *depends_on))
+    pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs, best, axis=1))
+    train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on))
+
+    tokenizer = problem.loaded.tokenizer if problem.loaded else None
 
     def written(example: Example, width: int) -> list[str]:
-        found = pieces(study.loaded.tokenizer, example.tokens.tolist())
+        found = pieces(tokenizer, example.tokens.tolist())
         return found + [""] * (width - len(found))
 
     blank = Example("", np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), "")
-    train_tokens = [[written(blank if k < 0 else study.train[k], train.shape[2]) for k in row] for row in pairs]
-    query_tokens = [written(example, query.shape[2]) for example in study.queries]
-    if study.classes is not None:
-        for words, example in zip(query_tokens, study.queries, strict=True):
-            words[example.length - 1] = f" [{study.classes[int(example.tokens[-1])]}]"
+    train_tokens = [[written(blank if k < 0 else problem.train[k], train.shape[2]) for k in row] for row in pairs]
+    query_tokens = [written(example, query.shape[2]) for example in problem.queries]
+    if problem.classes is not None:
+        for words, example in zip(query_tokens, problem.queries, strict=True):
+            words[example.length - 1] = f" [{problem.classes[int(example.tokens[-1])]}]"
     return dataset.assign(
         best=(("query", "rank"), best),
         train_share=(("query", "rank", "train_position"), train),

@@ -7,26 +7,26 @@ sketch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from tdaexp.data.examples import Examples
 from tdaexp.data.sizes import Sizes
-from tdaexp.gradients.capture import check_reduction
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
+from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.methods.sketch_costs import feature_products_cost, features_cost
-from tdaexp.methods.study import Study
 from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
+from tdaexp.objectives.base import check_reduction
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import unknown
 
@@ -69,19 +69,19 @@ class Project(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
-        components = study.components(self.components)
+        components = problem.components(self.components)
         sketches = self.sketches(components)
-        used = np.unique(study.pairs[study.pairs >= 0])  # no other training example is sketched
-        candidates = Examples([study.train[place] for place in used])
-        queries = self._features(study, components, sketches, study.queries, "queries")
-        train = self._features(study, components, sketches, candidates, "candidates")
-        pairs = np.where(study.pairs < 0, -1, np.searchsorted(used, study.pairs))
-        store = self._store(study, sketches, "products")
-        found = feature_products(queries, train, pairs, store=store, cache_gb=study.compute.cache_gb)
+        used = np.unique(problem.pairs[problem.pairs >= 0])  # no other training example is sketched
+        candidates = replace(problem, train=problem.train.select(used))
+        queries = self._features(problem, query_gradients(problem, components, self.reduction), sketches, "queries")
+        train = self._features(problem, train_gradients(candidates, components, self.reduction), sketches, "candidates")
+        pairs = np.where(problem.pairs < 0, -1, np.searchsorted(used, problem.pairs))
+        store = self._store(problem, sketches, "products")
+        found = feature_products(queries, train, pairs, store=store, cache_gb=problem.compute.cache_gb)
         dims = sum(sketch.dim for sketch in sketches.values())
-        labelled = study.label(found["dot"], components, found["query_sq"], found["train_sq"])
+        labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
@@ -106,26 +106,12 @@ class Project(Method):
             for c in components.components
         }
 
-    def _features(
-        self,
-        study: Study,
-        components: ComponentMap,
-        sketches: dict[str, Sketch],
-        examples: Examples,
-        role: str,
-    ) -> Features:
+    def _features(self, problem: Problem, gradients: Gradients, sketches: dict[str, Sketch], role: str) -> Features:
         """Sketched gradients on disk; `role` tells the two stores apart."""
-        return component_features(
-            study.loaded.model,
-            components,
-            examples,
-            sketches,
-            store=self._store(study, sketches, role),
-            reduction=self.reduction,
-            tokens_per_batch=study.compute.tokens_per_batch,
-        )
+        store = self._store(problem, sketches, role)
+        return component_features(gradients, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
-    def _store(self, study: Study, sketches: dict[str, Sketch], role: str) -> Path:
+    def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
         settings = [self.projection, self.distribution, self.seed, self.reduction]
         dims = {name: sketch.dim for name, sketch in sketches.items()}
-        return study.store("sketches", role, dims, settings)
+        return problem.store("sketches", role, dims, settings)

@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from tdaexp.methods.base import Method
-from tdaexp.methods.pair_study import PairStudy
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -26,15 +26,10 @@ class Random(Method):
         """No."""
         return False
 
-    @property
-    def classifiers(self) -> bool:
-        """Yes: it looks at ids alone."""
-        return True
-
-    def attribute(self, study: PairStudy) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
-        ids = np.array([*study.train.ids, ""], dtype=object)[study.pairs]
-        return study.label(self._draw(study.queries.ids, study.query_set, ids))
+        ids = np.array([*problem.train.ids, ""], dtype=object)[problem.pairs]
+        return problem.label(self._draw(problem.queries.ids, problem.query_set, ids))
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The answer, one number of float64 for each pair."""

@@ -10,28 +10,25 @@ With two training stages the training examples' states are the pre-trained model
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
 from tdaexp.data.classes import texts_alone
-from tdaexp.data.examples import Examples, collate, token_budget_batches
+from tdaexp.gradients.states import hidden_states
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Study
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
-from tdaexp.runtime.deferred import Deferred
-from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.progress import track
-from tdaexp.runtime.shrink import Shrinking, two
+from tdaexp.runtime.errors import unknown
 
 POOLINGS = ("mean", "last")
 
 
 @dataclass
 class RepSim(Method):
-    """Keys: `layer` (index into the hidden states, -1 = after the last block), `pooling` over an example's tokens
+    """Keys: `layer` (index into the hidden states, -1 = what the last layer reads), `pooling` over an example's tokens
     (`last`: the last token's state, `mean`: the average).
     """
 
@@ -48,49 +45,27 @@ class RepSim(Method):
         """Yes: each side's states are those of its own stage."""
         return True
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Cosine of pooled hidden states for every candidate pair."""
-        texts = texts_alone(study.queries) if study.classes else study.queries
-        queries = self.states(study.after("finetuned"), texts)
-        train = self.states(study.after("pretrained"), study.train)
-        return study.label(np.einsum("qd,qcd->qc", queries, train[study.pairs]))
+        texts = texts_alone(problem.queries) if problem.classes else problem.queries
+        queries = self.states(problem.after("finetuned"), texts)
+        train = self.states(problem.after("pretrained"), problem.train)
+        return problem.label(np.einsum("qd,qcd->qc", queries, train[problem.pairs]))
 
-    def states(self, study: Study, examples: Examples) -> np.ndarray:
+    def states(self, problem: Problem, examples: Any) -> np.ndarray:
         """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""
-        model, device = study.loaded.model, study.compute.device
-        depth = model.config.num_hidden_layers
-        if not -depth - 1 <= self.layer <= depth:
-            raise unknown("layer", str(self.layer), [f"{-depth - 1}…{depth}"], "method.layer")
-        by_length = np.argsort(examples.lengths, kind="stable").tolist()
-        batches = token_budget_batches(examples.lengths, by_length, study.compute.tokens_per_batch)
-        states, me = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32), ranks.current()
-        later = Deferred()
-
-        def run(members: list[int]) -> torch.Tensor:
-            inputs = collate([examples[i] for i in members]).to(device)
-            with torch.no_grad():
-                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            return self._pool(output.hidden_states[self.layer].float(), inputs.attention)
-
-        def take(batch: list[int], pooled: np.ndarray) -> None:
-            for row, index in enumerate(batch):
-                if not np.isfinite(pooled[row]).all():
-                    raise UserError(
-                        f"example '{examples[index].id}': its hidden state in layer {self.layer} is not finite; "
-                        "check the checkpoint, or try trainer.precision=float32"
-                    )
-            states[batch] = pooled
-
-        compute = Shrinking(run, two, torch.cat)
-        for batch in track(batches[me.rank :: me.world], "hidden states", len(batches), each=me.world):
-            later.add(partial(take, batch), compute(batch))
-        later.flush()
+        found = dict(hidden_states(problem, examples, self.layer, self._pool))
+        width = max(ranks.gathered(max((len(one) for one in found.values()), default=0)))
+        states = np.zeros((len(examples), width), dtype=np.float32)
+        for number, pooled in found.items():
+            states[number] = pooled.float().cpu().numpy()
         ranks.together(torch.from_numpy(states))  # zeros where another process computes
         return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
 
-    def _pool(self, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """[B, T, d] and [B, T] to [B, d]."""
+    def _pool(self, states: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
+        """[B, T, d] and [B, T] to B times [d]."""
+        states = states.float()
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), attention.sum(1) - 1]
-        weight = attention.unsqueeze(-1).float()
-        return (hidden * weight).sum(1) / weight.sum(1)
+            return list(states[torch.arange(len(states), device=states.device), real.sum(1) - 1])
+        weight = real.unsqueeze(-1).float()
+        return list((states * weight).sum(1) / weight.sum(1))

@@ -16,10 +16,10 @@ import xarray as xr
 
 from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
-from tdaexp.methods.study import Study
 from tdaexp.methods.subsets import products_of
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
+from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
@@ -75,18 +75,13 @@ class Select(Method):
         """As the method that it selects from."""
         return self.on.sharded
 
-    @property
-    def classifiers(self) -> bool:
-        """As the method that it selects from."""
-        return self.on.classifiers
-
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """As the method that it selects from: the search takes seconds."""
         return self.on.plan(work)
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""
-        return self.choose(self.on.attribute(study))
+        return self.choose(self.on.attribute(problem))
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Select on stored products, without a model."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from tdaexp.data.sizes import Sizes
-from tdaexp.gradients.feature_products import BESIDE, feature_blocks, feature_memory
+from tdaexp.gradients.feature_products import BESIDE, feature_memory
 from tdaexp.gradients.features import CHUNK_BYTES
+from tdaexp.gradients.schedule import plan_blocks
 from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.stage_costs import products_disk
 from tdaexp.methods.workload import RUNTIME_BYTES, STORE, Workload
@@ -48,8 +49,10 @@ def features_cost(
 def feature_products_cost(work: Workload, components: ComponentMap, dims: dict[str, int]) -> StageCost:
     """Products of the sketches of all pairs (`gradients.feature_products`)."""
     row = sum(dims.values()) * work.wide
-    held, piece = feature_memory(work.cache_gb, row)
-    blocks = feature_blocks(work.pairs, len(work.train), held, piece)
+    held, piece = feature_memory(work.cache_gb * 1e9, int(row))
+    ones = np.ones(max(len(work.train), len(work.pairs)), dtype=np.int64)
+    queries = ones[: len(work.pairs)]
+    blocks = plan_blocks(work.pairs, queries, ones[: len(work.train)], queries, piece, held)
     most = max(len(block.members) for block in blocks)
     read = len(work.queries) + sum(sum(map(len, block.train)) for block in blocks)
     return StageCost(

@@ -19,6 +19,7 @@ from tdaexp.gradients.pairs import CHUNK_BYTES
 from tdaexp.gradients.schedule import Block, plan_blocks
 from tdaexp.methods.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.objectives.base import Reach
 from tdaexp.runtime.costs import StageCost
 
 EIGH_FLOP = 9.0  # of a symmetric eigendecomposition with vectors, in cubes of its width
@@ -29,7 +30,7 @@ FACTOR_CACHE = 2e9  # what `Factors` keeps between calls
 
 def products_cost(work: Workload, components: ComponentMap) -> StageCost:
     """Component products of all pairs (`gradients.products`)."""
-    held = held_bytes(components, work.queries.examples(), work.dtype)
+    held = held_bytes(components, Reach(work.queries.read, work.queries.predicted), work.dtype)
     blocks = plan_blocks(
         work.pairs, work.queries.tokens, work.train.tokens, held, work.tokens_per_batch, work.cache_gb * 1e9
     )

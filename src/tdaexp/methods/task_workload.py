@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdaexp.curvature.modules import module_map
-from tdaexp.curvature.sides import most_positions
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.methods.workload import KEPT, PAIR_BYTES, RUNTIME_BYTES, STORE
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.discovery import discovered
 from tdaexp.models.task import TaskComponents
+from tdaexp.objectives.classes import most_positions
 from tdaexp.runtime.costs import StageCost
 from tdaexp.training.recorder import plan as recording
 from tdaexp.training.settings import FitSettings
@@ -74,7 +74,7 @@ class TaskWorkload:
 
     def parts(self, names: list[str] | None) -> ComponentMap:
         """The network's components, or the named ones, with the kind and shape of their layers."""
-        whole = module_map(self.module)
+        whole = discovered(self.module)
         return whole if names is None else whole.select(names)
 
     def table_bytes(self, components: int) -> float:

@@ -1,99 +1,72 @@
-"""TracIn: gradient dot products at the checkpoints of a training, weighted by their learning rates.
+"""TracIn: gradient dot products at moments of a training, weighted by their learning rates.
 
-Source: Pruthi et al. 2020, equation 1 (TracInCP): Σ_i η_i ∇ℓ(θ_i, q)·∇ℓ(θ_i, z), with η_i the mean learning rate of the
-steps between checkpoints i - 1 and i. It describes steps of plain gradient descent; the training here uses AdamW, whose
-steps are scaled otherwise. Sign: positive = steps on the training example lowered the query's loss. Fills query, train
-and component; additive over components. Cost: per checkpoint that of `dot`.
+Source: Pruthi et al. 2020, equation 1 (TracInCP): Σ_i η_i ∇ℓ(θ_i, q)·∇ℓ(θ_i, z). Of kept checkpoints η_i is the mean
+learning rate of the steps between checkpoints i - 1 and i; of a recorded training the sum of the rates of the steps
+that a moment stands for. It describes steps of plain gradient descent; AdamW scales its steps otherwise. Sign: positive
+= steps on the training example lowered the query's loss. Fills query, train and component; additive over components.
+Cost: per moment that of `dot`.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
-from tdaexp.gradients.capture import REDUCTIONS
+from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Study
-from tdaexp.models.loaded import LoadedModel
-from tdaexp.models.pretrained import Pretrained
-from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
+from tdaexp.objectives.base import check_reduction
+from tdaexp.problem import History, Problem
+from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class TracIn(Method):
-    """Keys: `steps` of the checkpoints to use (null = all that the training kept), `components` and `reduction` as for
-    `full`. A run that trains its model keeps the checkpoints by itself.
+    """Keys: `steps` to use (null = all checkpoints that the training kept, or `moments` steps of a recorded one, evenly
+    spaced), `components` and `reduction` as for `full`. A run that trains its model keeps the checkpoints by itself.
     """
 
     steps: list[int] | None = None
+    moments: int = 10
     components: list[str] | None = None
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
         """Refuse an unknown reduction."""
-        if self.reduction not in REDUCTIONS:
-            raise unknown("reduction", self.reduction, REDUCTIONS, "method.reduction")
+        check_reduction(self.reduction)
 
     @property
     def wants_checkpoints(self) -> bool:
         """Always."""
         return True
 
-    def attribute(self, study: Study) -> xr.Dataset:
-        """Weighted sum of component dot products over the checkpoints."""
-        components = study.components(self.components)
-        total = np.zeros((*study.pairs.shape, len(components)))
-        used = checkpoints_of(study, self.steps)
-        for number, checkpoint in enumerate(used, start=1):
-            log.info("checkpoint %d of %d: step %d, rate %.3g", number, len(used), checkpoint.step, checkpoint.rate)
-            model = load_checkpoint(study, checkpoint).model
+    def attribute(self, problem: Problem) -> xr.Dataset:
+        """Weighted sum of component dot products over the moments."""
+        components, compute = problem.components(self.components), problem.compute
+        total = np.zeros((*problem.pairs.shape, len(components)))
+        used = history_of(problem).moments(self.steps, self.moments)
+        for number, moment in enumerate(used, start=1):
+            log.info("moment %d of %d: step %d, rate %.3g", number, len(used), moment.step, moment.rate)
+            there = replace(problem, model=moment.load())
             products = component_products(
-                model,
-                study.components(self.components),
-                study.train,
-                study.queries,
-                study.pairs,
-                store=study.store("products", components.names, self.reduction, f"step-{checkpoint.step}"),
-                reduction=self.reduction,
-                tokens_per_batch=study.compute.tokens_per_batch,
-                cache_gb=study.compute.cache_gb,
+                train_gradients(there, components, self.reduction),
+                query_gradients(there, components, self.reduction),
+                problem.pairs,
+                store=problem.store("products", components.names, self.reduction, f"step-{moment.step}"),
+                tokens_per_batch=compute.tokens_per_batch,
+                cache_gb=compute.cache_gb,
             )
-            total += checkpoint.rate * products["dot"]
-        return study.label(total, components).assign_attrs(steps=[one.step for one in used])
+            total += moment.rate * products["dot"]
+        return problem.label(total, components).assign_attrs(steps=[one.step for one in used])
 
 
-def checkpoints_of(study: Study, steps: list[int] | None = None) -> list[Checkpoint]:
-    """The study's checkpoints, or those of the named steps. Errors (UserError): there are none, or not at that step."""
-    folder = Path(str(study.loaded.model.name_or_path))
-    kept = kept_checkpoints(folder)
-    settings = training_settings(folder)
-    if not kept and settings.get("keep") == "all":
-        length, every = settings["steps"], settings["checkpoint_every"]
-        raise UserError(
-            f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
-            f"trainer.fit.checkpoint_every={max(1, length // 5)}, or train for more steps (trainer.fit.steps)"
-        )
-    if not kept:
-        raise UserError(
-            f"{folder or 'the model'}: no checkpoints beside it, which this method needs; let it be trained here "
-            "(model.pretrained=null), or name the model/ folder of a training with trainer.fit.keep=all"
-        )
-    known = [str(one.step) for one in kept]
-    for step in steps or []:
-        if str(step) not in known:
-            raise unknown("step", str(step), known, "method.steps")
-    return [one for one in kept if steps is None or one.step in steps]
-
-
-def load_checkpoint(study: Study, checkpoint: Checkpoint) -> LoadedModel:
-    """A checkpoint's weights, where and in which type the study's model is."""
-    named = Pretrained(str(checkpoint.folder), template=study.loaded.template, max_length=study.loaded.max_length)
-    return named.load(study.compute.device, study.compute.dtype)
+def history_of(problem: Problem) -> History:
+    """The problem's history. Errors (UserError): its model was not trained here."""
+    if problem.history is None:
+        raise UserError("this model's training left nothing on its way here; let it be trained (model.pretrained=null)")
+    return problem.history

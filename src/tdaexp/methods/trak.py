@@ -17,34 +17,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 import xarray as xr
 
-from tdaexp.curvature.ggn import LogitsAt
 from tdaexp.curvature.layers import layers_of
-from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.data.sizes import Sizes
-from tdaexp.gradients.capture import loss_positions
 from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
-from tdaexp.gradients.measurements import as_loss, logit_margin
+from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.parts import PARTS, names_of, part_note, with_notes
 from tdaexp.methods.sketch_costs import features_cost
-from tdaexp.methods.study import Study
-from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
+from tdaexp.methods.tracin import history_of
 from tdaexp.methods.workload import RUNTIME_BYTES, Workload
-from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import LoadedModel
+from tdaexp.objectives.measurements import as_loss, logit_margin
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
-from tdaexp.runtime.deferred import Deferred, send
+from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.shrink import Shrinking, two
+from tdaexp.runtime.oom_split import Shrinking, two
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -55,7 +51,7 @@ ENSEMBLES = ("last", "all")
 @dataclass
 class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
-    = the model alone, `all` that its training kept), `projection` and `distribution` as for `project` (`trak` =
+    = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and `distribution` as for `project` (`trak` =
     traker's), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`), `components` (names, in place of
     `part`), `seed`.
     """
@@ -63,6 +59,7 @@ class TRAK(Method):
     dimensions: int = 256
     ridge: float = 0.01
     checkpoints: str = "last"
+    moments: int = 10
     projection: str = "trak"
     distribution: str = "rademacher"
     part: str = "blocks"
@@ -91,25 +88,29 @@ class TRAK(Method):
         """Where all are averaged."""
         return self.checkpoints == "all"
 
-    def attribute(self, study: Study) -> xr.Dataset:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
-        every = study.components()
+        every = problem.components()
         components = layers_of(every.select(names_of(every, self.part, self.components))).components
         log.info("%s: %s", self.name, components.coverage_line())
-        models = [("last", study.loaded)]
-        if self.checkpoints == "all":
-            models = [(f"step-{one.step}", load_checkpoint(study, one)) for one in checkpoints_of(study)]
+        moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
+        models = [(f"step-{one.step}", one.load) for one in moments] or [("last", lambda: problem.model)]
         kernels, weights = [], []
-        for name, loaded in models:
-            fitted = self._features(study, components, loaded, study.curvature_examples, name)
-            train = self._features(study, components, loaded, study.train, name)
-            queries = self._features(study, components, loaded, study.queries, name)
-            whole = [_whole(one, len(components), study.compute.cache_gb) for one in (queries, fitted)]
-            parts = _parts(train, len(components), study.compute.cache_gb)
-            kernels.append(kernel(whole[0], parts, whole[1], study.pairs, self.ridge))
-            weights.append(out_to_loss(loaded, study.train, study.compute.tokens_per_batch))
-        values = np.mean(kernels, axis=0) * np.mean(weights, axis=0)[study.pairs][..., None]
-        return study.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
+        for name, load in models:
+            there = replace(problem, model=load())
+            sides = {
+                "fitted": replace(train_gradients(there, components), examples=problem.curvature_examples),
+                "train": train_gradients(there, components),
+                "queries": query_gradients(there, components),
+            }
+            found = {role: self._features(problem, side, name) for role, side in sides.items()}
+            cache_gb = problem.compute.cache_gb
+            whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
+            parts = _parts(found["train"], len(components), cache_gb)
+            kernels.append(kernel(whole[0], parts, whole[1], problem.pairs, self.ridge))
+            weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
+        values = np.mean(kernels, axis=0) * np.mean(weights, axis=0)[problem.pairs][..., None]
+        return problem.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """Of the last checkpoint; how many a training will keep is not known before."""
@@ -130,10 +131,9 @@ class TRAK(Method):
         sketched = features_cost(work, passed, components, dims, self.projection)
         return [*sketched, scores, work.answer(2 * len(components), self_products=False)]  # float64
 
-    def _features(
-        self, study: Study, components: ComponentMap, loaded: LoadedModel, examples: Examples, name: str
-    ) -> Features:
+    def _features(self, problem: Problem, gradients: Gradients, name: str) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""
+        components, examples = gradients.components, gradients.examples
         sketches = {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
             for one in components.components
@@ -145,15 +145,12 @@ class TRAK(Method):
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
-        place = study.store if examples is study.queries else study.training_store
+        place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
-            loaded.model,
-            components,
-            examples,
+            replace(gradients, loss=as_loss(logit_margin)),
             sketches,
             store=place("trak", examples.fingerprint(), name, components.names, settings),
-            loss=as_loss(logit_margin),
-            tokens_per_batch=study.compute.tokens_per_batch,
+            tokens_per_batch=problem.compute.tokens_per_batch,
         )
 
 
@@ -205,24 +202,21 @@ def kernel(
     return values
 
 
-def out_to_loss(loaded: LoadedModel, examples: Examples, tokens_per_batch: int) -> np.ndarray:
-    """Q [N] float64: the mean of 1 - p over each example's predicted tokens; the processes share the batches."""
-    logits_at, device = LogitsAt(loaded.model), loaded.model.device
-    order = np.argsort(examples.lengths, kind="stable").tolist()
-    values, me, later = np.zeros(len(examples)), ranks.current(), Deferred()
+def out_to_loss(gradients: Gradients, tokens_per_batch: int) -> np.ndarray:
+    """Q [N] float64: the mean of 1 - p over each example's positions; the processes share the batches."""
+    values, me, later = np.zeros(len(gradients)), ranks.current(), Deferred()
 
     def run(members: list[int]) -> torch.Tensor:
-        batch = collate([examples[index] for index in members])
-        positions, targets, weights = loss_positions(batch, "mean")
-        tokens, positions, targets, weights = (send(one, device) for one in (batch.tokens, positions, targets, weights))
+        inputs = gradients.inputs(members)
         with torch.no_grad():
-            logits = logits_at(tokens, positions).double()
-        p = torch.softmax(logits, dim=-1).gather(2, targets[..., None])[..., 0]
-        return ((1 - p) * weights).sum(1)
+            logits = gradients.objective.outputs(gradients.model, inputs).double()
+        p = torch.softmax(logits, dim=-1).gather(2, inputs.targets[..., None])[..., 0]
+        return ((1 - p) * inputs.weights).sum(1)
 
     compute = Shrinking(run, two, torch.cat)
-    for members in token_budget_batches(examples.lengths, order, tokens_per_batch)[me.rank :: me.world]:
-        later.add(partial(values.__setitem__, members), compute(members))
+    with gradients.ready():
+        for members in gradients.batches(tokens_per_batch)[me.rank :: me.world]:
+            later.add(partial(values.__setitem__, members), compute(members))
     later.flush()
     ranks.together(torch.from_numpy(values))  # zeros where another process computes
     return values

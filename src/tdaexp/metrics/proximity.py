@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.metrics.selection import describe
-from tdaexp.models.components import Component, Part
+from tdaexp.models.components import Component, Part, component_map
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.successor import shared_components
 
@@ -22,7 +22,7 @@ def proximity(before: LoadedModel, after: LoadedModel) -> pd.DataFrame:
     """One row per shared linear component inside the blocks: `component`, `type`, `depth`, `size`, `distance`, `norm`
     (of the weights before) and `relative`, distance over norm. Norms are formed in float64.
     """
-    shared, _ = shared_components(before, after)
+    shared, _ = shared_components(component_map(before.model), component_map(after.model))
     linear = [one for one in shared.components if one.parts[0].kind in LINEAR and one.name.startswith("layers.")]
     rows = []
     for component in linear:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 class Part:
     """One module's share in a component.
 
-    `module`: dotted path. `kind`: 'linear' (y = x Wᵀ + b), 'conv1d' (y = x W + b, GPT-2), 'embedding' or 'norm'; in a
-    classifier 'linear', 'conv2d' (a matrix over patches) or 'other'. `rows` [R] int64: the outputs that belong to the
-    component when its matrix is fused with others, else None. `bias`: the module's bias belongs to the component too.
-    `shape`: (outputs, inputs) of the part's weight, inputs being the vocabulary for an embedding and 0 for a norm.
+    `module`: dotted path. `kind`: 'linear' (y = x Wᵀ + b), 'conv1d' (y = x W + b, GPT-2), 'conv2d' (a matrix over
+    patches), 'embedding', 'norm', or 'other': whatever has no rule, whose gradient is formed by autograd. `rows` [R]
+    int64: the outputs that belong to the component when its matrix is fused with others, else None. `bias`: the
+    module's bias belongs to the component too. `shape`: (outputs, inputs) of the part's weight, inputs being the
+    vocabulary for an embedding and 0 for a norm or something else. `parameters`: full names, of a part without a rule.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Part:
     rows: np.ndarray | None
     bias: bool
     shape: tuple[int, int]
+    parameters: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -59,10 +61,20 @@ class Component:
     def matrix(self) -> tuple[int, int]:
         """The gradient as a matrix: (outputs, inputs and bias), (vocabulary, width) or (parameters, 1)."""
         part = self.parts[0]
-        if part.kind == "norm":
+        if part.kind in ("norm", "other") or (len(self.parts) > 1 and not self.tied):
             return self.size, 1
         outputs, inputs = part.shape
         return (inputs, outputs) if part.kind == "embedding" else (outputs, inputs + part.bias)
+
+    @property
+    def captured(self) -> bool:
+        """Whether hooks see all of its gradient; else autograd forms it (`gradients.explicit`)."""
+        return all(part.kind != "other" for part in self.parts)
+
+    @property
+    def alone_linear(self) -> bool:
+        """Whether the component is one linear layer, which may read what others read too."""
+        return len(self.parts) == 1 and self.parts[0].kind in ("linear", "conv1d")
 
     @property
     def tied(self) -> bool:
@@ -113,6 +125,16 @@ class ComponentMap:
             f"attributed {covered:,} of {self.total:,} parameters ({100 * covered / self.total:.4g} %) in "
             f"{len(self)} components; skipped: {skipped or 'none'}{more}"
         )
+
+
+def parameters_of(model: nn.Module, component: Component) -> list[str]:
+    """Full names of the parameters that a component has a share in, in the order in which vectors list them."""
+    names: list[str] = []
+    for part in component.parts:
+        layer = model.get_submodule(part.module)
+        own = [f"{part.module}.{name}" if part.module else name for name, _ in layer.named_parameters(recurse=False)]
+        names += part.parameters or own
+    return names
 
 
 def component_map(model: PreTrainedModel) -> ComponentMap:

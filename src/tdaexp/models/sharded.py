@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from tdaexp.models.layers import layout
 from tdaexp.models.loaded import head, one_text_a_row
 from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.shrink import free_memory, out_of_memory
+from tdaexp.runtime.oom_split import free_memory, out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -29,7 +30,7 @@ T = TypeVar("T")
 _sharded: dict[nn.Module, Sharded] = {}  # for the life of the process: its companions count on it
 
 
-def in_step(model: PreTrainedModel, work: Callable[[], T]) -> T:
+def in_step(model: nn.Module, work: Callable[[], T]) -> T:
     """Result of `work`, which makes at most one forward and backward pass; of a sharded model all processes at once.
 
     Errors: those of `work`; `Lost` when another process ended.
@@ -38,18 +39,15 @@ def in_step(model: PreTrainedModel, work: Callable[[], T]) -> T:
     return work() if sharded is None else sharded.step(work)
 
 
-def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
-    """Logits [B, L, V] of tokens [B, T] at the positions [B, L] only; of a sharded model, within `in_step`.
-
-    Learned positions are looked up once per batch unless each example brings its own, which their gradients need.
-    """
+def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits [B, L, V] of tokens [B, T] at the positions [B, L] only; of a sharded model, within `in_step`."""
     own = _sharded[model].logits if model in _sharded else partial(_logits, model)
-    return own(tokens, positions, per_example_positions)
+    return own(tokens, positions)
 
 
-def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor, per_example_positions: bool) -> Tensor:
+def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if per_example_positions:
+    if "pos_embed" in layout(model.config.model_type).values():  # each example brings its own, for their gradients
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     with one_text_a_row():
         hidden = model.base_model(**arguments).last_hidden_state
@@ -135,7 +133,7 @@ class Sharded:
 
     def _two_tokens(self) -> Tensor:
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
-        return self.logits(tokens, tokens, False)
+        return self.logits(tokens, tokens)
 
     def _complete(self, work: Callable[[], T]) -> T:
         """Result of `work`, all gathers of a whole pass made, also where it fails."""

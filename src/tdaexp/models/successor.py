@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.models.components import Component, ComponentMap
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime.errors import UserError
 
@@ -40,13 +40,12 @@ def check_successor(first: LoadedModel, second: LoadedModel, name: str) -> None:
 
 
 def shared_components(
-    first: LoadedModel, second: LoadedModel, names: Iterable[str] | None = None
+    one: ComponentMap, two: ComponentMap, names: Iterable[str] | None = None
 ) -> tuple[ComponentMap, ComponentMap]:
     """The components that both models have with the same shape, as maps of the first and of the second model.
 
     `names` restricts them. A name that is not shared is a `UserError`.
     """
-    one, two = component_map(first.model), component_map(second.model)
     shapes = {component.name: _shape(component) for component in two.components}
     common = [c.name for c in one.components if shapes.get(c.name) == _shape(c)]
     if not common:

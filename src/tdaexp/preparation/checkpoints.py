@@ -11,11 +11,11 @@ from tdaexp.data.groups import groups_of
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.checkpoint_study import CheckpointStudy
-from tdaexp.methods.study import Compute
 from tdaexp.models.hub import load_skeleton, load_tokenizer
 from tdaexp.models.pretrained import Pretrained, model_length
 from tdaexp.models.source import locate
 from tdaexp.preparation.texts import load_model, text_template
+from tdaexp.problem import Compute
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.checkpoint_list import Snapshot, snapshots

@@ -12,11 +12,13 @@ import torch
 
 from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
 from tdaexp.data.tensors import TensorExamples
-from tdaexp.methods.classifier_study import ClassifierStudy
-from tdaexp.methods.pair_study import Compute
 from tdaexp.methods.task_study import CPU, TaskStudy
+from tdaexp.models.discovery import discovered
+from tdaexp.objectives.classes import Classes
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
+from tdaexp.training.history import RecordedSteps
 from tdaexp.training.task import TrainedTask, trained_task
 
 log = logging.getLogger(__name__)
@@ -50,24 +52,29 @@ def build_task_study(config: Any, task: TrainedTask, device: torch.device = CPU)
     )
 
 
-def build_classifier_study(config: Any, task: TrainedTask) -> ClassifierStudy:
+def build_problem(config: Any, task: TrainedTask) -> Problem:
     """The trained classifier with its queries and their candidates; the truth is that both are of one class."""
     trainer = config.trainer
     device, dtype = resolve_device(trainer.accelerator), resolve_dtype(trainer.precision)
     names, queries = _queries(config, task)
     train = _as(task.corpus.train, dtype)
     candidates = chosen_candidates(config.candidates, len(queries), len(train))
-    return ClassifierStudy(
-        copy.deepcopy(task.module).to(device, dtype),
-        task.fingerprint,
-        train,
-        _as(queries, dtype),
-        names,
-        candidates,
-        (queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
-        Compute(device, dtype, trainer.tokens_per_batch, trainer.cache_gb),
-        Path(config.cache_dir),
-        config.seed,
+    model = copy.deepcopy(task.module).to(device, dtype)
+    objective, two = Classes(), range(min(2, len(train)))
+    return Problem(
+        model=model,
+        identity=task.fingerprint,
+        map=discovered(model, lambda: objective.outputs(model, objective.batch(train, two).to(device)), len(two)),
+        objective=objective,
+        train=train,
+        queries=_as(queries, dtype),
+        query_set=names,
+        candidates=candidates,
+        truth=(queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
+        compute=Compute(device, dtype, trainer.tokens_per_batch, trainer.cache_gb),
+        cache=Path(config.cache_dir),
+        seed=config.seed,
+        history=RecordedSteps(model, task.trajectory) if config.trainer.fit.record else None,
     )
 
 

@@ -19,13 +19,16 @@ from tdaexp.data.dataset import query_id
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Corpus, Record
 from tdaexp.data.tokenise import tokenise
-from tdaexp.methods.study import Compute, Stage, Study
+from tdaexp.models.components import component_map
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
+from tdaexp.training.history import SavedCheckpoints
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     return _trained(config, named, records, config.trainer.finetune)
 
 
-def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Study:
+def build_problem(config: Any, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Problem:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names = list(config.dataset.query_sets)
     records = [record for name in names for record in corpus.queries[name]]
@@ -74,19 +77,27 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
     sources = [[position[source] for source in record.truth] for record in records]
     truth = np.stack([np.isin(row, own) for row, own in zip(candidates.indices, sources, strict=True)])
     classes = None if successor is None else successor.classes
-    return Study(
+    device, dtype = loaded.model.device, loaded.model.dtype
+    second = None
+    if successor is not None:
+        examples = _tokens(config, corpus.finetune, successor, classes)
+        second = Stage(successor, component_map(successor.model), examples)
+    return Problem(
+        model=loaded.model,
+        identity=loaded.fingerprint,
+        map=component_map(loaded.model),
+        objective=NextToken(),
         train=_tokens(config, corpus.train, loaded),
         queries=_tokens(config, records, loaded, classes),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
         truth=truth,
         loaded=loaded,
-        compute=Compute(
-            loaded.model.device, loaded.model.dtype, config.trainer.tokens_per_batch, config.trainer.cache_gb
-        ),
+        history=SavedCheckpoints(loaded, device, dtype),
+        compute=Compute(device, dtype, config.trainer.tokens_per_batch, config.trainer.cache_gb),
         cache=Path(config.cache_dir),
         seed=config.seed,
-        finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor, classes)),
+        finetuned=second,
     )
 
 

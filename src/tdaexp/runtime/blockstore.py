@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from tdaexp.runtime import lockstep, ranks, stop
-from tdaexp.runtime.behind import Behind
+from tdaexp.runtime.async_writer import Behind
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked
 from tdaexp.runtime.fingerprint import fingerprint

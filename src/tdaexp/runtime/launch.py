@@ -14,7 +14,7 @@ from typing import Any
 
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.pulse import watch_each_other
+from tdaexp.runtime.heartbeat import watch_each_other
 from tdaexp.runtime.quiet import quiet
 
 log = logging.getLogger(__name__)

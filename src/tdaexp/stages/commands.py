@@ -30,7 +30,7 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.planning.plan import tell_plan
 from tdaexp.preparation.sharded import load_sharded
 from tdaexp.preparation.texts import (
-    build_study,
+    build_problem,
     drawn,
     load_model,
     load_successor,
@@ -159,7 +159,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
         tell_plan(config, corpus)
     loaded, successor, corpus = _models(config, corpus, clock)
     with ranks.first_alone():
-        study = build_study(config, corpus, loaded, successor)
+        study = build_problem(config, corpus, loaded, successor)
         clock.stop("candidates")
     log.info("%s", study.components().coverage_line())
     if study.classes and config.method.reads_model and not config.method.both_stages:

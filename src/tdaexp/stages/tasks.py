@@ -12,12 +12,11 @@ import yaml
 from tdaexp import influence
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.planning.plan import tell_plan
-from tdaexp.preparation.tasks import build_classifier_study, load_task
+from tdaexp.preparation.tasks import build_problem, load_task
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.fingerprint import deciding, provenance
 
@@ -29,27 +28,22 @@ def score_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]
 
     Errors (UserError): the method reads texts only.
     """
-    if not config.method.classifiers:
-        raise UserError(
-            f"method={config.method.name}: scores pairs of texts; with a classification task use explaind, ekfac, "
-            "full, dot, select or random"
-        )
     clock = Clock()
     if ranks.current().first:
         tell_plan(config)
     with ranks.first_alone():
         task = load_task(config)
     clock.stop("model")
-    study = build_classifier_study(config, task)
-    log.info("%s", study.components().coverage_line())
-    dataset = config.method.attribute(study)
+    problem = build_problem(config, task)
+    log.info("%s", problem.components().coverage_line())
+    dataset = config.method.attribute(problem)
     clock.stop("scoring")
     if not ranks.current().first:
         return {}
-    dataset.attrs["study"] = study.fingerprint
-    cost = study.split_cost(clock.seconds)
+    dataset.attrs["study"] = problem.fingerprint
+    cost = problem.split_cost(clock.seconds)
     _keep(config, folder, dataset, cost)
-    texts = {"query": _texts(study.queries), "train": _texts(study.train)}
+    texts = {"query": _texts(problem.queries), "train": _texts(problem.train)}
     write_json(folder / "texts.json", texts)
     dataset.attrs["cost"] = cost
     return write_report(folder, {dataset.attrs["label"]: dataset}, texts, config.metric, logger)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.gradients.factors import accumulation_dtype
+from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.fingerprint import fingerprint
 
 

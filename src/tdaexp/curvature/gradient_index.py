@@ -8,7 +8,7 @@ damping or queries. Cost of another query set: its own passes, and one read of t
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +16,27 @@ import torch
 from torch import Tensor
 
 from tdaexp.curvature.contraction import HeldLayer, Workspace
-from tdaexp.curvature.layers import Layer
-from tdaexp.curvature.score import Precondition, Scoring, check_sides, run_layers
-from tdaexp.curvature.sides import PairSide
-from tdaexp.data.examples import token_budget_batches
+from tdaexp.curvature.layers import Layer, Layers
+from tdaexp.curvature.score import Held, LayerPairs, Scoring, run_layers
 from tdaexp.gradients.factors import LinearFactors
-from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, rows_of
+from tdaexp.gradients.pair_driver import WritePairs, meet_pairs
+from tdaexp.gradients.pairs import Pairs
+from tdaexp.gradients.passes import Gradients
+from tdaexp.gradients.schedule import Block
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.deferred import Deferred, fetch
+from tdaexp.runtime.deferred import Deferred, fetch, send
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.shrink import Shrinking, joined, two
+from tdaexp.runtime.oom_split import Shrinking, joined, two
 
-log = logging.getLogger(__name__)
 LEVELS = 127
 CACHED_ENTRIES = 1 << 19
 """Gradient entries that are unpacked at a time; a constant, because results may depend on it in the last bits."""
 
 
-def kept_bytes(train: PairSide) -> int:
-    """Size of the store of all training gradients: a byte per weight, four per bias and per row's scale."""
-    each = [layer.outputs * (layer.inputs - layer.bias + 4 * (1 + layer.bias)) for layer in train.layers.layers]
-    return sum(each) * len(train.ids)
+def index_bytes(layers: Layers, examples: int) -> int:
+    """Size of the index of all training gradients: a byte per weight, four per bias and per row's scale."""
+    each = [layer.outputs * (layer.inputs - layer.bias + 4 * (1 + layer.bias)) for layer in layers.layers]
+    return sum(each) * examples
 
 
 def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,32 +46,33 @@ def quantise(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return gradient.mul_(inverse[..., None]).round_().to(torch.int8), scale
 
 
-class KeptGradients:
+class GradientIndex:
     """All training gradients of one side in a block store; rows are ordered by length."""
 
-    def __init__(self, train: PairSide, store: Path, keep_gb: float, tokens_per_batch: int, pad_id: int = 0) -> None:
+    def __init__(self, train: Gradients, layers: Layers, store: Path, keep_gb: float, tokens_per_batch: int) -> None:
         """Plan the store. Errors (UserError): it would be larger than `keep_gb` (10^9 bytes)."""
-        train.check(range(len(train.ids)), "training")
-        needed = kept_bytes(train)
+        train.check(range(len(train)), "training")
+        needed = index_bytes(layers, len(train))
         if needed > keep_gb * 1e9:
             raise UserError(
-                f"keeping the gradients of {len(train.ids):,} training examples takes {needed / 1e9:.3g} GB; set "
+                f"keeping the gradients of {len(train):,} training examples takes {needed / 1e9:.3g} GB; set "
                 f"method.keep_gb={np.ceil(needed / 1e7) / 100:g}, choose fewer components, or keep none "
                 "(method.keep_gb=0)"
             )
-        self.train, self.pad_id = train, pad_id
+        self.train, self.layers = train, layers
         self.space = Workspace(torch.float32, train.device)
-        lengths = train.lengths
-        order = np.argsort(lengths, kind="stable").tolist()
+        order = np.argsort(train.lengths, kind="stable").tolist()
         # Batches of one size, so that each is one file per array.
-        size = max(1, tokens_per_batch // int(lengths.max()))
+        size = max(1, tokens_per_batch // int(train.lengths.max()))
         self.batches = [order[start : start + size] for start in range(0, len(order), size)]
-        self.place = np.argsort(order)  # where each example's row is
+        self.block_of = np.empty(len(order), dtype=np.int64)  # which batch holds each example
+        for number, batch in enumerate(self.batches):
+            self.block_of[batch] = number
         ends = np.cumsum([len(batch) for batch in self.batches])
         slices = [slice(int(end) - len(batch), int(end)) for batch, end in zip(self.batches, ends, strict=True)]
-        count = len(train.ids)
+        count = len(train)
         arrays: dict[str, tuple[tuple[int, ...], str]] = {}
-        for layer in train.layers.layers:
+        for layer in layers.layers:
             arrays[f"G.{layer.name}"] = ((count, layer.outputs, layer.inputs - layer.bias), "int8")
             arrays[f"s.{layer.name}"] = ((count, layer.outputs, 1 + layer.bias), "float32")
         self.blocks = BlockStore(store, arrays, slices, compressed=False, rows=min(size, count))
@@ -93,7 +94,7 @@ class KeptGradients:
             check[:] = largest
             values[f"G.{layer.name}"], values[f"s.{layer.name}"] = fetch(numbers), fetch(rows)
 
-        run_layers(self.train, members, self.pad_id, take, later)
+        run_layers(self.train, self.layers, members, take, later)
         later.flush()
         return {name: value.numpy() for name, value in values.items()}
 
@@ -111,18 +112,16 @@ class KeptGradients:
         rows = [scale, deltas.float().sum(1)] if layer.bias else [scale]
         return numbers, torch.stack(rows, dim=2), scale.sum(1)
 
-    def scores(self, held: dict[str, HeldLayer], queries: int) -> np.ndarray:
-        """Scores [queries, N, K] of held queries against all training examples, float32."""
-        layers = self.train.layers
-        values = np.empty((queries, len(self.train.ids), len(layers.components)), dtype=np.float32)
-        for block in range(len(self.batches)):
-            rows = self.blocks.blocks[block]
-            for layer in layers.layers:
-                stored = (self.blocks.group[f"{key}.{layer.name}"][rows] for key in "Gs")
-                numbers, scale = (torch.from_numpy(one).to(self.space.device) for one in stored)
-                found = product_with_kept(layer, held[layer.name], numbers, scale)
-                values[:, rows, layers.columns(layer)] = found.cpu().numpy()
-        return values[:, self.place]
+    def scores(self, block: int, held: Held) -> Tensor:
+        """Scores [Q, n, K] of held queries with the examples of a block, float32."""
+        rows = self.blocks.blocks[block]
+        columns: dict[int, Tensor] = {}
+        for layer in self.layers.layers:
+            stored = (self.blocks.group[f"{key}.{layer.name}"][rows] for key in "Gs")
+            numbers, scale = (torch.from_numpy(one).to(self.space.device) for one in stored)
+            found = product_with_kept(layer, held[layer.name], numbers, scale)
+            columns |= dict(zip(self.layers.columns(layer), found.unbind(2), strict=True))
+        return torch.stack([columns[k] for k in range(len(columns))], dim=2)
 
 
 def product_with_kept(layer: Layer, held: HeldLayer, numbers: Tensor, rows: Tensor) -> Tensor:
@@ -161,48 +160,50 @@ def _low_rank_product(held: HeldLayer, part: slice, gradient: Tensor, biases: Te
     return both.view(len(left), -1, both.shape[1]).sum(1)
 
 
-def kept_scores(
-    train: PairSide,
-    queries: PairSide,
+class IndexedScoring(Scoring):
+    """Queries are held as for exact scores; the training examples' gradients are read from an index."""
+
+    def __init__(self, sides: LayerPairs, index: GradientIndex, tokens_per_batch: int) -> None:
+        super().__init__(sides.train, sides.queries, tokens_per_batch, sides)
+        self.index, self.kind = index, "float32"
+
+    def plan(self, pairs: np.ndarray, memory: float) -> list[Block]:
+        """Candidates come in the index's batches."""
+        found = []
+        for block in super().plan(pairs, memory):
+            needed = np.unique(pairs[block.members])
+            needed = needed[needed >= 0]
+            of = self.index.block_of[needed]
+            found.append(Block(block.queries, [needed[of == number].tolist() for number in np.unique(of)]))
+        return found
+
+    def meet(self, batch: list[int], held: Held, pairs: Pairs, write: WritePairs, later: Deferred) -> None:
+        """Read a batch of the index."""
+        number = int(self.index.block_of[batch[0]])
+        place = {example: row for row, example in enumerate(self.index.batches[number])}
+        there = np.array([place[example] for example in batch])[pairs.right.numpy()]
+        later.flush()  # the checks of what is held
+        values = self.index.scores(number, held)
+        left = pairs.on(values.device)[0]
+        later.add(partial(write, "scores"), values[left, send(there, values.device)])
+
+
+def indexed_scores(
+    sides: LayerPairs,
     pairs: np.ndarray,
-    precondition: Precondition,
     *,
+    index: Path,
     store: Path,
-    scores: Path,
     keep_gb: float,
-    query_rank: int | None = None,
     tokens_per_batch: int = 4096,
     cache_gb: float = 2.0,
-    pad_id: int = 0,
 ) -> np.ndarray:
-    """As `score.pair_scores`, from gradients that `store` keeps for other query sets. Returns [Q, C, K] float32.
+    """As `score.pair_scores`, from gradients that are kept for other query sets. Returns [Q, C, K] float32.
 
-    `store` is a folder named after the model, the training set and its loss alone, `scores` one named after all that
-    the result depends on. Errors (UserError): as there, and a store larger than `keep_gb`.
+    `index` is a folder named after the model, the training set and its loss alone, `store` one named after all that the
+    result depends on. Errors (UserError): as there, and an index larger than `keep_gb`.
     """
-    pairs = np.asarray(pairs, dtype=np.int64)
-    check_sides(train, queries, pairs)
-    kept = KeptGradients(train, store, keep_gb, tokens_per_batch, pad_id)
+    kept = GradientIndex(sides.train, sides.layers, index, keep_gb, tokens_per_batch)
     kept.fill()
-    work = Scoring(train, queries, pairs, precondition, query_rank, pad_id)
-    at_once = max(1, int(cache_gb * 1e9 // work.held_bytes()))
-    order = np.argsort(queries.lengths, kind="stable").tolist()
-    parts = [order[start : start + at_once] for start in range(0, len(order), at_once)]
-    wanted = [Block(token_budget_batches(queries.lengths, part, tokens_per_batch), []) for part in parts]
-    plan = kept_plan(scores.with_name(scores.name + ".plan.json"), wanted)
-    slices = rows_of(plan)
-    blocks = BlockStore(scores, {"scores": ((*pairs.shape, len(train.layers.components)), "float32")}, slices)
-
-    def answer(block: Block) -> np.ndarray:
-        members = block.members
-        later = Deferred()
-        held = work.hold(block.queries, later)
-        later.flush()
-        table, chosen = kept.scores(held, len(members)), pairs[members]
-        return np.where((chosen < 0)[..., None], np.nan, table[np.arange(len(members))[:, None], chosen])
-
-    compute = Shrinking(answer, lambda block: halves(block, pairs), np.concatenate)
-    with queries.ready(), blocks.pending() as missing:
-        for number in blocks.each(missing, "influence"):
-            blocks.write(number, {"scores": compute(plan[number])})
-    return blocks.read()["scores"][np.argsort(listed(plan))]
+    work = IndexedScoring(sides, kept, tokens_per_batch)
+    return meet_pairs(work, pairs, store=store, cache_gb=cache_gb)["scores"]

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tdaexp.gradients.capture import Loss
-from tdaexp.gradients.factors import accumulation_dtype
-from tdaexp.gradients.imported import imported
+from tdaexp.objectives.base import Loss
+from tdaexp.objectives.own_function import imported
+from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import unknown
 
 Measurement = Callable[[Tensor, Tensor, Tensor], Tensor]

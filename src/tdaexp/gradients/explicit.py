@@ -1,0 +1,52 @@
+"""Per-example gradients by autograd, for parameters whose layers have no rule for captured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from tdaexp.objectives.base import Inputs, Loss, Objective
+from tdaexp.runtime.accumulation import accumulation_dtype
+
+
+class Losses(nn.Module):
+    """A model's losses [B] as a module of its own, so that its parameters can be replaced."""
+
+    def __init__(self, model: nn.Module, objective: Objective, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.objective, self.loss = model, objective, loss
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Losses [B] of some inputs."""
+        return self.objective.losses(self.model, inputs, self.loss)
+
+
+def explicit_gradients(
+    model: nn.Module, names: Sequence[str], objective: Objective, inputs: Inputs, loss: Loss
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients [B, *shape] of the named parameters, in float32 at least, and losses [B].
+
+    All examples at once where the model allows it (`vmap`), else one after the other. Memory: B times the parameters.
+    """
+    parameters = {f"model.{name}": dict(model.named_parameters())[name].detach() for name in names}
+    whole, tensors = Losses(model, objective, loss), inputs.tensors()
+
+    def one(values: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
+        alone = inputs.having({name: value[None] for name, value in row.items()})
+        return functional_call(whole, values, (alone,))[0]
+
+    each = grad_and_value(one)
+    try:
+        found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        rows = [each(parameters, {name: value[k] for name, value in tensors.items()}) for k in range(len(inputs.ids))]
+        found = {name: torch.stack([gradient[name] for gradient, _ in rows]) for name in parameters}
+        losses = torch.stack([value for _, value in rows])
+    return {
+        name.removeprefix("model."): value.to(accumulation_dtype(value.dtype)) for name, value in found.items()
+    }, losses.detach()

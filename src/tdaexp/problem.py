@@ -1,0 +1,228 @@
+"""The problem: all that a method may look at, whatever the model is.
+
+A language model, a classifier, a recorded training and somebody's own module with a loss are ways to build a `Problem`
+(`building/`), not kinds of it: a method is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+from tdaexp import influence
+from tdaexp.data.candidates import Candidates
+from tdaexp.models.components import ComponentMap
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.objectives.base import ExampleList, Objective
+from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the passes are run: none of this may change a result beyond rounding.
+
+    `tokens_per_batch` bounds a batch's padded size, `cache_gb` the memory for what is held.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    tokens_per_batch: int
+    cache_gb: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The model at a step of its training, and the `rate` (of learning) that it stands for; `load` gives its weights."""
+
+    step: int
+    rate: float
+    load: Callable[[], nn.Module]
+
+
+class History(Protocol):
+    """What a training left on its way."""
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        """The model at the named steps, or at all that were kept; of a recording at `count` of them, evenly spaced.
+
+        Errors (UserError): nothing was kept, or not at that step.
+        """
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A second stage of training: the model that came out of it, and the examples that it was trained on."""
+
+    loaded: LoadedModel
+    map: ComponentMap
+    examples: ExampleList
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
+
+    `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
+    each belongs to, `truth` [Q, C] which candidate is a source of the query. `loaded` has the tokenizer where there is
+    one. `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked
+    for, `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
+
+    A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
+    stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.
+    """
+
+    model: nn.Module
+    identity: str
+    map: ComponentMap
+    objective: Objective
+    train: Any
+    queries: Any
+    query_set: list[str]
+    candidates: Candidates
+    truth: np.ndarray
+    compute: Compute
+    cache: Path
+    seed: int
+    loaded: LoadedModel | None = None
+    history: History | None = None
+    finetuned: Stage | None = None
+    fitted: ExampleList | None = None
+    stores: set[Path] = field(default_factory=set)
+    overhead: set[Path] = field(default_factory=set)
+    spent: float = field(default_factory=lambda: BlockStore.spent)
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
+        return self.candidates.indices
+
+    @property
+    def curvature_examples(self) -> Any:
+        """The examples whose mean loss the explained model minimised: those that curvature is averaged over.
+
+        Errors (UserError): none is known.
+        """
+        if self.fitted is None:
+            return self.train
+        if not len(self.fitted):
+            raise UserError(
+                "no fine-tuning example is known, so the fine-tuned model's curvature is not either; give them "
+                "(dataset.finetune_path=FILE), explain the model before it (stage=pretrained), or take method=dot, "
+                "full or repsim, which need no curvature"
+            )
+        return self.fitted
+
+    def components(self, names: list[str] | None = None) -> ComponentMap:
+        """The model's components in parameter order, or the named ones."""
+        return self.map if names is None else self.map.select(names)
+
+    def after(self, stage: str) -> Problem:
+        """The problem as a method sees it that knows one stage: the model after `pretrained` or `finetuned`.
+
+        After `finetuned` the gradients of queries and training examples are the fine-tuned model's, and curvature is
+        that of the fine-tuning loss: the single-stage influence of Bao et al. 2025, equation 10. A problem without a
+        second stage comes back as it is.
+        """
+        second = self.finetuned
+        if second is None:
+            return self
+        if stage == "pretrained":
+            return replace(self, finetuned=None)
+        loaded = second.loaded
+        return replace(
+            self,
+            model=loaded.model,
+            identity=loaded.fingerprint,
+            map=second.map,
+            loaded=loaded,
+            finetuned=None,
+            fitted=second.examples,
+        )
+
+    def of_queries(self, rows: Sequence[int]) -> Problem:
+        """The problem with some of the queries."""
+        places = list(rows)
+        return replace(
+            self,
+            queries=self.queries.select(places),
+            query_set=[self.query_set[row] for row in places],
+            candidates=Candidates(self.candidates.indices[places], self.candidates.bm25[places]),
+            truth=self.truth[places],
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """What queries and fine-tuning examples end in, where the second stage classifies texts; else None."""
+        return None if self.finetuned is None else self.finetuned.loaded.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model, the training examples and the queries."""
+        return fingerprint(self.identity, self.train.fingerprint(), self.queries.fingerprint())
+
+    def store(self, kind: str, *depends_on: Any) -> Path:
+        """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`."""
+        key = fingerprint(CACHE_VERSION, self.fingerprint, self.pairs, self._place, *depends_on)
+        path = self.cache / kind / key
+        self.stores.add(path)
+        return path
+
+    def training_store(self, kind: str, *depends_on: Any) -> Path:
+        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
+        examples = self.curvature_examples.fingerprint()
+        path = self.cache / kind / fingerprint(CACHE_VERSION, self.identity, examples, self._place, *depends_on)
+        self.stores.add(path)
+        self.overhead.add(path)
+        return path
+
+    @property
+    def _place(self) -> list[Any]:
+        """How passes are run, as far as rounding depends on it."""
+        return [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
+
+    def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
+
+        `overhead` and `gradients` are what the stores took, whichever run filled them: those that serve any query
+        (factors of curvature, features of the training set), and the others. `scoring` is left without what this
+        process put into stores since the problem was made, or waited for others that filled them. Where several
+        processes filled the stores, what each of them took is counted, so that the sum is more than the run's time.
+        """
+        took = {path: stored_seconds(path) for path in self.stores}
+        overhead = sum(seconds for path, seconds in took.items() if path in self.overhead)
+        parts = {"overhead": overhead, "gradients": sum(took.values()) - overhead}
+        return {**seconds, **parts, "scoring": seconds["scoring"] - (BlockStore.spent - self.spent)}
+
+    def label(
+        self,
+        values: np.ndarray,
+        components: ComponentMap | None = None,
+        query_sq: np.ndarray | None = None,
+        train_sq: np.ndarray | None = None,
+    ) -> xr.Dataset:
+        """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN."""
+        absent = self.pairs < 0
+        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
+        ids = np.array([*self.train.ids, ""], dtype=object)
+        return influence.build(
+            values,
+            attrs=None if components is None else {"parameters": components.total},
+            query=self.queries.ids,
+            query_set=self.query_set,
+            train=ids[self.pairs],
+            truth=self.truth,
+            bm25=self.candidates.bm25,
+            component=None if components is None else components.names,
+            size=None if components is None else components.sizes,
+            query_sq=query_sq,
+            train_sq=train_sq,
+        )

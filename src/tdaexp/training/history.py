@@ -1,0 +1,100 @@
+"""What a training left on its way, as a problem's history: kept checkpoints, or a recording of its steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.pretrained import Pretrained
+from tdaexp.problem import Moment
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
+from tdaexp.training.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class SavedCheckpoints:
+    """The checkpoints beside a language model that was trained here (`trainer.fit.keep=all`).
+
+    Each stands for the mean learning rate of the steps since the one before.
+    """
+
+    loaded: LoadedModel
+    device: torch.device
+    dtype: torch.dtype
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        """All that were kept, or those of the named steps; `count` is for recordings."""
+        found = self._kept()
+        known = [str(one.step) for one in found]
+        for step in steps or []:
+            if str(step) not in known:
+                raise unknown("step", str(step), known, "method.steps")
+        chosen = [one for one in found if steps is None or one.step in steps]
+        return [Moment(one.step, one.rate, partial(self._load, one)) for one in chosen]
+
+    def _kept(self) -> list[Checkpoint]:
+        folder = Path(str(self.loaded.model.name_or_path))
+        kept = kept_checkpoints(folder)
+        settings = training_settings(folder)
+        if not kept and settings.get("keep") == "all":
+            length, every = settings["steps"], settings["checkpoint_every"]
+            raise UserError(
+                f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
+                f"trainer.fit.checkpoint_every={max(1, length // 5)}, or train for more steps (trainer.fit.steps)"
+            )
+        if not kept:
+            raise UserError(
+                f"{folder or 'the model'}: no checkpoints beside it, which this method needs; let it be trained here "
+                "(model.pretrained=null), or name the model/ folder of a training with trainer.fit.keep=all"
+            )
+        return kept
+
+    def _load(self, checkpoint: Checkpoint) -> nn.Module:
+        """A checkpoint's weights, where and in which type the explained model is."""
+        named = Pretrained(str(checkpoint.folder), template=self.loaded.template, max_length=self.loaded.max_length)
+        return named.load(self.device, self.dtype).model
+
+
+@dataclass(frozen=True)
+class RecordedSteps:
+    """The steps of a recorded training of `model`; each moment is the middle of the steps that it stands for.
+
+    Its rate is the sum of their learning rates.
+    """
+
+    model: nn.Module
+    trajectory: Trajectory
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        """`count` recorded steps, evenly spaced, or the named ones."""
+        recorded = list(self.trajectory.steps)
+        for step in steps or []:
+            if step not in recorded:
+                raise unknown("step", str(step), map(str, recorded), "method.steps")
+        if steps is not None:
+            return [self._moment([step]) for step in steps]
+        if not 1 <= count <= len(recorded):
+            raise UserError(f"method.moments={count}: the training has {len(recorded)} recorded steps")
+        return [self._moment(part.tolist()) for part in np.array_split(np.array(recorded), count)]
+
+    def _moment(self, part: list[int]) -> Moment:
+        middle = part[len(part) // 2]
+        return Moment(middle, sum(self.trajectory.lr(step) for step in part), partial(self._at, middle))
+
+    def _at(self, step: int) -> nn.Module:
+        """A copy of the model with the weights before a step."""
+        there = copy.deepcopy(self.model)
+        parameters = self.trajectory.parameters(step)
+        with torch.no_grad():
+            for name, value in there.named_parameters():
+                value.copy_(parameters[name])
+        return there
