@@ -44,10 +44,13 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
 
 
+OF_TASKS = ("explaind", "ekfac", "full", "dot", "select", "random")
+
+
 def _stages(config: Any, work: Workload | TaskWorkload) -> tuple[list[StageCost], str]:
     """The method's own stages, or why there are none."""
-    if isinstance(work, TaskWorkload) and not (isinstance(config.method, Explaind) or config.method.classifiers):
-        return [], f"method '{config.method.name}' scores pairs of texts, not of a classification task"
+    if isinstance(work, TaskWorkload) and config.method.name not in OF_TASKS:
+        return [], f"method '{config.method.name}' states no costs of its own on a classification task"
     return config.method.plan(work), f"method '{config.method.name}' states no costs of its own with these settings"
 
 
