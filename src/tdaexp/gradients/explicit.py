@@ -34,8 +34,8 @@ def explicit_gradients(
     parameters = {f"model.{name}": dict(model.named_parameters())[name].detach() for name in names}
     whole, tensors = Losses(model, objective, loss), inputs.tensors()
 
-    def one(values: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
-        alone = inputs.having({name: value[None] for name, value in row.items()})
+    def one(values: dict[str, Tensor], row: list[Tensor]) -> Tensor:
+        alone = inputs.having([value[None] for value in row])
         return functional_call(whole, values, (alone,))[0]
 
     each = grad_and_value(one)
@@ -44,7 +44,7 @@ def explicit_gradients(
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        rows = [each(parameters, {name: value[k] for name, value in tensors.items()}) for k in range(len(inputs.ids))]
+        rows = [each(parameters, [value[k] for value in tensors]) for k in range(len(inputs.ids))]
         found = {name: torch.stack([gradient[name] for gradient, _ in rows]) for name in parameters}
         losses = torch.stack([value for _, value in rows])
     return {

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tdaexp.objectives.labels import draw, uniforms
 from tdaexp.runtime.accumulation import accumulation_dtype
@@ -50,27 +51,29 @@ E = TypeVar("E", bound=ExampleList)
 class Inputs:
     """What a pass over B examples is given.
 
-    `inputs` [B, ...]; `targets` [B, L] and `weights` [B, L] float64 as for a `Loss`; `positions` [B, L] int64 tells
-    where in the inputs logits are read, where that is not everywhere.
+    `inputs`: a tensor [B, ...], or tensors in whatever structure a model of somebody's own reads; `targets` [B, L] and
+    `weights` [B, L] float64 as for a `Loss`; `positions` [B, L] int64 tells where in the inputs logits are read, where
+    that is not everywhere.
     """
 
     ids: list[str]
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
     weights: Tensor
     positions: Tensor | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+    def tensors(self) -> list[Tensor]:
+        """All tensors, each with the examples along its first axis."""
+        return [one for one in tree_leaves(vars(self)) if isinstance(one, Tensor)]
 
-    def having(self, tensors: dict[str, Tensor]) -> Inputs:
-        """The same with other tensors."""
-        return replace(self, **tensors)  # type: ignore[arg-type]
+    def having(self, tensors: Sequence[Tensor]) -> Inputs:
+        """The same with other tensors in their places."""
+        rest = iter(tensors)
+        return replace(self, **tree_map_only(Tensor, lambda _: next(rest), vars(self)))
 
     def to(self, device: torch.device) -> Inputs:
         """Copy to a device without waiting for it."""
-        return self.having({name: send(one, device) for name, one in self.tensors().items()})
+        return self.having([send(one, device) for one in self.tensors()])
 
 
 @dataclass(frozen=True, eq=False)

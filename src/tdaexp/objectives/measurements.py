@@ -72,6 +72,7 @@ def as_loss(measurement: Measurement) -> Loss:
     def loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         return -measurement(logits, targets, weights)
 
+    loss.measures = getattr(measurement, "__name__", "")  # type: ignore[attr-defined]
     return loss
 
 
