@@ -18,9 +18,9 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 NEEDS_OUTPUTS = (
-    "a loss of your own does not tell what the model's outputs are, so that no label can be drawn from them; curvature, "
-    "TRAK and hidden states need an objective with `outputs` (tdaexp.objectives); take method=dot, full, project, cka "
-    "or tracin"
+    "a loss of your own does not tell what the model's outputs are, so that no label can be drawn from them; "
+    "curvature, TRAK and hidden states need an objective with `outputs` (tdaexp.objectives); take method=dot, full, "
+    "project, cka or tracin"
 )
 
 

@@ -75,16 +75,16 @@ class RecordedSteps:
     trajectory: Trajectory
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
-        """`count` recorded steps, evenly spaced, or the named ones."""
+        """At most `count` recorded steps, evenly spaced, or the named ones."""
         recorded = list(self.trajectory.steps)
         for step in steps or []:
             if step not in recorded:
                 raise unknown("step", str(step), map(str, recorded), "method.steps")
         if steps is not None:
             return [self._moment([step]) for step in steps]
-        if not 1 <= count <= len(recorded):
-            raise UserError(f"method.moments={count}: the training has {len(recorded)} recorded steps")
-        return [self._moment(part.tolist()) for part in np.array_split(np.array(recorded), count)]
+        if count < 1:
+            raise UserError(f"method.moments={count}: must be at least 1")
+        return [self._moment(part.tolist()) for part in np.array_split(recorded, min(count, len(recorded)))]
 
     def _moment(self, part: list[int]) -> Moment:
         middle = part[len(part) // 2]
