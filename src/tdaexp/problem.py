@@ -39,6 +39,11 @@ class Compute:
     cache_gb: float
 
 
+def identity_of(model: str, train: ExampleList, queries: ExampleList) -> str:
+    """Identity of a model's answers about queries by training examples; any two stores that have it are comparable."""
+    return fingerprint(model, train.fingerprint(), queries.fingerprint())
+
+
 @dataclass(frozen=True)
 class Moment:
     """The model at a step of its training, and the learning `rate` that it stands for; `load` gives its weights."""
@@ -166,8 +171,8 @@ class Problem:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the model, the training examples and the queries."""
-        return fingerprint(self.identity, self.train.fingerprint(), self.queries.fingerprint())
+        """Identity of the model, the training examples and the queries: that of every store of this problem."""
+        return identity_of(self.identity, self.train, self.queries)
 
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`."""

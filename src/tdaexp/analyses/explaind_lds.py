@@ -16,17 +16,18 @@ import pandas as pd
 import torch
 
 from tdaexp.analyses.base import Analysis, Evidence
-from tdaexp.methods.task_baselines import tracin, trak
+from tdaexp.methods.base import Method
 from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.tracin import TracIn
+from tdaexp.methods.trak import TRAK
 from tdaexp.metrics.lds import lds, lds_interval, scores_of_all, subset
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.pathkernel.outputs import of_model, output
-from tdaexp.preparation.tasks import build_task_study
+from tdaexp.preparation.tasks import build_problem, build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
 from tdaexp.training.problem import Classification
@@ -82,27 +83,19 @@ class Lds(Analysis):
 
     def _scores(self, evidence: Evidence, study: TaskStudy) -> dict[str, np.ndarray]:
         """Scores [Q, N] by method: of the runs' stores, then the baselines that none of them is."""
-        own = fingerprint(evidence.task.fingerprint, study.queries.fingerprint())
         found = {}
         for label, store in evidence.labelled().items():
-            if store.attrs["study"] != own:
+            if store.attrs["study"] != study.fingerprint:
                 raise UserError(
                     f"runs: '{label}' explains another training or other queries; give evaluate.py the model, dataset "
                     "and trainer keys of that run"
                 )
             found[label] = scores_of_all(store, study.train.ids)
-        folder = study.store("scores")
-        baselines = {
-            ("tracin", self.checkpoints): lambda: tracin(study, self.checkpoints),
-            ("trak", self.dimensions, self.ridge, self.seed): lambda: trak(
-                study, self.dimensions, self.ridge, self.seed
-            ),
-        }
-        for key, compute in baselines.items():
-            path = folder / f"{key[0]}-{fingerprint(key)}.npy"
-            if not path.exists():
-                _save(path, compute())
-            found[str(key[0])] = np.load(path)
+        problem = build_problem(evidence.config, evidence.task)
+        baselines: list[Method] = [TracIn(moments=self.checkpoints), TRAK(self.dimensions, self.ridge, seed=self.seed)]
+        for method in baselines:
+            if method.name not in {store.attrs["method"] for store in evidence.stores}:
+                found[method.name] = scores_of_all(method.attribute(problem), study.train.ids)
         if self.random:
             found["random"] = np.random.default_rng(self.seed).standard_normal((len(study.queries), len(study.train)))
         return found
@@ -187,8 +180,3 @@ def _apart(table: pd.DataFrame, first: str, second: str) -> int:
 
 def _listed(values: pd.Series) -> str:
     return ", ".join(f"{fraction:g}: {value:.3f}" for fraction, value in values.items())
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, values)

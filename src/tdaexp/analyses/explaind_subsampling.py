@@ -21,7 +21,6 @@ from tdaexp.preparation.tasks import build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import subsampling_curves
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import fingerprint
 
 MADE = "python attribute.py experiment=explaind_subsampling"
 RULES = ("loss_change", "uniform", "random")
@@ -49,7 +48,7 @@ class Subsampling(Analysis):
         """Sum over chosen steps, and hold the sums against the model."""
         store = evidence.find(need=f"method=explaind with method.keep=[step,query,output]; {MADE}", method="explaind")
         study = build_task_study(evidence.config, evidence.task)
-        if store.attrs["study"] != fingerprint(evidence.task.fingerprint, study.queries.fingerprint()):
+        if store.attrs["study"] != study.fingerprint:
             raise UserError(
                 "runs: the store explains another training or other queries; give evaluate.py the model, dataset and "
                 "trainer keys of that run"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.problem import identity_of
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.training.trajectory import Trajectory
 
@@ -20,10 +21,9 @@ CPU = torch.device("cpu")
 class TaskStudy:
     """A model (in eval mode), the examples that it was trained on, in the order of the trajectory's ids, and queries.
 
-    `query_set` [Q] says which set each query belongs to; `components`: name to parameter names; `cache` is the folder
-    for what can be used again; `held_out` examples may rank the steps. The module is on `device`, where steps are
-    decomposed; examples and trajectory stay in main memory. The trajectory's own identity stands for model, data and
-    training settings.
+    `query_set` [Q] says which set each belongs to; `components`: name to parameter names; `cache` is the folder for
+    what can be used again; `identity` is that of the trained weights; `held_out` examples may rank the steps. The
+    module is on `device`, where steps are decomposed; examples and trajectory stay in main memory.
     """
 
     module: nn.Module
@@ -33,9 +33,15 @@ class TaskStudy:
     query_set: list[str]
     trajectory: Trajectory
     cache: Path
+    identity: str
     dtype: torch.dtype = torch.float32
     held_out: TensorExamples | None = None
     device: torch.device = CPU
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the trained weights, the training examples and the queries, as of a `Problem`."""
+        return identity_of(self.identity, self.train, self.queries)
 
     def store(self, kind: str, *depends_on: Any) -> Path:
         """Folder in the cache for results that depend on this study and on `depends_on`."""

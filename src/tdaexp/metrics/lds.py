@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from tdaexp import influence
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.rank_correlation import spearman
 from tdaexp.metrics.settings import MetricSettings
@@ -29,21 +30,28 @@ def subset(examples: int, fraction: float, seed: int, number: int) -> np.ndarray
 
 
 def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
-    """Scores [Q, N] of a store, all other axes summed, columns in the order of the ids `train`.
+    """Scores [Q, N] of a store of any method, columns in the order of the ids `train`.
 
-    Errors (UserError): an axis was summed, or an example of `train` has no score.
+    Of a decomposition all other axes are summed. Errors (UserError): an axis was summed, or an example of `train` has
+    no score.
     """
-    values = store["influence"]
-    for axis in ("query", "train"):
-        if axis not in values.dims:
-            raise UserError(
-                f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
-                "as python attribute.py experiment=explaind_lds has"
-            )
-    values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
-    missing = sorted(set(train) - set(store["train"].values))
+    if "candidate" in store.dims:
+        values = influence.dense(store)
+    else:
+        values = store["influence"]
+        for axis in ("query", "train"):
+            if axis not in values.dims:
+                raise UserError(
+                    f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
+                    "as python attribute.py experiment=explaind_lds has"
+                )
+        values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
+    missing = sorted(set(train) - set(values["train"].values))
     if missing:
-        raise UserError(f"influence store: {len(missing)} training examples have no score, '{missing[0]}' among them")
+        raise UserError(
+            f"influence store: {len(missing)} training examples have no score, '{missing[0]}' among them; choose "
+            "candidates=all"
+        )
     found = values.sel(train=train).transpose("query", "train").values.astype(np.float64)
     if np.isnan(found).any():
         raise UserError("influence store: not every pair has a score; choose candidates=all")

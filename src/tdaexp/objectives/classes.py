@@ -36,7 +36,7 @@ class Classes(Objective[TensorExamples]):
 
     def outputs(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits of the classes, at one position."""
-        logits: Tensor = model(inputs.inputs)
+        logits: Tensor = model(as_model(model, inputs.inputs))
         return logits[:, None]
 
     def states(
@@ -55,6 +55,11 @@ class Classes(Objective[TensorExamples]):
             state = state.flatten(2).transpose(1, 2)
         state = state.reshape(len(state), -1, state.shape[-1])
         return state, torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
+
+
+def as_model(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Real inputs in the model's type; tokens stay what they are."""
+    return inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs
 
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -88,7 +93,7 @@ def most_positions(model: nn.Module, inputs: Tensor) -> int:
     handles = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, LAYERS)]
     try:
         with torch.no_grad():
-            model.eval()(send(inputs[:1], next(model.parameters()).device))
+            model.eval()(as_model(model, send(inputs[:1], next(model.parameters()).device)))
     finally:
         for handle in handles:
             handle.remove()

@@ -59,5 +59,6 @@ def build_recorded_study(config: Any, task: TrainedLanguage) -> TaskStudy:
         list(task.query_set),
         task.trajectory,
         Path(config.cache_dir),
+        identity=task.fingerprint,
         device=device,
     )

@@ -47,18 +47,22 @@ def build_task_study(config: Any, task: TrainedTask, device: torch.device = CPU)
         names,
         task.trajectory,
         Path(config.cache_dir),
+        identity=task.fingerprint,
         held_out=task.corpus.test,
         device=device,
     )
 
 
-def build_problem(config: Any, task: TrainedTask) -> Problem:
-    """The trained classifier with its queries and their candidates; the truth is that both are of one class."""
+def build_problem(config: Any, task: TrainedTask, selector: Any = None) -> Problem:
+    """The trained classifier with its queries and their candidates; the truth is that both are of one class.
+
+    `selector` chooses the candidates: of the group `candidates`, null = all.
+    """
     trainer = config.trainer
     device, dtype = resolve_device(trainer.accelerator), resolve_dtype(trainer.precision)
     names, queries = _queries(config, task)
-    train = _as(task.corpus.train, dtype)
-    candidates = chosen_candidates(config.candidates, len(queries), len(train))
+    train = task.corpus.train
+    candidates = chosen_candidates(selector or All(), len(queries), len(train))
     model = copy.deepcopy(task.module).to(device, dtype)
     objective, two = Classes(), range(min(2, len(train)))
     return Problem(
@@ -67,7 +71,7 @@ def build_problem(config: Any, task: TrainedTask) -> Problem:
         map=discovered(model, lambda: objective.outputs(model, objective.batch(train, two).to(device)), len(two)),
         objective=objective,
         train=train,
-        queries=_as(queries, dtype),
+        queries=queries,
         query_set=names,
         candidates=candidates,
         truth=(queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
@@ -106,10 +110,3 @@ def _queries(config: Any, task: TrainedTask) -> tuple[list[str], TensorExamples]
         torch.cat([examples.targets for _, examples in chosen]),
     )
     return [name for name, examples in chosen for _ in examples.ids], queries
-
-
-def _as(examples: TensorExamples, dtype: torch.dtype) -> TensorExamples:
-    """The examples with real inputs of that type (tokens stay what they are)."""
-    if not examples.inputs.is_floating_point():
-        return examples
-    return TensorExamples(examples.ids, examples.inputs.to(dtype), examples.targets, examples.meta)

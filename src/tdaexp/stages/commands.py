@@ -169,7 +169,9 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
         )
     dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
     clock.stop("scoring")
-    dataset.attrs["study"] = fingerprint(study.fingerprint, successor and successor.fingerprint)
+    dataset.attrs["study"] = (
+        study.fingerprint if successor is None else fingerprint(study.fingerprint, successor.fingerprint)
+    )
     cost = study.split_cost(clock.seconds)
     near = None
     if successor is not None and ranks.current().first:

@@ -60,14 +60,14 @@ def decompose(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
             task = load_task(config)
         clock.stop("model")
         recorded = build_task_study(config, task, resolve_device(config.trainer.accelerator))
-        return _of_recorded(config, folder, logger, task, recorded, clock)
+        return _of_recorded(config, folder, logger, recorded, clock)
     if config.trainer.fit.record:
         corpus = recorded_corpus(config)
         _tell_plan(config, corpus)
         with ranks.first_alone():
             language = load_recorded(config, corpus)
         clock.stop("model")
-        return _of_recorded(config, folder, logger, language, build_recorded_study(config, language), clock)
+        return _of_recorded(config, folder, logger, build_recorded_study(config, language), clock)
     corpus = checkpoint_corpus(config)
     _tell_plan(config, corpus)
     with ranks.first_alone():
@@ -85,10 +85,10 @@ def _tell_plan(config: Any, corpus: Corpus | None = None) -> None:
         tell_plan(config, corpus)
 
 
-def _of_recorded(config: Any, folder: Path, logger: RunLogger, task: Any, study: Any, clock: Clock) -> dict[str, float]:
+def _of_recorded(config: Any, folder: Path, logger: RunLogger, study: Any, clock: Clock) -> dict[str, float]:
     dataset = config.method.attribute(study)
     clock.stop("scoring")
-    dataset.attrs["study"] = fingerprint(task.fingerprint, study.queries.fingerprint())
+    dataset.attrs["study"] = study.fingerprint
     return _keep(config, folder, logger, dataset, reconstruction(dataset), clock.seconds)
 
 

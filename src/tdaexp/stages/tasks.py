@@ -34,7 +34,7 @@ def score_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]
     with ranks.first_alone():
         task = load_task(config)
     clock.stop("model")
-    problem = build_problem(config, task)
+    problem = build_problem(config, task, config.candidates)
     log.info("%s", problem.components().coverage_line())
     dataset = config.method.attribute(problem)
     clock.stop("scoring")
