@@ -108,8 +108,8 @@ class AttributeConfig:
     """Keys of `attribute.py`; model, dataset, candidates and method hold objects of their YAML's classes.
 
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
-    `products` a file of stored component products, instead of model, dataset, candidates and decoding; `stage` the
-    training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two;
+    `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
+    what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two;
     `plan` prints what the run would cost and ends.
     """
 
@@ -125,6 +125,7 @@ class AttributeConfig:
     budget: float | None = None
     stage: str = "finetuned"
     products: str | None = None
+    query_set: str | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -134,6 +135,11 @@ class AttributeConfig:
         _choice("stage", self.stage, ("pretrained", "finetuned"))
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.query_set is not None and (self.products is None or not self.query_set.strip()):
+            raise UserError(
+                f"query_set={self.query_set}: names the queries of products=FILE; of a data set they are chosen by "
+                "dataset.query_sets"
+            )
         if self.trainer.strategy == "fsdp" and self.products is None:
             self._check_sharded()
         if self.products is None and not self.plan:

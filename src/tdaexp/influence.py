@@ -12,6 +12,7 @@ Variables (Q queries, C candidates, K components, S query sets):
     query_sq  [Q, K]                self-products, present where the similarity is a cosine
     train_sq  [Q, C, K]
     truth     [Q, C] bool           the candidate is a source of the query
+    truth_known [Q] bool            it is known what the query's sources are; where it is not, `truth` says nothing
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
     answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
@@ -61,6 +62,7 @@ def build(
     size: np.ndarray | None = None,
     query_sq: np.ndarray | None = None,
     train_sq: np.ndarray | None = None,
+    truth_known: np.ndarray | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label raw arrays (shapes in the module's docstring) as an influence data set.
@@ -82,6 +84,8 @@ def build(
     if component is not None:
         coords["component"] = np.array(component, dtype=object)
         coords["size"] = ("component", np.asarray(size, dtype=np.int64))
+    if truth_known is not None:
+        data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
     if cosine:
         data["query_sq"] = (("query", "component"), query_sq)
@@ -113,6 +117,24 @@ def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataAr
     query_norm = np.sqrt((dataset["query_sq"].astype(np.float64) * weight).sum("component", skipna=False))
     train_norm = np.sqrt((dataset["train_sq"].astype(np.float64) * weight).sum("component", skipna=False))
     return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
+
+
+def truth_known(dataset: xr.Dataset) -> np.ndarray:
+    """Of which queries [Q] the sources are known: those count in accuracies, of the others nothing is right or wrong.
+
+    A known source need not be among the candidates. A store that does not say (`truth_known`) is one of an earlier
+    version, in which the truth of a query set was known where any of its queries had a source.
+    """
+    if "truth_known" in dataset:
+        return dataset["truth_known"].values.astype(bool)
+    sets, sourced = dataset["query_set"].values, dataset["truth"].values.any(axis=1)
+    return np.isin(sets.astype(str), sets[sourced].astype(str))
+
+
+def with_truth(dataset: xr.Dataset) -> xr.Dataset:
+    """The data set with those of its queries alone whose sources are known."""
+    known = truth_known(dataset)
+    return dataset if known.all() else dataset.isel(query=known)
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:

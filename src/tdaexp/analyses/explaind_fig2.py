@@ -40,7 +40,9 @@ class Pruning(Analysis):
     """
 
     needs_runs: ClassVar[bool] = False
-    sparsities: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99])
+    sparsities: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99], metadata={"distinct": True}
+    )
     seeds: int = 5
     rankings: list[str] = field(default_factory=lambda: ["importance", "magnitude", "random"])
     units: list[str] = field(default_factory=lambda: list(UNITS))

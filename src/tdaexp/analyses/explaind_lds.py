@@ -42,7 +42,9 @@ class Lds(Analysis):
     or each its `own`; TracIn's `checkpoints`; TRAK's `dimensions` and `ridge`; `random` scores as a control; `seed`.
     """
 
-    fractions: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99, 0.999])
+    fractions: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99, 0.999], metadata={"distinct": True}
+    )
     subsets: int = 100
     output: str = "margin"
     retraining: str = "same"

@@ -33,7 +33,9 @@ class Subsampling(Analysis):
     test examples rank the steps; `seed`.
     """
 
-    shares: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    shares: list[float] = field(
+        default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], metadata={"distinct": True}
+    )
     draws: int = 20
     held_out: int = 256
     seed: int = 0

@@ -38,7 +38,7 @@ class Grokking(Analysis):
 
     grafts: dict[str, list[str]] = field(default_factory=dict)
     outer: str = ""
-    donors: list[int] = field(default_factory=list)
+    donors: list[int] = field(default_factory=list, metadata={"distinct": True})
     seeds: int = 2
     steps: int = 200
     fresh: float | None = None

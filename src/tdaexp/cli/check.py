@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.origin import Origin
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
 PACKAGES = ("tdaexp",)
 MISSING = "???"
@@ -77,7 +77,10 @@ class Checker:
             if value is None and type(None) in typing.get_args(hint):
                 return None
             raise self._wrong(value, "a set of keys", path)
-        return self._leaf(value, hint, path)
+        leaf = self._leaf(value, hint, path)
+        if isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct")):
+            check_distinct(leaf, f"{self.origin(path)}: '{'.'.join(path)}'")
+        return leaf
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
@@ -140,6 +143,11 @@ def _dataclass_in(hint: Any) -> type | None:
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate
     return None
+
+
+def _lists_names(hint: Any) -> bool:
+    """Whether the type is a list of texts, or that or nothing: names, each of which counts once."""
+    return any(typing.get_origin(one) is list and str in typing.get_args(one) for one in (hint, *typing.get_args(hint)))
 
 
 def _name(hint: Any) -> str:

@@ -18,6 +18,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import locked
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.reading import as_text, parse_json
 
 # The system prompt of the study (Figure 6), quoted because its words are part of the experiment.
 SYSTEM_PROMPT = (
@@ -100,8 +101,8 @@ def read_cache(path: Path) -> dict[str, str]:
     known = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            known[row["key"]] = row["paraphrase"]
-        except (ValueError, KeyError, TypeError) as error:
+            row = parse_json(line.decode("utf-8"), f"line {number}")
+            known[as_text(row["key"], "key")] = as_text(row["paraphrase"], "paraphrase")
+        except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a line of the paraphrase cache; delete it ({error})") from error
     return known

@@ -15,6 +15,7 @@ from typing import Any
 
 from tdaexp.data.paraphrase import SYSTEM_PROMPT
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.reading import as_text
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # HTTP answers that may be different next time
 
@@ -109,8 +110,9 @@ class OpenAICompatible:
 
     def _content(self, answer: bytes) -> str:
         try:
-            return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError) as error:
+            content = json.loads(answer)["choices"][0]["message"]["content"]
+            return as_text("" if content is None else content, "the answer")
+        except (UserError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"dataset.paraphrase.endpoint={self.endpoint}: the answer is not a chat completion "
                 f"({answer[:80].decode(errors='replace')!r}); is this the base "

@@ -66,7 +66,7 @@ class Explaind(Method):
 
     keep: list[str] = field(default_factory=lambda: ["step", "component"])
     output: str = "logits"
-    steps: list[int] | None = None
+    steps: list[int] | None = field(default=None, metadata={"distinct": True})
     subsample: float | None = None
     subsample_by: str = "loss_change"
     partition: str | None = None

@@ -152,4 +152,5 @@ def some_queries(study: Study, count: int | None, seed: int) -> Study:
         query_set=[study.query_set[row] for row in rows],
         candidates=Candidates(study.candidates.indices[rows], study.candidates.bm25[rows]),
         truth=study.truth[rows],
+        truth_known=None if study.truth_known is None else study.truth_known[rows],
     )

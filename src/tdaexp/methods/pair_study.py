@@ -48,6 +48,7 @@ class PairStudy(ABC):
     query_set: list[str]
     candidates: Candidates
     truth: np.ndarray
+    truth_known: np.ndarray | None = None
     compute: Compute
     cache: Path
     stores: set[Path]
@@ -148,6 +149,7 @@ class PairStudy(ABC):
             query_set=self.query_set,
             train=ids[self.pairs],
             truth=self.truth,
+            truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,
             component=None if components is None else components.names,
             size=None if components is None else components.sizes,

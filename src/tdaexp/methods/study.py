@@ -36,7 +36,8 @@ class Study(PairStudy):
     """One model, one training set, its queries and the pairs to score.
 
     `queries` holds all query sets one after the other, `query_set` [Q] says which set each belongs to,
-    `truth` [Q, C] which candidate is a source of the query. `cache` is the folder for what other runs can use again;
+    `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries that is known (None:
+    of all). `cache` is the folder for what other runs can use again;
     `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part in, `spent`
     how much this process had put into stores before.
 
@@ -58,6 +59,7 @@ class Study(PairStudy):
     spent: float = field(default_factory=lambda: BlockStore.spent)
     finetuned: Stage | None = None
     fitted: Examples | None = None
+    truth_known: np.ndarray | None = None
 
     @property
     def curvature_examples(self) -> Examples:

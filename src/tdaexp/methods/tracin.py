@@ -9,7 +9,7 @@ and component; additive over components. Cost: per checkpoint that of `dot`.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class TracIn(Method):
     `full`. A run that trains its model keeps the checkpoints by itself.
     """
 
-    steps: list[int] | None = None
+    steps: list[int] | None = field(default=None, metadata={"distinct": True})
     components: list[str] | None = None
     reduction: str = "mean"
 

@@ -11,6 +11,7 @@ from typing import Any
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_text
+from tdaexp.runtime.reading import parse_json
 
 
 class CompletionCache:
@@ -29,10 +30,10 @@ class CompletionCache:
         # at the line separators of Unicode, which a completion may hold.)
         whole = raw[: raw.rfind(b"\n") + 1]
         try:
-            first, *lines = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
+            first, *lines = [parse_json(line, "a line") for line in whole.decode("utf-8").split("\n")[:-1]]
             theirs = first["fingerprint"]
             self.texts = {int(line["prompt"]): str(line["completion"]) for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
+        except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged completions ({error}); delete this file and run again") from error
         if theirs != settings["fingerprint"]:
             raise UserError(f"{path}: completions of another run; delete this file and run again")

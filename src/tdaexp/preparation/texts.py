@@ -87,6 +87,7 @@ def build_study(config: Any, corpus: Corpus, loaded: LoadedModel, successor: Loa
         cache=Path(config.cache_dir),
         seed=config.seed,
         finetuned=None if successor is None else Stage(successor, _tokens(config, corpus.finetune, successor, classes)),
+        truth_known=np.array([bool(record.truth) for record in records]),
     )
 
 

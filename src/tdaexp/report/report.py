@@ -9,12 +9,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from tdaexp.metrics import selection
+from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
 from tdaexp.metrics.judge import flat_metrics
 from tdaexp.metrics.proximity import flat_proximity
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
-from tdaexp.metrics.stores import same_study
+from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
@@ -59,17 +60,37 @@ def write_report(
     write_text(folder / "table.csv", table.to_csv(index=False))
     if studies:
         write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
-    pictures = _draw(folder, studies, table, near) if settings.plots else []
+    pictures = _draw(folder, studies, _drawn(table, datasets, reference), near) if settings.plots else []
     first = next(iter(datasets.values()))
-    told = {label: dataset for label, dataset in datasets.items() if same_study(dataset, first)}
+    told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, settings))
+    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]
         logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
     print_table(table)
     return metrics
+
+
+def _beside(dataset: xr.Dataset, first: xr.Dataset) -> bool:
+    """Whether a store's scores may stand beside the first one's: on the same pairs, of its queries or of some."""
+    if not same_study(dataset, first):
+        return False
+    mine, theirs = by_query_set(dataset), by_query_set(first)
+    return all(
+        name not in theirs or same_pairs(part, theirs[name]) or same_pairs(theirs[name], part)
+        for name, part in mine.items()
+    )
+
+
+def _drawn(table: pd.DataFrame, datasets: dict[str, xr.Dataset], reference: xr.Dataset | None) -> pd.DataFrame:
+    """The rows for the figures: of each query set the section that the reference stands in, or the first."""
+    label = next((label for label, dataset in datasets.items() if dataset is reference), None)
+    mine = table[table["method"] == label].set_index("query_set")["section"].to_dict()
+    drawn = table[table["section"] == table["query_set"].map(lambda name: mine.get(name, 0))]
+    drawn.attrs |= table.attrs
+    return drawn
 
 
 def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
@@ -84,7 +105,7 @@ def _draw(
     figures: list[tuple[str, str, Figure]] = []
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
-        figures.append(("accuracies", caption, curve_plots.accuracies(table)))
+        figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))
     if studies:
         figures += _study_figures(studies, table)
     figures += _influence_figures(table, near)

@@ -20,6 +20,7 @@ import yaml
 from tdaexp import influence
 from tdaexp.analyses.base import Evidence
 from tdaexp.data.records import Corpus
+from tdaexp.methods.base import check_truth
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.external import read_scores
@@ -98,7 +99,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     near = None
     if config.products is not None:
         start = time.monotonic()
-        dataset = config.method.from_products(read_products(Path(config.products)))
+        dataset = config.method.from_products(read_products(Path(config.products), config.query_set))
         dataset.attrs["study"] = file_fingerprint(Path(config.products))
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
@@ -155,6 +156,8 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = Clock()
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+    for name, records in corpus.queries.items():
+        check_truth(config.method, [name] * len(records), [bool(record.truth) for record in records])
     if ranks.current().first:
         tell_plan(config, corpus)
     loaded, successor, corpus = _models(config, corpus, clock)
