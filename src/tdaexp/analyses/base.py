@@ -18,7 +18,7 @@ from tdaexp.preparation.tasks import load_task
 from tdaexp.report.findings import Findings
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
-from tdaexp.training.task import TrainedTask
+from tdaexp.training.task import TrainedTask, check_pair
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,16 @@ class Evidence:
 
     @cached_property
     def task(self) -> TrainedTask:
-        """The configured classification task, trained now where the cache has none."""
+        """The configured classification task, trained now where the cache has none.
+
+        Errors (UserError): the configuration is of a language model and texts.
+        """
+        if not check_pair(self.config.model, self.config.dataset):
+            raise UserError(
+                "analysis: this one retrains a classification task, and the configured data has no classes; give the "
+                "model and dataset of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking "
+                "dataset=modular_addition"
+            )
         return load_task(self.config)
 
     def labelled(self) -> dict[str, xr.Dataset]:

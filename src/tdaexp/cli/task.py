@@ -128,7 +128,17 @@ class Task:
         given, analysis = job.config.runs, job.config.analysis
         if analysis is not None and not analysis.needs_runs and not given:
             return []
-        return [str(store) for store in sweep.find_stores(given, job.subject)]
+        try:
+            return [str(store) for store in sweep.find_stores(given, job.subject)]
+        except UserError as error:
+            if given or job.config.scores is None:
+                raise
+            keys = [text for text in job.overrides if text.startswith(("model", "dataset", "trainer", "seed"))]
+            raise UserError(
+                f"scores={job.config.scores}: its scores are judged on the pairs of this model and dataset (queries, "
+                "candidates and their sources), and no run has written them yet; write them with "
+                f"`{shlex.join(['python', 'attribute.py', 'method=random', *keys])}`, or name a run in runs=[FOLDER]"
+            ) from error
 
     @staticmethod
     def _close(row: sweep.Row, top: Path | None) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdaexp.data.paraphrase import SYSTEM_PROMPT
+from tdaexp.data.templates import SECONDS
+from tdaexp.runtime.deadline import within
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.reading import as_text
 
@@ -200,14 +202,12 @@ class LocalModel:
 
 def instruct(tokenizer: Any, text: str) -> str:
     """Put a text under the paraphrasing prompt, as the tokenizer's chat template does or plainly."""
-    import jinja2
-
     if not tokenizer.chat_template:
         return f"{SYSTEM_PROMPT}\n\nText: {text}\nParaphrase:"
     turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+        return within(SECONDS, lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:
         raise UserError(
             f"dataset.paraphrase.model: its chat template refuses a system prompt ({error}); take another model"
         ) from error

@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tdaexp.data.records import Record
+from tdaexp.runtime.deadline import Overdue, within
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.reading import as_text, reason
+
+SECONDS = 10.0
+"""The longest that a chat template may take over one record: they take a fraction of a millisecond."""
+OTHERWISE = "take dataset.template=plain or a format string instead, or mend the tokenizer's chat_template"
 
 Split = Callable[[Record], tuple[str, str]]  # record -> (what the model is given, what it should write)
 
@@ -92,17 +98,36 @@ def split_chat(record: Record, tokenizer: Any) -> tuple[str, str]:
     """Render a record with the tokenizer's chat template and cut it after the generation prompt.
 
     Raises:
-        UserError: the template does not begin a finished dialogue with what it gives a model to continue.
+        UserError: the template fails or does not end, or does not begin a finished dialogue with what it gives a model
+            to continue.
     """
     turns: Sequence[dict[str, str]] = (
         {"role": "user", "content": record.prompt},
         {"role": "assistant", "content": record.completion},
     )
-    given = tokenizer.apply_chat_template([turns[0]], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(list(turns), tokenize=False)
+    given = rendered(record, tokenizer, turns[:1], add_generation_prompt=True)
+    whole = rendered(record, tokenizer, turns)
     if not whole.startswith(given):
         raise UserError(
-            f"example '{record.id}': this chat template's generation prompt is not how its finished "
+            f"{record.place}: this chat template's generation prompt is not how its finished "
             "dialogue begins, so the loss has no exact place to start; give a format string instead"
         )
     return given, whole[len(given) :]
+
+
+def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
+    """What the tokenizer's chat template makes of turns, in at most `SECONDS`.
+
+    Raises:
+        UserError: it raises anything, gives no text, or does not end in time.
+    """
+    try:
+        text = within(SECONDS, lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+    except Overdue as error:
+        raise UserError(
+            f"{record.place}: the tokenizer's chat template did not end in {SECONDS:g} s; {OTHERWISE}"
+        ) from error
+    except Exception as error:
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"{record.place}: the tokenizer's chat template fails on it ({told}); {OTHERWISE}") from error
+    return as_text(text, f"{record.place}: what the chat template makes of it")

@@ -94,9 +94,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise what they like on a damaged file
         raise UserError(f"{path}: not a readable .npz file of plain arrays ({reason(error)})") from error
-    for name in ARRAYS:
+    extra = sorted(set(arrays) - {*ARRAYS, *OPTIONAL})
+    misspelt = [name for name in OPTIONAL if name not in arrays and nearest(name, extra)]
+    for name in (*ARRAYS, *misspelt):
         if name not in arrays:
-            near = nearest(name, set(arrays) - {*ARRAYS, *OPTIONAL})
+            near = nearest(name, extra)
             hint = f" (is it '{near}'?)" if near else ""
             raise UserError(f"{path}: array '{name}' is missing{hint}; needed: {', '.join(ARRAYS)}")
     return arrays

@@ -15,7 +15,17 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics.stores import TOLD, by_query_set, flat_config, same_study
 
-KEYS = ("seed", "stage", "model.", "dataset.", "candidates.", "decoding.", "trainer.fit.", "trainer.finetune.", "products")
+KEYS = (
+    "seed",
+    "stage",
+    "model.",
+    "dataset.",
+    "candidates.",
+    "decoding.",
+    "trainer.fit.",
+    "trainer.finetune.",
+    "products",
+)
 """Keys of a configuration that decide what is asked, of which model and among which candidates."""
 
 
@@ -100,13 +110,13 @@ def _value(value: Any) -> str:
 def _pairs(part: xr.Dataset) -> list[tuple[frozenset[str], frozenset[str]]]:
     """Candidates and sources of each query."""
     train, truth = part["train"].values, part["truth"].values
-    return [
-        (frozenset(names) - {""}, frozenset(names[own]) - {""}) for names, own in zip(train, truth, strict=True)
-    ]
+    return [(frozenset(names) - {""}, frozenset(names[own]) - {""}) for names, own in zip(train, truth, strict=True)]
 
 
 def _of_queries(part: xr.Dataset, queries: set[str], which: int) -> dict[str, Any]:
     """Candidates (0), or sources with whether they are known (1), of some queries."""
     known = influence.truth_known(part)
     rows = zip(part["query"].values, _pairs(part), known, strict=True)
-    return {query: pairs[0] if which == 0 else (pairs[1], bool(sure)) for query, pairs, sure in rows if query in queries}
+    return {
+        query: pairs[0] if which == 0 else (pairs[1], bool(sure)) for query, pairs, sure in rows if query in queries
+    }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise_prompts
@@ -173,9 +173,20 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
             input_ids=tokens.to(device),
             attention_mask=attention.to(device),
             generation_config=config,
+            logits_processor=LogitsProcessorList([_finite]),
             synced_gpus=False,  # the other processes of a run have no prompts of their own
         )
     return [_text(loaded, row, ends) for row in out[:, width:].tolist()]
+
+
+def _finite(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The logits [B, V] as they are. Errors (UserError): no token can be chosen by them, as one is NaN or infinite."""
+    if not torch.isfinite(logits.amax(dim=-1)).all():
+        raise UserError(
+            "the model's own completions: its logits are NaN or infinite; check the checkpoint, or try "
+            "trainer.precision=float32"
+        )
+    return logits
 
 
 def _generation_config(decoding: Decoding, ends: list[int], pad: int) -> GenerationConfig:

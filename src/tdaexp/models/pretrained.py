@@ -85,7 +85,7 @@ class Pretrained:
         import torch
 
         from tdaexp.models.hub import classes_of, load_tokenizer, load_weights
-        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
+        from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary, freeze, moved
         from tdaexp.models.source import check_folder
 
         weights, words = self._locate()
@@ -97,6 +97,7 @@ class Pretrained:
             weights, kind, self.trust_remote_code, self.attn_implementation, device, classifier=classes is not None
         )
         check_vocabulary(model, tokenizer, weights.name)
+        check_finite(model, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         identity = _identity(weights, words)

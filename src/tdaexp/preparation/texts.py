@@ -21,7 +21,7 @@ from tdaexp.data.records import Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.study import Compute, Stage, Study
 from tdaexp.models.generate import generated_queries
-from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.loaded import LoadedModel, check_tokens
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
@@ -168,8 +168,11 @@ def _tokens(
     config: Any, records: list[Record], loaded: LoadedModel, classes: tuple[str, ...] | None = None
 ) -> Examples:
     if classes is not None:
-        return tokenise_classes(records, loaded.tokenizer, classes, min(config.dataset.max_length, loaded.max_length))
-    return tokenise(
+        longest = min(config.dataset.max_length, loaded.max_length)
+        examples = tokenise_classes(records, loaded.tokenizer, classes, longest)
+        check_tokens(loaded.model, examples, classes=True)
+        return examples
+    examples = tokenise(
         records,
         loaded.tokenizer,
         template=text_template(config),
@@ -177,6 +180,8 @@ def _tokens(
         loss_on=config.dataset.loss_on,
         append_eos=config.dataset.append_eos,
     )
+    check_tokens(loaded.model, examples)
+    return examples
 
 
 def text_template(config: Any) -> str:

@@ -46,6 +46,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.runtime.reading import parse_json, read_text
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
 from tdaexp.training.task import check_pair
@@ -205,4 +206,7 @@ def _models(config: Any, corpus: Corpus, clock: Clock) -> tuple[LoadedModel, Loa
 def _beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = parse_json(read_text(file), str(file)) if file.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: damaged; delete it, or run attribute.py again")
+    return found
