@@ -109,8 +109,9 @@ class AttributeConfig:
 
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
-    what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two;
-    `plan` prints what the run would cost and ends.
+    what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
+    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
+    cost and ends.
     """
 
     model: Any = field(metadata={"group": True})
@@ -181,6 +182,15 @@ class EvaluateConfig:
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
     cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse an analysis of classes where the data has none."""
+        if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
+            name = type(self.analysis).__module__.rpartition(".")[2]
+            raise UserError(
+                f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
+                "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"
+            )
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "attribute": AttributeConfig, "evaluate": EvaluateConfig}

@@ -44,7 +44,8 @@ def keys(tmp_path, monkeypatch):
             start.tokenizer.save_pretrained(folder)
     return ("model=dolly3b", "model.pretrained=before", "model.template=plain", "dataset=text",
             "dataset.path=documents.jsonl", "dataset.id_column=id", "dataset.text_column=text",
-            "dataset.query_path=questions.jsonl", "dataset.truth_column=id", "dataset.finetune_path=finetune.jsonl", "dataset.max_length=32",
+            "dataset.query_path=questions.jsonl", "dataset.truth_column=id",
+            "dataset.finetune_path=finetune.jsonl", "dataset.max_length=32",
             "dataset.query_sets=[paraphrased]", "candidates=all", "metric.bootstrap=20",
             "metric.plots=false")  # fmt: skip
 

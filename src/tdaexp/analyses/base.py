@@ -35,14 +35,9 @@ class Evidence:
     def task(self) -> TrainedTask:
         """The configured classification task, trained now where the cache has none.
 
-        Errors (UserError): the configuration is of a language model and texts.
+        Errors (UserError): model and data are not both of a task.
         """
-        if not check_pair(self.config.model, self.config.dataset):
-            raise UserError(
-                "analysis: this one retrains a classification task, and the configured data has no classes; give the "
-                "model and dataset of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking "
-                "dataset=modular_addition"
-            )
+        check_pair(self.config.model, self.config.dataset)
         return load_task(self.config)
 
     def labelled(self) -> dict[str, xr.Dataset]:
@@ -66,9 +61,13 @@ class Evidence:
 
 @dataclass
 class Analysis(ABC):
-    """One study; a subclass's fields are the keys of its YAML file. `needs_runs`: it cannot start without stores."""
+    """One study; a subclass's fields are the keys of its YAML file.
+
+    `needs_runs`: it cannot start without stores; `needs_task`: it is about a classification task.
+    """
 
     needs_runs: ClassVar[bool] = True
+    needs_task: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, evidence: Evidence) -> Findings:

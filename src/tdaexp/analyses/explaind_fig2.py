@@ -27,7 +27,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
-from tdaexp.training.task import trained_task
+from tdaexp.training.task import check_pair, trained_task
 
 MEASURES = ("accuracy", "agreement", "kl", "sparsity")
 
@@ -40,6 +40,7 @@ class Pruning(Analysis):
     """
 
     needs_runs: ClassVar[bool] = False
+    needs_task: ClassVar[bool] = True
     sparsities: list[float] = field(
         default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99], metadata={"distinct": True}
     )
@@ -63,6 +64,7 @@ class Pruning(Analysis):
     def run(self, evidence: Evidence) -> Findings:
         """Train, score and prune every seed, then compare."""
         shape = (self.seeds, len(self.units), len(self.rankings), 2, len(self.sparsities))
+        check_pair(evidence.config.model, evidence.config.dataset)
         corpus = evidence.config.dataset.load()
         parts = (evidence.config.model.start_fingerprint(), corpus.train.fingerprint(), corpus.test.fingerprint())
         key = fingerprint(CACHE_VERSION, *parts, evidence.config.trainer.fit.deciding(), evidence.config.seed, self)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,8 @@ class Lds(Analysis):
     `retraining`: `same` weights and batches at the start as in the run that is explained, less the examples left out,
     or each its `own`; TracIn's `checkpoints`; TRAK's `dimensions` and `ridge`; `random` scores as a control; `seed`.
     """
+
+    needs_task: ClassVar[bool] = True
 
     fractions: list[float] = field(
         default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99, 0.999], metadata={"distinct": True}
@@ -87,7 +90,7 @@ class Lds(Analysis):
         own = fingerprint(evidence.task.fingerprint, study.queries.fingerprint())
         found = {}
         for label, store in evidence.labelled().items():
-            if store.attrs["study"] != own:
+            if store.attrs.get("study") != own:
                 raise UserError(
                     f"runs: '{label}' explains another training or other queries; give evaluate.py the model, dataset "
                     "and trainer keys of that run"

@@ -17,7 +17,7 @@ from tdaexp.data.paraphrase import SYSTEM_PROMPT
 from tdaexp.data.templates import SECONDS
 from tdaexp.runtime.deadline import within
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.reading import as_text
+from tdaexp.runtime.reading import as_text, reason
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # HTTP answers that may be different next time
 
@@ -208,6 +208,7 @@ def instruct(tokenizer: Any, text: str) -> str:
     try:
         return within(SECONDS, lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     except Exception as error:
+        told = f"{type(error).__name__}: {reason(error)}"
         raise UserError(
-            f"dataset.paraphrase.model: its chat template refuses a system prompt ({error}); take another model"
+            f"dataset.paraphrase.model: its chat template refuses a system prompt ({told}); take another model"
         ) from error

@@ -13,9 +13,10 @@ HELD_OUT = "held out"
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt-completion pair. `truth` names the training records that a query came from, none where that is not known.
+    """One prompt-completion pair.
 
-    `where` is the place that it was read from ("FILE, row N"), for messages.
+    `truth` names the training records that a query came from, none where that is not known; `where` is the place
+    that it was read from ("FILE, row N"), for messages.
     """
 
     id: str

@@ -1,9 +1,9 @@
 """Stored gradient products of another program: an .npz file that stands in for model, data and gradients.
 
 Arrays: `dot` [query, candidate, component], `query_sq` [query, component], `train_sq` [query, candidate, component],
-`component` (names), `size` (parameters per component) and `query` (ids); and, where they are known, `target` [query] (the
-column of the query's source, -1 where it is not known) and `query_set` [query] (or one name for all queries). Candidate
-columns stand in BM25's order, best first, which is all that is known of BM25's scores.
+`component` (names), `size` (parameters per component) and `query` (ids); and, where they are known, `target` [query]
+(the column of the query's source, -1 where it is not known) and `query_set` [query] (or one name for all queries).
+Candidate columns stand in BM25's order, best first, which is all that is known of BM25's scores.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
             f"but there are the candidates 0 to {candidates - 1} (-1: not known)"
         )
     for name in ("query", "component"):
-        for one in arrays[name].tolist():
-            as_name(one, f"{path}: array '{name}'")
+        for text in arrays[name].tolist():
+            as_name(text, f"{path}: array '{name}'")
         values, counts = np.unique(arrays[name], return_counts=True)
         if (counts > 1).any():
             raise UserError(f"{path}: array '{name}' repeats '{values[counts > 1][0]}'; names must be unique")

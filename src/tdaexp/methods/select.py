@@ -32,8 +32,8 @@ class Select(Method):
     (a file of component names, one a line, instead of a search). Tables show the share of the whole model.
 
     Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy
-    of each alone. Each query set gets its own selection. An objective of accuracy looks at the queries whose sources are
-    known, and refuses a query set that has none.
+    of each alone. Each query set gets its own selection. Where accuracy decides, queries count whose sources are known,
+    and a query set that has none is refused.
     """
 
     on: Method

@@ -1,7 +1,7 @@
-"""Which stores may be ranked together: those of one model with the same queries, candidates and truth; and what differs.
+"""Which stores may be ranked together, those of one model with the same queries, candidates and truth; what differs.
 
-A section of a query set holds such stores. One that answers some of the queries only belongs to it too, as long as those
-are the same; it is listed with its number of queries, and not ranked.
+A section of a query set holds such stores. One that answers some of the queries only belongs to it too, as long as
+those are the same; it is listed with its number of queries, and not ranked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sections(datasets: dict[str, xr.Dataset]) -> list[Section]:
 
 
 def same_pairs(part: xr.Dataset, whole: xr.Dataset) -> bool:
-    """Whether the queries of `part` are among those of `whole`, with the same candidates, sources and knowledge of them.
+    """Whether the queries of `part` are among those of `whole`, with the same candidates and the same truth.
 
     In which order the candidates stand is no difference.
     """

@@ -73,7 +73,8 @@ def tabulate(
     numbers of retrieval are of those), `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`,
     `recall` and `rank_correlation` (with bounds), `share`, `fidelity`, `answered`, `mrr_sd`, `minus_bm25` (with
     bounds), `vs_bm25` (+, −, ≈ or nothing), and one column `cost_<name>` per entry of the stores' attribute `cost`.
-    The control rows are computed on the pairs of the section; NaN is what a method does not have. The table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
+    The control rows are computed on the pairs of the section; NaN is what a method does not have. The
+    table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
     """
     rows: list[dict[str, Any]] = []
     places = _places(sections(datasets))

@@ -92,8 +92,8 @@ def _nested(path: Path, stored: Any) -> Table:
             scores[name] = as_number(value)
             if scores[name] is None:
                 raise UserError(
-                    f"scores={path}: the pair of query '{query}' and training example '{name}' has {spelt(value)} as its "
-                    "score; needed: a finite number"
+                    f"scores={path}: pair (query '{query}', train '{name}') has the score {spelt(value)}; needed: a "
+                    "finite number"
                 )
     return stored
 

@@ -67,8 +67,8 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
     """Retrieval accuracy of the method's own selection when it is repeated without the query that is judged, for each
     query whose sources are known.
 
-    `dataset` holds one query set; what needs no source is selected on all its queries. None where the answer was not selected on its queries: only a search is,
-    and it says so by its attributes `objective` and `budget`.
+    `dataset` holds one query set; what needs no source is selected on all its queries. None where the answer was not
+    selected on its queries: only a search is, and it says so by its attributes `objective` and `budget`.
     """
     if "weight" not in dataset or dataset.attrs.get("objective") not in SEARCHES:
         return None

@@ -72,9 +72,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_finite(model: PreTrainedModel, where: str) -> None:
-    """Refuse weights with a NaN or an infinity, by the name of the first tensor: whatever is computed with them is void.
+    """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
 
-    Costs one pass over the weights.
+    Costs one pass over them.
     """
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         if value.is_floating_point() and value.device.type != "meta" and not torch.isfinite(value.sum()):
@@ -95,8 +95,8 @@ def check_tokens(model: PreTrainedModel, examples: Examples, classes: bool = Fal
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:
             wrong = int(tokens[(tokens < 0) | (tokens >= rows)][0])
             raise UserError(
-                f"example '{example.id}': the tokenizer gives token {wrong}, but the model embeds 0 to {rows - 1}; they "
-                "do not belong together: set model.tokenizer to the model's own"
+                f"example '{example.id}': the tokenizer gives token {wrong}, but the model embeds 0 to {rows - 1}; "
+                "they do not belong together: set model.tokenizer to the model's own"
             )
 
 

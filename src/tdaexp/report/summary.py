@@ -13,7 +13,9 @@ TONES = {"+": "good", "−": "bad", "≈": "open", "": "open"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One part's result: `query_set` its name, `queries` its number of queries in words, `headline`, `details` (sentences), `tone` (good, bad or open: against BM25)."""
+    """One part's result: `query_set` its name, `queries` its number of queries in words, `headline`, `details`
+    (sentences), `tone` (good, bad or open: against BM25).
+    """
 
     query_set: str
     queries: str
