@@ -1,4 +1,4 @@
-"""Truth is known or it is not: nothing is counted right or wrong without it, and only what compares is ranked together."""
+"""Truth is known or it is not: without it nothing is right or wrong, and only what compares is ranked together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ TEXT = (
     "dataset.query_path=questions.jsonl", "dataset.query_sets=[paraphrased]", "metric.plots=false",
 )  # fmt: skip
 QUICK = MetricSettings(bootstrap=50, folds=3, top_k=2, plots=False)
-ROWS = [{"prompt": f"Where does river {k} run?", "completion": f"past town {k % 5} and mill {k % 3}"} for k in range(12)]
+ROWS = [
+    {"prompt": f"Where does river {k} run?", "completion": f"past town {k % 5} and mill {k % 3}"} for k in range(12)
+]
 QUESTIONS = [{"prompt": f"The way of river {k}?", "completion": f"by town {k % 5}"} for k in range(5)]
 
 
@@ -241,7 +243,9 @@ def test_the_order_of_candidates_is_no_difference():
 
 def test_runs_of_other_draws_stand_apart(commands):
     """Seeds draw other queries and train other models."""
-    commands.done("attribute", *TINY, "metric.plots=false", "-m", "seed=0,1", "method=bm25,random", "dataset.query_limit=4")
+    commands.done(
+        "attribute", *TINY, "metric.plots=false", "-m", "seed=0,1", "method=bm25,random", "dataset.query_limit=4"
+    )
     commands.capfd.readouterr()
     arguments = commands.arguments(["runs=[multirun]", "metric.plots=false", "metric.bootstrap=20"])
     assert main("evaluate", Path(__file__).parents[2] / "conf", ["evaluate.py", *arguments]) == 0

@@ -6,6 +6,8 @@ model is given when it generates, and the part that it should then write.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -121,6 +123,11 @@ def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **
     Raises:
         UserError: it raises anything, gives no text, or does not end in time.
     """
+    if isinstance(tokenizer.chat_template, str) and has_power(tokenizer.chat_template):
+        raise UserError(
+            f"{record.place}: the tokenizer's chat template fails on it (it raises to a power, which may never end); "
+            f"{OTHERWISE}"
+        )
     try:
         text = within(SECONDS, lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
     except Overdue as error:
@@ -131,3 +138,20 @@ def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **
         told = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"{record.place}: the tokenizer's chat template fails on it ({told}); {OTHERWISE}") from error
     return as_text(text, f"{record.place}: what the chat template makes of it")
+
+
+@functools.lru_cache
+def has_power(template: str) -> bool:
+    """Whether a Jinja template raises to a power: that of large numbers is one operation, which no time limit ends."""
+    import jinja2
+
+    try:
+        told = [(kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"]
+    except jinja2.TemplateError:  # rendering says what is wrong with it
+        return False
+    # before `**options` in a call or a signature stands a bracket or a comma
+    return any(
+        text == "**" and before not in ("(", ",")
+        for (_, before), (kind, text) in itertools.pairwise(told)
+        if kind == "operator"
+    )
