@@ -15,7 +15,7 @@ from typing import Any
 from tdaexp.data.records import Record
 from tdaexp.runtime.deadline import Overdue, within
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.reading import as_text, reason
+from tdaexp.runtime.reading import reason, spelt
 
 SECONDS = 10.0
 """The longest that a chat template may take over one record: they take a fraction of a millisecond."""
@@ -137,7 +137,9 @@ def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **
     except Exception as error:
         told = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"{record.place}: the tokenizer's chat template fails on it ({told}); {OTHERWISE}") from error
-    return as_text(text, f"{record.place}: what the chat template makes of it")
+    if not isinstance(text, str):
+        raise UserError(f"{record.place}: the tokenizer's chat template gives {spelt(text)}, no text; {OTHERWISE}")
+    return text
 
 
 @functools.lru_cache

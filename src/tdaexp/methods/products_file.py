@@ -149,12 +149,12 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray]) -> None:
             f"'{arrays['query'][row]}', "
             f"but there are the candidates 0 to {candidates - 1} (-1: not known)"
         )
-    for name in ("query", "component"):
-        for text in arrays[name].tolist():
-            as_name(text, f"{path}: array '{name}'")
-        values, counts = np.unique(arrays[name], return_counts=True)
+    for names in ("query", "component"):
+        for text in arrays[names].tolist():
+            as_name(text, f"{path}: array '{names}'")
+        values, counts = np.unique(arrays[names], return_counts=True)
         if (counts > 1).any():
-            raise UserError(f"{path}: array '{name}' repeats '{values[counts > 1][0]}'; names must be unique")
+            raise UserError(f"{path}: array '{names}' repeats '{values[counts > 1][0]}'; names must be unique")
 
 
 def _where(arrays: dict[str, np.ndarray], name: str, bad: np.ndarray) -> str:
