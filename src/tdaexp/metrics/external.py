@@ -89,7 +89,7 @@ def _nested(path: Path, stored: Any) -> Table:
         raise UserError(f"scores={path}: must be nested as {{query: {{train: score}}}}")
     for query, scores in stored.items():
         for name, value in scores.items():
-            scores[name] = as_number(value)
+            scores[name] = value if isinstance(value, float) else as_number(value)  # NaN: see `_pick`
             if scores[name] is None:
                 raise UserError(
                     f"scores={path}: pair (query '{query}', train '{name}') has the score {spelt(value)}; needed: a "

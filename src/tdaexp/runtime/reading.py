@@ -124,7 +124,9 @@ def spelt(value: Any) -> str:
     except ValueError:
         return "a number of too many digits"
     shown = text if len(text) <= 40 else text[:40] + "…"
-    return f"the number {shown}" if isinstance(value, (int, float)) else f"{type(value).__name__} {shown}"
+    if isinstance(value, (int, float)):
+        return f"the number {shown}"
+    return f"'{shown}'" if isinstance(value, str) else f"{type(value).__name__} {shown}"
 
 
 def reason(error: BaseException) -> str:
