@@ -18,7 +18,6 @@ from tdaexp.runtime.pulse import watch_each_other
 from tdaexp.runtime.quiet import quiet
 
 log = logging.getLogger(__name__)
-STOPPED = 143  # 128 + SIGTERM, as a shell counts it
 CPU_PROCESSES = 2
 
 
@@ -60,6 +59,7 @@ def run_together(team: Team, identity: dict[str, Any], work: Callable[..., Any],
     if outside:
         fabric.launch()
         return _member(fabric, identity, work, arguments)
+    stop.check()
     errors = multiprocessing.get_context("spawn").SimpleQueue()
     log.info("%d processes", fabric.world_size)
     try:
@@ -147,11 +147,11 @@ def _started(fabric: Any, errors: Any, parcel: bytes) -> Any:
 
     `parcel` holds the arguments pickled, because Fabric looks into what it is given and refuses frozen dataclasses.
     """
-    with stop.on_sigterm():
+    with stop.heard():
         try:
             return _member(fabric, *pickle.loads(parcel))
-        except KeyboardInterrupt:
-            sys.exit(STOPPED)
+        except KeyboardInterrupt as error:
+            sys.exit(stop.exit_code(error))
         except BaseException as error:
             known = isinstance(error, (UserError, stop.Lost))
             if not known:
@@ -171,8 +171,8 @@ def _told(errors: Any, ended: Any, world: int) -> BaseException:
     if found and found[0][2] is not stop.Lost:
         _, rank, kind, text = found[0]
         return UserError(text) if kind is UserError else stop.Lost(f"process {rank} of {world}: {text}")
-    if code == STOPPED:
-        return stop.Stopped("stopped by SIGTERM")
+    if (stopped := stop.Stopped.of(code)) is not None:
+        return stopped
     last = str(ended).strip().splitlines()[-1:]  # of a traceback, where it failed outside of `_started`
     how = getattr(ended, "signal_name", None) or (f"exit code {code}" if code is not None else "".join(last))
     return stop.Lost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -34,7 +35,8 @@ def track(
     """Yield `items` while showing how far they are; `done` of `total` count as finished before the first.
 
     On a terminal it draws a bar with rate and time left; elsewhere it logs one line a minute and one at the end. An
-    item counts as `each`, where other processes do as many beside. A `stoppable` run may end after any item.
+    item counts as `each`, where other processes do as many beside. A run that
+    is asked to end finishes a `stoppable` item first.
     """
     watched = _watched(items, description, total, done, each, stoppable)
     if not ranks.current().first:
@@ -49,9 +51,10 @@ def _watched(items: Iterable[T], description: str, total: int, done: int, each: 
     """Keep `place` up to date, and end the run here if it is to end."""
     place.description, place.done, place.total = description, done, total
     for item in items:
-        yield item
-        place.description, place.total = description, total
-        place.done = done = min(total, done + each)
+        with stop.finishing() if stoppable else contextlib.nullcontext():
+            yield item
+            place.description, place.total = description, total
+            place.done = done = min(total, done + each)
         if stoppable:
             stop.check()
 

@@ -43,7 +43,7 @@ from tdaexp.report.shading import tokens_json
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json, write_text
+from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
@@ -62,10 +62,13 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
     metrics = _told(loaded, "train", logger)
     successor = load_successor(config, config.dataset.finetune_records(), loaded)
+    left = [loaded]
     if successor is not None and config.model.finetuned is None:
         metrics |= _told(successor, "finetune", logger)
+        left.append(successor)
     if not ranks.current().first:
         return {}
+    write_json(folder / CHECKPOINTS, [str(one.model.name_or_path) for one in left])
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics

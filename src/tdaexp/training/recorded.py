@@ -63,7 +63,7 @@ class Run:
         self.ending = bool(wish)
         if end:  # process 0 has saved everything
             stop.check()
-            raise stop.Stopped("stopped with another process")
+            raise stop.Stopped()
         return loss
 
     def save(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     _check(problem, settings)
     whole = fingerprint(identity, problem.fingerprint, settings.deciding(), seed)
     result = folder / "model"
-    with ranks.locked_for_all(folder / "fit"):
+    with stop.finishing(), ranks.locked_for_all(folder / "fit"):
         first = ranks.current().first
         if not ranks.from_first(finished(folder, settings)):
             if first and result.exists():
