@@ -55,7 +55,8 @@ class Trainer:
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
         if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
-            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp or fsdp")
+            key = "devices" if self.devices != 1 else "nodes"
+            raise UserError(f"trainer.{key}={getattr(self, key)}: several processes need trainer=ddp or fsdp")
         for name in ("rate_tflops", "device_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")

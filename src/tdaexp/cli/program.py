@@ -18,9 +18,9 @@ from tdaexp.cli.compose import Composer, open_composer
 from tdaexp.cli.job import Job
 from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
-from tdaexp.runtime import stop
+from tdaexp.runtime import stop, surroundings
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.launch import from_outside, outer_rank
+from tdaexp.runtime.surroundings import from_outside, outer_rank
 
 
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
@@ -41,6 +41,8 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         wanted = [job for job in planned.jobs if getattr(job.config, "plan", False)]
         if wanted and not options.cfg:
             return _print_plans(wanted, planned, composer)
+    if any(job.config.trainer.strategy != "single" for job in planned.jobs):
+        surroundings.check()
     flags = [*places, *_flags(options)]
     argv = [program, *flags, *planned.overrides]
     if options.cfg:

@@ -21,8 +21,8 @@ from tdaexp.cli.work import Work, together
 from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import disk_full, write_text
-from tdaexp.runtime.launch import outer_rank
 from tdaexp.runtime.stop import INTERRUPTED, Lost
+from tdaexp.runtime.surroundings import outer_rank
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2

@@ -15,9 +15,10 @@ from tdaexp.report.loggers import RunLogger, open_logger
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import PACKAGES, deciding, version
-from tdaexp.runtime.launch import Team, from_outside, run_together
+from tdaexp.runtime.launch import Team, run_together
 from tdaexp.runtime.pulse import heartbeat
 from tdaexp.runtime.shrink import plain_memory_errors
+from tdaexp.runtime.surroundings import from_outside
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fabric import environment
 from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
-from tdaexp.runtime.launch import from_outside
+from tdaexp.runtime.surroundings import from_outside
 from tdaexp.training.callbacks import Checkpoints, OwnSigterm, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
 from tdaexp.training.habits import global_torch_state, interrupts, quiet_lightning
