@@ -36,6 +36,7 @@ from tdaexp.training.callbacks import Checkpoints, OwnSigterm, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
 from tdaexp.training.habits import global_torch_state, interrupts, quiet_lightning
 from tdaexp.training.module import CausalTraining
+from tdaexp.training.room import check_step
 from tdaexp.training.settings import FitSettings
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def _train(
     if settings.steps == 0:
         return []
     device = torch.device(device)
+    check_step(start, examples, settings, device)
     pad = start.tokenizer.pad_token_id
     start.model.requires_grad_(True)
     module = CausalTraining(start.model, examples, settings, seed=seed, pad_id=0 if pad is None else int(pad))
