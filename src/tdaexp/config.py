@@ -18,6 +18,8 @@ from tdaexp.training.settings import FitSettings
 REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
 """Groups that a run on stored products does not read."""
 
+MOST_THREADS = 1024
+
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -63,6 +65,8 @@ class Trainer:
         for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
+        if self.threads > MOST_THREADS:
+            raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.silence import never_silent
 from tdaexp.runtime.stop import INTERRUPTED, exit_code, heard
 
 # Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
@@ -47,7 +48,7 @@ def main(
     try:
         from tdaexp.cli.program import run
 
-        with heard():
+        with heard(), never_silent():
             return run(stage, conf, program, arguments, packages, module)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

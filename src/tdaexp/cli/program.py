@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -20,6 +20,7 @@ from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
 from tdaexp.runtime import stop, surroundings
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.silence import elsewhere
 from tdaexp.runtime.surroundings import from_outside, outer_rank
 
 
@@ -108,12 +109,14 @@ def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) ->
     return FAILED if failed else 0
 
 
-def _ending(planned: Plan) -> contextlib.AbstractContextManager[None]:
+def _ending(planned: Plan) -> contextlib.AbstractContextManager[Any]:
     """How a signal ends a sweep: its own jobs by themselves, those beside by a sign, a cluster's are only left."""
     if planned.launcher.endswith(BasicLauncher.__name__):
         return contextlib.nullcontext()
-    sign = sweep.sign(planned.folder, planned.launcher)
-    return stop.at_once() if sign is None else stop.all_together(sign, leads=True)
+    ending, sign = contextlib.ExitStack(), sweep.sign(planned.folder, planned.launcher)
+    ending.enter_context(elsewhere())
+    ending.enter_context(stop.at_once() if sign is None else stop.all_together(sign, leads=True))
+    return ending
 
 
 def _hand_over(task: Task, conf: Path, name: str, argv: list[str]) -> None:

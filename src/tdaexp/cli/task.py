@@ -21,6 +21,7 @@ from tdaexp.cli.work import Work, together
 from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import disk_full, write_text
+from tdaexp.runtime.silence import never_silent
 from tdaexp.runtime.stop import INTERRUPTED, Lost
 from tdaexp.runtime.surroundings import outer_rank
 
@@ -60,7 +61,7 @@ class Task:
         stop.hear()
         sign = sweep.sign(Path(hydra.sweep.dir), hydra.launcher._target_)
         try:
-            with stop.all_together(sign):
+            with stop.all_together(sign), never_silent():
                 stop.check()
                 return self._job(config)
         except KeyboardInterrupt as error:

@@ -21,6 +21,7 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
 from tdaexp.data.templates import resolve, splitter
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.progress import doing
 
 log = logging.getLogger(__name__)
 Pair = tuple[list[int], list[int]]  # tokens of the prompt and of the completion
@@ -47,6 +48,7 @@ def tokenise(
     if loss_on not in ("completion", "all"):
         raise unknown("value", loss_on, ("completion", "all"), "dataset.loss_on")
     check_length(max_length)
+    doing(f"tokenising {len(records)} texts")
     resolved = resolve(template, tokenizer)
     bos = begins_with(tokenizer) if resolved != "chat" else []
     closing = append_eos and resolved != "chat" and tokenizer.eos_token_id is not None

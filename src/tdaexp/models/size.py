@@ -50,7 +50,8 @@ def _count(config: PretrainedConfig) -> int:
     try:
         model = empty_model(config, torch.float32, FakeTensorMode())
     except RuntimeError as error:  # Storage size calculation overflowed
-        raise UserError(f"model.config: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"model.config: larger than can be counted ({said}); make the model smaller") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -16,6 +16,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.pulse import watch_each_other
 from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.silence import elsewhere, never_silent
 from tdaexp.runtime.surroundings import from_outside, number
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def run_together(team: Team, identity: dict[str, Any], work: Callable[..., Any],
     errors = multiprocessing.get_context("spawn").SimpleQueue()
     log.info("%d processes", fabric.world_size)
     try:
-        with quiet("torch.multiprocessing.spawn"):
+        with quiet("torch.multiprocessing.spawn"), elsewhere():
             return fabric.launch(_started, errors, pickle.dumps((identity, work, arguments)))
     except Exception as error:
         from torch.multiprocessing.spawn import ProcessException
@@ -140,7 +141,7 @@ def _started(fabric: Any, errors: Any, parcel: bytes) -> Any:
 
     `parcel` holds the arguments pickled, because Fabric looks into what it is given and refuses frozen dataclasses.
     """
-    with stop.heard():
+    with stop.heard(), never_silent():
         try:
             return _member(fabric, *pickle.loads(parcel))
         except KeyboardInterrupt as error:

@@ -9,10 +9,22 @@ import threading
 import time
 from collections.abc import Iterator
 
+from tdaexp.runtime import ranks
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST, bars, place
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
+_elsewhere: list[bool] = []
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """For the length of a block other processes work, and speak for themselves."""
+    _elsewhere.append(True)
+    try:
+        yield
+    finally:
+        _elsewhere.pop()
 
 
 class _Heard(logging.Handler):
@@ -42,14 +54,15 @@ def never_silent() -> Iterator[None]:
             root = logging.getLogger()
             if heard not in root.handlers:  # whoever configures logging forgets the handlers that there were
                 root.addHandler(heard)
-            if bars:
+            if bars or _elsewhere:
                 heard.last = time.monotonic()
             if heard.last != since:
                 last = since = heard.last
                 pause = SECONDS_TO_FIRST
             elif time.monotonic() - last >= pause:
                 last, pause = time.monotonic(), min(2 * pause, SECONDS_BETWEEN_LINES)
-                _say(f"{_doing()}: still at it after {last - since:.0f} s")
+                if ranks.current().first:
+                    _say(f"{_doing()}: still at it after {last - since:.0f} s")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
