@@ -18,6 +18,8 @@ from tdaexp.training.settings import FitSettings
 REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
 """Groups that a run on stored products does not read."""
 
+MOST_THREADS = 1024
+
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -55,13 +57,16 @@ class Trainer:
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
         if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
-            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp or fsdp")
+            key = "devices" if self.devices != 1 else "nodes"
+            raise UserError(f"trainer.{key}={getattr(self, key)}: several processes need trainer=ddp or fsdp")
         for name in ("rate_tflops", "device_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
         for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
+        if self.threads > MOST_THREADS:
+            raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
 
 
 @dataclass

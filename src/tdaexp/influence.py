@@ -185,6 +185,14 @@ def load(path: Path) -> xr.Dataset:
     return dataset
 
 
+def intact(path: Path) -> bool:
+    """Whether a store opens, in this format, and all its arrays read as they were written."""
+    try:
+        return bool(load(path).variables)
+    except UserError:
+        return False
+
+
 def attributes(path: Path) -> dict[str, Any]:
     """Read a store's attributes alone; empty where there are none that can be read."""
     try:

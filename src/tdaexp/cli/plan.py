@@ -26,7 +26,8 @@ BROUGHT = {"multistage": "toy_msif", "multistage_dot": "toy_msif"}
 class Plan:
     """What a command is going to do, and the overrides that make Hydra do it.
 
-    `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them.
+    `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them. `launcher` is
+    the class that runs the jobs of a sweep.
     """
 
     multirun: bool
@@ -34,6 +35,7 @@ class Plan:
     folder: Path
     jobs: list[Job]
     overrides: list[str]
+    launcher: str = ""
 
 
 def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]) -> Plan:
@@ -90,7 +92,8 @@ def _plan_sweep(
         f"hydra.sweep.dir={_quote(folder)}",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quote, constant))}]",
     ]
-    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given)
+    launcher = str(config.hydra.launcher._target_)
+    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher)
 
 
 def chosen_folder(config: DictConfig, kind: str) -> str | None:

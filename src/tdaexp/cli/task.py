@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from tdaexp import sweep
 from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.cli.work import Work, together
+from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import disk_full, write_text
-from tdaexp.runtime.launch import outer_rank
-from tdaexp.runtime.stop import Lost, on_sigterm
+from tdaexp.runtime.silence import never_silent
+from tdaexp.runtime.stop import INTERRUPTED, Lost
+from tdaexp.runtime.surroundings import outer_rank
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -43,22 +46,34 @@ class Task:
     packages: tuple[str, ...]
     module: str
     codes: list[int] = field(default_factory=list, compare=False)
+    home: int = field(default_factory=os.getpid, compare=False)
 
     def __call__(self, config: DictConfig) -> int:
-        """Run the job in the folder that Hydra made for it; never raises but for Ctrl-C.
+        """Run the job in the folder that Hydra made for it; never raises but where the run is to end.
 
         Returns the exit code, and keeps it in `codes` for a caller in the same process.
         """
-        with on_sigterm():
+        hydra: Any = HydraConfig.get()
+        if os.getpid() == self.home:
+            stop.check()
             self.codes.append(self._job(config))
-        return self.codes[-1]
+            return self.codes[-1]
+        stop.hear()
+        sign = sweep.sign(Path(hydra.sweep.dir), hydra.launcher._target_)
+        try:
+            with stop.all_together(sign), never_silent():
+                stop.check()
+                return self._job(config)
+        except KeyboardInterrupt as error:
+            if sign is None:
+                raise  # tells a cluster that the job has not come to its end
+            return stop.exit_code(error)  # the process that waits for the jobs is told by the sign
 
     def follow(self, job: Job, folder: Path) -> int:
         """Help the process that runs the job, as one that torchrun or srun started beside it; returns the exit code."""
         logging.basicConfig(level=logging.ERROR, format=f"process {outer_rank()}: %(message)s")
         try:
-            with on_sigterm():
-                together(Work(self.stage, self.module, job, folder.absolute()))
+            together(Work(self.stage, self.module, job, folder.absolute()))
         except Exception as error:
             return report(error, folder)
         return 0
@@ -83,15 +98,11 @@ class Task:
             job=hydra.job.num if swept else None,
             overrides=" ".join(overrides),
         )
-        if getattr(job.config, "resume", False) and self._finished(row, folder):
+        if getattr(job.config, "resume", False) and (known := sweep.finished(row)) is not None:
+            known.write(top)
             log.info("finished before, skipped: %s", row.folder)
             return 0
         return self._run(job, row, folder, top)
-
-    @staticmethod
-    def _finished(row: sweep.Row, folder: Path) -> bool:
-        known = sweep.read_row(folder)
-        return known is not None and known.status == "done" and known.fingerprint == row.fingerprint
 
     def _run(self, job: Job, row: sweep.Row, folder: Path, top: Path | None) -> int:
         start, code = time.monotonic(), FAILED
@@ -101,9 +112,12 @@ class Task:
             row.metrics = self._stage(job, folder, top)
             row.status, code = "done", 0
         except KeyboardInterrupt as error:
-            row.status, row.error = "failed", str(error) or "interrupted"
+            row.status, row.error = "stopped", str(error) or INTERRUPTED
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, UserError) and isinstance(asked := stop.requested(), stop.Stopped):
+                row.status, row.error = "stopped", str(asked)  # what a library made of the signal
+                raise asked from error
             row.status, row.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())
             if isinstance(error, (UserError, Lost)):
                 row.error = str(error)
@@ -149,7 +163,7 @@ class Task:
             log.warning("%s: could not be written (%s)", sweep.ROW, error.strerror)
 
 
-def report(error: Exception, folder: Path) -> int:
+def report(error: BaseException, folder: Path) -> int:
     """Log what went wrong, in one line unless it is a fault of this program; returns the exit code."""
     if isinstance(error, UserError):
         log.error("error: %s", error)

@@ -22,7 +22,7 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
 from tdaexp.data.templates import resolve, splitter
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.progress import doing, track
 from tdaexp.runtime.reading import reason
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def tokenise(
     if loss_on not in ("completion", "all"):
         raise unknown("value", loss_on, ("completion", "all"), "dataset.loss_on")
     check_length(max_length)
+    doing(f"tokenising {len(records)} texts")
     resolved = resolve(template, tokenizer)
     bos = begins_with(tokenizer) if resolved != "chat" else []
     closing = append_eos and resolved != "chat" and tokenizer.eos_token_id is not None

@@ -76,12 +76,15 @@ class Scratch:
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
         """Architecture and tokenizer (trained on `texts` where there are no weights yet): what a plan needs."""
+        from tdaexp.models.size import count_parameters
         from tdaexp.models.tokenizer import train_tokenizer
 
         if self.pretrained is not None:
             return Pretrained(self.pretrained).planned(texts)
         tokenizer = train_tokenizer(texts, self.vocab_size)
-        return _model_config(self.architecture, self.config, tokenizer, self.context), tokenizer
+        config = _model_config(self.architecture, self.config, tokenizer, self.context)
+        count_parameters(config)
+        return config, tokenizer
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training
@@ -112,9 +115,11 @@ def build_model(
     from transformers import AutoModelForCausalLM
 
     from tdaexp.models.loaded import quiet_transformers
+    from tdaexp.models.size import check_trainable
 
     config = _model_config(architecture, values, tokenizer, context)
     try:
+        check_trainable(config, WHERE)
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -132,12 +137,16 @@ def _model_config(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from tdaexp.models.loaded import quiet_transformers
+    from tdaexp.models.size import check_layers
 
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise unknown("architecture", architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "model.architecture")
     with quiet_transformers():
         default = AutoConfig.for_model(architecture)
     _check_keys(values, default)
+    layers = default.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    for key in {layers, "num_hidden_layers"} & set(values):
+        check_layers(values[key], f"{WHERE}.{key}")
     settings = {
         **_without_dropout(default),
         **values,

@@ -14,6 +14,7 @@ from tdaexp.runtime.errors import UserError
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 3  # every byte, and the three special tokens
 LONGEST_WORD = 1_000  # characters of a word that the vocabulary is learnt from
+LARGEST_VOCABULARY = 1_000_000  # the library takes memory for all of it beforehand, and aborts where there is none
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -26,6 +27,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         raise UserError(
             f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}: 256 bytes and 3 special tokens"
         )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"model.vocab_size={vocab_size}: must be at most {LARGEST_VOCABULARY}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

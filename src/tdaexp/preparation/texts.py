@@ -26,6 +26,7 @@ from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.progress import doing
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def load_model(config: Any, records: list[Record], always_train: bool = False) -
 
     One that is to be sharded stays in main memory.
     """
+    doing("loading the model")
     if not (config.model.needs_training or always_train):
         return config.model.load(_place(config), resolve_dtype(config.trainer.precision))
     return _trained(config, config.model, records, config.trainer.fit)

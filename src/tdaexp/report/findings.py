@@ -13,6 +13,7 @@ from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.page import Picture, page
 from tdaexp.runtime.files import atomic_path, write_json, write_text
+from tdaexp.runtime.progress import doing
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def write_findings(
     """
     logger = logger or RunLogger()
     write_json(folder / "metrics.json", findings.metrics)
+    doing("writing figures, tables and the page")
     for name, table in findings.tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False))
         logger.log_table(name, table)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tdaexp.report.wandb_places import within
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import git_commit
 
@@ -103,7 +104,7 @@ def open_logger(
         name: name of the run.
     """
     if settings.kind == "wandb":
-        with _wandb(settings, folder, config, settings.group or group, name) as logger:
+        with within(folder, settings.mode != "online"), _wandb(settings, folder, config, group, name) as logger:
             yield logger
     else:
         yield CsvLogger(folder) if settings.kind == "csv" else RunLogger()
@@ -122,7 +123,7 @@ def _wandb(
             mode=settings.mode,  # type: ignore[arg-type]
             project=settings.project,
             entity=settings.entity,
-            group=group,
+            group=settings.group or group,
             tags=list(settings.tags),
             name=name,
             config={**config, "git_commit": git_commit()},

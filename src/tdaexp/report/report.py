@@ -24,6 +24,7 @@ from tdaexp.report.page import Picture
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts, shown_queries, top_texts
 from tdaexp.runtime.files import atomic_path, write_json, write_text
+from tdaexp.runtime.progress import doing
 
 
 def write_report(
@@ -43,6 +44,7 @@ def write_report(
     near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
     """
     logger = logger or RunLogger()
+    doing("judging the scores")
     reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
@@ -60,11 +62,14 @@ def write_report(
     write_text(folder / "table.csv", table.to_csv(index=False))
     if studies:
         write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
+    doing("drawing figures")
     pictures = _draw(folder, studies, _drawn(table, datasets, reference), near) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
+    doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
     write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
+    doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]

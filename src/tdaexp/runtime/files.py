@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
+CHECKPOINTS = "checkpoints.json"
+"""What a training leaves in its run folder: a list of the folders that hold its weights."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

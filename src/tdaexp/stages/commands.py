@@ -44,8 +44,9 @@ from tdaexp.report.shading import tokens_json
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json, write_text
+from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.runtime.progress import doing
 from tdaexp.runtime.reading import parse_json, read_text
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
@@ -59,15 +60,19 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
     if check_pair(config.model, config.dataset) or config.trainer.fit.record:
         return train_recorded(config, folder, logger)
+    doing("reading the data")
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
     metrics = _told(loaded, "train", logger)
     successor = load_successor(config, config.dataset.finetune_records(), loaded)
+    left = [loaded]
     if successor is not None and config.model.finetuned is None:
         metrics |= _told(successor, "finetune", logger)
+        left.append(successor)
     if not ranks.current().first:
         return {}
+    write_json(folder / CHECKPOINTS, [str(one.model.name_or_path) for one in left])
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics
@@ -113,6 +118,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
     dataset.attrs |= {"method": config.method.name, "label": label, "config": deciding(own)}
     dataset.attrs |= provenance()
+    doing("writing the store")
     influence.save(dataset, folder / "influence.zarr")
     if "train_share" in dataset:
         write_text(folder / "tokens.json", tokens_json(dataset))
@@ -123,6 +129,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
+    doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
@@ -156,6 +163,7 @@ def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
 def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = Clock()
+    doing("reading the data")
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
     for name, records in corpus.queries.items():
         check_truth(config.method, [name] * len(records), [bool(record.truth) for record in records])
@@ -177,6 +185,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     cost = study.split_cost(clock.seconds)
     near = None
     if successor is not None and ranks.current().first:
+        doing("the model's own answers")
         answers = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
         answered = dict(zip(study.queries.ids, answers, strict=True))
         dataset["answered"] = ("query", np.array([answered[query] for query in dataset["query"].values]))
