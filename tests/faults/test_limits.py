@@ -48,7 +48,11 @@ def test_a_size_that_cannot_work_is_refused_with_its_limit(commands, monkeypatch
 def test_arnoldi_takes_no_more_steps_than_there_are_parameters(tmp_path):
     matrix = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64))
     found = dominant_eigenpairs(
-        lambda vector: matrix @ vector, torch.ones(4, dtype=torch.float64), steps=BIG, rank=2, store=tmp_path / "store"
+        lambda vectors: vectors @ matrix,
+        torch.ones(4, dtype=torch.float64),
+        steps=BIG,
+        rank=2,
+        store=tmp_path / "store",
     )
     assert found.values == pytest.approx([4.0, 3.0])
 

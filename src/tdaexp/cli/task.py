@@ -118,6 +118,9 @@ class Task:
             if not isinstance(error, UserError) and isinstance(asked := stop.requested(), stop.Stopped):
                 row.status, row.error = "stopped", str(asked)  # what a library made of the signal
                 raise asked from error
+            if isinstance(error, SystemExit):
+                row.status, row.error = "stopped", f"ended from outside (exit code {error.code})"  # queued again
+                raise
             row.status, row.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())
             if isinstance(error, (UserError, Lost)):
                 row.error = str(error)
@@ -163,7 +166,7 @@ class Task:
             log.warning("%s: could not be written (%s)", sweep.ROW, error.strerror)
 
 
-def report(error: BaseException, folder: Path) -> int:
+def report(error: Exception, folder: Path) -> int:
     """Log what went wrong, in one line unless it is a fault of this program; returns the exit code."""
     if isinstance(error, UserError):
         log.error("error: %s", error)

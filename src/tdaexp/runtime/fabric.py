@@ -17,6 +17,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.quiet import quiet
 from tdaexp.runtime.surroundings import PORTS, number
 
+LEFT_BEHIND = "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"  # by a cluster: Lightning would take itself for one of several
 MEETING = timedelta(seconds=45)
 WAIT = timedelta(days=30)  # one process may work for long while the others wait; `pulse` tells whether it lives
 
@@ -31,6 +32,8 @@ class QuietDDP(DDPStrategy):
 
     def _setup_distributed(self) -> None:
         """As Fabric does it, but the wait for the others has an end of its own."""
+        if torch.distributed.is_initialized():
+            return
         self._set_world_ranks()
         around: Any = self.cluster_environment
         self._process_group_backend = self._get_process_group_backend()
@@ -52,12 +55,7 @@ class QuietDDP(DDPStrategy):
 
 
 class OnThisMachine(LightningEnvironment):
-    """Processes that this program starts: on one machine, whatever variables a cluster has left behind."""
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """They are started here."""
-        return False
+    """Processes that this program starts, on one machine."""
 
     @property
     def main_address(self) -> str:
@@ -73,14 +71,6 @@ class OnThisMachine(LightningEnvironment):
                 self._main_port = number("MASTER_PORT", opened.getsockname()[1], *PORTS)
         return self._main_port
 
-    def node_rank(self) -> int:
-        """There is one machine."""
-        return 0
-
-    def local_rank(self) -> int:
-        """Of the process that starts them."""
-        return 0
-
 
 def environment(outside: str | None) -> Any:
     """What tells Lightning which process this is."""
@@ -91,6 +81,8 @@ def environment(outside: str | None) -> Any:
 
 def open_fabric(accelerator: str, devices: int, nodes: int, outside: str | None) -> Any:
     """Fabric for `devices` processes on each of `nodes` machines, started by `outside` (torchrun, srun) or by it."""
+    for name in LEFT_BEHIND if outside is None else ():
+        os.environ.pop(name, None)
     strategy = QuietDDP(
         process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo",
         timeout=WAIT,
