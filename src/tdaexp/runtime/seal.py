@@ -1,0 +1,52 @@
+"""Checksums beside what this program writes: a folder that was damaged is refused, never read as another answer.
+
+A sealed folder holds `checksums.json`: the digest of each of its files, by relative path. Files that were added later
+are nobody's business here; those that are listed must read as they were written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import file_fingerprint
+
+SEAL = "checksums.json"
+
+
+def seal(folder: Path) -> None:
+    """Write down the digests of all files of a folder that is finished."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
+    digests = {file.relative_to(folder).as_posix(): file_fingerprint(file) for file in files}
+    (folder / SEAL).write_text(json.dumps(digests, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path, among: Callable[[str], bool] = lambda name: True) -> str | None:
+    """What is wrong with a sealed folder, in words ("weights.safetensors: its checksum is wrong"); None if nothing is.
+
+    `among` chooses by relative path the files that are looked at.
+    """
+    try:
+        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        wanted = {str(name): str(digest) for name, digest in digests.items()}
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{SEAL}: not readable ({type(error).__name__})"
+    for name, digest in wanted.items():
+        if among(name):
+            try:
+                if file_fingerprint(folder / name) != digest:
+                    return f"{name}: its checksum is wrong"
+            except (OSError, ValueError) as error:
+                return f"{name}: missing or not readable ({type(error).__name__})"
+    return None
+
+
+def require(folder: Path, remedy: str = "run again") -> None:
+    """Raise UserError where a sealed folder is damaged; it says which file, and what to delete."""
+    found = damage(folder)
+    if found:
+        raise UserError(f"{folder}: {found}, the file was changed after it was written; delete {folder} and {remedy}")
