@@ -70,7 +70,7 @@ class Pretrained:
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
-        return _identity(*self._locate())
+        return self._identity(*self._locate())
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, classifier: bool = False
@@ -99,7 +99,7 @@ class Pretrained:
         check_vocabulary(model, tokenizer, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        identity = _identity(weights, words)
+        identity = self._identity(weights, words)
         return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes)
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -152,11 +152,13 @@ class Pretrained:
         weights = locate(self.pretrained, self.revision, "model.pretrained")
         return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
 
+    def _identity(self, weights: Source, words: Source) -> str:
+        """Of what is read, and how: whose code computes, and in which attention."""
+        from tdaexp.runtime.code import code_identity
+        from tdaexp.runtime.fingerprint import fingerprint
 
-def _identity(weights: Source, words: Source) -> str:
-    from tdaexp.runtime.fingerprint import fingerprint
-
-    return fingerprint(weights.identity, words.identity)
+        how = [self.trust_remote_code, self.attn_implementation]
+        return fingerprint(code_identity(Pretrained), weights.identity, words.identity, how)
 
 
 def model_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import file_fingerprint
+from tdaexp.runtime.files import write_json
+from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 
 SEAL = "checksums.json"
 
@@ -50,3 +52,16 @@ def require(folder: Path, remedy: str = "run again") -> None:
     found = damage(folder)
     if found:
         raise UserError(f"{folder}: {found}, the file was changed after it was written; delete {folder} and {remedy}")
+
+
+def write_note(path: Path, value: Any) -> None:
+    """Write plain data as JSON, with its checksum."""
+    write_json(path, {"value": value, "checksum": fingerprint(value)})
+
+
+def read_note(path: Path) -> Any:
+    """What `write_note` wrote. Errors (ValueError, OSError): it reads otherwise, or not at all."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or found.get("checksum") != fingerprint(found.get("value")):
+        raise ValueError("its checksum is wrong")
+    return found["value"]
