@@ -126,6 +126,8 @@ class Task:
     def _stores(job: Job) -> list[str]:
         """The stores that the job looks at; an analysis that needs none has those that are named."""
         given, analysis = job.config.runs, job.config.analysis
+        if job.config.cache is not None:
+            return []
         if analysis is not None and not analysis.needs_runs and not given:
             return []
         return [str(store) for store in sweep.find_stores(given, job.subject)]

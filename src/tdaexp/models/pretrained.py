@@ -109,8 +109,9 @@ class Pretrained:
         """
         from tdaexp.models.empty import folder_config, stated_config
         from tdaexp.models.hub import load_tokenizer
-        from tdaexp.models.source import locate
+        from tdaexp.models.source import locate, refuse_adapter
 
+        refuse_adapter(Path(self.pretrained).expanduser())
         folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
         tokenizer = None
         if words.is_dir():

@@ -43,7 +43,10 @@ REFUSALS = (
         hub_errors.LocalEntryNotFoundError,
         "the hub cannot be reached and the model is not in the local cache; set WHERE=FOLDER",
     ),
-    (hub_errors.EntryNotFoundError, "the repository has no config.json; it is not a transformers model"),
+    (
+        hub_errors.EntryNotFoundError,
+        "the repository has no config.json; it is not a transformers model (an adapter alone? merge it with its base)",
+    ),
 )  # the first that fits counts: some are kinds of others
 
 
@@ -137,16 +140,19 @@ def check_folder(folder: Path) -> None:
 def refuse_adapter(folder: Path) -> None:
     """Refuse a folder with an adapter: what would be loaded from it is its base, or a mixture that has no names."""
     note = folder / ADAPTER
-    if not note.is_file():
-        return
+    if note.is_file():
+        raise UserError(adapter_refusal(str(folder), note))
+
+
+def adapter_refusal(name: str, note: Path) -> str:
+    """Why the model of that name, which has the adapter that a note describes, is refused."""
     try:
         base = str(json.loads(note.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base")
     except (OSError, ValueError, AttributeError):
         base = "its base"
-    raise UserError(
-        f"{folder}: holds an adapter ({ADAPTER}, to {base}), and adapters cannot be explained yet; merge the two "
-        "(peft: merge_and_unload, then save_pretrained) and name that folder; for the base model alone name a folder "
-        f"without {ADAPTER}"
+    return (
+        f"{name}: holds an adapter ({ADAPTER}, to {base}), and adapters cannot be explained yet; merge the two (peft: "
+        f"merge_and_unload, then save_pretrained) and name that folder; for the base alone name one without {ADAPTER}"
     )
 
 

@@ -139,8 +139,8 @@ class BlockStore:
         if damaged:
             log.warning("%s: %d blocks are damaged and will be computed again", self.path, len(damaged))
             with writing(self.path):
-                for block in damaged:
-                    self.done[block] = False
+                for number in damaged:
+                    self.done[number] = False
         return sorted([*np.flatnonzero(done == 0).tolist(), *damaged])
 
     def flags(self) -> np.ndarray:
@@ -149,11 +149,11 @@ class BlockStore:
         try:
             found[:] = self.done[:]
         except Exception:  # whatever a codec makes of a damaged chunk
-            for block in range(len(found)):
+            for number in range(len(found)):
                 try:
-                    found[block] = self.done[block]
+                    found[number] = self.done[number]
                 except Exception:
-                    found[block] = -1
+                    found[number] = -1
         return found
 
     def _intact(self, block: int) -> bool:

@@ -64,14 +64,19 @@ def note_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> Iterator[None]:
-    """Use the cache inside the block: digests are remembered there, and nobody prunes it meanwhile.
+def at_work(folder: Path, alone: bool = False, create: bool = True) -> Iterator[None]:
+    """Use the cache inside the block: digests are remembered there, and nobody prunes it meanwhile; or use it `alone`.
 
-    Errors (UserError): `folder` is no folder.
+    `create`: make the folder where there is none.
+
+    Errors (UserError): `folder` is no folder; it is pruned just now, or to be used alone while others use it.
     """
     check(folder)
     digests.keep_in(folder)
-    with _flag(folder, exclusive=False):
+    if create:
+        with contextlib.suppress(OSError):  # told where something must be written
+            folder.mkdir(parents=True, exist_ok=True)
+    with _flag(folder, alone):
         yield
 
 
@@ -94,15 +99,14 @@ def listed(folder: Path) -> list[Entry]:
 def prune(folder: Path) -> list[Entry]:
     """Delete what no run of this version can reach, and what killed runs left half written; returns what was deleted.
 
-    Errors (UserError): another run is at work with the cache.
+    To be called with the cache used `alone` (`at_work`). What is locked all the same is left.
     """
     gone = [one for one in listed(folder) if one.state == ORPHANED]
-    with _flag(folder, exclusive=True):
-        gone += [_entry(path) for path in folder.glob("*/.*.part")]
-        for one in gone:
-            with contextlib.suppress(Timeout), locked(one.path, wait=False):
-                for path in (one.path, note_of(one.path), *one.path.parent.glob(f"{one.path.name}.plan.json")):
-                    remove(path)
+    gone += [_entry(path) for path in folder.glob("*/.*.part")]
+    for one in gone:
+        with contextlib.suppress(Timeout), locked(one.path, wait=False):
+            for path in (one.path, note_of(one.path), one.path.with_name(f"{one.path.name}.plan.json")):
+                remove(path)
             lock_of(one.path).unlink(missing_ok=True)
     return [one for one in gone if not one.path.exists()]
 
@@ -113,7 +117,6 @@ def _flag(folder: Path, exclusive: bool) -> Iterator[None]:
     try:
         import fcntl
 
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / AT_WORK, os.O_RDWR | os.O_CREAT, 0o666)
     except (ImportError, OSError):
         yield

@@ -45,6 +45,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.stages.cached import look_after
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
 from tdaexp.training.task import check_pair
@@ -121,6 +122,8 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
+    if config.cache is not None:
+        return look_after(Path(config.cache_dir), config.cache)
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)

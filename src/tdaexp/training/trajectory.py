@@ -121,7 +121,7 @@ class Trajectory:
                 raise UserError(f"{folder}: '{name}' is missing; delete {folder} and {AGAIN}")
         self.steps = self.settings.steps
         self._states, self._batches = self.settings.open(folder)
-        absent = np.flatnonzero(~(self._states.done[:] & self._batches.done[:]))
+        absent = np.flatnonzero((self._states.flags() == 0) | (self._batches.flags() == 0))
         if len(absent):
             raise UserError(
                 f"{folder}: step {self._first_step(int(absent[0]))} of {self.settings.total} is missing, the training "
