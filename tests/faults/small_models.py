@@ -74,8 +74,8 @@ def arguments(model: Path, data: Path, *more: str) -> list[str]:
         "model=olmo1b", f"model.pretrained={model}", "model.expected_components=null", "model.template=plain",
         "dataset=text", f"dataset.path={data}", "dataset.id_column=id", "dataset.prompt_column=prompt",
         "dataset.completion_column=completion", "dataset.paraphrase_prompt_column=prompt",
-        "dataset.paraphrase_completion_column=para", "dataset.query_sets=[paraphrased]", "dataset.template=plain", "candidates=all",
-        "trainer.precision=float64", "metric.bootstrap=20", *more,
+        "dataset.paraphrase_completion_column=para", "dataset.query_sets=[paraphrased]", "candidates=all",
+        "dataset.template=plain", "trainer.precision=float64", "metric.bootstrap=20", *more,
     ]  # fmt: skip
 
 
