@@ -150,7 +150,8 @@ def load(path: Path) -> xr.Dataset:
     try:
         written = _written(path).get("format_version")
     except Exception as error:
-        raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable influence store ({said}); delete it and run again") from error
     broken = seal.damage(path)
     if written != FORMAT_VERSION and (broken is None or not (path / seal.SEAL).exists()):
         raise UserError(

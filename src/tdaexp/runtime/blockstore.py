@@ -64,7 +64,8 @@ class BlockStore:
             if self.group.attrs.get("layout") != _layout(path):
                 raise ValueError("the checksum of its layout is wrong")
         except Exception as error:
-            raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
+            said = " ".join(str(error).split())  # it may quote what a changed byte made of a line
+            raise UserError(f"{path}: damaged cache ({said}); delete this folder and run again") from error
         self._start = _own_time()
         self._done = 0
         self._behind: Behind | None = None

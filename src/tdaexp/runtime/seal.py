@@ -1,7 +1,7 @@
 """Checksums beside what this program writes: a folder that was damaged is refused, never read as another answer.
 
-A sealed folder holds `checksums.json`: the digest of each of its files, by relative path. Files that were added later
-are nobody's business here; those that are listed must read as they were written.
+A sealed folder holds `checksums.json`: the digest of each of its files, by relative path, and its own. Files that were
+added later are nobody's business here; those that are listed must read as they were written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def seal(folder: Path) -> None:
     """Write down the digests of all files of a folder that is finished."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
     digests = {file.relative_to(folder).as_posix(): file_fingerprint(file) for file in files}
-    (folder / SEAL).write_text(json.dumps(digests, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+    write_note(folder / SEAL, digests)
 
 
 def damage(folder: Path, among: Callable[[str], bool] = lambda name: True) -> str | None:
@@ -31,13 +31,12 @@ def damage(folder: Path, among: Callable[[str], bool] = lambda name: True) -> st
     `among` chooses by relative path the files that are looked at.
     """
     try:
-        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        wanted = {str(name): str(digest) for name, digest in digests.items()}
+        digests = read_note(folder / SEAL)
     except FileNotFoundError:
         return f"{SEAL} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"{SEAL}: not readable ({type(error).__name__})"
-    for name, digest in wanted.items():
+    for name, digest in digests.items():
         if among(name):
             try:
                 if file_fingerprint(folder / name) != digest:
