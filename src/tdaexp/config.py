@@ -174,7 +174,8 @@ class EvaluateConfig:
 
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
     the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
-    that is made of them instead of the comparison (`tdaexp.analyses`).
+    that is made of them instead of the comparison (`tdaexp.analyses`); `cache` lists what cache_dir holds (`list`) or
+    deletes what no run of this version can reach (`prune`), and does nothing else.
     """
 
     model: Any = field(metadata={"group": True})
@@ -186,10 +187,13 @@ class EvaluateConfig:
     analysis: Any = field(default=None, metadata={"group": True})
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
+    cache: str | None = None
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse an analysis of classes where the data has none."""
+        """Refuse an unknown word, and an analysis of classes where the data has none."""
+        if self.cache is not None:
+            _choice("cache", self.cache, ("list", "prune"))
         if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
             name = type(self.analysis).__module__.rpartition(".")[2]
             raise UserError(

@@ -40,13 +40,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
+from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
-from tdaexp.runtime.fingerprint import fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ATTRIBUTES = ".zattrs"
 EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
 
 
@@ -157,11 +157,12 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
-    """Write the data set as a zarr store that appears complete or not at all."""
+    """Write the data set as a zarr store, with a checksum of each of its files; it appears complete or not at all."""
     plain = dataset.copy()
-    plain.attrs = {"tdaexp": json.dumps(dataset.attrs), "checksum": _checksum(dataset)}
+    plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
     with atomic_path(path) as temporary:
         plain.to_zarr(temporary, zarr_format=2, consolidated=True)
+        seal.seal(temporary)
 
 
 def load(path: Path) -> xr.Dataset:
@@ -169,36 +170,45 @@ def load(path: Path) -> xr.Dataset:
     if not path.exists():
         raise UserError(f"{path}: no such influence store; run attribute.py first or name another folder")
     try:
+        written = _written(path).get("format_version")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable influence store ({said}); delete it and run again") from error
+    broken = seal.damage(path)
+    if written != FORMAT_VERSION and (broken is None or not (path / seal.SEAL).exists()):
+        raise UserError(
+            f"{path}: written in format {written}, this version reads {FORMAT_VERSION}; "
+            "delete the store and run attribute.py again"
+        )
+    if broken:  # zarr reads a chunk that was lost as NaN, without a word
+        raise UserError(f"{path}: not a readable influence store ({broken}); delete it and run again")
+    try:
         with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
             dataset = _plain_strings(stored.load())
-        checksum = dataset.attrs["checksum"]
         dataset.attrs = json.loads(dataset.attrs["tdaexp"])
     except Exception as error:
         raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
-    if dataset.attrs.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "delete the store and run attribute.py again"
-        )
-    if _checksum(dataset) != checksum:  # zarr reads a chunk that was lost as NaN, without a word
-        raise UserError(f"{path}: not a readable influence store (checksum differs); delete it and run again")
     return dataset
 
 
 def intact(path: Path) -> bool:
-    """Whether a store opens, in this format, and all its arrays read as they were written."""
+    """Whether a store is there, of this version, and each of its files reads as it was written."""
     try:
-        return bool(load(path).variables)
-    except UserError:
+        return _written(path).get("format_version") == FORMAT_VERSION and seal.damage(path) is None
+    except Exception:  # whatever a file that was cut off, or another program's, makes of it
         return False
 
 
 def attributes(path: Path) -> dict[str, Any]:
     """Read a store's attributes alone; empty where there are none that can be read."""
     try:
-        return dict(json.loads(str(zarr.open_group(path, mode="r").attrs["tdaexp"])))
+        return {} if seal.damage(path, lambda name: name == ATTRIBUTES) else _written(path)
     except Exception:  # `load` says what is wrong with it
         return {}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    return dict(json.loads(json.loads((path / ATTRIBUTES).read_text(encoding="utf-8"))["tdaexp"]))
 
 
 def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
@@ -206,10 +216,6 @@ def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
     if "weight" not in dataset:
         return 1.0
     return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
-
-
-def _checksum(dataset: xr.Dataset) -> str:
-    return fingerprint({str(name): dataset[name].values for name in dataset.variables})
 
 
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:

@@ -16,8 +16,9 @@ import xarray as xr
 from tdaexp.metrics.stores import distinct_labels
 from tdaexp.preparation.tasks import load_task
 from tdaexp.report.findings import Findings
+from tdaexp.runtime import cache as cache_folder
+from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.training.task import TrainedTask, check_pair
 
 
@@ -54,9 +55,9 @@ class Evidence:
                 return store
         raise UserError(f"runs: no store has {need}")
 
-    def cache(self, kind: str, *depends_on: Any) -> Path:
-        """Folder for what can be used again, one for each value of `depends_on`."""
-        return Path(self.config.cache_dir) / kind / fingerprint(CACHE_VERSION, *depends_on)
+    def cache(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """Folder for what `by` computes, one for each value of `depends_on`."""
+        return cache_folder.entry(Path(self.config.cache_dir), kind, *depends_on, by=[by])
 
 
 @dataclass

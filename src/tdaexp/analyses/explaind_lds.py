@@ -8,7 +8,9 @@ methods. Every retraining is a block on disk: a killed run goes on at the next o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,10 +27,11 @@ from tdaexp.pathkernel.outputs import of_model, output
 from tdaexp.preparation.tasks import build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
+from tdaexp.runtime import cache, seal
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.files import atomic_path
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime.files import cached_folder
+from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
 from tdaexp.training.problem import Classification
 from tdaexp.training.retrain import batches_of_its_own, batches_without, retrain
@@ -96,7 +99,6 @@ class Lds(Analysis):
                     "and trainer keys of that run"
                 )
             found[label] = scores_of_all(store, study.train.ids)
-        folder = study.store("scores")
         baselines = {
             ("tracin", self.checkpoints): lambda: tracin(study, self.checkpoints),
             ("trak", self.dimensions, self.ridge, self.seed): lambda: trak(
@@ -104,10 +106,9 @@ class Lds(Analysis):
             ),
         }
         for key, compute in baselines.items():
-            path = folder / f"{key[0]}-{fingerprint(key)}.npy"
-            if not path.exists():
-                _save(path, compute())
-            found[str(key[0])] = np.load(path)
+            place = cached_folder(study.store("scores", *key, by=Lds), partial(_save, compute))
+            seal.require(place)
+            found[str(key[0])] = np.load(place / "scores.npy")
         if self.random:
             found["random"] = np.random.default_rng(self.seed).standard_normal((len(study.queries), len(study.train)))
         return found
@@ -117,10 +118,10 @@ class Lds(Analysis):
         seeds = range(self.subsets)
         members = np.stack([subset(len(study.train), fraction, self.seed, number) for number in seeds])
         parts = (evidence.task.fingerprint, study.queries.fingerprint(), self.output, self.retraining, self.seed)
-        key = fingerprint(CACHE_VERSION, *parts, round(fraction * 1e6), self.subsets)
+        folder = cache.entry(Path(study.cache), "retrained", *parts, round(fraction * 1e6), self.subsets, by=[Lds])
         shape = (self.subsets, len(study.queries))
         blocks = [slice(number, number + 1) for number in seeds]
-        store = BlockStore(Path(study.cache) / "retrained" / key, {"output": (shape, "float64")}, blocks)
+        store = BlockStore(folder, {"output": (shape, "float64")}, blocks)
         with store.pending() as missing:
             done = self.subsets - len(missing)
             for number in track(missing, f"retraining on {fraction:g}", self.subsets, done):
@@ -194,6 +195,5 @@ def _listed(values: pd.Series) -> str:
     return ", ".join(f"{fraction:g}: {value:.3f}" for fraction, value in values.items())
 
 
-def _save(path: Path, values: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, values)
+def _save(compute: Callable[[], np.ndarray], folder: Path) -> None:
+    np.save(folder / "scores.npy", compute())

@@ -20,7 +20,7 @@ from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.cli.work import Work, together
 from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import disk_full, write_text
+from tdaexp.runtime.files import disk_full, full_place, write_text
 from tdaexp.runtime.silence import never_silent
 from tdaexp.runtime.stop import INTERRUPTED, Lost
 from tdaexp.runtime.surroundings import outer_rank
@@ -143,6 +143,8 @@ class Task:
     def _stores(job: Job) -> list[str]:
         """The stores that the job looks at; an analysis that needs none has those that are named."""
         given, analysis = job.config.runs, job.config.analysis
+        if job.config.cache is not None:
+            return []
         if analysis is not None and not analysis.needs_runs and not given:
             return []
         try:
@@ -178,7 +180,7 @@ def report(error: Exception, folder: Path) -> int:
         log.error(
             "error: %s: no space left on the device; nothing computed so far is lost; make room and run the "
             "same command again, it goes on where it stopped (a sweep with resume=true)",
-            shown(folder),
+            shown(full_place(error) or folder),
         )
         return FAILED
     log.error("this is a fault of the program, not of your input:", exc_info=error)

@@ -28,7 +28,7 @@ from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.gradients.capture import frozen, loss_positions
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.loaded import one_text_a_row
+from tdaexp.models.forward import logits_at, runs_whole
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking, two
@@ -215,11 +215,8 @@ class LogitsAt(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        runs_whole(model)  # found out before anything is differentiated
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens [B, T] and positions [B, L] to logits [B, L, V]."""
-        with one_text_a_row():
-            hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
-        logits: Tensor = self.model.get_output_embeddings()(chosen)
-        return logits
+        return logits_at(self.model, tokens, positions)

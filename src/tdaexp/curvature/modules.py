@@ -19,7 +19,7 @@ from tdaexp.curvature.layers import Layer, layers_of
 from tdaexp.curvature.source import LayerConsumer
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
-from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.models.components import Component, ComponentMap, Part, refuse_shared
 from tdaexp.models.task import task_components
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
@@ -37,8 +37,10 @@ def module_map(module: nn.Module) -> ComponentMap:
     """A network's components, named as `task_components` names them, with the kind and shape of their layers.
 
     Linear layers and convolutions with a rule are parts of kind `linear` and `conv2d` and shape (outputs, inputs), the
-    inputs of a convolution being those of a patch; of all others only the size is known (kind `other`).
+    inputs of a convolution being those of a patch; of all others only the size is known (kind `other`). Errors
+    (UserError): a parameter that two layers share.
     """
+    refuse_shared(module)
     layers = dict(module.named_modules())
     found = []
     for name, parameters in task_components(module).members.items():

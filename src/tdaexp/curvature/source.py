@@ -21,6 +21,7 @@ from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positi
 from tdaexp.gradients.factors import Factors, LinearFactors, accumulation_dtype
 from tdaexp.gradients.finite import check_losses
 from tdaexp.models.components import Component
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.deferred import send
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class LanguageSource:
         at_loss, reached = (
             _real_positions(mask, device) for mask in (counted, np.arange(last.max() + 1)[None] <= last[:, None])
         )
+        if runs_whole(self.model):  # its head runs at every position
+            at_loss = _real_positions(batch.loss_mask[:, 1 : last.max() + 2].numpy(), device)
         if labels is None:
             numbers = send(uniforms([example.id for example in chosen], seed, targets.shape[1]), device)
             drawn: list[Tensor] = []

@@ -29,6 +29,7 @@ from tdaexp.curvature.score import Precondition, check_sides, explicit, run_laye
 from tdaexp.curvature.sides import Side
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import LinearFactors, accumulation_dtype
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, send
 
@@ -101,6 +102,7 @@ class TokenScoring:
         """Run one training example past the held query; the shares are there once `later` is flushed."""
         sides, device = (self.train.examples[example], self.queries.examples[query]), self.train.device
         predicting = [send(np.flatnonzero(one.loss_mask[1:]), device) for one in sides]
+        shortcut = [not runs_whole(side.model) for side in (self.train, self.queries)]
         totals = [torch.zeros(one.length, dtype=torch.float64, device=device) for one in sides]
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
@@ -109,8 +111,8 @@ class TokenScoring:
             back = self.adjoint(layer.name, _projected(gradient, one.rows)[None])[0]
             met = token_shares(one.solved, factors)[0], token_shares(back, one.factors)[0]
             check[:] = sum(shares.to(check).sum() for shares in met)
-            for total, shares, places in zip(totals, met, predicting, strict=True):
-                total[places if layer.at_loss else slice(len(shares))] += shares.to(total)
+            for total, shares, places, few in zip(totals, met, predicting, shortcut, strict=True):
+                total[places if layer.at_loss and few else slice(len(shares))] += shares.to(total)
 
         run_layers(self.train, [example], self.pad_id, take, later)
         found = TokenInfluence(*(np.empty(one.length) for one in sides))

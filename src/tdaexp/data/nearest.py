@@ -17,9 +17,11 @@ import numpy as np
 
 from tdaexp.data.candidates import BM25S, FIELDS, Ranking
 from tdaexp.data.records import Record
+from tdaexp.runtime import seal
+from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder
-from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.runtime.quiet import quiet
 
 if TYPE_CHECKING:
@@ -109,8 +111,9 @@ class KNN(BM25S):
         def build(folder: Path) -> None:
             np.save(folder / "vectors.npy", self._encode(texts))
 
-        folder = cached_folder(Path(self.cache) / fingerprint(self.encoder, self.content(), texts), build)
-        return np.load(folder / "vectors.npy")
+        path = entry(Path(self.cache), ".", self.encoder, self.content(), texts, by=[type(self)])
+        seal.require(cached_folder(path, build))
+        return np.load(path / "vectors.npy")
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         log.info("embedding %d texts with %s", len(texts), self.encoder)

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tdaexp.data.paraphrase import SYSTEM_PROMPT
@@ -159,7 +160,13 @@ class LocalModel:
 
     def settings(self) -> dict[str, Any]:
         """Return what an answer depends on."""
-        return {"model": self.model, "revision": self.revision, "max_new_tokens": self.max_new_tokens}
+        named = {"model": self.model, "revision": self.revision, "max_new_tokens": self.max_new_tokens}
+        folder = Path(self.model).expanduser()
+        if not folder.is_dir():
+            return named
+        from tdaexp.models.source import content
+
+        return {**named, "content": content(folder)}
 
     def paraphrase(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield one paraphrase per text, in order, batch by batch.

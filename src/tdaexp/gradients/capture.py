@@ -4,7 +4,8 @@ For a linear layer with inputs a_t and output gradients δ_t, example i's gradie
 forward pass and receive δ in the backward pass; no weight gradient is ever formed. What makes a pass cheap:
 
 - the lowest module that is needed becomes the root of the graph: nothing below it is recorded or traversed;
-- logits are computed only at the positions that predict a token with loss;
+- logits are computed only at the positions that predict a token with loss, where that gives the model's own numbers
+  (`models.forward`);
 - the batch's loss is the sum of the examples' losses, so that one backward pass serves them all unmixed.
 
 Batches are padded on the right and attention is causal: no real position sees the padding, so no attention
@@ -26,6 +27,7 @@ from tdaexp.data.examples import Batch
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.gradients.factors import accumulation_dtype
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.forward import runs_whole
 from tdaexp.models.sharded import in_step, logits_at
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError, unknown
@@ -80,6 +82,7 @@ def run_pass(
     loss: Loss = cross_entropy,
 ) -> Tensor:
     """The pass of `capture` for tokens [B, T], with what `loss_positions` returns of them. Reads no tensor's values."""
+    runs_whole(model)  # found out before hooks are attached
 
     def one_pass() -> Tensor:
         assembly = Assembly(model, components, consume)

@@ -22,6 +22,7 @@ from tdaexp.gradients.finite import check_losses
 from tdaexp.gradients.memory import held_bytes
 from tdaexp.gradients.schedule import halves, kept_plan, listed, plan_blocks, rows_of
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.shrink import Shrinking, joined
@@ -57,7 +58,7 @@ def component_products(
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     _check(pairs, train, queries)
-    sizes = held_bytes(components, queries, model.dtype)
+    sizes = held_bytes(components, queries, model.dtype, runs_whole(model))
     lengths = queries.lengths, train.lengths
     wanted = plan_blocks(pairs, *lengths, sizes, tokens_per_batch, cache_gb * 1e9)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), wanted)

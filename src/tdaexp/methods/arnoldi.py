@@ -61,5 +61,5 @@ class Arnoldi(Inverse):
 def eigenpairs(task: Task, steps: int, rank: int) -> Eigenpairs:
     """The task's `rank` dominant eigenpairs after `steps` products, from the cache where they are there."""
     seed = task.method.seed
-    store = task.study.training_store("arnoldi", *task.curvature, seed, steps)
+    store = task.study.training_store("arnoldi", *task.curvature, seed, steps, by=type(task.method))
     return dominant_eigenpairs(task.ggn.multiply, task.random("start"), steps=steps, rank=rank, store=store)

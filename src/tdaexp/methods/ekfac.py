@@ -120,7 +120,8 @@ class EKFAC(Method):
         if not (isinstance(study, Study) and isinstance(train, Side) and isinstance(queries, Side)):
             raise UserError(f"method.per_token={self.per_token}: a classifier's inputs have no tokens; leave it at 0")
         scoring = TokenScoring(train, queries, inverse, inverse, self.query_rank)
-        return with_tokens(dataset, study, self.per_token, scoring, *self._identity(study, layers.components.names))
+        identity = self._identity(study, layers.components.names)
+        return with_tokens(dataset, study, self.per_token, scoring, *identity, by=EKFAC)
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The phases of the fit, the scores, and the answer."""
@@ -158,7 +159,7 @@ class EKFAC(Method):
         """Factors of the study's model over the examples that it was trained on, from the cache if they are there."""
         fitted = self.settings
         names = layers.components.names
-        store = study.training_store("factors", names, fitted.seed, fitted.partitions, fitted.saves)
+        store = study.training_store("factors", names, fitted.seed, fitted.partitions, fitted.saves, by=fit_source)
         return fit_source(study.source(layers), fitted, store=store)
 
     def scores(self, study: PairStudy, train: PairSide, queries: PairSide, precondition: Precondition) -> np.ndarray:
@@ -170,8 +171,8 @@ class EKFAC(Method):
                 queries,
                 study.pairs,
                 precondition,
-                store=study.training_store("kept", names, self.reduction, study.train.fingerprint()),
-                scores=study.store("kept-influence", *self._identity(study, names)),
+                store=study.training_store("kept", names, self.reduction, study.train.fingerprint(), by=kept_scores),
+                scores=study.store("kept-influence", *self._identity(study, names), by=EKFAC),
                 keep_gb=self.keep_gb,
                 query_rank=self.query_rank,
                 tokens_per_batch=tokens,
@@ -183,7 +184,7 @@ class EKFAC(Method):
             study.pairs,
             precondition,
             self.partitions,
-            store=lambda part: study.store("influence", *self._identity(study, part)),
+            store=lambda part: study.store("influence", *self._identity(study, part), by=EKFAC),
             query_rank=self.query_rank,
             tokens_per_batch=tokens,
             cache_gb=cache_gb,

@@ -116,7 +116,8 @@ class Explaind(Method):
         tell_size(job, (start.shape[0], start.shape[1]), study.cache)
         codes = None if partition is None else (partition.labels, partition.codes.numpy())
         store = study.store(
-            "explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes
+            *("explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes),
+            by=type(self),
         )
         if "train" in self.keep:
             return labelled(job, start, of_examples(job, sweep_run(job, store)), self.output)

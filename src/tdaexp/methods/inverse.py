@@ -97,7 +97,7 @@ class Inverse(Method):
             study.train,
             task.study.pairs,
             vectors,
-            store=task.study.store("inverse", *task.curvature, *self.settings()),
+            store=task.study.store("inverse", *task.curvature, *self.settings(), by=type(self)),
             reduction=self.reduction,
             tokens_per_batch=compute.tokens_per_batch,
             cache_gb=compute.cache_gb,

@@ -60,7 +60,7 @@ class Task:
     @cached_property
     def mean_eigenvalue(self) -> float:
         """Trace of G over its size, from random vectors of signs (Hutchinson): exact on average."""
-        store = self.study.training_store("trace", *self.curvature, self.method.seed)
+        store = self.study.training_store("trace", *self.curvature, self.method.seed, by=Task)
         kept = BlockStore(store, {"mean": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:
@@ -115,7 +115,8 @@ def solve_in_blocks(
     kind = str(task.kind).removeprefix("torch.")
     arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
     arrays["vectors"] = (count, task.ggn.size), kind
-    blocks = BlockStore(task.study.store("solutions", *task.curvature, *task.method.settings()), arrays, slices)
+    store = task.study.store("solutions", *task.curvature, *task.method.settings(), by=type(task.method))
+    blocks = BlockStore(store, arrays, slices)
     with blocks.pending() as missing:
         for number in blocks.each(missing, "solutions"):
             log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)

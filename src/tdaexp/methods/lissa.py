@@ -75,7 +75,7 @@ class LiSSA(Inverse):
     def _scale(self, task: Task, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
-        store = task.study.training_store("scale", *task.curvature, *settings)
+        store = task.study.training_store("scale", *task.curvature, *settings, by=type(self))
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:

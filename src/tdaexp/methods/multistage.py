@@ -124,13 +124,15 @@ class MultiStage(Method):
             study.pairs,
             both,
             self.partitions,
-            store=lambda part: study.store("influence", *self._identity(second, part)),
+            store=lambda part: study.store("influence", *self._identity(second, part), by=type(self)),
             query_rank=self.query_rank,
             tokens_per_batch=study.compute.tokens_per_batch,
             cache_gb=study.compute.cache_gb,
         )
         scoring = TokenScoring(train, queries, both, reverse, self.query_rank)
-        return with_tokens(study.label(values, layers[0].components), study, self.per_token, scoring, *identity)
+        return with_tokens(
+            study.label(values, layers[0].components), study, self.per_token, scoring, *identity, by=type(self)
+        )
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """Two fits, the scores with both models loaded, and the answer."""

@@ -23,8 +23,9 @@ from tdaexp.data.examples import Examples
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.capture import Loss
 from tdaexp.models.components import ComponentMap
+from tdaexp.runtime import cache
 from tdaexp.runtime.blockstore import BlockStore, stored_seconds
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime.code import Work
 
 
 @dataclass(frozen=True)
@@ -91,31 +92,23 @@ class PairStudy(ABC):
         """Candidate columns [Q, C] as indices into `train`, -1 where there is none."""
         return self.candidates.indices
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.fingerprint,
-            self.pairs,
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
-        self.stores.add(path)
+    def store(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """Folder in the cache for results that depend on this study's model, data and pairs and on `depends_on`.
+
+        `by` is the function or class that computes them: its code is a part of the folder's name, too.
+        """
+        return self._entry(kind, [self.fingerprint, self.pairs, *depends_on], by)
+
+    def training_store(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
+        path = self._entry(kind, [self.model_fingerprint, self.curvature_examples.fingerprint(), *depends_on], by)
+        self.overhead.add(path)
         return path
 
-    def training_store(self, kind: str, *depends_on: Any) -> Path:
-        """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
-        key = fingerprint(
-            CACHE_VERSION,
-            self.model_fingerprint,
-            self.curvature_examples.fingerprint(),
-            [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
-            *depends_on,
-        )
-        path = self.cache / kind / key
+    def _entry(self, kind: str, parts: list[Any], by: Work) -> Path:
+        place = [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
+        path = cache.entry(self.cache, kind, place, *parts, by=[by, type(self)])
         self.stores.add(path)
-        self.overhead.add(path)
         return path
 
     def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:

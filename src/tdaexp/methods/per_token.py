@@ -20,17 +20,18 @@ def check_per_token(count: int) -> None:
 
 
 def with_tokens(
-    dataset: xr.Dataset, study: Study, count: int, scoring: TokenScoring, *depends_on: object
+    dataset: xr.Dataset, study: Study, count: int, scoring: TokenScoring, *depends_on: object, by: type
 ) -> xr.Dataset:
     """Add the tokens of each query's `count` best candidates and their shares (see `tdaexp.influence`); 0 adds none.
 
-    `depends_on`: what the scores depend on beside the study. Costs a pass for each query and for each such pair.
+    `depends_on`: what the scores depend on beside the study; `by`: the method. Costs a pass for each query and for
+    each such pair.
     """
     if not count:
         return dataset
     best = influence.top(influence.scores(dataset).values, count)
     pairs = np.where(best < 0, -1, np.take_along_axis(study.pairs, best, axis=1))
-    train, query = pair_tokens(scoring, pairs, store=study.store("tokens", pairs, *depends_on))
+    train, query = pair_tokens(scoring, pairs, store=study.store("tokens", pairs, *depends_on, by=by))
 
     def written(example: Example, width: int) -> list[str]:
         found = pieces(study.loaded.tokenizer, example.tokens.tolist())

@@ -128,4 +128,4 @@ class Project(Method):
     def _store(self, study: Study, sketches: dict[str, Sketch], role: str) -> Path:
         settings = [self.projection, self.distribution, self.seed, self.reduction]
         dims = {name: sketch.dim for name, sketch in sketches.items()}
-        return study.store("sketches", role, dims, settings)
+        return study.store("sketches", role, dims, settings, by=Project)

@@ -20,6 +20,7 @@ from tdaexp.data.classes import texts_alone
 from tdaexp.data.examples import Examples, collate, token_budget_batches
 from tdaexp.methods.base import Method
 from tdaexp.methods.study import Study
+from tdaexp.models.forward import hidden_states
 from tdaexp.runtime import ranks
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
@@ -69,8 +70,8 @@ class RepSim(Method):
         def run(members: list[int]) -> torch.Tensor:
             inputs = collate([examples[i] for i in members]).to(device)
             with torch.no_grad():
-                output = model.base_model(inputs.tokens, attention_mask=inputs.attention, output_hidden_states=True)
-            return self._pool(output.hidden_states[self.layer].float(), inputs.attention)
+                found = hidden_states(model, inputs.tokens, inputs.attention)
+            return self._pool(found[self.layer].float(), inputs.attention)
 
         def take(batch: list[int], pooled: np.ndarray) -> None:
             for row, index in enumerate(batch):

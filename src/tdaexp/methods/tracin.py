@@ -54,14 +54,16 @@ class TracIn(Method):
         used = checkpoints_of(study, self.steps)
         for number, checkpoint in enumerate(used, start=1):
             log.info("checkpoint %d of %d: step %d, rate %.3g", number, len(used), checkpoint.step, checkpoint.rate)
-            model = load_checkpoint(study, checkpoint).model
+            loaded = load_checkpoint(study, checkpoint)
             products = component_products(
-                model,
+                loaded.model,
                 study.components(self.components),
                 study.train,
                 study.queries,
                 study.pairs,
-                store=study.store("products", components.names, self.reduction, f"step-{checkpoint.step}"),
+                store=study.store(
+                    "products", components.names, self.reduction, loaded.fingerprint, by=component_products
+                ),
                 reduction=self.reduction,
                 tokens_per_batch=study.compute.tokens_per_batch,
                 cache_gb=study.compute.cache_gb,

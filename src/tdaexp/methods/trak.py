@@ -96,14 +96,15 @@ class TRAK(Method):
         every = study.components()
         components = layers_of(every.select(names_of(every, self.part, self.components))).components
         log.info("%s: %s", self.name, components.coverage_line())
-        models = [("last", study.loaded)]
+        models = [study.loaded]
         if self.checkpoints == "all":
-            models = [(f"step-{one.step}", load_checkpoint(study, one)) for one in checkpoints_of(study)]
+            models = [load_checkpoint(study, one) for one in checkpoints_of(study)]
         kernels, weights = [], []
-        for name, loaded in models:
-            fitted = self._features(study, components, loaded, study.curvature_examples, name)
-            train = self._features(study, components, loaded, study.train, name)
-            queries = self._features(study, components, loaded, study.queries, name)
+        for loaded in models:
+            fitted, train, queries = (
+                self._features(study, components, loaded, examples)
+                for examples in (study.curvature_examples, study.train, study.queries)
+            )
             whole = [_whole(one, len(components), study.compute.cache_gb) for one in (queries, fitted)]
             parts = _parts(train, len(components), study.compute.cache_gb)
             kernels.append(kernel(whole[0], parts, whole[1], study.pairs, self.ridge))
@@ -130,9 +131,7 @@ class TRAK(Method):
         sketched = features_cost(work, passed, components, dims, self.projection)
         return [*sketched, scores, work.answer(2 * len(components), self_products=False)]  # float64
 
-    def _features(
-        self, study: Study, components: ComponentMap, loaded: LoadedModel, examples: Examples, name: str
-    ) -> Features:
+    def _features(self, study: Study, components: ComponentMap, loaded: LoadedModel, examples: Examples) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""
         sketches = {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
@@ -151,7 +150,7 @@ class TRAK(Method):
             components,
             examples,
             sketches,
-            store=place("trak", examples.fingerprint(), name, components.names, settings),
+            store=place("trak", examples.fingerprint(), loaded.fingerprint, components.names, settings, by=TRAK),
             loss=as_loss(logit_margin),
             tokens_per_batch=study.compute.tokens_per_batch,
         )

@@ -23,8 +23,8 @@ from tdaexp.data.tokenise import tokenise_prompts
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.loaded import LoadedModel, quiet_transformers
 from tdaexp.runtime import lockstep, ranks
+from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
 
 
@@ -70,15 +70,16 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
-    identity = fingerprint(CACHE_VERSION, loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
+    parts = (loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
+    path = entry(cache_dir, ".", *parts, by=[generate], name="generated-{}.jsonl")
     settings = {
-        "fingerprint": identity,
+        "fingerprint": path.stem,
         "model": loaded.fingerprint,
         "dtype": dtype,
         "decoding": asdict(decoding),
     }
     batches = _batches(prompts, decoding.batch_size, padded=loaded.model.dtype != torch.float64)
-    with CompletionCache.opened(cache_dir / f"generated-{identity}.jsonl", settings) as cache:
+    with CompletionCache.opened(path, settings) as cache:
         todo = [number for number, batch in enumerate(batches) if not all(index in cache for index in batch)]
         if todo:
             _complete_all(loaded, prompts, decoding, {number: batches[number] for number in todo}, len(batches), cache)

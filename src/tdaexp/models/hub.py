@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.models.source import Source, first_line, mend
+from tdaexp.models.source import Source, adapter_refusal, first_line, mend
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ def load_weights(
             f"{source.name}: the model cannot be loaded: {_reason(error)}{remedy and f'; {remedy}'}"
         ) from error
     model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
+        raise UserError(adapter_refusal(source.name, Path()))
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(

@@ -70,7 +70,7 @@ class Pretrained:
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
-        return _identity(*self._locate())
+        return self._identity(*self._locate())
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, classifier: bool = False
@@ -100,7 +100,7 @@ class Pretrained:
         check_finite(model, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        identity = _identity(weights, words)
+        identity = self._identity(weights, words)
         return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes)
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -110,8 +110,9 @@ class Pretrained:
         """
         from tdaexp.models.empty import folder_config, stated_config
         from tdaexp.models.hub import load_tokenizer
-        from tdaexp.models.source import locate
+        from tdaexp.models.source import locate, refuse_adapter
 
+        refuse_adapter(Path(self.pretrained).expanduser())
         folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
         tokenizer = None
         if words.is_dir():
@@ -153,11 +154,13 @@ class Pretrained:
         weights = locate(self.pretrained, self.revision, "model.pretrained")
         return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
 
+    def _identity(self, weights: Source, words: Source) -> str:
+        """Of what is read, and how: whose code computes, and in which attention."""
+        from tdaexp.runtime.code import code_identity
+        from tdaexp.runtime.fingerprint import fingerprint
 
-def _identity(weights: Source, words: Source) -> str:
-    from tdaexp.runtime.fingerprint import fingerprint
-
-    return fingerprint(weights.identity, words.identity)
+        how = [self.trust_remote_code, self.attn_implementation]
+        return fingerprint(code_identity(Pretrained), weights.identity, words.identity, how)
 
 
 def model_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -80,13 +80,19 @@ class TaskComponents:
 def task_components(module: nn.Module) -> TaskComponents:
     """Every parameter's component: the path of the layer that owns it, all normalisation layers being `norms`.
 
+    One that several layers own counts once, with the first of them.
+
     Task models name their layers as components are named everywhere: `embed`, `layers.0.attn.q`, `conv1`, `lm_head`.
     """
     members: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
+    seen: set[int] = set()
     for path, layer in module.named_modules():
         component = "norms" if _is_norm(layer) else path
         for name, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
             members.setdefault(component, []).append(f"{path}.{name}" if path else name)
             sizes[component] = sizes.get(component, 0) + parameter.numel()
     return TaskComponents(members, sizes)

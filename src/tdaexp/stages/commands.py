@@ -48,6 +48,7 @@ from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
 from tdaexp.runtime.progress import doing
 from tdaexp.runtime.reading import parse_json, read_text
+from tdaexp.stages.cached import look_after
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
 from tdaexp.training.task import check_pair
@@ -129,6 +130,8 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
+    if config.cache is not None:
+        return look_after(Path(config.cache_dir), config.cache)
     doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])

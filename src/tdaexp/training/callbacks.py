@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
-from tdaexp.runtime import ranks
+from tdaexp.runtime import ranks, seal
 from tdaexp.runtime.files import atomic_path
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST, bars, doing, place
 from tdaexp.training.checkpoints import prune, resume_path, save_hub
@@ -46,6 +46,7 @@ class Checkpoints(Callback):
                 if self.module.settings.keep == "state":
                     parameters = dict(self.module.model.named_parameters())
                     save_state(temporary, parameters, trainer.optimizers[0], self.module.settings, step)
+                seal.seal(temporary)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))
         if first:
             prune(self.folder / "resume")

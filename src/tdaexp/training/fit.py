@@ -26,6 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tdaexp.data.examples import Examples
 from tdaexp.models.loaded import LoadedModel, freeze
 from tdaexp.runtime import ranks, stop
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fabric import environment
@@ -44,8 +45,10 @@ LIGHTNING_PRECISION = {"float32": "32-true", "float64": "64-true", "bfloat16": "
 
 
 def fit_fingerprint(start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str) -> str:
-    """Identity of the trained weights: start, examples in order, deciding settings, seed and precision."""
-    return fingerprint(start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision)
+    """Identity of the trained weights: this code, start, examples in order, deciding settings, seed and precision."""
+    return fingerprint(
+        code_identity(fit), start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision
+    )
 
 
 def fit(

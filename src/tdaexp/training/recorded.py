@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdaexp.runtime import ranks, stop
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, cached_folder, write_json
+from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
 from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.progress import track
 from tdaexp.training.batches import step_batch
-from tdaexp.training.checkpoints import newest_readable, prune, resume_path
+from tdaexp.training.checkpoints import newest_readable, prune, resume_path, save
 from tdaexp.training.optimisers import build_optimizer, learning_rate
 from tdaexp.training.problem import Problem, check_deterministic
 from tdaexp.training.recorder import Recorder, plan
@@ -71,8 +72,7 @@ class Run:
     def save(self, folder: Path) -> None:
         """Write a checkpoint atomically and delete old ones."""
         state = {"step": self.step, "curves": self.curves, "optimizer": self.optimizer.state_dict()}
-        with atomic_path(resume_path(folder, self.step)) as temporary, temporary.open("wb") as stream:
-            torch.save({**state, "parameters": self.parameters}, stream)
+        save({**state, "parameters": self.parameters}, resume_path(folder, self.step))
         prune(folder)
 
     def load(self, path: Path) -> None:
@@ -94,7 +94,7 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     clipping, a trajectory that does not fit the disk, a loss that is not finite.
     """
     _check(problem, settings)
-    whole = fingerprint(identity, problem.fingerprint, settings.deciding(), seed)
+    whole = fingerprint(code_identity(fit_recorded), identity, problem.fingerprint, settings.deciding(), seed)
     result = folder / "model"
     with stop.finishing(), ranks.locked_for_all(folder / "fit"):
         first = ranks.current().first
