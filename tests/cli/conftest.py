@@ -25,6 +25,9 @@ class Model:
     width: int = 8
     pretrained: str | None = None
 
+    def start_fingerprint(self):
+        return str(self.width)
+
 class Provider:
     pass
 
@@ -37,6 +40,9 @@ class Local(Provider):
 class Decoding:
     seed: int
 
+    def deciding(self):
+        return {}
+
 @dataclass
 class Data:
     path: str
@@ -48,12 +54,28 @@ class Data:
     def check_source(self):
         return
 
+    def load(self):
+        return
+
 @dataclass
 class Candidates:
     b: int = 5
 
+    def select(self, queries, train):
+        return
+
+    def size(self, train):
+        return self.b
+
+class Scores:
+    def attribute(self, study):
+        return
+
+    def plan(self, work):
+        return []
+
 @dataclass
-class Select:
+class Select(Scores):
     budget: float | None = None
     order: str = "greedy"
     names: list[str] | None = None
@@ -63,7 +85,7 @@ class Select:
             raise unknown("value", self.order, ("greedy", "single"), "method.order")
 
 @dataclass
-class Act:
+class Act(Scores):
     do: str = "work"
     marker: str | None = None
 

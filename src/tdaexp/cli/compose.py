@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdaexp.cli.gate import check_hydra, check_search
 from tdaexp.cli.origin import OriginOf, one_line, shown
+from tdaexp.cli.typed import quoted
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -48,10 +52,17 @@ class Composer:
                 parsed += parser.parse_overrides([text])
             except HydraException as error:
                 reason = re.sub(r"\s*See https\S+.*", "", one_line(error))
-                raise UserError(f"option '{text}': not of the form key=value ({reason})") from error
+                key, equals, value = text.partition("=")
+                as_text = f"; a text with such characters is typed as {shlex.quote(f'{key}={quoted(value)}')}"
+                how = as_text if equals else ""
+                raise UserError(f"option '{text}': not of the form key=value ({reason}){how}") from error
         for override in parsed:
             if override.key_or_group == "hydra.searchpath":
                 raise UserError(f"option '{override.input_line}': use --config-dir FOLDER instead")
+            if override.is_hydra_override() and override.is_sweep_override():
+                raise UserError(
+                    f"option '{override.input_line}': a sweep cannot be over Hydra's own keys; give one value"
+                )
             self._check_choice(override)
         return parsed
 
@@ -73,17 +84,22 @@ class Composer:
         Keys that no file sets are let in: the schema decides about them, not the files.
         """
         mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        return self._gated(self.opened(overrides), mode, overrides)
+
+    def _gated(self, opened: Sequence[str], mode: RunMode, overrides: Sequence[str]) -> DictConfig:
+        """The one way to a configuration: composed, and what it says to Hydra is checked before anybody acts on it."""
         with self._user_errors():
-            return self.loader.load_configuration(
-                self.name, [*self.base, *self.opened(overrides)], mode, from_shell=True
-            )
+            config = self.loader.load_configuration(self.name, [*self.base, *opened], mode, from_shell=True)
+        lookup = functools.cache(lambda: self.origin(overrides))  # costs a composition
+        check_hydra(config, lambda path: lookup()(path))
+        return config
 
     def launcher(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The launcher's values for the opened overrides of a sweep."""
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         plain = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+        config = self._gated(plain, RunMode.MULTIRUN, plain)
         with self._user_errors():
-            config = self.loader.load_configuration(self.name, [*self.base, *plain], RunMode.MULTIRUN, from_shell=True)
             node: dict[str, Any] = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
         return node
 
@@ -177,6 +193,7 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
             raise UserError(f"--config-dir: no such folder: {folder}")
     if not (conf / f"{name}.yaml").exists():
         raise unknown("configuration", name, [f.stem for f in conf.glob("*.yaml")], f"{conf}")
+    check_search(conf / f"{name}.yaml")
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield Composer(name, loader, [extra] if extra else [])

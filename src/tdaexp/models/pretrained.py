@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Pretrained:
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
+        check_name("model.name", self.name)
         templates.check(self.template, "model.template")
         if self.missing_state not in MISSING_STATE:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
@@ -84,15 +86,17 @@ class Pretrained:
         """
         import torch
 
-        from tdaexp.models.hub import classes_of, load_tokenizer, load_weights
+        from tdaexp.models.hub import check_causal, classes_of, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
         from tdaexp.models.source import check_folder
 
         weights, words = self._locate()
         if weights.folder:
             check_folder(weights.folder)
-        tokenizer = load_tokenizer(words, self.trust_remote_code)
         classes, kind = classes_of(weights, self.trust_remote_code) if classifier else None, dtype or torch.float32
+        if classes is None:
+            check_causal(weights, self.trust_remote_code)
+        tokenizer = load_tokenizer(words, self.trust_remote_code)
         model = load_weights(
             weights, kind, self.trust_remote_code, self.attn_implementation, device, classifier=classes is not None
         )
@@ -116,7 +120,7 @@ class Pretrained:
         if words.is_dir():
             tokenizer = load_tokenizer(locate(str(words), None, "model.tokenizer"), self.trust_remote_code)
         if folder.is_dir():
-            return folder_config(folder), tokenizer
+            return folder_config(folder, self.trust_remote_code), tokenizer
         if not self.shape:
             raise UserError(
                 f"model.shape: a plan downloads nothing, so the sizes of {self.pretrained} must be stated, as in "
@@ -151,6 +155,11 @@ class Pretrained:
 
         weights = locate(self.pretrained, self.revision, "model.pretrained")
         return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
+
+
+def trusts(model: Any) -> bool:
+    """Whether the config of a model lets Python code run that comes with it; models from scratch have none."""
+    return bool(getattr(model, "trust_remote_code", False))
 
 
 def _identity(weights: Source, words: Source) -> str:

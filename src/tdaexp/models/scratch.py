@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tdaexp.data import templates
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ class Scratch:
 
     def __post_init__(self) -> None:
         """Refuse a context that holds no prediction."""
+        check_name("model.name", self.name)
         if self.context < 2:
             raise UserError(f"model.context={self.context}: must be at least 2 tokens")
         templates.check(self.template, "model.template")

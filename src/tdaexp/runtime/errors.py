@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
+
+from tdaexp.runtime.secrets import masked
 
 
 class UserError(Exception):
     """A mistake that the user can mend: its message is one line that says what, where, and what to do.
 
-    The command line prints the message alone, without a traceback, and exits with code 2.
+    The command line prints the message alone, without a traceback, and exits with code 2. Whatever a library's
+    exception or a typed value brought into it, it is one printable line, without secrets.
     """
+
+    def __str__(self) -> str:
+        """The message as people may see it."""
+        return masked(printable(" ".join(super().__str__().split())))
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates written as escapes, which any terminal and file can take."""
+    return "".join(c if not is_control(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def is_control(letter: str) -> bool:
+    """Whether a letter is a control character or half of a surrogate pair."""
+    return unicodedata.category(letter) in ("Cc", "Cs")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
@@ -25,13 +43,15 @@ def _counted(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def unknown(what: str, name: str, choices: Iterable[str], where: str) -> UserError:
+def unknown(what: str, name: str, choices: Iterable[str], where: str, hint: str | None = None) -> UserError:
     """Build the error for a name that does not exist: what it is, where it stands, the nearest one, all of them.
 
-    `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it.
+    `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it;
+    `hint` says what is meant where that is known better than by spelling.
     """
     choices = sorted(choices, key=_counted)
     near = nearest(name, choices)
-    hint = f"did you mean '{near}'? " if near else ""
+    hint = f"{hint}; " if hint else f"did you mean '{near}'? " if near else ""
     shown = ", ".join(choices[:30]) + (", …" if len(choices) > 30 else "")
-    return UserError(f"{where}: unknown {what} '{name}'; {hint}choices: {shown}")
+    rest = f"choices: {shown}" if choices else f"there is no {what} to choose here"
+    return UserError(f"{where}: unknown {what} '{name}'; {hint}{rest}")
