@@ -59,6 +59,7 @@ _HALF = "float16 overflows in gradients and is not offered: take bfloat16 or flo
 _VALUES = {
     "trainer.precision": _PRECISION,
     "trainer.accelerator": dict.fromkeys(("gpu", "gpus", "cuda:0"), "cuda"),
+    "trainer.devices": dict.fromkeys(("auto", "all", "-1"), "0"),
     "trainer.strategy": {
         "auto": "single",
         "ddp_spawn": "ddp",

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.origin import Origin
-from tdaexp.foreign import key_hint
+from tdaexp.foreign import key_hint, value_hint
 from tdaexp.runtime.errors import UserError, unknown
 
 PACKAGES = ("tdaexp",)
@@ -105,7 +105,7 @@ class Checker:
         where = f"{self.origin((*path, key))}: in {inside}"
         hint = key_hint(key, here)
         if hint is None and place is not None and place != f"{here}.{key}".lstrip("."):
-            hint = f"'{place}' is a key" if fields else f"'{here}' takes no keys, '{place}' is one"
+            hint = f"there is a key '{place}'" if fields else f"'{here}' takes no keys; there is a key '{place}'"
         elif hint is None and not fields:
             hint = f"'{here}' takes no keys, leave it out"
         return unknown("key", key, fields, where, hint=hint)
@@ -120,7 +120,10 @@ class Checker:
 
     def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
         given = "null" if value is None else repr(value)
-        return UserError(f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {given}")
+        hint = value_hint(".".join(path), str(value))
+        return UserError(
+            f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {given}" + (f"; {hint}" if hint else "")
+        )
 
     def target(self, node: dict[str, Any], path: Path) -> type:
         """Return the dataclass that `node["_target_"]` names."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.gate import check_hydra, check_search
 from tdaexp.cli.origin import OriginOf, one_line, shown
-from tdaexp.cli.typed import quoted
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.cli.typed import for_shell
+from tdaexp.runtime.errors import UserError, nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Composer:
             except HydraException as error:
                 reason = re.sub(r"\s*See https\S+.*", "", one_line(error))
                 key, equals, value = text.partition("=")
-                as_text = f"; a text with such characters is typed as {shlex.quote(f'{key}={quoted(value)}')}"
-                how = as_text if equals else ""
+                how = f"; a text with such characters is typed as {for_shell(key, value)}" if equals else ""
                 raise UserError(f"option '{text}': not of the form key=value ({reason}){how}") from error
         for override in parsed:
             if override.key_or_group == "hydra.searchpath":
@@ -124,9 +122,13 @@ class Composer:
                 options.append((tuple(override.key_or_group.split(".")), str(override.input_line)))
         for default in defaults:
             file = self._file(str(default.config_path))
-            if file is not None and not str(default.config_path).startswith("hydra/"):
+            if file is not None:
                 package = tuple((default.package or "").split(".")) if default.package else ()
                 files.append((file, package, self._load(file)))
+        # the root file first, for a key that no file sets; Hydra's own groups before what refers to them
+        files.sort(
+            key=lambda one: 0 if one[0].stem == self.name and not one[1] else 1 if one[1][:1] == ("hydra",) else 2
+        )
         return OriginOf(options, files)
 
     @contextlib.contextmanager
@@ -146,7 +148,7 @@ class Composer:
             where = f"{shown(Path(mark.name))}:{mark.line + 1}" if mark else "a YAML file"
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            text = one_line(error if str(error) else error.__cause__ or error)
+            text = one_line(error if str(error) else error.__cause__ or error) + _spelt(error)
             text = re.sub(r"\w+ raised while composing config:; ", "", text)
             raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
@@ -197,6 +199,17 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield Composer(name, loader, [extra] if extra else [])
+
+
+def _spelt(error: BaseException | None) -> str:
+    """The nearest key to one that Hydra's schema does not have, for the end of a message."""
+    while error is not None:
+        key, node = getattr(error, "key", None), getattr(error, "parent_node", None)
+        if isinstance(error, OmegaConfBaseException) and key is not None and isinstance(node, DictConfig):
+            near = nearest(str(key), [str(one) for one in node])
+            return f"; did you mean '{near}'?" if near and near != key else ""
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> UserError:

@@ -6,11 +6,15 @@ Hydra turns any `_target_` below `hydra:` into an object, and any class in its l
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,6 +53,7 @@ def check_hydra(config: DictConfig, origin: Origin) -> None:
     Raises:
         UserError: it names the key, the file or option that set it, and what may stand there.
     """
+    _check_keys(config.hydra, HydraConf, ("hydra",), origin)
     for part in ("launcher", "sweeper", "callbacks"):
         _check_targets(_plain(config, part, origin), ("hydra", part), origin)
     for part in ("job_logging", "hydra_logging"):
@@ -95,6 +100,28 @@ def _check_sweep(config: DictConfig, origin: Origin) -> None:
     if subdir.startswith(("/", "~")) or ".." in re.split(r"[/\\]", subdir):
         path = ("hydra", "sweep", "subdir")
         raise UserError(f"{origin(path)}: hydra.sweep.subdir={subdir}: leads out of the sweep's folder; name one in it")
+
+
+def _check_keys(node: Any, schema: type, path: tuple[str, ...], origin: Origin) -> None:
+    """Refuse keys that Hydra's own schema does not have: from a file that fills `hydra` it takes any without a word."""
+    hints = typing.get_type_hints(schema) | ({"env": Any} if schema is HydraConf else {})  # a group of Hydra's own
+    for key in node:
+        if key not in hints:
+            raise unknown("key", str(key), hints, f"{origin((*path, str(key)))}: in '{'.'.join(path)}'")
+        part = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
+        if dataclasses.is_dataclass(hints[key]) and isinstance(part, DictConfig):
+            _check_keys(part, hints[key], (*path, str(key)), origin)  # type: ignore[arg-type]
+    for part in ("launcher", "sweeper") if schema is HydraConf else ():
+        known = _plugin_keys(part, node[part])
+        for key in node[part] if known else ():
+            if key not in known:
+                raise unknown("key", str(key), known, f"{origin((*path, part, str(key)))}: in 'hydra.{part}'")
+
+
+def _plugin_keys(part: str, node: Any) -> set[str]:
+    """The keys of the plugin whose class a launcher or sweeper names; none where it is not known."""
+    registered = ConfigStore.instance().repo["hydra"].get(part, {}).values()
+    return {str(key) for one in registered if one.node.get("_target_") == node.get("_target_") for key in one.node}
 
 
 def _plain(config: DictConfig, part: str, origin: Origin) -> dict[str, Any]:

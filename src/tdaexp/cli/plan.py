@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdaexp.cli.compose import Composer
 from tdaexp.cli.job import Job, check, slug
 from tdaexp.cli.origin import one_line
-from tdaexp.cli.typed import quoted
+from tdaexp.cli.typed import for_shell, quoted
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -55,10 +54,9 @@ def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: boo
         return _plan_sweep(composer, stage, overrides, config, packages)
     if swept:
         key, _, value = str(swept[0].input_line).partition("=")
-        as_text = shlex.quote(f"{key}={quoted(value)}")
         raise UserError(
             f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list, or "
-            f"{as_text} for a text with commas"
+            f"{for_shell(key, value)} for a text with commas"
         )
     job = check(composer, stage, list(overrides), config, packages)
     folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"

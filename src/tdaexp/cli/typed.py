@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,9 +16,14 @@ OPENERS = ("[", "{", "'", '"')
 
 def quoted(text: str) -> str:
     """The text as a quoted string of Hydra's grammar."""
-    inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", text)
+    inner = re.sub(r'(\\*)"', lambda found: found[1] * 2 + r"\"", text)
     trailing = len(inner) - len(inner.rstrip("\\"))
-    return f"'{inner}{inner[len(inner) - trailing :]}'"
+    return f'"{inner}{inner[len(inner) - trailing :]}"'
+
+
+def for_shell(key: str, value: str) -> str:
+    """What to type in a shell for a text that Hydra's grammar would read otherwise."""
+    return shlex.quote(f"{key}={quoted(value)}")
 
 
 def as_option(text: str, multirun: bool) -> str:
@@ -54,7 +60,8 @@ def parse(text: str) -> Override | None:
 def _misread(parsed: Override, value: str, multirun: bool) -> bool:
     if parsed.is_sweep_override():
         return not multirun
-    return isinstance(parsed.value(), (int, float)) and not value.isdecimal()
+    read = parsed.value()
+    return isinstance(read, (int, float, str)) and not isinstance(read, bool) and str(read) != value
 
 
 def _is_file(value: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.models.loaded import freeze, quiet_transformers
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.hub import from_config, from_hub, runs_own_code
 
 if TYPE_CHECKING:
@@ -34,30 +34,6 @@ def random_model(config: PretrainedConfig) -> PreTrainedModel:
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         trusted = runs_own_code(config)
         return from_config(AutoModelForCausalLM, config, trust_remote_code=trusted, dtype=torch.float32).eval()
-
-
-def stated_config(values: dict[str, Any], where: str) -> PretrainedConfig:
-    """The transformers config that a model's `shape` states: `architecture`, and values of that type's config.
-
-    Errors (UserError): no or an unknown architecture, an unknown key, values that do not go together.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
-
-    rest = dict(values)
-    architecture = str(rest.pop("architecture", ""))
-    if architecture not in KNOWN:
-        raise unknown("architecture", architecture, KNOWN, f"{where}.architecture")
-    with quiet_transformers():
-        default = AutoConfig.for_model(architecture)
-        keys = set(default.to_dict()) | set(default.attribute_map)
-        for key in rest:
-            if key not in keys:
-                raise unknown("key", key, keys, where)
-        try:
-            return AutoConfig.for_model(architecture, **rest)
-        except Exception as error:  # transformers validates with classes of its own
-            raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def folder_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -111,16 +111,19 @@ class Pretrained:
 
         Errors (UserError): neither a folder nor a `shape`.
         """
-        from tdaexp.models.empty import folder_config, stated_config
+        from tdaexp.models.empty import folder_config
         from tdaexp.models.hub import load_tokenizer
+        from tdaexp.models.sizes import stated_config
         from tdaexp.models.source import locate
 
         folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
+        # the config first: a folder of another kind of model may have no tokenizer that can be read
+        config = folder_config(folder, self.trust_remote_code) if folder.is_dir() else None
         tokenizer = None
         if words.is_dir():
             tokenizer = load_tokenizer(locate(str(words), None, "model.tokenizer"), self.trust_remote_code)
-        if folder.is_dir():
-            return folder_config(folder, self.trust_remote_code), tokenizer
+        if config is not None:
+            return config, tokenizer
         if not self.shape:
             raise UserError(
                 f"model.shape: a plan downloads nothing, so the sizes of {self.pretrained} must be stated, as in "

@@ -42,7 +42,9 @@ def masked(text: str, *known: str | None) -> str:
             text = text.replace(secret, MASK)
     for pattern, instead in (*_RULES, (_QUERY, rf"\1{MASK}")):
         text = pattern.sub(instead, text)
-    text = _IN_PLACE_OF_NAME.sub(lambda found: found[0] if is_variable(found[2]) else f"{found[1]}{MASK}", text)
+    text = _IN_PLACE_OF_NAME.sub(
+        lambda found: found[0] if is_variable(found[2].rstrip(":;.)")) else f"{found[1]}{MASK}", text
+    )
     return _NAMED.sub(rf"\1{MASK}", text)
 
 
