@@ -89,7 +89,7 @@ TEXTS = {
 }
 PLAIN = [
     "trainer.tokens_per_batch=4096 decoding.max_new_tokens=6 eos_token=</s> pad_token: x",
-    "dataset.paraphrase.api_key_env=OPENAI_API_KEY is an environment variable that is not set",
+    "dataset.paraphrase.api_key_env=OPENAI_API_KEY: this environment variable is not set",
     "dataset.paraphrase.endpoint=https://api.openai.com/v1",
     "model.tokenizer=other model.revision=0123456789abcdef0123456789abcdef01234567",
     "hydra.searchpath=file:///home/me/a@b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -124,21 +125,22 @@ def _refuse_equal(jobs: list[Job], swept: list[str]) -> None:
 
 
 def check_place(folder: Path, named: str) -> str:
-    """Return the folder where it is one, or can be made; `named` is the option that chose it.
+    """Return the folder where it is one, or can be made; `named` is the option that chose it. Nothing is left behind.
 
     Raises:
-        UserError: a file stands there or on the way, or it may not be written to.
+        UserError: a file stands there or on the way, it may not be written to, or the system takes no such name.
     """
+    new: list[Path] = []
     try:
-        standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-        names = folder.absolute().parts
+        new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "it may not be written to"
     except (OSError, ValueError) as error:
-        raise UserError(f"{named}: cannot be the name of a folder ({error})") from error
-    if not standing.is_dir():
-        raise UserError(f"{named}: {standing} is a file, not a folder; choose another folder")
-    if not os.access(standing, os.W_OK):
-        raise UserError(f"{named}: {standing} may not be written to; choose another folder")
-    long = next((name for name in names if len(name.encode(errors="replace")) > 255), None)
-    if long is not None:
-        raise UserError(f"{named[:80]}…: '{long[:20]}…' is longer than a name of a folder may be (255 bytes)")
+        reason = getattr(error, "strerror", None) or str(error)
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError, ValueError):
+                place.rmdir()
+    if reason is not None:
+        raise UserError(f"{named[:200]}: no folder for results there ({reason}); choose another")
     return str(folder)

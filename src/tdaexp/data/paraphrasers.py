@@ -95,7 +95,7 @@ class OpenAICompatible:
             key = os.environ.get(self.api_key_env)
             if not key:
                 raise UserError(
-                    f"dataset.paraphrase.api_key_env={self.api_key_env} is an environment variable that is not "
+                    f"dataset.paraphrase.api_key_env={self.api_key_env}: this environment variable is not "
                     "set; export it, or set api_key_env=null for an endpoint without keys"
                 )
         with ThreadPoolExecutor(self.workers) as pool:

@@ -34,8 +34,9 @@ def is_control(letter: str) -> bool:
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice that is spelt most like `name`, or None when nothing comes near."""
-    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    known = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[matches[0]] if matches else None
 
 
 def _counted(name: str) -> list[str | int]:

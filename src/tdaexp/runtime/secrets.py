@@ -25,8 +25,10 @@ _LOGIN = re.compile(r"(?<=://)[^/\s'\"]+:[^\s'\"]*@(?=\S)|(?<=://)[^/\s?#'\"@]*@
 _PARAMETER = re.compile(rf"([?&;][\w.-]*?{WORDS}[\w.-]*=)(?!\*\*\*)[^&;#\s'\"]+", re.IGNORECASE)
 _HEADER = re.compile(r"(\b(?:Bearer|Basic)\s+)[\w.~+/=-]{8,}")
 # `api_key=…`, `OPENAI_API_KEY: …`; not `api_key_env=…`, which holds a name, nor `new_tokens=…`, which holds a number
+_VALUE = r"\s*['\"]?)(?!\*\*\*|\$\{|null\b)[^\s'\",}&]+"
 _NAMED = re.compile(
-    rf"((?:^|[\s.'\"{{,_-]){WORDS}['\"]?\s*[=:]\s*['\"]?)(?!\*\*\*|\$\{{|null\b)[^\s'\",}}&]+", re.IGNORECASE
+    rf"((?:^|[\s.'\"{{,_-]){WORDS}['\"]?\s*={_VALUE}|((?:^|[\s.'\"{{,])(?:[\w-]*[_-])?{WORDS}['\"]?\s*:{_VALUE}",
+    re.IGNORECASE,
 )
 _QUERY = re.compile(r"(://[^\s'\"?]+\?)(?!\*\*\*)[^\s'\"]+")  # of an address in a message: nobody needs it there
 _IN_PLACE_OF_NAME = re.compile(r"(\bapi_key_env['\"]?\s*[=:]\s*['\"]?)(?!null\b|\*\*\*|\$\{)([^\s'\",}]+)")
@@ -45,7 +47,7 @@ def masked(text: str, *known: str | None) -> str:
     text = _IN_PLACE_OF_NAME.sub(
         lambda found: found[0] if is_variable(found[2].rstrip(":;.)")) else f"{found[1]}{MASK}", text
     )
-    return _NAMED.sub(rf"\1{MASK}", text)
+    return _NAMED.sub(lambda found: f"{found[1] or found[2]}{MASK}", text)
 
 
 def holds_secret(key: str, value: object) -> bool:
