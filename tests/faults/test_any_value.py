@@ -63,7 +63,7 @@ def keys_of(node: object, path: tuple[str, ...] = ()) -> list[str]:
 
 @pytest.fixture(scope="module")
 def composed():
-    """The default configuration of `attribute.py` as plain values, for every method and data set that needs no other."""
+    """The default configuration of `attribute.py` as plain values."""
     from omegaconf import OmegaConf
 
     with open_composer("attribute", REPOSITORY / "conf") as composer:
@@ -71,10 +71,10 @@ def composed():
 
 
 def test_every_key_takes_any_value_or_refuses_it_in_a_line(commands, composed):
-    """As a person would type it: some hundred draws of key and value, the same in every run."""
+    """As a person would type it: draws of key and value, the same in every run."""
     keys = [key for key in keys_of({k: v for k, v in composed.items() if k != "hydra"}) if not key.startswith("cache")]
     draw = random.Random(0)
-    for key in draw.sample(keys, 40):
+    for key in draw.sample(keys, 12):
         value = draw.choice(BAD)
         code, err = commands("attribute", "method=random", *TINY, "plan=true", f"{key}={value}")
         assert code in (0, 2), (key, value, err)
@@ -93,7 +93,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_of_any_key_is_checked_without_a_traceback(composed, data):
     """Below the grammar of options, where a YAML file can put anything: checks and constructors of every class."""
@@ -112,7 +112,7 @@ def test_any_value_of_any_key_is_checked_without_a_traceback(composed, data):
         job = build("attribute", [], config, ("tdaexp",), lambda path: "x.yaml", runtime)
     except UserError as error:
         line = str(error)
-        assert line and "\n" not in line and line.isascii() | True and len(line) < 2_000
+        assert line and "\n" not in line and len(line) < 2_000
     else:
         assert job.fingerprint
 
@@ -127,8 +127,6 @@ def test_every_place_of_the_schema_can_be_named(stage):
 def test_bad_values_of_every_methods_own_keys(method):
     """Each key of each method, with each bad value: refused in a line, or taken."""
     import yaml
-
-    from tdaexp.runtime.files import write_text  # noqa: F401
 
     node = yaml.safe_load((REPOSITORY / "conf" / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
     node.pop("defaults", None)

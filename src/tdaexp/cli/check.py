@@ -78,7 +78,7 @@ class Checker:
             return self.build(cls, value, path)
         if isinstance(value, dict) and nested is not None:
             return self.build(nested, value, path)
-        if field.metadata.get("group"):
+        if field.metadata.get("group") or (field.metadata.get("offers") and value is not None):
             raise UserError(f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to")
         if nested is not None:
             if value is None and type(None) in typing.get_args(hint):
