@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tdaexp import foreign
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 from tdaexp.training.settings import FitSettings
 
 REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
@@ -21,9 +23,24 @@ REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
 MOST_THREADS = 1024
 
 
+PROTOCOLS = {
+    "model": ("start_fingerprint",),
+    "dataset": ("check_source", "load"),
+    "candidates": ("select", "size"),
+    "decoding": ("deciding",),
+    "method": ("attribute", "plan"),
+    "analysis": ("run", "needs_runs"),
+}
+"""What the class of each open group must have; a class without it belongs to another group."""
+
+
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise unknown("value", value, choices, key)
+        raise unknown("value", value, choices, key, hint=foreign.value_hint(key, value))
+
+
+def _open(name: str) -> dict[str, Any]:
+    return {"group": True, "offers": PROTOCOLS[name]}
 
 
 @dataclass
@@ -56,9 +73,13 @@ class Trainer:
         _choice("trainer.strategy", self.strategy, ("single", "ddp", "fsdp"))
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
-        if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
-            key = "devices" if self.devices != 1 else "nodes"
-            raise UserError(f"trainer.{key}={getattr(self, key)}: several processes need trainer=ddp or fsdp")
+        for name, what in (("devices", "processes"), ("nodes", "machines")):
+            if self.strategy == "single" and getattr(self, name) > 1:
+                raise UserError(
+                    f"trainer.{name}={getattr(self, name)}: several {what} need trainer=ddp or trainer=fsdp"
+                )
+        if self.strategy == "single" and self.devices == 0:
+            raise UserError("trainer.devices=0: every GPU, a process each, needs trainer=ddp or trainer=fsdp")
         for name in ("rate_tflops", "device_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
@@ -87,14 +108,17 @@ class Logger:
         """Refuse unknown kinds and modes."""
         _choice("logger.kind", self.kind, ("none", "csv", "wandb"))
         _choice("logger.mode", self.mode, ("offline", "online", "disabled"))
+        for key in ("project", "entity", "group"):
+            if getattr(self, key) is not None:
+                check_name(f"logger.{key}", getattr(self, key))
 
 
 @dataclass
 class TrainConfig:
     """Keys of `train.py`; model and dataset hold instances of the classes that their YAML names."""
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
     trainer: Trainer
     logger: Logger
     seed: int = 0
@@ -119,11 +143,11 @@ class AttributeConfig:
     cost and ends.
     """
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
-    candidates: Any = field(metadata={"group": True})
-    decoding: Any = field(metadata={"group": True})
-    method: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
+    candidates: Any = field(metadata=_open("candidates"))
+    decoding: Any = field(metadata=_open("decoding"))
+    method: Any = field(metadata=_open("method"))
     metric: MetricSettings
     trainer: Trainer
     logger: Logger
@@ -178,13 +202,13 @@ class EvaluateConfig:
     deletes what no run of this version can reach (`prune`), and does nothing else.
     """
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
     metric: MetricSettings
     trainer: Trainer
     logger: Logger
     seed: int = 0
-    analysis: Any = field(default=None, metadata={"group": True})
+    analysis: Any = field(default=None, metadata=_open("analysis"))
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
     cache: str | None = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tdaexp import influence
 from tdaexp.runtime import stop
+from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, locked, write_json, write_text
+from tdaexp.runtime.secrets import masked
 
 log = logging.getLogger(__name__)
 ROW = "row.json"
@@ -49,6 +50,7 @@ class Row:
 
     def write(self, sweep: Path | None) -> None:
         """Write the row into its run folder, then bring the sweep's table up to date."""
+        self.error = masked(self.error)
         write_json(Path(self.folder) / ROW, asdict(self))
         if sweep is not None:
             write_table(sweep)
@@ -109,9 +111,8 @@ def write_table(sweep: Path) -> None:
     with locked(sweep / TABLE):
         listed = rows(sweep)
         metrics = list(dict.fromkeys(name for row in listed for name in row.metrics))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["job", "status", "overrides", "error", "seconds", "folder", "command", *metrics])
+        header = ["job", "status", "overrides", "error", "seconds", "folder", "command", *metrics]
+        lines: list[list[Any]] = []
         for row in listed:
             values = [row.metrics.get(name, "") for name in metrics]
             start = [
@@ -123,8 +124,8 @@ def write_table(sweep: Path) -> None:
                 row.folder,
                 row.command,
             ]
-            writer.writerow([*start, *values])
-        write_text(sweep / TABLE, text.getvalue())
+            lines.append([*start, *values])
+        write_text(sweep / TABLE, csv_text(header, lines))
 
 
 def open_sweep(sweep: Path, keep: set[str]) -> None:

@@ -28,6 +28,9 @@ class Model:
     width: int = 8
     pretrained: str | None = None
 
+    def start_fingerprint(self):
+        return str(self.width)
+
 class Provider:
     pass
 
@@ -40,6 +43,9 @@ class Local(Provider):
 class Decoding:
     seed: int
 
+    def deciding(self):
+        return {}
+
 @dataclass
 class Data:
     path: str
@@ -51,12 +57,28 @@ class Data:
     def check_source(self):
         return
 
+    def load(self):
+        return
+
 @dataclass
 class Candidates:
     b: int = 5
 
+    def select(self, queries, train):
+        return
+
+    def size(self, train):
+        return self.b
+
+class Scores:
+    def attribute(self, study):
+        return
+
+    def plan(self, work):
+        return []
+
 @dataclass
-class Select:
+class Select(Scores):
     budget: float | None = None
     order: str = "greedy"
     names: list[str] | None = None
@@ -66,7 +88,7 @@ class Select:
             raise unknown("value", self.order, ("greedy", "single"), "method.order")
 
 @dataclass
-class Act:
+class Act(Scores):
     do: str = "work"
     marker: str | None = None
 

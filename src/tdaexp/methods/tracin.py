@@ -22,6 +22,7 @@ from tdaexp.methods.study import Study
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.hub import runs_own_code
 from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
 
 log = logging.getLogger(__name__)
@@ -97,5 +98,10 @@ def checkpoints_of(study: Study, steps: list[int] | None = None) -> list[Checkpo
 
 def load_checkpoint(study: Study, checkpoint: Checkpoint) -> LoadedModel:
     """A checkpoint's weights, where and in which type the study's model is."""
-    named = Pretrained(str(checkpoint.folder), template=study.loaded.template, max_length=study.loaded.max_length)
+    named = Pretrained(
+        str(checkpoint.folder),
+        template=study.loaded.template,
+        max_length=study.loaded.max_length,
+        trust_remote_code=runs_own_code(study.loaded.model),
+    )
     return named.load(study.compute.device, study.compute.dtype)

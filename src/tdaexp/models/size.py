@@ -15,15 +15,8 @@ from tdaexp.runtime.limits import refuse_beyond
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MOST_LAYERS = 1000
 FEW = 2
 TRAINED = 4 * 4  # bytes that a float32 parameter takes in training: itself, its gradient, two moments
-
-
-def check_layers(layers: object, where: str) -> None:
-    """Refuse (UserError) a number of layers that would take hours to list alone."""
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise UserError(f"{where}={layers}: must be at most {MOST_LAYERS}")
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class TaskModel(ABC):
 
     def __post_init__(self) -> None:
         """Refuse an unknown activation."""
+        check_name("model.name", self.name)
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS, "model.activation")
 

@@ -22,7 +22,7 @@ from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.study import Compute, Stage, Study
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel, check_tokens
-from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.successor import check_successor
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
@@ -50,7 +50,7 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     `first` is the model before it. Errors (UserError): the named model is no successor of it.
     """
     if config.model.finetuned is not None:
-        named = Pretrained(config.model.finetuned, template=first.template)
+        named = Pretrained(config.model.finetuned, template=first.template, trust_remote_code=trusts(config.model))
         loaded = named.load(*_where(config), classifier=True)
         check_successor(first, loaded, config.model.finetuned)
         return dataclasses.replace(loaded, max_length=min(first.max_length, loaded.max_length))
@@ -59,7 +59,13 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     # what a model was trained from lies in a folder, or on the hub under the configured name
     folder = Path(str(first.model.name_or_path))
     start = (
-        Pretrained(str(folder), name=config.model.name, template=first.template, max_length=first.max_length)
+        Pretrained(
+            str(folder),
+            name=config.model.name,
+            template=first.template,
+            max_length=first.max_length,
+            trust_remote_code=trusts(config.model),
+        )
         if folder.is_dir()
         else dataclasses.replace(config.model, template=first.template, max_length=first.max_length)
     )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.page import Picture, page
+from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
 
@@ -69,7 +70,7 @@ def write_findings(
     write_json(folder / "metrics.json", findings.metrics)
     doing("writing figures, tables and the page")
     for name, table in findings.tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"{name}.csv", frame_csv(table))
         logger.log_table(name, table)
     pictures = draw(folder, findings.drawings)
     write_text(folder / "report.html", findings_page(findings, pictures, stores))

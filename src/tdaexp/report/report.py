@@ -23,6 +23,7 @@ from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts, shown_queries, top_texts
+from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
 
@@ -57,11 +58,11 @@ def write_report(
         metrics |= {prefix + key: value for key, value in own.items()}
     if near is not None:
         metrics |= flat_proximity(near)
-        write_text(folder / "proximity.csv", near.to_csv(index=False))
+        write_text(folder / "proximity.csv", frame_csv(near))
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "table.csv", table.to_csv(index=False))
+    write_text(folder / "table.csv", frame_csv(table))
     if studies:
-        write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
+        write_text(folder / "components.csv", frame_csv(component_table(studies)))
     doing("drawing figures")
     pictures = _draw(folder, studies, _drawn(table, datasets, reference), near) if settings.plots else []
     first = next(iter(datasets.values()))

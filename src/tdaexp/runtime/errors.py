@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
+
+from tdaexp.runtime.secrets import masked
 
 
 class UserError(Exception):
     """A mistake that the user can mend: its message is one line that says what, where, and what to do.
 
-    The command line prints the message alone, without a traceback, and exits with code 2. What files bring into a
-    message (line ends, control characters, halves of surrogate pairs) is escaped.
+    The command line prints the message alone, without a traceback, and exits with code 2. Whatever a library's
+    exception, a file or a typed value brought into it, it is one printable line, without secrets.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message if message.isprintable() else "".join(map(_printable, message)))
+    def __str__(self) -> str:
+        """The message as people may see it."""
+        return masked(printable(" ".join(super().__str__().split())))
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+def printable(text: str) -> str:
+    """The text with what does not print (control characters, lone surrogates) written as escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_control(letter: str) -> bool:
+    """Whether a letter is a control character or half of a surrogate pair."""
+    return unicodedata.category(letter) in ("Cc", "Cs")
 
 
 MOST_COMPARED = 10_000  # choices, for a hint
@@ -32,11 +42,11 @@ def _short(name: str) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice that is spelt most like `name`, or None when nothing comes near."""
-    compared = [choice for choice in choices if len(choice) <= LONGEST_NAME]
-    if len(name) > LONGEST_NAME or len(compared) > MOST_COMPARED:  # would take seconds
+    known = {choice.lower(): choice for choice in choices if len(choice) <= LONGEST_NAME}
+    if len(name) > LONGEST_NAME or len(known) > MOST_COMPARED:  # would take seconds
         return None
-    matches = difflib.get_close_matches(name, compared, n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    matches = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[matches[0]] if matches else None
 
 
 def _counted(name: str) -> list[str | int]:
@@ -44,16 +54,18 @@ def _counted(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def unknown(what: str, name: str, choices: Iterable[str], where: str) -> UserError:
+def unknown(what: str, name: str, choices: Iterable[str], where: str, hint: str | None = None) -> UserError:
     """Build the error for a name that does not exist: what it is, where it stands, the nearest one, all of them.
 
-    `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it.
+    `what` is the kind of thing ("key", "method", "component"), `where` the file or option that holds it;
+    `hint` says what is meant where that is known better than by spelling.
     """
     choices = sorted(choices, key=_counted)
     near = nearest(name, choices)
-    hint = f"did you mean '{near}'? " if near else ""
+    hint = f"{hint}; " if hint else f"did you mean '{near}'? " if near else ""
     shown = ", ".join(map(_short, choices[:30])) + (", …" if len(choices) > 30 else "")
-    return UserError(f"{where}: unknown {what} '{_short(name)}'; {hint}choices: {shown}")
+    rest = f"choices: {shown}" if choices else f"there is no {what} to choose here"
+    return UserError(f"{where}: unknown {what} '{_short(name)}'; {hint}{rest}")
 
 
 def check_distinct(values: Iterable[object], where: str) -> None:

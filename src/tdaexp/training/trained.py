@@ -12,7 +12,7 @@ import torch
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.loaded import LoadedModel, moved
-from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.errors import UserError
@@ -96,7 +96,9 @@ def load_trained(
     """Load the result of `fit`, with the training's identity; without `training.json` it is an error."""
     seal.require(folder)
     longest = config.context if isinstance(config, Scratch) else config.max_length
-    loaded = Pretrained(str(folder), template=config.template, max_length=longest).load(device, dtype)
+    trusted = trusts(config)
+    named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
+    loaded = named.load(device, dtype)
     note = folder / "training.json"
     try:
         identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
