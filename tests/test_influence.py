@@ -96,7 +96,7 @@ def test_missing_damaged_and_older_stores_are_named(dataset, tmp_path):
     with pytest.raises(UserError, match=r"damaged.zarr: not a readable influence store"):
         influence.load(tmp_path / "damaged.zarr")
     influence.save(dataset.assign_attrs(format_version=0), tmp_path / "older.zarr")
-    with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 1"):
+    with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 2"):
         influence.load(tmp_path / "older.zarr")
 
 
@@ -104,3 +104,18 @@ def test_top_is_best_first_and_marks_what_is_missing():
     scores = np.array([[1.0, 3.0, 3.0, np.nan], [np.nan, np.nan, np.nan, 0.0]])
     assert influence.top(scores, 3).tolist() == [[1, 2, 0], [3, -1, -1]]
     assert influence.top(scores, 9).shape == (2, 4)
+
+
+def test_a_store_is_intact_until_any_of_its_files_changes(dataset, tmp_path):
+    path = tmp_path / "influence.zarr"
+    assert not influence.intact(path)
+    influence.save(dataset, path)
+    assert influence.intact(path)
+    for file in [one for one in path.rglob("*") if one.is_file()]:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert not influence.intact(path), file
+        with pytest.raises(UserError, match=r"influence.zarr: not a readable influence store"):
+            influence.load(path)
+        file.write_bytes(whole)
+    assert influence.load(path).identical(dataset)

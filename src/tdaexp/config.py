@@ -9,19 +9,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tdaexp import foreign
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 from tdaexp.training.settings import FitSettings
 
 REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
 """Groups that a run on stored products does not read."""
 
+MOST_THREADS = 1024
+
+
+PROTOCOLS = {
+    "model": ("start_fingerprint",),
+    "dataset": ("check_source", "load"),
+    "candidates": ("select", "size"),
+    "decoding": ("deciding",),
+    "method": ("attribute", "plan"),
+    "analysis": ("run", "needs_runs"),
+}
+"""What the class of each open group must have; a class without it belongs to another group."""
+
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise unknown("value", value, choices, key)
+        raise unknown("value", value, choices, key, hint=foreign.value_hint(key, value))
+
+
+def _open(name: str) -> dict[str, Any]:
+    return {"group": True, "offers": PROTOCOLS[name]}
 
 
 @dataclass
@@ -54,14 +73,21 @@ class Trainer:
         _choice("trainer.strategy", self.strategy, ("single", "ddp", "fsdp"))
         _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _choice("trainer.precision", self.precision, PRECISIONS)
-        if self.strategy == "single" and (self.devices, self.nodes) != (1, 1):
-            raise UserError(f"trainer.devices={self.devices}: several processes need trainer=ddp or fsdp")
+        for name, what in (("devices", "processes"), ("nodes", "machines")):
+            if self.strategy == "single" and getattr(self, name) > 1:
+                raise UserError(
+                    f"trainer.{name}={getattr(self, name)}: several {what} need trainer=ddp or trainer=fsdp"
+                )
+        if self.strategy == "single" and self.devices == 0:
+            raise UserError("trainer.devices=0: every GPU, a process each, needs trainer=ddp or trainer=fsdp")
         for name in ("rate_tflops", "device_gb"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
         for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
+        if self.threads > MOST_THREADS:
+            raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
 
 
 @dataclass
@@ -82,14 +108,17 @@ class Logger:
         """Refuse unknown kinds and modes."""
         _choice("logger.kind", self.kind, ("none", "csv", "wandb"))
         _choice("logger.mode", self.mode, ("offline", "online", "disabled"))
+        for key in ("project", "entity", "group"):
+            if getattr(self, key) is not None:
+                check_name(f"logger.{key}", getattr(self, key))
 
 
 @dataclass
 class TrainConfig:
     """Keys of `train.py`; model and dataset hold instances of the classes that their YAML names."""
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
     trainer: Trainer
     logger: Logger
     seed: int = 0
@@ -108,16 +137,17 @@ class AttributeConfig:
     """Keys of `attribute.py`; model, dataset, candidates and method hold objects of their YAML's classes.
 
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
-    `products` a file of stored component products, instead of model, dataset, candidates and decoding; `stage` the
-    training stage (`finetuned` or `pretrained`) whose model a single-stage method explains where the data has two;
-    `plan` prints what the run would cost and ends.
+    `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
+    what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
+    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
+    cost and ends.
     """
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
-    candidates: Any = field(metadata={"group": True})
-    decoding: Any = field(metadata={"group": True})
-    method: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
+    candidates: Any = field(metadata=_open("candidates"))
+    decoding: Any = field(metadata=_open("decoding"))
+    method: Any = field(metadata=_open("method"))
     metric: MetricSettings
     trainer: Trainer
     logger: Logger
@@ -125,6 +155,7 @@ class AttributeConfig:
     budget: float | None = None
     stage: str = "finetuned"
     products: str | None = None
+    query_set: str | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -134,6 +165,11 @@ class AttributeConfig:
         _choice("stage", self.stage, ("pretrained", "finetuned"))
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.query_set is not None and (self.products is None or not self.query_set.strip()):
+            raise UserError(
+                f"query_set={self.query_set}: names the queries of products=FILE; of a data set they are chosen by "
+                "dataset.query_sets"
+            )
         if self.trainer.strategy == "fsdp" and self.products is None:
             self._check_sharded()
         if self.products is None and not self.plan:
@@ -162,19 +198,32 @@ class EvaluateConfig:
 
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
     the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
-    that is made of them instead of the comparison (`tdaexp.analyses`).
+    that is made of them instead of the comparison (`tdaexp.analyses`); `cache` lists what cache_dir holds (`list`) or
+    deletes what no run of this version can reach (`prune`), and does nothing else.
     """
 
-    model: Any = field(metadata={"group": True})
-    dataset: Any = field(metadata={"group": True})
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
     metric: MetricSettings
     trainer: Trainer
     logger: Logger
     seed: int = 0
-    analysis: Any = field(default=None, metadata={"group": True})
+    analysis: Any = field(default=None, metadata=_open("analysis"))
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
+    cache: str | None = None
     cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown word, and an analysis of classes where the data has none."""
+        if self.cache is not None:
+            _choice("cache", self.cache, ("list", "prune"))
+        if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
+            name = type(self.analysis).__module__.rpartition(".")[2]
+            raise UserError(
+                f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
+                "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"
+            )
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "attribute": AttributeConfig, "evaluate": EvaluateConfig}

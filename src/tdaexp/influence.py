@@ -12,6 +12,7 @@ Variables (Q queries, C candidates, K components, S query sets):
     query_sq  [Q, K]                self-products, present where the similarity is a cosine
     train_sq  [Q, C, K]
     truth     [Q, C] bool           the candidate is a source of the query
+    truth_known [Q] bool            it is known what the query's sources are; where it is not, `truth` says nothing
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
     answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
@@ -39,13 +40,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
+from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
-from tdaexp.runtime.fingerprint import fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ATTRIBUTES = ".zattrs"
 EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
 
 
@@ -61,6 +62,7 @@ def build(
     size: np.ndarray | None = None,
     query_sq: np.ndarray | None = None,
     train_sq: np.ndarray | None = None,
+    truth_known: np.ndarray | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label raw arrays (shapes in the module's docstring) as an influence data set.
@@ -82,6 +84,8 @@ def build(
     if component is not None:
         coords["component"] = np.array(component, dtype=object)
         coords["size"] = ("component", np.asarray(size, dtype=np.int64))
+    if truth_known is not None:
+        data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
     if cosine:
         data["query_sq"] = (("query", "component"), query_sq)
@@ -115,6 +119,24 @@ def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataAr
     return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
 
 
+def truth_known(dataset: xr.Dataset) -> np.ndarray:
+    """Of which queries [Q] the sources are known: those count in accuracies, of the others nothing is right or wrong.
+
+    A known source need not be among the candidates. A store that does not say (`truth_known`) is one of an earlier
+    version, in which the truth of a query set was known where any of its queries had a source.
+    """
+    if "truth_known" in dataset:
+        return dataset["truth_known"].values.astype(bool)
+    sets, sourced = dataset["query_set"].values, dataset["truth"].values.any(axis=1)
+    return np.isin(sets.astype(str), sets[sourced].astype(str))
+
+
+def with_truth(dataset: xr.Dataset) -> xr.Dataset:
+    """The data set with those of its queries alone whose sources are known."""
+    known = truth_known(dataset)
+    return dataset if known.all() else dataset.isel(query=known)
+
+
 def top(scores: np.ndarray, k: int) -> np.ndarray:
     """Columns [Q, min(k, C)] of the best candidates, best first, ties by column; -1 where there are fewer."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # NaN sorts last
@@ -135,11 +157,12 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
-    """Write the data set as a zarr store that appears complete or not at all."""
+    """Write the data set as a zarr store, with a checksum of each of its files; it appears complete or not at all."""
     plain = dataset.copy()
-    plain.attrs = {"tdaexp": json.dumps(dataset.attrs), "checksum": _checksum(dataset)}
+    plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
     with atomic_path(path) as temporary:
         plain.to_zarr(temporary, zarr_format=2, consolidated=True)
+        seal.seal(temporary)
 
 
 def load(path: Path) -> xr.Dataset:
@@ -147,28 +170,45 @@ def load(path: Path) -> xr.Dataset:
     if not path.exists():
         raise UserError(f"{path}: no such influence store; run attribute.py first or name another folder")
     try:
+        written = _written(path).get("format_version")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable influence store ({said}); delete it and run again") from error
+    broken = seal.damage(path)
+    if written != FORMAT_VERSION and (broken is None or not (path / seal.SEAL).exists()):
+        raise UserError(
+            f"{path}: written in format {written}, this version reads {FORMAT_VERSION}; "
+            "delete the store and run attribute.py again"
+        )
+    if broken:  # zarr reads a chunk that was lost as NaN, without a word
+        raise UserError(f"{path}: not a readable influence store ({broken}); delete it and run again")
+    try:
         with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
             dataset = _plain_strings(stored.load())
-        checksum = dataset.attrs["checksum"]
         dataset.attrs = json.loads(dataset.attrs["tdaexp"])
     except Exception as error:
         raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
-    if dataset.attrs.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: written in format {dataset.attrs.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "delete the store and run attribute.py again"
-        )
-    if _checksum(dataset) != checksum:  # zarr reads a chunk that was lost as NaN, without a word
-        raise UserError(f"{path}: not a readable influence store (checksum differs); delete it and run again")
     return dataset
+
+
+def intact(path: Path) -> bool:
+    """Whether a store is there, of this version, and each of its files reads as it was written."""
+    try:
+        return _written(path).get("format_version") == FORMAT_VERSION and seal.damage(path) is None
+    except Exception:  # whatever a file that was cut off, or another program's, makes of it
+        return False
 
 
 def attributes(path: Path) -> dict[str, Any]:
     """Read a store's attributes alone; empty where there are none that can be read."""
     try:
-        return dict(json.loads(str(zarr.open_group(path, mode="r").attrs["tdaexp"])))
+        return {} if seal.damage(path, lambda name: name == ATTRIBUTES) else _written(path)
     except Exception:  # `load` says what is wrong with it
         return {}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    return dict(json.loads(json.loads((path / ATTRIBUTES).read_text(encoding="utf-8"))["tdaexp"]))
 
 
 def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
@@ -176,10 +216,6 @@ def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
     if "weight" not in dataset:
         return 1.0
     return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
-
-
-def _checksum(dataset: xr.Dataset) -> str:
-    return fingerprint({str(name): dataset[name].values for name in dataset.variables})
 
 
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:

@@ -21,9 +21,13 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.base import ExampleList, Objective
+from tdaexp.runtime import cache
 from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime.fingerprint import fingerprint
+
+Code = Work | list[Work]
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,14 @@ def identity_of(model: str, train: ExampleList, queries: ExampleList) -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """The model at a step of its training, and the learning `rate` that it stands for; `load` gives its weights."""
+    """The model at a step of its training, and the learning `rate` that it stands for; `load` gives its weights.
+
+    `identity` is that of the weights.
+    """
 
     step: int
     rate: float
+    identity: str
     load: Callable[[], nn.Module]
 
 
@@ -77,7 +85,8 @@ class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
 
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
-    each belongs to, `truth` [Q, C] which candidate is a source of the query. `loaded` has the tokenizer where there is
+    each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which
+    queries that is known (None: of all). `loaded` has the tokenizer where there is
     one. `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked
     for, `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
 
@@ -101,6 +110,7 @@ class Problem:
     history: History | None = None
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
+    truth_known: np.ndarray | None = None
     stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
     spent: float = field(default_factory=lambda: BlockStore.spent)
@@ -162,6 +172,7 @@ class Problem:
             query_set=[self.query_set[row] for row in places],
             candidates=Candidates(self.candidates.indices[places], self.candidates.bm25[places]),
             truth=self.truth[places],
+            truth_known=None if self.truth_known is None else self.truth_known[places],
         )
 
     @property
@@ -174,25 +185,25 @@ class Problem:
         """Identity of the model, the training examples and the queries: that of every store of this problem."""
         return identity_of(self.identity, self.train, self.queries)
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`."""
-        key = fingerprint(CACHE_VERSION, self.fingerprint, self.pairs, self._place, *depends_on)
-        path = self.cache / kind / key
-        self.stores.add(path)
-        return path
+    def store(self, kind: str, *depends_on: Any, by: Code) -> Path:
+        """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`.
 
-    def training_store(self, kind: str, *depends_on: Any) -> Path:
+        `by` are the functions or classes that compute them: their code is a part of the folder's name, too.
+        """
+        return self._entry(kind, [self.fingerprint, self.pairs, *depends_on], by)
+
+    def training_store(self, kind: str, *depends_on: Any, by: Code) -> Path:
         """As `store`, for what depends on the model and on `curvature_examples`, but on no query and no pair."""
-        examples = self.curvature_examples.fingerprint()
-        path = self.cache / kind / fingerprint(CACHE_VERSION, self.identity, examples, self._place, *depends_on)
-        self.stores.add(path)
+        path = self._entry(kind, [self.identity, self.curvature_examples.fingerprint(), *depends_on], by)
         self.overhead.add(path)
         return path
 
-    @property
-    def _place(self) -> list[Any]:
-        """How passes are run, as far as rounding depends on it."""
-        return [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
+    def _entry(self, kind: str, parts: list[Any], by: Code) -> Path:
+        place = [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
+        code = [*(by if isinstance(by, list) else [by]), type(self), type(self.objective)]
+        path = cache.entry(self.cache, kind, place, *parts, by=code)
+        self.stores.add(path)
+        return path
 
     def split_cost(self, seconds: dict[str, float]) -> dict[str, float]:
         """Tell overhead, gradients and scoring apart in a run's `seconds` by stage.
@@ -225,6 +236,7 @@ class Problem:
             query_set=self.query_set,
             train=ids[self.pairs],
             truth=self.truth,
+            truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,
             component=None if components is None else components.names,
             size=None if components is None else components.sizes,

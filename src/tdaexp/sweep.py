@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tdaexp import influence
+from tdaexp.runtime import stop
+from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import locked, write_json, write_text
+from tdaexp.runtime.files import CHECKPOINTS, locked, write_json, write_text
+from tdaexp.runtime.secrets import masked
 
 log = logging.getLogger(__name__)
 ROW = "row.json"
 TABLE = "sweep.csv"
 STORE = "influence.zarr"
+LEFT = {"train": (CHECKPOINTS,), "attribute": (STORE, "report.html"), "evaluate": ("report.html",)}
+"""What a job of a stage leaves in its folder, beside its metrics."""
+METRICS = "metrics.json"
+SIGN = ".stop"
+BESIDE = ("JoblibLauncher", "LocalLauncher")
+"""Launchers whose jobs run in processes of this machine, which end together."""
 
 
 @dataclass
 class Row:
-    """One job: `status` running | done | failed, `seconds` of wall time, `command` runs this job again.
+    """One job: `status` running | done | failed | stopped, `seconds` of wall time, `command` runs this job again.
 
     `fingerprint` is of all that decides its result, `subject` of the model and data set alone.
     """
@@ -42,6 +50,7 @@ class Row:
 
     def write(self, sweep: Path | None) -> None:
         """Write the row into its run folder, then bring the sweep's table up to date."""
+        self.error = masked(self.error)
         write_json(Path(self.folder) / ROW, asdict(self))
         if sweep is not None:
             write_table(sweep)
@@ -55,6 +64,42 @@ def read_row(folder: Path) -> Row | None:
         return None
 
 
+def finished(row: Row) -> Row | None:
+    """The row of an earlier run of the same job in its folder, where all that the job leaves is there and intact.
+
+    What lies there decides, not what the row says: its run may have been killed behind its last file, and a store may
+    have been deleted or damaged since.
+    """
+    folder = Path(row.folder)
+    known = read_row(folder)
+    if known is None or known.fingerprint != row.fingerprint:
+        return None
+    if not all(_left(folder / name) for name in LEFT[row.stage]):
+        return None
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if known.status == "done" else replace(known, status="done", error="", metrics=metrics)
+
+
+def _left(path: Path) -> bool:
+    """Whether something that a job leaves is there and intact."""
+    if path.name == STORE:
+        return influence.intact(path)
+    if path.name == CHECKPOINTS:
+        try:
+            return all(Path(folder).is_dir() for folder in json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return False
+    return path.exists()
+
+
+def sign(sweep: Path, launcher: str) -> Path | None:
+    """The file by which jobs that run beside each other learn that the sweep is to end; None for other launchers."""
+    return sweep.absolute() / SIGN if launcher.endswith(BESIDE) else None
+
+
 def rows(folder: Path) -> list[Row]:
     """All rows below a folder, by job number, then folder."""
     found = (read_row(file.parent) for file in folder.rglob(ROW))
@@ -66,9 +111,8 @@ def write_table(sweep: Path) -> None:
     with locked(sweep / TABLE):
         listed = rows(sweep)
         metrics = list(dict.fromkeys(name for row in listed for name in row.metrics))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["job", "status", "overrides", "error", "seconds", "folder", "command", *metrics])
+        header = ["job", "status", "overrides", "error", "seconds", "folder", "command", *metrics]
+        lines: list[list[Any]] = []
         for row in listed:
             values = [row.metrics.get(name, "") for name in metrics]
             start = [
@@ -80,23 +124,27 @@ def write_table(sweep: Path) -> None:
                 row.folder,
                 row.command,
             ]
-            writer.writerow([*start, *values])
-        write_text(sweep / TABLE, text.getvalue())
+            lines.append([*start, *values])
+        write_text(sweep / TABLE, csv_text(header, lines))
 
 
 def open_sweep(sweep: Path, keep: set[str]) -> None:
-    """Begin a sweep: earlier rows are forgotten, but for finished ones whose fingerprint is in `keep`."""
+    """Begin a sweep: earlier rows are forgotten, but for those whose fingerprint is in `keep`."""
+    (sweep / SIGN).unlink(missing_ok=True)
     for row in rows(sweep):
-        if row.status != "done" or row.fingerprint not in keep:
+        if row.fingerprint not in keep:
             (Path(row.folder) / ROW).unlink(missing_ok=True)
 
 
 def close_sweep(sweep: Path, jobs: int) -> int:
-    """End a sweep: a job that never came to its end has failed. Returns how many of `jobs` are not done."""
-    listed = rows(sweep)
+    """End a sweep: a job that never came to its end was stopped or failed. Returns how many of `jobs` are not done."""
+    (sweep / SIGN).unlink(missing_ok=True)
+    listed, asked = rows(sweep), stop.requested()
     for row in listed:
         if row.status == "running":
-            row.status, row.error = "failed", "stopped before its end (killed, or out of memory)"
+            row.status, row.error = "failed", "ended before its time (killed, or out of memory)"
+            if asked is not None:
+                row.status, row.error = "stopped", str(asked)
             row.write(None)
     if listed:
         write_table(sweep)

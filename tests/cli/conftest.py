@@ -18,12 +18,18 @@ import errno, json, os, signal, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+import numpy as np
+from tdaexp import influence
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.progress import track
 
 @dataclass
 class Model:
     width: int = 8
     pretrained: str | None = None
+
+    def start_fingerprint(self):
+        return str(self.width)
 
 class Provider:
     pass
@@ -37,6 +43,9 @@ class Local(Provider):
 class Decoding:
     seed: int
 
+    def deciding(self):
+        return {}
+
 @dataclass
 class Data:
     path: str
@@ -48,12 +57,28 @@ class Data:
     def check_source(self):
         return
 
+    def load(self):
+        return
+
 @dataclass
 class Candidates:
     b: int = 5
 
+    def select(self, queries, train):
+        return
+
+    def size(self, train):
+        return self.b
+
+class Scores:
+    def attribute(self, study):
+        return
+
+    def plan(self, work):
+        return []
+
 @dataclass
-class Select:
+class Select(Scores):
     budget: float | None = None
     order: str = "greedy"
     names: list[str] | None = None
@@ -63,7 +88,7 @@ class Select:
             raise unknown("value", self.order, ("greedy", "single"), "method.order")
 
 @dataclass
-class Act:
+class Act(Scores):
     do: str = "work"
     marker: str | None = None
 
@@ -89,10 +114,20 @@ def attribute(cfg, folder, logger):
         raise RuntimeError("zarr") from OSError(errno.ENOSPC, "No space left on device")
     if do == "interrupt":
         raise KeyboardInterrupt
+    if do == "blocks":  # twelve of them, unless asked to end
+        for number in track(range(12), "blocks", 12, stoppable=True):
+            time.sleep(0.1)
+            (folder / f"block{number}").touch()
+    if do == "load":
+        (folder / "loading").touch()
+        time.sleep(60)
     if do == "kill" and not Path(cfg.method.marker).exists():
         Path(cfg.method.marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    (folder / "influence.zarr").mkdir(exist_ok=True)
+    ids = {"query": ["q"], "query_set": ["s"], "train": np.array([["t"]])}
+    store = influence.build(np.ones((1, 1)), truth=np.ones((1, 1)), **ids)
+    influence.save(store, folder / "influence.zarr")
+    (folder / "report.html").touch()
     with open("calls.txt", "a") as stream:
         stream.write(f"{folder}\\n")
     accuracy = float(getattr(cfg.method, "budget", None) or 0.5)
@@ -156,10 +191,17 @@ class Program:
 
     def process(self, *arguments: str, stage: str = "attribute") -> subprocess.CompletedProcess[str]:
         """Run as a program of its own."""
+        started = self.start(*arguments, stage=stage)
+        out, err = started.communicate()
+        return subprocess.CompletedProcess(started.args, started.returncode, out, err)
+
+    def start(self, *arguments: str, stage: str = "attribute") -> subprocess.Popen[str]:
+        """Start as a program of its own, in a process group of its own as a terminal's command is."""
         command = [sys.executable, f"{stage}.py", *arguments]
         places = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
 
     def calls(self) -> list[str]:
         """Folders in which the attribute stage has come to its end, in order."""

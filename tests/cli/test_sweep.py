@@ -93,7 +93,7 @@ def test_a_stage_that_fails_says_so_in_one_line(program, do, code, lines, messag
     assert got == code
     assert message in err and err.count("\n") == lines and "Traceback" not in err
     (row,) = sweep.rows(program.folder / "outputs")
-    assert row.status == "failed" and row.error
+    assert row.status == ("stopped" if do == "interrupt" else "failed") and row.error
 
 
 def test_a_fault_of_the_program_shows_its_traceback_in_the_log_too(program):

@@ -29,7 +29,7 @@ def test_other_settings_or_texts_are_other_candidates(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     cached_candidates(BM25(b=3), QUERIES, TRAIN, tmp_path)
-    (file,) = tmp_path.glob("[!.]*.npz")
+    (file,) = tmp_path.glob("[!.]*/candidates.npz")
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"npz: damaged cache"):
+    with pytest.raises(UserError, match=r"candidates.npz: its checksum is wrong"):
         cached_candidates(BM25(b=3), QUERIES, TRAIN, tmp_path)

@@ -105,7 +105,7 @@ def test_embeddings_belong_to_the_weights_not_to_the_name(made_up, tmp_path):
         one.select(QUERIES, TRAIN)
         cached_candidates(one, QUERIES, TRAIN, tmp_path / "candidates")
         assert len(calls) == wanted
-    assert len(list((tmp_path / "candidates").glob("*.npz"))) == 2
+    assert len(list((tmp_path / "candidates").glob("*/candidates.npz"))) == 2
     assert KNN().content() and KNN(encoder="someone/no-such-encoder").content() == ""
 
 

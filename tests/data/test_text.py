@@ -124,7 +124,7 @@ def test_query_ids_that_match_nothing_are_named_with_row_and_neighbour(tmp_path)
     train = jsonl(tmp_path / "t.jsonl", [{"id": "verse-1", "text": "x"}, {"id": "verse-2", "text": "y"}])
     queries = jsonl(tmp_path / "q.jsonl", [{"id": "verse-1", "text": "x"}, {"id": "verse_2", "text": "y"}])
     with pytest.raises(UserError, match=r"q\.jsonl, row 2: unknown training id 'verse_2'; did you mean 'verse-2'"):
-        Text(path=train, id_column="id", text_column="text", query_path=queries).load()
+        Text(path=train, id_column="id", text_column="text", query_path=queries, truth_column="id").load()
 
 
 BAD_FILES = {
@@ -135,14 +135,14 @@ BAD_FILES = {
     "blank.txt": ("\n \n", "blank.txt: the file holds no record"),
     "header.tsv": ("id\ttext\n", "header.tsv: the file holds no record"),
     "text.doc": ("x", "did you mean"),
-    "broken.jsonl": ('{"text": "a"}\n{"text": \n', r"broken.jsonl:2: not a JSON object"),
-    "list.jsonl": ("[1]\n", "list.jsonl:1: holds list"),
+    "broken.jsonl": ('{"text": "a"}\n{"text": \n', r"broken.jsonl, row 2: not valid JSON"),
+    "list.jsonl": ("[1]\n", "list.jsonl, row 1: holds list"),
     "columns.tsv": ("id\ttexts\n1\ta\n", "columns.tsv, row 2: unknown column 'text'; did you mean 'texts'"),
     "gap.tsv": ("id\ttext\n1\ta\n2\t \n", "gap.tsv, row 3: column 'text' holds no text"),
     "gap.jsonl": ('{"text": "a"}\n\n{"text": null}\n', "gap.jsonl, row 3: column 'text' holds no text"),
     "absent.jsonl": ('{"text": "a"}\n{"txt": "b"}\n', "absent.jsonl, row 2: unknown column 'text'"),
     "ragged.tsv": ("id\ttext\n1\ta\tb\n", "ragged.tsv, row 2: 3 columns where the header has 2"),
-    "quote.csv": ('id,text\n1,"a"b\n', "quote.csv:2: not valid CSV"),
+    "quote.csv": ('id,text\n1,"a"b\n', "quote.csv, row 2: not valid CSV"),
 }
 
 
@@ -165,7 +165,7 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path) -> None:
 
 def test_repeated_ids_are_refused(tmp_path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": "a"}, {"id": "x", "text": "b"}])
-    with pytest.raises(UserError, match="training id 'x' stands twice, in records 1 and 2"):
+    with pytest.raises(UserError, match=r"training id 'x' stands twice, in .*a\.jsonl, row 1 and .*a\.jsonl, row 2"):
         Text(path=path, id_column="id", text_column="text", query_sets=[]).load()
 
 

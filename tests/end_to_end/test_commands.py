@@ -138,7 +138,15 @@ def test_the_published_study_from_its_stored_products(commands, real_products):
     for method, extra in runs.items():
         folder = f"hydra.run.dir={method}"
         plots = [] if method == "full" else [NO_PLOTS]
-        commands.done("attribute", f"products={real_products}", f"method={method}", *extra, *plots, folder)
+        commands.done(
+            "attribute",
+            f"products={real_products}",
+            "query_set=paraphrased",
+            f"method={method}",
+            *extra,
+            *plots,
+            folder,
+        )
     found = metrics(Path("full"))
     assert found["paraphrased/queries"] == 988
     assert found["paraphrased/accuracy"] == found["paraphrased/full_accuracy"] == pytest.approx(0.9929, abs=5e-5)

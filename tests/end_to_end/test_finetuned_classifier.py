@@ -44,7 +44,8 @@ def keys(tmp_path, monkeypatch):
             start.tokenizer.save_pretrained(folder)
     return ("model=dolly3b", "model.pretrained=before", "model.template=plain", "dataset=text",
             "dataset.path=documents.jsonl", "dataset.id_column=id", "dataset.text_column=text",
-            "dataset.query_path=questions.jsonl", "dataset.finetune_path=finetune.jsonl", "dataset.max_length=32",
+            "dataset.query_path=questions.jsonl", "dataset.truth_column=id",
+            "dataset.finetune_path=finetune.jsonl", "dataset.max_length=32",
             "dataset.query_sets=[paraphrased]", "candidates=all", "metric.bootstrap=20",
             "metric.plots=false")  # fmt: skip
 
@@ -74,7 +75,14 @@ def test_what_does_not_go_together_is_one_line(keys, commands):
     assert "has no text to classify, and model.finetuned classifies" in line and "dataset.label_column=NAME" in line
     line = commands.refused("attribute", *both, "dataset.label_column=id", "method=multistage")
     assert "unknown class 'd1'" in line and "choices: north, south" in line
-    line = commands.refused("attribute", *keys, "dataset.query_path=null", "dataset.label_column=side", "method=bm25")
+    line = commands.refused(
+        "attribute",
+        *keys,
+        "dataset.query_path=null",
+        "dataset.truth_column=null",
+        "dataset.label_column=side",
+        "method=bm25",
+    )
     assert "dataset.label_column: is a column of dataset.query_path" in line
     line = commands.refused("attribute", *keys, "dataset.label_column=side", "model.pretrained=after", "method=bm25")
     assert "the checkpoint lacks" in line

@@ -150,7 +150,7 @@ def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
         assert process.returncode == 143, err
         assert err.splitlines()[-1].startswith("stopped by SIGTERM") and "goes on where it stopped" in err, err
         assert "Traceback" not in err
-        assert json.loads((two / "run" / "row.json").read_text(encoding="utf-8"))["status"] == "failed"
+        assert json.loads((two / "run" / "row.json").read_text(encoding="utf-8"))["status"] == "stopped"
     err = finish(start(commands, "select", two, "trainer=ddp", "trainer.devices=3"))
     same_values(two, tmp_path / "one")
 

@@ -99,6 +99,8 @@ def test_one_query_per_set_is_judged_without_held_out_numbers(commands, tmp_path
         size=np.array([4, 6]),
         query=np.array(["x"]),
     )
-    commands.done("attribute", "products=one.npz", "method=select", "budget=0.5", "metric.bootstrap=20")
+    commands.done(
+        "attribute", "products=one.npz", "query_set=paraphrased", "method=select", "budget=0.5", "metric.bootstrap=20"
+    )
     found = metrics(only("outputs/attribute/*"))
     assert found["paraphrased/queries"] == 1 and "paraphrased/heldout_accuracy" not in found

@@ -57,10 +57,10 @@ def test_select_on_a_method_and_the_method_alone_cost_the_same(make_study, compo
 
 def test_a_store_that_is_filled_while_another_is_computed_has_its_own_time(make_study, tmp_path):
     study = make_study(tmp_path)
-    outer = BlockStore(study.store("outer"), {"x": ((1,), "float64")}, [slice(0, 1)])
+    outer = BlockStore(study.store("outer", by=BlockStore), {"x": ((1,), "float64")}, [slice(0, 1)])
     start = time.monotonic()
     with outer.pending():
-        inner = BlockStore(study.training_store("inner"), {"x": ((1,), "float64")}, [slice(0, 1)])
+        inner = BlockStore(study.training_store("inner", by=BlockStore), {"x": ((1,), "float64")}, [slice(0, 1)])
         with inner.pending():
             time.sleep(0.2)
             inner.write(0, {"x": np.ones(1)})
@@ -72,7 +72,7 @@ def test_a_store_that_is_filled_while_another_is_computed_has_its_own_time(make_
 def test_blocks_of_another_process_take_nothing_from_this_run(make_study, tmp_path):
     """A job of a sweep waits for another one, which began long before it."""
     study = make_study(tmp_path)
-    path = study.store("shared")
+    path = study.store("shared", by=BlockStore)
     other = BlockStore(path, {"x": ((1,), "float64")}, [slice(0, 1)])
     other.group["seconds"][0], other.done[0] = 100.0, True
     assert stored_seconds(path) == 100.0

@@ -147,7 +147,7 @@ def test_after_a_stage_a_study_has_its_model_and_its_curvature(exact):
     assert after.loaded is exact.finetuned.loaded and after.curvature_examples is exact.finetuned.examples
     assert before.finetuned is None and after.finetuned is None and after.stores is exact.stores
     assert after.after("pretrained") is after
-    assert before.store("x") != after.store("x")
+    assert before.store("x", by=EKFAC) != after.store("x", by=EKFAC)
 
 
 def test_representations_come_from_their_own_stage(exact):

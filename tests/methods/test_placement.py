@@ -33,8 +33,8 @@ from tdaexp.methods.path_run import _Walk
 from tdaexp.methods.path_steps import held_out_changes
 from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.components import component_map
-from tdaexp.models.empty import stated_config
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.stated import stated_config
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.preparation.checkpoints import build_checkpoint_study

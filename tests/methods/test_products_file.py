@@ -46,7 +46,7 @@ def test_labels_of_a_good_file(tmp_path):
     assert dataset["train"].values.tolist() == [["a", "a#2"], ["b#1", "b"], ["c", "c#2"]]
     assert dataset["truth"].values.tolist() == [[True, False], [False, True], [True, False]]
     assert dataset["bm25"].values.tolist() == [[0, -1]] * 3
-    assert set(dataset["query_set"].values) == {"paraphrased"}
+    assert set(dataset["query_set"].values) == {"queries"}
     np.testing.assert_array_equal(dataset["influence"].values, arrays()["dot"])
     stored = arrays()
     norms = np.sqrt(stored["query_sq"].sum(-1))[:, None] * np.sqrt(stored["train_sq"].sum(-1))
@@ -101,7 +101,7 @@ def spoilt(name, index, value):
         ),
         (spoilt("train_sq", (0, 0, 0), np.inf), "'train_sq' has a NaN or Inf"),
         ({"target": np.array([0, 2, 0])}, "'target' names column 2 for query 'b'"),
-        ({"target": np.array([0, -1, 0])}, "'target' names column -1 for query 'b'"),
+        ({"target": np.array([0, -2, 0])}, "'target' names column -2 for query 'b'"),
         ({"target": np.array([0, 0.5, 0])}, "'target' names column 0.5 for query 'b'"),
         ({"size": np.array([1, 2, 0, 3])}, "'size' has a component without parameters"),
         ({"query": np.array(["a", "b", "a"])}, "'query' repeats 'a'"),

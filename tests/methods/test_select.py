@@ -171,7 +171,7 @@ def test_selection_on_projected_gradients(study, compose):
 
 
 def test_on_stored_products(products_file, compose):
-    products = read_products(products_file)
+    products = read_products(products_file, "paraphrased")
     found = compose("method=select", "budget=0.5").from_products(products)
     ((own, names),) = chosen(found).items()
     assert own == "paraphrased" and 0 < products.sel(component=names)["size"].sum() <= 0.5 * products["size"].sum()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs ../shared/data/
 
 @pytest.fixture(scope="module")
 def dataset():
-    return read_products(FILE)
+    return read_products(FILE, "paraphrased")
 
 
 @pytest.fixture(scope="module")

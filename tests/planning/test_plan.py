@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tdaexp.cli import main
 from tdaexp.gradients.footprint import LiveBytes, pass_bytes, shared_readers
 from tdaexp.models.components import component_map
-from tdaexp.models.empty import empty_model, stated_config
+from tdaexp.models.empty import empty_model
+from tdaexp.models.stated import stated_config
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost
 from tdaexp.runtime.errors import UserError
 

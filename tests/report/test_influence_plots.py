@@ -13,7 +13,7 @@ from tdaexp.metrics.compare import compare
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report import influence_plots
 from tdaexp.report.figures import render
-from tdaexp.report.tables import headings, print_table, rows_of, times, titles
+from tdaexp.report.tables import headings, print_table, rows_of, times, title
 
 
 @pytest.fixture
@@ -102,5 +102,5 @@ def test_the_table_of_a_reference_is_about_ranking_and_cost(ranked):
 def test_a_title_tells_how_many_queries_the_model_answers(stores):
     answered = stores["full"].assign(answered=("query", np.arange(20) % 4 > 0))
     table = compare({"full": answered}, MetricSettings(bootstrap=50))
-    assert titles(table)["paraphrased"] == "paraphrased (10 queries, 70 % answered by the model itself)"
-    assert titles(compare(stores, MetricSettings(bootstrap=50)))["paraphrased"] == "paraphrased (10 queries)"
+    assert title(table, "paraphrased") == "paraphrased (10 queries, 70 % answered by the model itself)"
+    assert title(compare(stores, MetricSettings(bootstrap=50)), "paraphrased") == "paraphrased (10 queries)"

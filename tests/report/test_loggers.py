@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -89,11 +90,19 @@ def _items(items):
 def mirrored(tmp_path_factory):
     """Three wandb runs in one process: one done, one failed, one interrupted."""
     folder = tmp_path_factory.mktemp("wandb")
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, cwd=REPOSITORY)
+    home = folder / "home"
+    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp")}
+    for name in [name for name in environment if name.startswith(("WANDB_", "XDG_"))]:
+        del environment[name]
+    (home / "tmp").mkdir(parents=True)
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.strip() and not done.stderr.strip()  # the console stays ours
     files = {name: list((folder / name).glob("wandb/offline-run-*/*.wandb")) for name in ("first", "second", "third")}
     assert all(len(found) == 1 for found in files.values())
+    assert not list(home.rglob("*wandb*"))  # neither the texts nor anything else leaves the run's folder
+    assert list(folder.glob("first/wandb/data/artifacts/staging/*"))
     return {name: records(found[0]) for name, found in files.items()}
 
 

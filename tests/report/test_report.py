@@ -187,4 +187,4 @@ def test_without_truth_the_page_says_so(tmp_path, full_store, quick):
     blind = full_store.assign(truth=full_store["truth"] & False)
     metrics = write_report(tmp_path, {"full": blind}, None, quick)
     assert not [name for name in metrics if "accuracy" in name]
-    assert "no query has a known source" in Page((tmp_path / "report.html").read_text()).text
+    assert "no query's source is known" in Page((tmp_path / "report.html").read_text()).text

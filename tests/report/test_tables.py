@@ -14,8 +14,11 @@ def row(method, heldout, low=NAN, high=NAN, accuracy=None, verdict="", control="
     line = {
         "method": method,
         "query_set": "generated",
+        "section": 0,
+        "differs": "",
         "control": control,
         "queries": 50,
+        "with_truth": 50,
         "heldout": heldout,
         "heldout_low": low,
         "heldout_high": high,

@@ -53,7 +53,7 @@ def test_processes_with_different_settings_are_refused(monkeypatch):
 
 def test_a_request_to_stop_is_heard_at_the_end_of_a_block(tmp_path):
     store = open_store(tmp_path)
-    with stop.on_sigterm(), pytest.raises(stop.Stopped), store.pending() as missing:
+    with stop.heard(), pytest.raises(stop.Stopped), store.pending() as missing:
         for number in store.each(missing, "blocks"):
             store.write(number, {"x": np.zeros(7)[store.blocks[number]]})
             if number == 1:

@@ -33,7 +33,8 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before_with_a_line(saved, 
 
 def test_two_are_kept(saved):
     prune(saved)
-    assert sorted(path.name for path in saved.iterdir()) == ["step-00000009.ckpt", "step-00000010.ckpt"]
+    assert sorted(path.name for path in saved.glob("*.ckpt")) == ["step-00000009.ckpt", "step-00000010.ckpt"]
+    assert len(list(saved.iterdir())) == 4  # each with its digest
 
 
 def test_saving_over_a_checkpoint_leaves_the_old_one_when_it_fails(saved, monkeypatch):

@@ -16,9 +16,10 @@ import xarray as xr
 from tdaexp.metrics.stores import distinct_labels
 from tdaexp.preparation.tasks import load_task
 from tdaexp.report.findings import Findings
+from tdaexp.runtime import cache as cache_folder
+from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
-from tdaexp.training.task import TrainedTask
+from tdaexp.training.task import TrainedTask, check_pair
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Evidence:
 
     @cached_property
     def task(self) -> TrainedTask:
-        """The configured classification task, trained now where the cache has none."""
+        """The configured classification task, trained now where the cache has none.
+
+        Errors (UserError): model and data are not both of a task.
+        """
+        check_pair(self.config.model, self.config.dataset)
         return load_task(self.config)
 
     def labelled(self) -> dict[str, xr.Dataset]:
@@ -50,16 +55,20 @@ class Evidence:
                 return store
         raise UserError(f"runs: no store has {need}")
 
-    def cache(self, kind: str, *depends_on: Any) -> Path:
-        """Folder for what can be used again, one for each value of `depends_on`."""
-        return Path(self.config.cache_dir) / kind / fingerprint(CACHE_VERSION, *depends_on)
+    def cache(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """Folder for what `by` computes, one for each value of `depends_on`."""
+        return cache_folder.entry(Path(self.config.cache_dir), kind, *depends_on, by=[by])
 
 
 @dataclass
 class Analysis(ABC):
-    """One study; a subclass's fields are the keys of its YAML file. `needs_runs`: it cannot start without stores."""
+    """One study; a subclass's fields are the keys of its YAML file.
+
+    `needs_runs`: it cannot start without stores; `needs_task`: it is about a classification task.
+    """
 
     needs_runs: ClassVar[bool] = True
+    needs_task: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, evidence: Evidence) -> Findings:

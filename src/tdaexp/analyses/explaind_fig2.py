@@ -25,9 +25,8 @@ from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import pruning_curves
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
-from tdaexp.training.task import trained_task
+from tdaexp.training.task import check_pair, trained_task
 
 MEASURES = ("accuracy", "agreement", "kl", "sparsity")
 
@@ -40,7 +39,10 @@ class Pruning(Analysis):
     """
 
     needs_runs: ClassVar[bool] = False
-    sparsities: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99])
+    needs_task: ClassVar[bool] = True
+    sparsities: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99], metadata={"distinct": True}
+    )
     seeds: int = 5
     rankings: list[str] = field(default_factory=lambda: ["importance", "magnitude", "random"])
     units: list[str] = field(default_factory=lambda: list(UNITS))
@@ -61,13 +63,16 @@ class Pruning(Analysis):
     def run(self, evidence: Evidence) -> Findings:
         """Train, score and prune every seed, then compare."""
         shape = (self.seeds, len(self.units), len(self.rankings), 2, len(self.sparsities))
+        check_pair(evidence.config.model, evidence.config.dataset)
         corpus = evidence.config.dataset.load()
         parts = (evidence.config.model.start_fingerprint(), corpus.train.fingerprint(), corpus.test.fingerprint())
-        key = fingerprint(CACHE_VERSION, *parts, evidence.config.trainer.fit.deciding(), evidence.config.seed, self)
+        folder = evidence.cache(
+            "pruned", *parts, evidence.config.trainer.fit.deciding(), evidence.config.seed, self, by=Pruning
+        )
         arrays: dict[str, tuple[tuple[int, ...], str]] = {name: (shape, "float64") for name in MEASURES}
         arrays["whole"] = ((self.seeds,), "float64")
         blocks = [slice(seed, seed + 1) for seed in range(self.seeds)]
-        store = BlockStore(Path(evidence.config.cache_dir) / "pruned" / key, arrays, blocks)
+        store = BlockStore(folder, arrays, blocks)
         with store.pending() as missing:
             for seed in track(missing, "pruning, seeds", self.seeds, self.seeds - len(missing)):
                 found = self._one(evidence.config, corpus, seed)

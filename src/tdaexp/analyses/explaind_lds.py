@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,9 @@ from tdaexp.pathkernel.outputs import of_model, output
 from tdaexp.preparation.tasks import build_problem, build_task_study
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
+from tdaexp.runtime import cache
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
 from tdaexp.training.problem import Classification
 from tdaexp.training.retrain import batches_of_its_own, batches_without, retrain
@@ -43,7 +44,11 @@ class Lds(Analysis):
     or each its `own`; TracIn's `checkpoints`; TRAK's `dimensions` and `ridge`; `random` scores as a control; `seed`.
     """
 
-    fractions: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99, 0.999])
+    needs_task: ClassVar[bool] = True
+
+    fractions: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99, 0.999], metadata={"distinct": True}
+    )
     subsets: int = 100
     output: str = "margin"
     retraining: str = "same"
@@ -85,7 +90,7 @@ class Lds(Analysis):
         """Scores [Q, N] by method: of the runs' stores, then the baselines that none of them is."""
         found = {}
         for label, store in evidence.labelled().items():
-            if store.attrs["study"] != study.fingerprint:
+            if store.attrs.get("study") != study.fingerprint:
                 raise UserError(
                     f"runs: '{label}' explains another training or other queries; give evaluate.py the model, dataset "
                     "and trainer keys of that run"
@@ -105,10 +110,10 @@ class Lds(Analysis):
         seeds = range(self.subsets)
         members = np.stack([subset(len(study.train), fraction, self.seed, number) for number in seeds])
         parts = (evidence.task.fingerprint, study.queries.fingerprint(), self.output, self.retraining, self.seed)
-        key = fingerprint(CACHE_VERSION, *parts, round(fraction * 1e6), self.subsets)
+        folder = cache.entry(Path(study.cache), "retrained", *parts, round(fraction * 1e6), self.subsets, by=[Lds])
         shape = (self.subsets, len(study.queries))
         blocks = [slice(number, number + 1) for number in seeds]
-        store = BlockStore(Path(study.cache) / "retrained" / key, {"output": (shape, "float64")}, blocks)
+        store = BlockStore(folder, {"output": (shape, "float64")}, blocks)
         with store.pending() as missing:
             done = self.subsets - len(missing)
             for number in track(missing, f"retraining on {fraction:g}", self.subsets, done):

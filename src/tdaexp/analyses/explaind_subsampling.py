@@ -7,6 +7,7 @@ ones. Steps are chosen by how much they change a held-out loss, evenly, or at ra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,11 @@ class Subsampling(Analysis):
     test examples rank the steps; `seed`.
     """
 
-    shares: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    needs_task: ClassVar[bool] = True
+
+    shares: list[float] = field(
+        default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], metadata={"distinct": True}
+    )
     draws: int = 20
     held_out: int = 256
     seed: int = 0
@@ -48,7 +53,7 @@ class Subsampling(Analysis):
         """Sum over chosen steps, and hold the sums against the model."""
         store = evidence.find(need=f"method=explaind with method.keep=[step,query,output]; {MADE}", method="explaind")
         study = build_task_study(evidence.config, evidence.task)
-        if store.attrs["study"] != study.fingerprint:
+        if store.attrs.get("study") != study.fingerprint:
             raise UserError(
                 "runs: the store explains another training or other queries; give evaluate.py the model, dataset and "
                 "trainer keys of that run"

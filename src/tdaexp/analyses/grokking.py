@@ -9,6 +9,7 @@ influences over training examples, summed over the window's steps and the layer'
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -36,9 +37,11 @@ class Grokking(Analysis):
     penalty as a share of the least that leaves nothing.
     """
 
+    needs_task: ClassVar[bool] = True
+
     grafts: dict[str, list[str]] = field(default_factory=dict)
     outer: str = ""
-    donors: list[int] = field(default_factory=list)
+    donors: list[int] = field(default_factory=list, metadata={"distinct": True})
     seeds: int = 2
     steps: int = 200
     fresh: float | None = None
@@ -60,6 +63,8 @@ class Grokking(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Numbers, tables, figures and statements."""
+        if not hasattr(evidence.config.dataset, "modulus"):
+            raise UserError("analysis=grokking: reads sums modulo a number; give dataset=modular_addition")
         layers = evidence.find(keep=["component", "step"], need=f"step and component kept; {MADE}")
         whole = evidence.find(keep=["step"], need=f"step alone kept; {MADE}")
         windows = grokking_windows.windows(evidence.stores)

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from tdaexp.analyses.base import Evidence
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
@@ -120,7 +121,7 @@ def _retrained(
     task, config = evidence.task, evidence.config
     seed += config.model.seed
     folder = evidence.cache(
-        "retrained", task.fingerprint, list(names), donor, seed, fresh, dataclasses.asdict(settings)
+        "retrained", task.fingerprint, list(names), donor, seed, fresh, dataclasses.asdict(settings), by=_retrained
     )
     note = folder / "model" / "training.json"
     if not note.exists():
@@ -133,6 +134,7 @@ def _retrained(
         module.load_state_dict(start, strict=False)
         identity = fingerprint({name: tensor.numpy() for name, tensor in start.items()})
         fit_recorded(Classification(module, task.corpus), settings, folder=folder, seed=config.seed, identity=identity)
+    seal.require(note.parent)
     return _curves(note)
 
 

@@ -1,7 +1,8 @@
 """The command line of the three stages: check everything first, then let Hydra run it.
 
 Exit codes: 0 done; 1 a fault of the program, a full disk, or a failed job in a sweep; 2 a mistake in the
-options, the configuration files or the data; 130 interrupted; 143 stopped by SIGTERM, to be resumed.
+options, the configuration files or the data; 130 interrupted (Ctrl-C), 143 stopped by SIGTERM, 129 by SIGHUP:
+what is finished is kept.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.stop import Stopped
+from tdaexp.runtime.silence import never_silent
+from tdaexp.runtime.stop import INTERRUPTED, exit_code, heard
 
 # Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-MISTAKE, INTERRUPTED, STOPPED = 2, 130, 143
+MISTAKE = 2
 
 
 def main(
@@ -46,13 +48,14 @@ def main(
     try:
         from tdaexp.cli.program import run
 
-        return run(stage, conf, program, arguments, packages, module)
+        with heard(), never_silent():
+            return run(stage, conf, program, arguments, packages, module)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt as error:
         print(
-            f"{str(error) or 'interrupted'}: what is finished is kept; the same command goes on where it stopped",
+            f"{str(error) or INTERRUPTED}: what is finished is kept; the same command goes on where it stopped",
             file=sys.stderr,
         )
-        return STOPPED if isinstance(error, Stopped) else INTERRUPTED
+        return exit_code(error)

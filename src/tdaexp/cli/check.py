@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 import re
 import typing
@@ -17,7 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.origin import Origin
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.foreign import key_hint, value_hint
+from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
 PACKAGES = ("tdaexp",)
 MISSING = "???"
@@ -31,6 +33,7 @@ class Checker:
 
     origin: Origin
     packages: tuple[str, ...] = PACKAGES
+    places: dict[str, str] = dataclasses.field(default_factory=dict)  # key -> where it stands in the whole schema
 
     def build(self, cls: type, node: dict[str, Any], path: Path = ()) -> Any:
         """Return `cls(**node)` with nested nodes built first.
@@ -47,11 +50,13 @@ class Checker:
         fields = _fields(cls, hints)
         for key in node:
             if key not in fields and key != "_target_":
-                inside = f"'{'.'.join(path)}'" if path else "the configuration"
-                raise unknown("key", str(key), fields, f"{self.origin((*path, str(key)))}: in {inside}")
+                raise self._unknown(str(key), fields, path)
         values = {name: self._value(f, hints[name], node, (*path, name)) for name, f in fields.items()}
         try:
             return cls(**{name: value for name, value in values.items() if value is not dataclasses.MISSING})
+        except (TypeError, ValueError, ArithmeticError, LookupError, OSError) as error:
+            where = f"{self.origin(path)}: '{'.'.join(path) or cls.__name__}'"
+            raise UserError(f"{where}: cannot be used ({type(error).__name__}: {error}); check its values") from error
         except UserError as error:
             # The root's own checks begin with the key that they are about.
             about = path or tuple(re.split(r"[^\w.]", str(error), maxsplit=1)[0].split("."))
@@ -68,16 +73,45 @@ class Checker:
             raise UserError(f"{self.origin(path)}: '{'.'.join(path)}' has no value (???); give {'.'.join(path)}=VALUE")
         nested = _dataclass_in(hint)
         if isinstance(value, dict) and "_target_" in value:
-            return self.build(self.target(value, path), value, path)
+            cls = self.target(value, path)
+            self._check_protocol(cls, field, nested, path)
+            return self.build(cls, value, path)
         if isinstance(value, dict) and nested is not None:
             return self.build(nested, value, path)
-        if field.metadata.get("group"):
+        if field.metadata.get("group") or (field.metadata.get("offers") and value is not None):
             raise UserError(f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to")
         if nested is not None:
             if value is None and type(None) in typing.get_args(hint):
                 return None
             raise self._wrong(value, "a set of keys", path)
-        return self._leaf(value, hint, path)
+        leaf = self._leaf(value, hint, path)
+        if isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct")):
+            check_distinct(leaf, f"{self.origin(path)}: '{'.'.join(path)}'")
+        return leaf
+
+    def _check_protocol(self, cls: type, field: dataclasses.Field, nested: type | None, path: Path) -> None:
+        """Refuse a class of another group than that of the key."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        lacks = [name for name in field.metadata.get("offers", ()) if not hasattr(cls, name) and name not in own]
+        where = f"{self.origin((*path, '_target_'))}: _target_ '{cls.__module__}.{cls.__qualname__}'"
+        if lacks or (nested is not None and not issubclass(cls, nested)):
+            lack = f"it has no '{lacks[0]}'" if lacks else f"it is no {nested.__name__}"  # type: ignore[union-attr]
+            raise UserError(
+                f"{where} is no class for '{'.'.join(path)}' ({lack}); see conf/{path[-1]}/ for those that are"
+            )
+        if inspect.isabstract(cls):
+            raise UserError(f"{where} is a base for others and does nothing by itself; name one that derives from it")
+
+    def _unknown(self, key: str, fields: dict[str, dataclasses.Field], path: Path) -> UserError:
+        here, place = ".".join(path), self.places.get(key)
+        inside = f"'{here}'" if path else "the configuration"
+        where = f"{self.origin((*path, key))}: in {inside}"
+        hint = key_hint(key, here)
+        if hint is None and place is not None and place != f"{here}.{key}".lstrip("."):
+            hint = f"there is a key '{place}'" if fields else f"'{here}' takes no keys; there is a key '{place}'"
+        elif hint is None and not fields:
+            hint = f"'{here}' takes no keys, leave it out"
+        return unknown("key", key, fields, where, hint=hint)
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
@@ -89,7 +123,10 @@ class Checker:
 
     def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
         given = "null" if value is None else repr(value)
-        return UserError(f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {given}")
+        hint = value_hint(".".join(path), str(value))
+        return UserError(
+            f"{self.origin(path)}: '{'.'.join(path)}' must be {wanted}, not {given}" + (f"; {hint}" if hint else "")
+        )
 
     def target(self, node: dict[str, Any], path: Path) -> type:
         """Return the dataclass that `node["_target_"]` names."""
@@ -121,6 +158,20 @@ def _module(name: str, where: str) -> Any:
         raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
 
 
+def places(root: type) -> dict[str, str]:
+    """Where each key of a root and of its settings stands: `steps` at `trainer.fit.steps`. The first place counts."""
+    found: dict[str, str] = {}
+    waiting: list[tuple[Path, type]] = [((), root)]
+    for path, cls in waiting:  # grows on the way: nearer places come first
+        hints = typing.get_type_hints(cls)
+        for name in _fields(cls, hints):
+            found.setdefault(name, ".".join((*path, name)))
+            nested = _dataclass_in(hints[name])
+            if nested is not None:
+                waiting.append(((*path, name), nested))
+    return found
+
+
 def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
     """Fields of the constructor, plain values first: where a group repeats one (`budget: ${budget}`), a
     message names the value's own place.
@@ -140,6 +191,11 @@ def _dataclass_in(hint: Any) -> type | None:
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate
     return None
+
+
+def _lists_names(hint: Any) -> bool:
+    """Whether the type is a list of texts, or that or nothing: names, each of which counts once."""
+    return any(typing.get_origin(one) is list and str in typing.get_args(one) for one in (hint, *typing.get_args(hint)))
 
 
 def _name(hint: Any) -> str:

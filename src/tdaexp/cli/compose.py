@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdaexp.cli.gate import check_hydra, check_search
 from tdaexp.cli.origin import OriginOf, one_line, shown
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.cli.typed import for_shell
+from tdaexp.runtime.errors import UserError, nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,16 @@ class Composer:
                 parsed += parser.parse_overrides([text])
             except HydraException as error:
                 reason = re.sub(r"\s*See https\S+.*", "", one_line(error))
-                raise UserError(f"option '{text}': not of the form key=value ({reason})") from error
+                key, equals, value = text.partition("=")
+                how = f"; a text with such characters is typed as {for_shell(key, value)}" if equals else ""
+                raise UserError(f"option '{text}': not of the form key=value ({reason}){how}") from error
         for override in parsed:
             if override.key_or_group == "hydra.searchpath":
                 raise UserError(f"option '{override.input_line}': use --config-dir FOLDER instead")
+            if override.is_hydra_override() and override.is_sweep_override():
+                raise UserError(
+                    f"option '{override.input_line}': a sweep cannot be over Hydra's own keys; give one value"
+                )
             self._check_choice(override)
         return parsed
 
@@ -73,17 +82,22 @@ class Composer:
         Keys that no file sets are let in: the schema decides about them, not the files.
         """
         mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        return self._gated(self.opened(overrides), mode, overrides)
+
+    def _gated(self, opened: Sequence[str], mode: RunMode, overrides: Sequence[str]) -> DictConfig:
+        """The one way to a configuration: composed, and what it says to Hydra is checked before anybody acts on it."""
         with self._user_errors():
-            return self.loader.load_configuration(
-                self.name, [*self.base, *self.opened(overrides)], mode, from_shell=True
-            )
+            config = self.loader.load_configuration(self.name, [*self.base, *opened], mode, from_shell=True)
+        lookup = functools.cache(lambda: self.origin(overrides))  # costs a composition
+        check_hydra(config, lambda path: lookup()(path))
+        return config
 
     def launcher(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The launcher's values for the opened overrides of a sweep."""
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         plain = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+        config = self._gated(plain, RunMode.MULTIRUN, plain)
         with self._user_errors():
-            config = self.loader.load_configuration(self.name, [*self.base, *plain], RunMode.MULTIRUN, from_shell=True)
             node: dict[str, Any] = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
         return node
 
@@ -108,9 +122,13 @@ class Composer:
                 options.append((tuple(override.key_or_group.split(".")), str(override.input_line)))
         for default in defaults:
             file = self._file(str(default.config_path))
-            if file is not None and not str(default.config_path).startswith("hydra/"):
+            if file is not None:
                 package = tuple((default.package or "").split(".")) if default.package else ()
                 files.append((file, package, self._load(file)))
+        # the root file first, for a key that no file sets; Hydra's own groups before what refers to them
+        files.sort(
+            key=lambda one: 0 if one[0].stem == self.name and not one[1] else 1 if one[1][:1] == ("hydra",) else 2
+        )
         return OriginOf(options, files)
 
     @contextlib.contextmanager
@@ -130,7 +148,7 @@ class Composer:
             where = f"{shown(Path(mark.name))}:{mark.line + 1}" if mark else "a YAML file"
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            text = one_line(error if str(error) else error.__cause__ or error)
+            text = one_line(error if str(error) else error.__cause__ or error) + _spelt(error)
             text = re.sub(r"\w+ raised while composing config:; ", "", text)
             raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
@@ -177,9 +195,21 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
             raise UserError(f"--config-dir: no such folder: {folder}")
     if not (conf / f"{name}.yaml").exists():
         raise unknown("configuration", name, [f.stem for f in conf.glob("*.yaml")], f"{conf}")
+    check_search(conf / f"{name}.yaml")
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield Composer(name, loader, [extra] if extra else [])
+
+
+def _spelt(error: BaseException | None) -> str:
+    """The nearest key to one that Hydra's schema does not have, for the end of a message."""
+    while error is not None:
+        key, node = getattr(error, "key", None), getattr(error, "parent_node", None)
+        if isinstance(error, OmegaConfBaseException) and key is not None and isinstance(node, DictConfig):
+            near = nearest(str(key), [str(one) for one in node])
+            return f"; did you mean '{near}'?" if near and near != key else ""
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> UserError:

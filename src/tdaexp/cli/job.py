@@ -12,9 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaexp.cli.check import Checker
+from tdaexp.cli.check import Checker, places
 from tdaexp.cli.compose import Composer
+from tdaexp.cli.gate import check_secrets
 from tdaexp.cli.origin import Origin, one_line
+from tdaexp.cli.values import check_values, expanded
 from tdaexp.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
@@ -81,8 +83,11 @@ def build(
     choices = {str(k): v for k, v in hydra.runtime.choices.items() if isinstance(v, str)}
     raw = OmegaConf.to_container(config, resolve=False)
     _refuse_unread(raw, choices, origin)
-    values = resolve(config, origin)
-    return Job(overrides, values, Checker(origin, packages).build(ROOTS[stage], values), choices)
+    values = expanded(resolve(config, origin))
+    check_secrets(values, origin)
+    check_values(values, origin)
+    root = ROOTS[stage]
+    return Job(overrides, values, Checker(origin, packages, places(root)).build(root, values), choices)
 
 
 def subject(values: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.compose import Composer
 from tdaexp.cli.job import Job, check, slug
+from tdaexp.cli.origin import one_line
+from tdaexp.cli.typed import for_shell, quoted
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -26,7 +31,8 @@ BROUGHT = {"multistage": "toy_msif", "multistage_dot": "toy_msif"}
 class Plan:
     """What a command is going to do, and the overrides that make Hydra do it.
 
-    `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them.
+    `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them. `launcher` is
+    the class that runs the jobs of a sweep.
     """
 
     multirun: bool
@@ -34,6 +40,7 @@ class Plan:
     folder: Path
     jobs: list[Job]
     overrides: list[str]
+    launcher: str = ""
 
 
 def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]) -> Plan:
@@ -50,10 +57,13 @@ def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: boo
         return _plan_sweep(composer, stage, overrides, config, packages)
     if swept:
         key, _, value = str(swept[0].input_line).partition("=")
-        raise UserError(f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list")
+        raise UserError(
+            f"option '{key}={value}': several values need -m (a job each), or {key}=[{value}] for a list, or "
+            f"{for_shell(key, value)} for a text with commas"
+        )
     job = check(composer, stage, list(overrides), config, packages)
     folder = chosen_folder(config, "run") or f"outputs/{stage}/{job.name}-{job.fingerprint[:8]}"
-    given = [*composer.opened(overrides), f"hydra.run.dir={_quote(folder)}"]
+    given = [*composer.opened(overrides), f"hydra.run.dir={quoted(folder)}"]
     return Plan(False, bool(config.get("resume")), Path(folder), [job], given)
 
 
@@ -70,27 +80,25 @@ def _brought(parsed: Sequence[Override]) -> list[str]:
 def _plan_sweep(
     composer: Composer, stage: str, overrides: Sequence[str], config: DictConfig, packages: tuple[str, ...]
 ) -> Plan:
-    """Plan a sweep whose jobs the basic sweeper makes; other sweepers choose theirs as they go."""
-    basic = config.hydra.sweeper._target_.rpartition(".")[2] == BasicSweeper.__name__
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()] if basic else []
+    """Plan a sweep; its jobs are those of Hydra's basic sweeper, the only one that is let in (`cli.gate`)."""
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parsed = composer.parse([*params, *overrides])
     swept = list(dict.fromkeys(o.key_or_group for o in parsed if o.is_sweep_override()))
     constant = [o.key_or_group for o in parsed if o.key_or_group not in swept]
-    jobs: list[Job] = []
-    if basic:
-        split = BasicSweeper.split_arguments([o for o in parsed if not o.is_hydra_override()], None)
-        listed = [job for batch in split for job in batch]
-        jobs = [check(composer, stage, job, composer.compose(job), packages) for job in listed]
-        _refuse_equal(jobs, swept)
-    key = fingerprint(sorted(job.fingerprint for job in jobs) or sorted(overrides))[:8]
+    split = BasicSweeper.split_arguments([o for o in parsed if not o.is_hydra_override()], None)
+    listed = [job for batch in split for job in batch]
+    jobs = [check(composer, stage, job, composer.compose(job), packages) for job in listed]
+    _refuse_equal(jobs, swept)
+    key = fingerprint(sorted(job.fingerprint for job in jobs))[:8]
     folder = chosen_folder(config, "sweep") or f"multirun/{slug('-'.join([stage, *swept]))}-{key}"
     # Hydra's sweeper matches a key with that of `hydra.sweeper.params`, which it replaces, by its spelling
     given = [
         *composer.opened(overrides, keep=set(config.hydra.sweeper.get("params") or {})),
-        f"hydra.sweep.dir={_quote(folder)}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quote, constant))}]",
+        f"hydra.sweep.dir={quoted(folder)}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, constant))}]",
     ]
-    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given)
+    launcher = str(config.hydra.launcher._target_)
+    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher)
 
 
 def chosen_folder(config: DictConfig, kind: str) -> str | None:
@@ -101,7 +109,9 @@ def chosen_folder(config: DictConfig, kind: str) -> str | None:
     previous = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
-        return str(node.dir)
+        return check_place(Path(str(node.dir)).expanduser(), f"hydra.{kind}.dir={node.dir}")
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.{kind}.dir: {one_line(error)}") from error
     finally:
         HydraConfig.instance().cfg = previous
 
@@ -117,5 +127,23 @@ def _refuse_equal(jobs: list[Job], swept: list[str]) -> None:
             )
 
 
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
+def check_place(folder: Path, named: str) -> str:
+    """Return the folder where it is one, or can be made; `named` is the option that chose it. Nothing is left behind.
+
+    Raises:
+        UserError: a file stands there or on the way, it may not be written to, or the system takes no such name.
+    """
+    new: list[Path] = []
+    try:
+        new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "it may not be written to"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError, ValueError):
+                place.rmdir()
+    if reason is not None:
+        raise UserError(f"{named[:200]}: no folder for results there ({reason}); choose another")
+    return str(folder)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
 
 from tdaexp import sweep
@@ -15,19 +18,27 @@ from tdaexp.cli.compose import Composer, open_composer
 from tdaexp.cli.job import Job
 from tdaexp.cli.plan import Plan, plan
 from tdaexp.cli.task import FAILED, Task
+from tdaexp.cli.typed import as_option
+from tdaexp.runtime import stop, surroundings
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.launch import from_outside, outer_rank
+from tdaexp.runtime.silence import elsewhere
+from tdaexp.runtime.surroundings import from_outside, outer_rank
 
 
 def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tuple[str, ...], module: str) -> int:
     """Check and run one stage; returns the exit code. Arguments as in `tdaexp.cli.main`."""
     options = _parse(arguments)
-    options.overrides = [_nested(text) for text in options.overrides]
+    options.overrides = [as_option(_nested(text), options.multirun) for text in options.overrides]
     conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
     extra = Path(options.config_dir) if options.config_dir else None
     places = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)]
     task = Task(stage, ("python", program, *places), packages, module)
-    if options.hydra_help or options.shell_completion or options.info or options.experimental_rerun:
+    if options.experimental_rerun:
+        raise UserError("option --experimental-rerun: reads a pickle, which can run any code; type the command again")
+    if options.info:
+        with open_composer(name, conf, extra) as composer:
+            composer.compose([str(one.input_line) for one in composer.parse(options.overrides)], options.multirun)
+    if options.hydra_help or options.shell_completion or options.info:
         _hand_over(task, conf, name, [program, *arguments])
         return 0
     if options.cfg and options.multirun:
@@ -37,6 +48,8 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         wanted = [job for job in planned.jobs if getattr(job.config, "plan", False)]
         if wanted and not options.cfg:
             return _print_plans(wanted, planned, composer)
+    if any(job.config.trainer.strategy != "single" for job in planned.jobs):
+        surroundings.check()
     flags = [*places, *_flags(options)]
     argv = [program, *flags, *planned.overrides]
     if options.cfg:
@@ -88,17 +101,34 @@ def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) ->
     folder = planned.folder
     sweep.open_sweep(folder, keep={job.fingerprint for job in planned.jobs} if planned.resume else set())
     try:
-        _hand_over(task, conf, name, argv)
+        with _ending(planned):
+            _hand_over(task, conf, name, argv)
+    except Exception:
+        stop.check()  # a worker that a signal found before it could listen
+        raise
     finally:
         failed = sweep.close_sweep(folder, len(planned.jobs))
+    if failed:
+        stop.check()
     table = folder / sweep.TABLE
     print(f"{len(planned.jobs) - failed} of {len(planned.jobs)} jobs done: {table}", file=sys.stderr)
     return FAILED if failed else 0
 
 
+def _ending(planned: Plan) -> contextlib.AbstractContextManager[Any]:
+    """How a signal ends a sweep: its own jobs by themselves, those beside by a sign, a cluster's are only left."""
+    if planned.launcher.endswith(BasicLauncher.__name__):
+        return contextlib.nullcontext()
+    ending, sign = contextlib.ExitStack(), sweep.sign(planned.folder, planned.launcher)
+    ending.enter_context(elsewhere())
+    ending.enter_context(stop.at_once() if sign is None else stop.all_together(sign, leads=True))
+    return ending
+
+
 def _hand_over(task: Task, conf: Path, name: str, argv: list[str]) -> None:
     before = sys.argv
     sys.argv = argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where it is known whether the run was asked to end
     try:
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(task)()
     finally:
@@ -110,7 +140,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def fail(message: str) -> NoReturn:
-        raise UserError(f"option: {message}; see --help")
+        raise UserError(f"option: {message}; keys are given as KEY=VALUE, without dashes; see --help")
 
     parser.error = fail  # type: ignore[method-assign]
     return parser.parse_intermixed_args(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from tdaexp import sweep
 from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.cli.work import Work, together
+from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import disk_full, write_text
-from tdaexp.runtime.launch import outer_rank
-from tdaexp.runtime.stop import Lost, on_sigterm
+from tdaexp.runtime.files import disk_full, full_place, write_text
+from tdaexp.runtime.silence import never_silent
+from tdaexp.runtime.stop import INTERRUPTED, Lost
+from tdaexp.runtime.surroundings import outer_rank
 
 log = logging.getLogger(__name__)
 FAILED, MISTAKE = 1, 2
@@ -43,22 +46,34 @@ class Task:
     packages: tuple[str, ...]
     module: str
     codes: list[int] = field(default_factory=list, compare=False)
+    home: int = field(default_factory=os.getpid, compare=False)
 
     def __call__(self, config: DictConfig) -> int:
-        """Run the job in the folder that Hydra made for it; never raises but for Ctrl-C.
+        """Run the job in the folder that Hydra made for it; never raises but where the run is to end.
 
         Returns the exit code, and keeps it in `codes` for a caller in the same process.
         """
-        with on_sigterm():
+        hydra: Any = HydraConfig.get()
+        if os.getpid() == self.home:
+            stop.check()
             self.codes.append(self._job(config))
-        return self.codes[-1]
+            return self.codes[-1]
+        stop.hear()
+        sign = sweep.sign(Path(hydra.sweep.dir), hydra.launcher._target_)
+        try:
+            with stop.all_together(sign), never_silent():
+                stop.check()
+                return self._job(config)
+        except KeyboardInterrupt as error:
+            if sign is None:
+                raise  # tells a cluster that the job has not come to its end
+            return stop.exit_code(error)  # the process that waits for the jobs is told by the sign
 
     def follow(self, job: Job, folder: Path) -> int:
         """Help the process that runs the job, as one that torchrun or srun started beside it; returns the exit code."""
         logging.basicConfig(level=logging.ERROR, format=f"process {outer_rank()}: %(message)s")
         try:
-            with on_sigterm():
-                together(Work(self.stage, self.module, job, folder.absolute()))
+            together(Work(self.stage, self.module, job, folder.absolute()))
         except Exception as error:
             return report(error, folder)
         return 0
@@ -83,15 +98,11 @@ class Task:
             job=hydra.job.num if swept else None,
             overrides=" ".join(overrides),
         )
-        if getattr(job.config, "resume", False) and self._finished(row, folder):
+        if getattr(job.config, "resume", False) and (known := sweep.finished(row)) is not None:
+            known.write(top)
             log.info("finished before, skipped: %s", row.folder)
             return 0
         return self._run(job, row, folder, top)
-
-    @staticmethod
-    def _finished(row: sweep.Row, folder: Path) -> bool:
-        known = sweep.read_row(folder)
-        return known is not None and known.status == "done" and known.fingerprint == row.fingerprint
 
     def _run(self, job: Job, row: sweep.Row, folder: Path, top: Path | None) -> int:
         start, code = time.monotonic(), FAILED
@@ -101,9 +112,15 @@ class Task:
             row.metrics = self._stage(job, folder, top)
             row.status, code = "done", 0
         except KeyboardInterrupt as error:
-            row.status, row.error = "failed", str(error) or "interrupted"
+            row.status, row.error = "stopped", str(error) or INTERRUPTED
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, UserError) and isinstance(asked := stop.requested(), stop.Stopped):
+                row.status, row.error = "stopped", str(asked)  # what a library made of the signal
+                raise asked from error
+            if isinstance(error, SystemExit):
+                row.status, row.error = "stopped", f"ended from outside (exit code {error.code})"  # queued again
+                raise
             row.status, row.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())
             if isinstance(error, (UserError, Lost)):
                 row.error = str(error)
@@ -126,9 +143,21 @@ class Task:
     def _stores(job: Job) -> list[str]:
         """The stores that the job looks at; an analysis that needs none has those that are named."""
         given, analysis = job.config.runs, job.config.analysis
+        if job.config.cache is not None:
+            return []
         if analysis is not None and not analysis.needs_runs and not given:
             return []
-        return [str(store) for store in sweep.find_stores(given, job.subject)]
+        try:
+            return [str(store) for store in sweep.find_stores(given, job.subject)]
+        except UserError as error:
+            if given or job.config.scores is None:
+                raise
+            keys = [text for text in job.overrides if text.startswith(("model", "dataset", "trainer", "seed"))]
+            raise UserError(
+                f"scores={job.config.scores}: its scores are judged on the pairs of this model and dataset (queries, "
+                "candidates and their sources), and no run has written them yet; write them with "
+                f"`{shlex.join(['python', 'attribute.py', 'method=random', *keys])}`, or name a run in runs=[FOLDER]"
+            ) from error
 
     @staticmethod
     def _close(row: sweep.Row, top: Path | None) -> None:
@@ -151,7 +180,7 @@ def report(error: Exception, folder: Path) -> int:
         log.error(
             "error: %s: no space left on the device; nothing computed so far is lost; make room and run the "
             "same command again, it goes on where it stopped (a sweep with resume=true)",
-            shown(folder),
+            shown(full_place(error) or folder),
         )
         return FAILED
     log.error("this is a fault of the program, not of your input:", exc_info=error)

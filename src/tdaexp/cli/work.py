@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import logging.config
@@ -11,12 +12,14 @@ from typing import Any
 
 from tdaexp.cli.job import Job
 from tdaexp.report.loggers import RunLogger, open_logger
-from tdaexp.runtime import ranks
+from tdaexp.runtime import ranks, stop
+from tdaexp.runtime.cache import at_work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import PACKAGES, deciding, version
 from tdaexp.runtime.heartbeat import heartbeat
-from tdaexp.runtime.launch import Team, from_outside, run_together
+from tdaexp.runtime.launch import Team, run_together
 from tdaexp.runtime.oom_split import plain_memory_errors
+from tdaexp.runtime.surroundings import from_outside
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +42,17 @@ class Work:
         """Seed, open the mirror, run the stage; returns its metrics. Only process 0 has a mirror."""
         config, stage = self.job.config, getattr(importlib.import_module(self.module), self.stage)
         seed(config.seed, config.trainer.threads)
+        looked_after = getattr(config, "cache", None)  # evaluate's
+        using = at_work(Path(config.cache_dir), alone=looked_after == "prune", create=looked_after is None)
         if not ranks.current().first:
-            with plain_memory_errors():
+            with plain_memory_errors(), using:
                 stage(config, self.folder, RunLogger())
             return {}
+        alone = ranks.current().world == 1  # several processes end together, where they meet
         values, name = self.job.values, f"{self.job.name}-{self.job.fingerprint[:8]}"
         mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=name)
-        with plain_memory_errors(), heartbeat(self.folder), mirror as logger:
+        ending = stop.at_once() if alone else contextlib.nullcontext()
+        with plain_memory_errors(), using, heartbeat(self.folder), ending, mirror as logger:
             metrics: dict[str, float] = stage(config, self.folder, logger)
         return metrics
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tdaexp.curvature.cg import Product
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.progress import track
 
 
@@ -53,6 +54,9 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
 
     There are fewer where the matrix has fewer distinct eigenvalues (the iteration ends by itself).
     """
+    steps = min(steps, len(start))  # there are no more directions
+    needed = 2.0 * (steps + 1) * len(start) * start.element_size()
+    refuse_beyond(needed, f"method.steps={steps}", "take fewer, or fewer components")
     kind = str(start.dtype).removeprefix("torch.")
     arrays = {"next": ((steps, len(start)), kind), "alpha": ((steps,), "float64"), "beta": ((steps,), "float64")}
     blocks = BlockStore(store, arrays, [slice(step, step + 1) for step in range(steps)])

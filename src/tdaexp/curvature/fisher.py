@@ -54,7 +54,7 @@ class FisherSamples:
         """
         model, objective, device = self.gradients.model, self.gradients.objective, self.gradients.device
         inputs = objective.batch(self.gradients.examples, members, "sum")
-        at_loss, reached = (_real_positions(mask, device) for mask in objective.real(inputs))
+        at_loss, reached = (_real_positions(mask, device) for mask in objective.real(model, inputs))
         inputs = inputs.to(device)
         drawn: list[Tensor] = []
 

@@ -197,6 +197,7 @@ class OutputsOf(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        objective.prepare(model)  # before anything is differentiated
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits [B, L, V]."""

@@ -29,6 +29,7 @@ from tdaexp.curvature.score import LayerPairs, Precondition, explicit, run_layer
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.gradients.pair_driver import check_pairs
 from tdaexp.gradients.passes import Gradients
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, send
 
@@ -107,6 +108,7 @@ class TokenScoring:
         """Run one training example past the held query; the shares are there once `later` is flushed."""
         sides, device = (self.train.examples[example], self.queries.examples[query]), self.train.device
         predicting = [send(np.flatnonzero(one.loss_mask[1:]), device) for one in sides]
+        shortcut = [not runs_whole(side.model) for side in (self.train, self.queries)]
         totals = [torch.zeros(one.length, dtype=torch.float64, device=device) for one in sides]
 
         def take(layer: Layer, factors: LinearFactors, check: Tensor) -> None:
@@ -115,8 +117,8 @@ class TokenScoring:
             back = self.adjoint(layer.name, _projected(gradient, one.rows)[None])[0]
             met = token_shares(one.solved, factors)[0], token_shares(back, one.factors)[0]
             check[:] = sum(shares.to(check).sum() for shares in met)
-            for total, shares, places in zip(totals, met, predicting, strict=True):
-                total[places if layer.at_loss else slice(len(shares))] += shares.to(total)
+            for total, shares, places, few in zip(totals, met, predicting, shortcut, strict=True):
+                total[places if layer.at_loss and few else slice(len(shares))] += shares.to(total)
 
         run_layers(self.train, self.sides.layers, [example], take, later)
         found = TokenInfluence(*(np.empty(one.length) for one in sides))

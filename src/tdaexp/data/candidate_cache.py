@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdaexp.data.records import Record
-from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, locked
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime import seal
+from tdaexp.runtime.cache import entry
+from tdaexp.runtime.files import cached_folder
 
 if TYPE_CHECKING:
     from tdaexp.data.candidates import Candidates, Lexical
@@ -20,19 +20,17 @@ def cached_candidates(selector: Lexical, queries: list[Record], train: list[Reco
     """Return `selector.select(queries, train)`, computed once per settings, texts and content and kept in `folder`.
 
     Raises:
-        UserError: the file in the cache is damaged.
+        UserError: what is in the cache is damaged.
     """
     from tdaexp.data.candidates import Candidates
 
     texts = [[[r.id, r.prompt, r.completion, list(r.truth)] for r in records] for records in (queries, train)]
-    path = folder / f"{fingerprint(CACHE_VERSION, selector, selector.content(), texts)}.npz"
-    with locked(path):
-        if not path.exists():
-            found = selector.select(queries, train)
-            with atomic_path(path) as temporary, temporary.open("wb") as target:
-                np.savez(target, indices=found.indices, bm25=found.bm25)
-    try:
-        with path.open("rb") as stream, np.load(stream) as arrays:
-            return Candidates(arrays["indices"], arrays["bm25"])
-    except Exception as error:
-        raise UserError(f"{path}: damaged cache ({error}); delete this file and run again") from error
+    path = entry(folder, ".", selector, selector.content(), texts, by=[type(selector)])
+
+    def build(temporary: Path) -> None:
+        found = selector.select(queries, train)
+        np.savez(temporary / "candidates.npz", indices=found.indices, bm25=found.bm25)
+
+    seal.require(cached_folder(path, build))
+    with np.load(path / "candidates.npz") as arrays:
+        return Candidates(arrays["indices"], arrays["bm25"])

@@ -22,7 +22,7 @@ import numpy as np
 from tdaexp.data.okapi import Scorer, okapi, sparse_okapi
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.progress import track
+from tdaexp.runtime.progress import doing, track
 
 log = logging.getLogger(__name__)
 FIELDS: dict[str, Callable[[Record], str]] = {
@@ -92,6 +92,7 @@ class Lexical(ABC):
         if name == "prompt" and not any(record.prompt.strip() for record in train):
             log.info("no training record has a prompt: BM25 compares the whole text")
             name = "text"
+        doing(f"indexing the words of {len(train)} training examples")
         corpus = [self.words(record, name) for record in train]
         if not any(corpus):
             raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
-from tdaexp.data.tokenise import begins_with, check_length, cut_left
+from tdaexp.data.tokenise import begins_with, check_length, check_words, cut_left, encode
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -28,10 +28,12 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
     for record in records:
         if not record.prompt.strip():
             raise UserError(
-                f"example '{record.id}': has no text to classify, and model.finetuned classifies; give it a prompt and "
+                f"{record.place}: has no text to classify, and model.finetuned classifies; give it a prompt and "
                 "a class (of queries in dataset.query_path: dataset.label_column=NAME)"
             )
-    found = tokenizer([record.prompt for record in records], verbose=False)["input_ids"] if records else []
+    texts = [record.prompt for record in records]
+    found = encode(texts, tokenizer, records, special=True)
+    check_words(records, texts, found, tokenizer)
     return Examples([
         _example(record, cut_left(ids, max_length, kept), class_number(record, classes))
         for record, ids in zip(records, found, strict=True)
@@ -50,9 +52,7 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
         return list(classes).index(name)
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
-    raise unknown(
-        "class", name[:60], classes, f"example '{record.id}': model.finetuned classifies (dataset.label_column)"
-    )
+    raise unknown("class", name[:60], classes, f"{record.place}: model.finetuned classifies (dataset.label_column)")
 
 
 def _example(record: Record, ids: list[int], number: int) -> Example:

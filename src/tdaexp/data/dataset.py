@@ -13,7 +13,7 @@ from tdaexp.data.assumed import Assumed
 from tdaexp.data.limits import check_limits
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
 LOSS_ON = ("completion", "all")
 
@@ -43,7 +43,7 @@ class Dataset(ABC):
 
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
     query_limit: int | None = None
-    paraphrase: Any = None
+    paraphrase: Any = field(default=None, metadata={"offers": ("settings", "paraphrase", "cache")})
     template: str = "auto"
     max_length: int = 512
     loss_on: str = "completion"
@@ -65,6 +65,7 @@ class Dataset(ABC):
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
+        check_distinct(self.query_sets, "dataset.query_sets")
         templates.check(self.template)
         check_limits(self, "query_limit")
         if self.loss_on not in LOSS_ON:

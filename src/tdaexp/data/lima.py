@@ -13,6 +13,7 @@ from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, first_line, read_rows
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.reading import as_text
 
 HUB_ID = "GAIR/lima"
 HUB_FILE = "train.jsonl"
@@ -66,7 +67,11 @@ class Lima(Dataset):
         if self.paraphrases is None:
             return None
         path = Path(self.paraphrases)
-        rows = {row.text("id"): row for row in read_rows(path)}
+        rows: dict[str, Row] = {}
+        for row in read_rows(path):
+            name = row.name("id")
+            if rows.setdefault(name, row) is not row:
+                raise UserError(f"{row.where}: the id '{name}' stands in {rows[name].where} too; keep one paraphrase")
         every = {record.id for record in train}
         if self.limit is None:
             for name, row in rows.items():
@@ -80,7 +85,7 @@ class Lima(Dataset):
 
 def pair(row: Row) -> Record:
     """Read one row with the columns `id`, `prompt` and `completion`."""
-    return Record(row.text("id"), row.text("prompt"), row.text("completion"))
+    return Record(row.name("id"), row.text("prompt"), row.text("completion"), where=row.where)
 
 
 def single_turns(rows: Sequence[Row]) -> list[Record]:
@@ -95,9 +100,9 @@ def single_turns(rows: Sequence[Row]) -> list[Record]:
         if not isinstance(turns, list):
             raise UserError(f"{row.where}: column 'conversations' is not a list; is this LIMA's {HUB_FILE}?")
         if len(turns) == 2:
-            records.append(
-                Record(f"lima_{number}", str(turns[0]), str(turns[1]), meta={"source": row.values.get("source")})
-            )
+            asked, answered = (as_text(turn, f"{row.where}: column 'conversations'") for turn in turns)
+            meta = {"source": row.values.get("source")}
+            records.append(Record(f"lima_{number}", asked, answered, meta=meta, where=row.where))
     return records
 
 

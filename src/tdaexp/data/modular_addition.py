@@ -9,6 +9,9 @@ import torch
 
 from tdaexp.data.tensors import TensorCorpus, TensorDataset, TensorExamples
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.limits import refuse_beyond
+
+PAIR_BYTES = 10  # of a pair of numbers while they are listed: a flag, and two indices of every other pair
 
 
 @dataclass
@@ -33,6 +36,8 @@ class ModularAddition(TensorDataset):
 
     def load(self) -> TensorCorpus:
         """Draw the training and test pairs. `meta` holds a, b, `sum` (a + b) and `residue`."""
+        needed = PAIR_BYTES * float(self.modulus) ** 2
+        refuse_beyond(needed, f"dataset.modulus={self.modulus}", "take a smaller one: there are modulus² pairs")
         a, b = np.tril_indices(self.modulus, 0 if self.equal else -1)
         train, test = self.drawn(len(a))
         return TensorCorpus(self._examples(a[train], b[train]), self._examples(a[test], b[test]), self.modulus + 2)

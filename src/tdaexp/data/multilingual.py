@@ -15,7 +15,9 @@ from tdaexp.data.dataset import Dataset
 from tdaexp.data.groups import groups_of, stratified
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.limits import refuse_beyond
 
+RECORD_BYTES, SENTENCE_BYTES = 1000, 100  # of a record in memory, about
 # per language: subjects, verbs (third person, past), objects, places and times; entries of equal index mean the same
 WORDS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
     "en": (
@@ -116,6 +118,9 @@ class Multilingual(Dataset):
         return self._split()[1]
 
     def _split(self) -> tuple[list[Record], list[Record]]:
+        needed = float(self.records) * (RECORD_BYTES + SENTENCE_BYTES * self.sentences)
+        what = f"dataset.records={self.records} dataset.sentences={self.sentences}"
+        refuse_beyond(needed, what, "take fewer")
         written = [self._write(number) for number in range(self.records)]
         chosen = set(stratified(groups_of(written), self.held_out, [self.seed], "dataset.held_out").tolist())
         train = [record for place, record in enumerate(written) if place not in chosen]

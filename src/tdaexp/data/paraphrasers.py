@@ -7,14 +7,22 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tdaexp.data.paraphrase import SYSTEM_PROMPT
-from tdaexp.runtime.errors import UserError
+from tdaexp.data.templates import SECONDS
+from tdaexp.runtime.deadline import within
+from tdaexp.runtime.device import ACCELERATORS
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.hub import from_hub
+from tdaexp.runtime.reading import as_text, reason
+from tdaexp.runtime.secrets import is_variable, masked
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # HTTP answers that may be different next time
 
@@ -49,11 +57,32 @@ class OpenAICompatible:
         Raises:
             UserError: an address that is not one, or a number out of range.
         """
-        if not self.endpoint.startswith(("http://", "https://")):
-            raise UserError(f"dataset.paraphrase.endpoint={self.endpoint}: must begin with http:// or https://")
+        self._check_address()
+        if self.api_key_env is not None and not is_variable(self.api_key_env):
+            raise UserError(
+                "dataset.paraphrase.api_key_env=***: this is no name of an environment variable; is it the key itself? "
+                "export it under a name, as in OPENAI_API_KEY, and give that name"
+            )
         for key, low in (("temperature", 0), ("workers", 1), ("retries", 0), ("timeout", 0.001)):
             if getattr(self, key) < low:
                 raise UserError(f"dataset.paraphrase.{key}={getattr(self, key)}: must be at least {low}")
+
+    def _check_address(self) -> None:
+        where = f"dataset.paraphrase.endpoint={masked(self.endpoint)}"
+        try:
+            parts = urllib.parse.urlsplit(self.endpoint)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(f"{where}: not an address ({masked(str(error))})") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{where}: must begin with http:// or https:// and name a host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise UserError(
+                f"dataset.paraphrase.endpoint={parts.scheme}://{parts.hostname}/…: holds a login or a parameter, and "
+                "configurations are kept in run folders; give the bare address, and the key by a variable (api_key_env)"
+            )
+        if any(letter.isspace() or not letter.isprintable() for letter in self.endpoint):
+            raise UserError(f"{where}: holds a blank or a control character")
 
     def settings(self) -> dict[str, Any]:
         """Return what an answer depends on."""
@@ -103,14 +132,15 @@ class OpenAICompatible:
             if attempt < self.retries:
                 time.sleep(wait)
         raise UserError(
-            f"dataset.paraphrase.endpoint={self.endpoint}: no paraphrase ({' '.join(problem.split())}); "
+            f"dataset.paraphrase.endpoint={self.endpoint}: no paraphrase ({masked(' '.join(problem.split()), key)}); "
             "check endpoint, model and key, and run again: what was answered is kept"
         )
 
     def _content(self, answer: bytes) -> str:
         try:
-            return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError) as error:
+            content = json.loads(answer)["choices"][0]["message"]["content"]
+            return as_text("" if content is None else content, "the answer")
+        except (UserError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"dataset.paraphrase.endpoint={self.endpoint}: the answer is not a chat completion "
                 f"({answer[:80].decode(errors='replace')!r}); is this the base "
@@ -131,6 +161,7 @@ class LocalModel:
     batch_size: texts per batch.
     max_new_tokens: the longest paraphrase; a longer one is cut.
     device: auto (cuda where there is one), cpu or cuda.
+    trust_remote_code: run Python code that comes with the model.
     cache: folder of the answers; model, revision and max_new_tokens are part of what they are remembered under.
 
     The tokenizer's chat template is used where it has one, else system prompt and text stand under each other.
@@ -141,6 +172,7 @@ class LocalModel:
     batch_size: int = 8
     max_new_tokens: int = 512
     device: str = "auto"
+    trust_remote_code: bool = False
     cache: str = "cache/paraphrases"
 
     def __post_init__(self) -> None:
@@ -149,13 +181,21 @@ class LocalModel:
         Raises:
             UserError: a number below 1.
         """
+        if self.device not in ACCELERATORS:
+            raise unknown("value", self.device, ACCELERATORS, "dataset.paraphrase.device")
         for key in ("batch_size", "max_new_tokens"):
             if getattr(self, key) < 1:
                 raise UserError(f"dataset.paraphrase.{key}={getattr(self, key)}: must be at least 1")
 
     def settings(self) -> dict[str, Any]:
         """Return what an answer depends on."""
-        return {"model": self.model, "revision": self.revision, "max_new_tokens": self.max_new_tokens}
+        named = {"model": self.model, "revision": self.revision, "max_new_tokens": self.max_new_tokens}
+        folder = Path(self.model).expanduser()
+        if not folder.is_dir():
+            return named
+        from tdaexp.models.source import content
+
+        return {**named, "content": content(folder)}
 
     def paraphrase(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield one paraphrase per text, in order, batch by batch.
@@ -165,7 +205,10 @@ class LocalModel:
         """
         import torch
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        present = torch.cuda.is_available()
+        if self.device == "cuda" and not present:
+            raise UserError("dataset.paraphrase.device=cuda: this machine offers no CUDA device; set it to auto or cpu")
+        device = "cuda" if present and self.device != "cpu" else "cpu"
         tokenizer, model = self._load(device)
         for start in range(0, len(texts), self.batch_size):
             prompts = [instruct(tokenizer, text) for text in texts[start : start + self.batch_size]]
@@ -183,14 +226,24 @@ class LocalModel:
 
     def _load(self, device: str) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+        from tdaexp.models.hub import reason_of
+        from tdaexp.models.kinds import check_kind
+        from tdaexp.models.loaded import quiet_transformers
+
+        where, named = f"dataset.paraphrase.model={self.model}", {"revision": self.revision}
+        trusted = self.trust_remote_code
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, dtype="auto")
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"dataset.paraphrase.model={self.model}: cannot load ({reason})") from error
+            with quiet_transformers():
+                check_kind(from_hub(AutoConfig, self.model, trust_remote_code=trusted, **named), where)
+                tokenizer = from_hub(AutoTokenizer, self.model, trust_remote_code=trusted, padding_side="left", **named)
+                model = from_hub(AutoModelForCausalLM, self.model, trust_remote_code=trusted, dtype="auto", **named)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file, a pickle, no network: each library has classes of its own
+            trust = "set dataset.paraphrase.trust_remote_code=true if you trust its authors"
+            raise UserError(f"{where}: cannot load ({reason_of(error, trust)})") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer, model.eval().to(torch.device(device))
@@ -198,14 +251,13 @@ class LocalModel:
 
 def instruct(tokenizer: Any, text: str) -> str:
     """Put a text under the paraphrasing prompt, as the tokenizer's chat template does or plainly."""
-    import jinja2
-
     if not tokenizer.chat_template:
         return f"{SYSTEM_PROMPT}\n\nText: {text}\nParaphrase:"
     turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+        return within(SECONDS, lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:
+        told = f"{type(error).__name__}: {reason(error)}"
         raise UserError(
-            f"dataset.paraphrase.model: its chat template refuses a system prompt ({error}); take another model"
+            f"dataset.paraphrase.model: its chat template refuses a system prompt ({told}); take another model"
         ) from error

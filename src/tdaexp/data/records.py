@@ -13,13 +13,23 @@ HELD_OUT = "held out"
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt-completion pair. `truth` names the training records that a query came from."""
+    """One prompt-completion pair.
+
+    `truth` names the training records that a query came from, none where that is not known; `where` is the place
+    that it was read from ("FILE, row N"), for messages.
+    """
 
     id: str
     prompt: str
     completion: str
     truth: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """The record in messages: its id, and where it was read."""
+        return f"{self.where}: example '{self.id}'" if self.where else f"example '{self.id}'"
 
     @property
     def text(self) -> str:
@@ -40,17 +50,12 @@ class Corpus:
     finetune: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse an empty corpus, repeated ids, and queries whose truth is not in the training set."""
+        """Refuse an empty corpus, repeated ids in it or a query set, and a truth that is not in the training set."""
         if not self.train:
             raise UserError("the data set has no training record; check dataset.path and its filters")
-        ids: dict[str, int] = {}
-        for number, record in enumerate(self.train, start=1):
-            if ids.setdefault(record.id, number) != number:
-                raise UserError(
-                    f"the training id '{record.id}' stands twice, in records {ids[record.id]} and {number} of the "
-                    "data set; make the ids unique, or name another id column"
-                )
+        ids = _distinct(self.train, "the training id", "the data set")
         for name, records in self.queries.items():
+            _distinct(records, "the query id", f"query set '{name}'")
             for record in records:
                 missing = [t for t in record.truth if t not in ids]
                 if missing:
@@ -58,3 +63,17 @@ class Corpus:
                         f"query set '{name}': query '{record.id}' names the training example '{missing[0]}', "
                         "which is not in the training set; check the id columns of both"
                     )
+
+
+def _distinct(records: list[Record], what: str, whole: str) -> dict[str, int]:
+    """Numbers of the records by id; an id that stands twice is refused."""
+    ids: dict[str, int] = {}
+    for number, record in enumerate(records, start=1):
+        if ids.setdefault(record.id, number) != number:
+            first = ids[record.id]
+            places = [records[k - 1].where or f"record {k} of {whole}" for k in (first, number)]
+            raise UserError(
+                f"{what} '{record.id}' stands twice, in {places[0]} and {places[1]}; make the ids unique, or name "
+                "another id column"
+            )
+    return ids

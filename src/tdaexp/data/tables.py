@@ -1,9 +1,12 @@
-"""Rows of text files and hub data sets: named columns, and errors that name file, row and column."""
+"""Rows of text files and hub data sets: named columns, and errors that name file, row and column.
+
+Columns that are read as text must hold text (`runtime.reading.as_text`); ids, groups, classes and training ids may be
+whole numbers too. Nothing else is turned into text: NaN, booleans and fractions are refused with file and row.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import Any
 from tdaexp.data.records import Record
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.reading import as_name, as_text, parse_json, reason, repeated, undecodable
+
+csv.field_size_limit(2**31 - 1)  # of a field in bytes; how long a text may be is decided when it is read
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,23 @@ class Row:
     where: str
 
     def text(self, column: str) -> str:
-        """Return a column's value as text.
+        """Return a column's text.
 
         Raises:
-            UserError: the column does not exist, or is empty in this row.
+            UserError: the column does not exist, is empty in this row, or holds what is no text.
         """
         value = self.value(column)
-        if not isinstance(value, (str, int, float)) or not str(value).strip():
+        if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{self.where}: column '{column}' holds no text; fill it in or remove the row")
-        return str(value)
+        return as_text(value, f"{self.where}: column '{column}'")
+
+    def name(self, column: str) -> str:
+        """Return a column's id, group or class: a text or a whole number.
+
+        Raises:
+            UserError: the column does not exist, is empty in this row, or holds something else.
+        """
+        return as_name(self.value(column), f"{self.where}: column '{column}'")
 
     def value(self, column: str) -> Any:
         """Return a column's raw value.
@@ -57,17 +71,19 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
         ".csv": _csv,
         ".txt": _paragraphs if unit == "paragraph" else _lines,
     }
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file in it ({', '.join(readers)})")
-    if path.suffix not in readers:
-        raise unknown("kind of file", path.suffix or path.name, readers, str(path))
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file in it ({', '.join(readers)})")
+        if path.suffix not in readers:
+            raise unknown("kind of file", path.suffix or path.name, readers, str(path))
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(readers[path.suffix](stream, path))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
+        raise UserError(f"{path}: not UTF-8 text ({undecodable(path)}); convert it first") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the name and its permissions") from error
     if not rows:
         raise UserError(f"{path}: the file holds no record; give a file with at least one row")
     return rows
@@ -76,7 +92,14 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
 def second_stage(path: str | None, limit: int | None) -> list[Record]:
     """Columns `prompt` and `completion` of the first `limit` rows of a file (None: all), as records `ft-N`."""
     rows = [] if path is None else read_rows(Path(path))[:limit]
-    return [Record(f"ft-{n}", row.text("prompt"), row.text("completion").strip()) for n, row in enumerate(rows)]
+    return [
+        Record(f"ft-{n}", row.text("prompt"), _completion(row).strip(), where=row.where) for n, row in enumerate(rows)
+    ]
+
+
+def _completion(row: Row) -> str:
+    """The completion of a fine-tuning row, which may be the number of a class."""
+    return row.name("completion") if isinstance(row.value("completion"), int) else row.text("completion")
 
 
 def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
@@ -109,13 +132,11 @@ def first_line(error: BaseException) -> str:
 def _jsonl(stream: Iterable[str], path: Path) -> Iterator[Row]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not a JSON object ({error}); mend or remove the line") from error
+            where = f"{path}, row {number}"
+            values = parse_json(line, where)
             if not isinstance(values, dict):
-                raise UserError(f"{path}:{number}: holds {type(values).__name__}, not a JSON object with columns")
-            yield Row(values, f"{path}, row {number}")
+                raise UserError(f"{where}: holds {type(values).__name__}, not a JSON object with columns")
+            yield Row(values, where)
 
 
 def _tsv(stream: Iterable[str], path: Path) -> Iterator[Row]:
@@ -133,11 +154,14 @@ def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
         for cells in reader:
             yield reader.line_num, cells
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error}); mend the line") from error
+        raise UserError(f"{path}, row {reader.line_num}: not valid CSV ({error}); mend the line") from error
 
 
 def _table(numbered: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
     header: list[str] = next(numbered, (0, []))[1]
+    twice = repeated(header)
+    if twice is not None:
+        raise UserError(f"{path}, row 1: two columns are named '{twice}'; name each column once")
     for number, cells in numbered:
         if not any(cells):
             continue

@@ -6,12 +6,20 @@ model is given when it generates, and the part that it should then write.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tdaexp.data.records import Record
+from tdaexp.runtime.deadline import Overdue, within
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.reading import reason, spelt
+
+SECONDS = 10.0
+"""The longest that a chat template may take over one record: they take a fraction of a millisecond."""
+OTHERWISE = "take dataset.template=plain or a format string instead, or mend the tokenizer's chat_template"
 
 Split = Callable[[Record], tuple[str, str]]  # record -> (what the model is given, what it should write)
 
@@ -92,17 +100,60 @@ def split_chat(record: Record, tokenizer: Any) -> tuple[str, str]:
     """Render a record with the tokenizer's chat template and cut it after the generation prompt.
 
     Raises:
-        UserError: the template does not begin a finished dialogue with what it gives a model to continue.
+        UserError: the template fails or does not end, or does not begin a finished dialogue with what it gives a model
+            to continue.
     """
     turns: Sequence[dict[str, str]] = (
         {"role": "user", "content": record.prompt},
         {"role": "assistant", "content": record.completion},
     )
-    given = tokenizer.apply_chat_template([turns[0]], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(list(turns), tokenize=False)
+    given = rendered(record, tokenizer, turns[:1], add_generation_prompt=True)
+    whole = rendered(record, tokenizer, turns)
     if not whole.startswith(given):
         raise UserError(
-            f"example '{record.id}': this chat template's generation prompt is not how its finished "
+            f"{record.place}: this chat template's generation prompt is not how its finished "
             "dialogue begins, so the loss has no exact place to start; give a format string instead"
         )
     return given, whole[len(given) :]
+
+
+def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
+    """What the tokenizer's chat template makes of turns, in at most `SECONDS`.
+
+    Raises:
+        UserError: it raises anything, gives no text, or does not end in time.
+    """
+    if isinstance(tokenizer.chat_template, str) and has_power(tokenizer.chat_template):
+        raise UserError(
+            f"{record.place}: the tokenizer's chat template fails on it (it raises to a power, which may never end); "
+            f"{OTHERWISE}"
+        )
+    try:
+        text = within(SECONDS, lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+    except Overdue as error:
+        raise UserError(
+            f"{record.place}: the tokenizer's chat template did not end in {SECONDS:g} s; {OTHERWISE}"
+        ) from error
+    except Exception as error:
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"{record.place}: the tokenizer's chat template fails on it ({told}); {OTHERWISE}") from error
+    if not isinstance(text, str):
+        raise UserError(f"{record.place}: the tokenizer's chat template gives {spelt(text)}, no text; {OTHERWISE}")
+    return text
+
+
+@functools.lru_cache
+def has_power(template: str) -> bool:
+    """Whether a Jinja template raises to a power: that of large numbers is one operation, which no time limit ends."""
+    import jinja2
+
+    try:
+        told = [(kind, text) for _, kind, text in jinja2.Environment().lex(template) if kind != "whitespace"]
+    except jinja2.TemplateError:  # rendering says what is wrong with it
+        return False
+    # before `**options` in a call or a signature stands a bracket or a comma
+    return any(
+        text == "**" and before not in ("(", ",")
+        for (_, before), (kind, text) in itertools.pairwise(told)
+        if kind == "operator"
+    )

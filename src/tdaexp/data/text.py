@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from tdaexp.data.limits import check_limits
 from tdaexp.data.records import Record
 from tdaexp.data.tables import Row, hub_rows, read_rows, second_stage
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.reading import as_name, parse_json
 
 log = logging.getLogger(__name__)
 UNITS = ("line", "paragraph")
@@ -37,7 +38,8 @@ class Text(Dataset):
     paraphrase_column: the text in other words; or paraphrase_prompt_column and paraphrase_completion_column.
     query_path: a second file whose rows are the queries, in the columns named for the training records.
     truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list, `[]` where no
-        source is known (null: the query's own id).
+        source is known (null: no query's source is known, and nothing is counted right or wrong). Where a query has
+        the id of its source, it is the column of the ids.
     label_column: in query_path, the class of a query, where model.finetuned classifies; its text is then all prompt.
     finetune_path: a file with the columns `prompt` and `completion` (a text and its class, where model.finetuned
         classifies), the records of a second training stage; the first `finetune_limit` of them (null: all).
@@ -74,6 +76,8 @@ class Text(Dataset):
             UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of range.
         """
         super().__post_init__()
+        if self.truth_column is not None and self.query_path is None:
+            raise UserError("dataset.truth_column: is a column of dataset.query_path=FILE; name the file too")
         if (self.path is None) == (self.hub is None):
             raise UserError("dataset=text: give either dataset.path=FILE or dataset.hub=NAME")
         if self.path is not None and Path(self.path).suffix == ".txt" and self.completion_column is None:
@@ -127,8 +131,14 @@ class Text(Dataset):
             text = self._parts(
                 row, self.paraphrase_column, self.paraphrase_prompt_column, self.paraphrase_completion_column
             )
-            queries.append(Record(query_id(source.id, "paraphrased"), *text, truth=(source.id,)))
+            queries.append(Record(query_id(source.id, "paraphrased"), *text, truth=(source.id,), where=row.where))
         return queries
+
+    def _sources(self, row: Row) -> tuple[str, ...]:
+        """The training ids that a row of `query_path` names; none where no column says so."""
+        if self.truth_column is None:
+            return ()
+        return several(row.value(self.truth_column), f"{row.where}: column '{self.truth_column}'")
 
     def _rows(self) -> list[Row]:
         if self.path is not None:
@@ -145,10 +155,10 @@ class Text(Dataset):
         return [one for one in rows if one[0] not in chosen], [one for one in rows if one[0] in chosen]
 
     def _record(self, row: Row, number: int) -> Record:
-        name = row.text(self.id_column) if self.id_column else str(number)
-        meta = {"group": row.text(self.group_column)} if self.group_column else {}
+        name = row.name(self.id_column) if self.id_column else str(number)
+        meta = {"group": row.name(self.group_column)} if self.group_column else {}
         parts = self._parts(row, self.text_column, self.prompt_column, self.completion_column)
-        return Record(name, *parts, meta=meta)
+        return Record(name, *parts, meta=meta, where=row.where)
 
     def _parts(self, row: Row, text: str | None, prompt: str | None, completion: str | None) -> tuple[str, str]:
         if text is not None:
@@ -158,8 +168,9 @@ class Text(Dataset):
 
     def _labelled(self, row: Row, number: int) -> Record:
         """A query with its class as completion."""
-        name = row.text(self.id_column) if self.id_column else str(number)
-        return Record(name, row.text(str(self.text_column or self.prompt_column)), row.text(str(self.label_column)))
+        name = row.name(self.id_column) if self.id_column else str(number)
+        text = row.text(str(self.text_column or self.prompt_column))
+        return Record(name, text, row.name(str(self.label_column)), where=row.where)
 
     def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
         """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
@@ -168,27 +179,31 @@ class Text(Dataset):
         queries, left_out = [], 0
         for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
             record = self._record(row, number) if self.label_column is None else self._labelled(row, number)
-            sources = several(row.value(self.truth_column)) if self.truth_column else (record.id,)
+            sources = self._sources(row)
             for source in sources:
                 if source not in every:
                     raise unknown("training id", source, every, row.where)
             kept = tuple(source for source in sources if source in known)
             left_out += bool(sources) and not kept
             if kept or not sources:
-                queries.append(Record(query_id(record.id, "paraphrased"), record.prompt, record.completion, kept))
+                name = query_id(record.id, "paraphrased")
+                queries.append(Record(name, record.prompt, record.completion, kept, where=row.where))
         if left_out:
             log.info("%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out)
         return queries
 
 
-def several(value: Any) -> tuple[str, ...]:
-    """Read one training id or several: a list, a JSON list written as text, or a plain id."""
+def several(value: Any, where: str) -> tuple[str, ...]:
+    """Read one training id or several: a list, a JSON list written as text, or a plain id; each counts once.
+
+    Raises:
+        UserError: an id is neither a text nor a whole number.
+    """
     if isinstance(value, str) and value.startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return (value,)
-    return tuple(str(item) for item in value) if isinstance(value, list) else (str(value),)
+        with contextlib.suppress(UserError):  # an id may begin with a bracket
+            value = parse_json(value, where)
+    items = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(as_name(item, where) for item in items))
 
 
 def split_words(text: str, fraction: float) -> tuple[str, str]:

@@ -12,6 +12,7 @@ prompt leaves it; the prompt loses its left end, the completion its right end. H
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,12 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
 from tdaexp.data.templates import resolve, splitter
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.progress import doing, track
+from tdaexp.runtime.reading import reason
 
 log = logging.getLogger(__name__)
+AT_ONCE = 256  # texts in one call of the tokenizer
+SHOWN_FROM = 5_000_000  # characters, from which on progress is shown
 Pair = tuple[list[int], list[int]]  # tokens of the prompt and of the completion
 
 
@@ -47,6 +52,7 @@ def tokenise(
     if loss_on not in ("completion", "all"):
         raise unknown("value", loss_on, ("completion", "all"), "dataset.loss_on")
     check_length(max_length)
+    doing(f"tokenising {len(records)} texts")
     resolved = resolve(template, tokenizer)
     bos = begins_with(tokenizer) if resolved != "chat" else []
     closing = append_eos and resolved != "chat" and tokenizer.eos_token_id is not None
@@ -75,11 +81,11 @@ def tokenise_prompts(
     resolved = resolve(template, tokenizer)
     bos = begins_with(tokenizer) if resolved != "chat" else []
     split = splitter(resolved, tokenizer)
-    given = [bos + ids for ids in encode([split(record)[0] for record in records], tokenizer)]
+    given = [bos + ids for ids in encode([split(record)[0] for record in records], tokenizer, records)]
     for record, ids in zip(records, given, strict=True):
         if not ids:
             raise UserError(
-                f"example '{record.id}': has no prompt to generate from; name a prompt column or set "
+                f"{record.place}: has no prompt to generate from; name a prompt column or set "
                 "dataset.prompt_fraction, or leave 'generated' out of dataset.query_sets"
             )
     return [np.array(cut_left(ids, max_length, len(bos)), dtype=np.int64) for ids in given]
@@ -89,18 +95,67 @@ def token_pairs(records: Sequence[Record], tokenizer: Any, template: str) -> lis
     """Tokenise every record's two parts, without bos or eos (see the module's docstring for the boundary)."""
     split = splitter(template, tokenizer)
     parts = [split(record) for record in records]
-    given = encode([before for before, _ in parts], tokenizer)
-    whole = encode([before + after for before, after in parts], tokenizer)
-    alone = encode([after for _, after in parts], tokenizer)
+    given = encode([before for before, _ in parts], tokenizer, records)
+    whole = encode([before + after for before, after in parts], tokenizer, records)
+    alone = encode([after for _, after in parts], tokenizer, records)
+    check_words(records, [before + after for before, after in parts], whole, tokenizer)
     return [
         (left, joint[len(left) :] if joint[: len(left)] == left else right)
         for left, joint, right in zip(given, whole, alone, strict=True)
     ]
 
 
-def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids of every text, no special tokens added."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+def encode(texts: list[str], tokenizer: Any, records: Sequence[Record], special: bool = False) -> list[list[int]]:
+    """Token ids of every text, with the tokenizer's `special` ones or without; `records` are what the texts came from.
+
+    Raises:
+        UserError: the tokenizer fails on a text, or gives something else than token numbers.
+    """
+    found: list[list[int]] = []
+    starts = range(0, len(texts), AT_ONCE)
+    long = sum(map(len, texts)) > SHOWN_FROM  # takes more than a few seconds
+    for start in track(starts, "tokenising batches of texts", len(starts)) if long else starts:
+        chunk = texts[start : start + AT_ONCE]
+        try:
+            ids = tokenizer(chunk, add_special_tokens=special, verbose=False)["input_ids"]
+            found += [[operator.index(token) for token in row] for row in ids]
+        except Exception as error:
+            raise _failure(chunk, tokenizer, records[start : start + AT_ONCE], error) from error
+    return found
+
+
+def _failure(texts: list[str], tokenizer: Any, records: Sequence[Record], error: Exception) -> UserError:
+    """Name the record that the tokenizer fails on."""
+    for text, record in zip(texts, records, strict=True):
+        try:
+            [
+                operator.index(token)
+                for token in tokenizer([text], add_special_tokens=False, verbose=False)["input_ids"][0]
+            ]
+        except Exception as own:
+            return UserError(
+                f"{record.place}: the tokenizer fails on its text ({type(own).__name__}: {reason(own)}); set "
+                "model.tokenizer to one that works, or mend the text"
+            )
+    return UserError(
+        f"the tokenizer fails ({type(error).__name__}: {reason(error)}); set model.tokenizer to another one"
+    )
+
+
+def check_words(records: Sequence[Record], texts: list[str], ids: list[list[int]], tokenizer: Any) -> None:
+    """Refuse (UserError) a tokenizer that reads nothing of a text, or knows no token of any."""
+    for record, text, own in zip(records, texts, ids, strict=True):
+        if text.strip() and not own:
+            raise UserError(
+                f"{record.place}: the tokenizer makes no token of its text; set model.tokenizer to the model's own, or "
+                "mend the text"
+            )
+    unknown_id = tokenizer.unk_token_id
+    if unknown_id is not None and any(ids) and all(token == unknown_id for own in ids for token in own):
+        raise UserError(
+            f"the tokenizer knows no word of {len(ids)} texts: every token is '{tokenizer.unk_token}' (the first: "
+            f"{records[0].place}); set model.tokenizer to one for this language"
+        )
 
 
 def begins_with(tokenizer: Any) -> list[int]:
@@ -138,7 +193,7 @@ def make_example(record: Record, given: list[int], written: list[int], loss_on: 
     mask[:1] = False  # nothing comes before the first token, so it is never predicted
     if not mask.any():
         raise UserError(
-            f"example '{record.id}': its {len(written)} completion token(s) leave nothing to predict; give "
+            f"{record.place}: its {len(written)} completion token(s) leave nothing to predict; give "
             "it a longer completion or a prompt, remove it, or set dataset.append_eos=true"
         )
     return Example(record.id, tokens, mask, record.text)

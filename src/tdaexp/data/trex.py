@@ -152,7 +152,12 @@ class TREx(Dataset):
         if self.questions is None:
             return QUESTIONS
         rows = read_rows(Path(self.questions))
-        templates = {row.text("relation"): row.text("question") for row in rows}
+        templates: dict[str, str] = {}
+        for row in rows:
+            relation = row.text("relation")
+            if relation in templates:
+                raise UserError(f"{row.where}: a second question for relation {relation}; keep one")
+            templates[relation] = row.text("question")
         for relation, template in templates.items():
             if SUBJECT not in template:
                 raise UserError(f"{self.questions}: the question for {relation} has no {SUBJECT}, the subject's place")

@@ -8,7 +8,6 @@ whose subject, predicate and object carry Wikidata URIs and which name the sente
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tdaexp.data.tables import Row, hub_rows, read_rows
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.reading import as_text, parse_json, read_text
 
 Triple = tuple[str, str, str]  # relation, subject, object: P19, Q42, Q350
 ENTITY, PROPERTY = "http://www.wikidata.org/entity/", "http://www.wikidata.org/prop/direct/"
@@ -50,16 +50,16 @@ def trex_sentences(path: Path) -> Iterator[Sentence]:
     """
     for file in _files(path, "*.json", "dataset.sentences"):
         try:
-            documents = json.loads(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise _foreign(f"{file}", f"byte {error.start} is not UTF-8 text") from error
-        except json.JSONDecodeError as error:
-            raise _foreign(f"{file}:{error.lineno}", f"not JSON: {error.msg.lower()}") from error
+            documents = parse_json(read_text(file), str(file), unique=False)
+        except UserError as error:
+            raise _foreign(f"{file}", str(error).removeprefix(f"{file}: ")) from error
         if not isinstance(documents, list):
             raise _foreign(f"{file}", "it must hold a list of documents")
         for number, document in enumerate(documents, start=1):
             try:
-                yield from _of_document(document)
+                yield from list(_of_document(document))
+            except UserError as error:
+                raise _foreign(f"{file}, document {number}", str(error)) from error
             except KeyError as error:
                 raise _foreign(f"{file}, document {number}", f"no key '{error.args[0]}'") from error
             except (ValueError, TypeError, IndexError, AttributeError) as error:
@@ -114,7 +114,7 @@ def _of_document(document: dict[str, Any]) -> Iterator[Sentence]:
     name = document["docid"].rpartition("/")[2]
     for number in sorted(stated):
         start, end = document["sentences_boundaries"][number]
-        text = " ".join(document["text"][start:end].split())
+        text = " ".join(as_text(document["text"], name)[start:end].split())
         yield Sentence(f"{name}-{number}", text, tuple(dict.fromkeys(stated[number])))
 
 

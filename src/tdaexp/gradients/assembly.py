@@ -19,6 +19,7 @@ from tdaexp.gradients.factors import (
 from tdaexp.models.components import Component, ComponentMap, Part
 from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.deferred import send
+from tdaexp.runtime.errors import UserError
 
 CHANNELS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 """Norms whose parameters belong to the second axis."""
@@ -42,6 +43,7 @@ class Assembly:
         self._shares: dict[str, list[tuple[Component, int]]] = {}
         self._parts: dict[str, dict[int, Factors]] = {name: {} for name in self._order}
         self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._announced: set[str] = set()
         self._sharing: Counter[int] = Counter()
         self._waiting: dict[int, list[tuple[Component, Factors]]] = {}
         for component in components.components:
@@ -52,8 +54,14 @@ class Assembly:
     def announce(self, path: str, inputs: Tensor) -> Tensor:
         """Tell in the forward pass what the module at `path` reads; returns what to hand to `receive` later.
 
-        The tensor itself is kept too, so that another one cannot take its identity.
+        The tensor itself is kept too, so that another one cannot take its identity. Errors (UserError): it ran before.
         """
+        if path in self._announced:
+            raise UserError(
+                f"the model's '{path}' runs more than once in a forward pass, so that its gradient is a sum over these "
+                "runs, which is not captured; leave its component out (method.components=[...])"
+            )
+        self._announced.add(path)
         _, shared = self._inputs.setdefault(id(inputs), (inputs, _as_rows(self.modules[path], inputs.detach())))
         self._sharing[id(shared)] += sum(component.alone_linear for component, _ in self._shares[path])
         return shared
@@ -81,10 +89,13 @@ class Assembly:
             self.consume([one for one, _ in waiting], [one for _, one in waiting])
 
     def check_complete(self) -> None:
-        """Every component must have been delivered: anything else is a fault of the component map."""
+        """Every component must have been delivered. Errors (UserError): the forward pass leaves one out."""
         left = [*self._parts, *(pair[0].name for pairs in self._waiting.values() for pair in pairs)]
         if left:
-            raise RuntimeError(f"no gradient reached the components {', '.join(left)}")
+            raise UserError(
+                f"no gradient reached the components {', '.join(left)}: the model's forward pass does not run these "
+                "modules; leave them out (method.components=[...])"
+            )
 
 
 def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Factors:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.sharded import in_step
-from tdaexp.runtime.errors import UserError
 
 
 def capture(model: nn.Module, components: ComponentMap, losses: Callable[[], Tensor], consume: Consumer) -> Tensor:
@@ -50,9 +49,8 @@ def capture(model: nn.Module, components: ComponentMap, losses: Callable[[], Ten
 @contextlib.contextmanager
 def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
     """Attach the forward hooks of the modules that the assembly needs, for one forward pass."""
-    ran: set[str] = set()
     handles = [
-        module.register_forward_hook(partial(_watch, assembly, path, roots, ran), with_kwargs=True)
+        module.register_forward_hook(partial(_watch, assembly, path, roots), with_kwargs=True)
         for path, module in assembly.modules.items()
     ]
     try:
@@ -66,16 +64,12 @@ def _watch(
     assembly: Assembly,
     path: str,
     roots: list[Tensor],
-    ran: set[str],
     module: nn.Module,
     arguments: tuple[Any, ...],
     named: dict[str, Any],
     output: Tensor,
 ) -> Tensor:
     """Forward hook: keep the module's input, and ask for its output's gradient."""
-    if path in ran:
-        raise UserError(f"layer '{path}' runs more than once in a pass, which has no factor rule; leave it out")
-    ran.add(path)
     if output.is_leaf:  # no graph so far; transformers' activation checkpointing lets embeddings require gradients
         root = output.detach().requires_grad_()
         roots.append(root)

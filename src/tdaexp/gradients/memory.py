@@ -14,7 +14,8 @@ from tdaexp.runtime.accumulation import accumulation_dtype
 def held_bytes(components: ComponentMap, reach: Reach, dtype: torch.dtype) -> np.ndarray:
     """Bytes that each example's gradient takes in the form in which it is held [N] float64.
 
-    An estimate from above: inputs that several components share count for each of them. `dtype` is the model's.
+    An estimate from above: inputs that several components share count for each of them. `dtype` is the model's;
+    `whole`: its head runs at every position (`models.forward`).
     """
     pairs = list(zip(reach.below.tolist(), reach.at_loss.tolist(), strict=True))
     # Of the same reach is the same memory.

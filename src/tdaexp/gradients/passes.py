@@ -72,6 +72,7 @@ class Gradients:
 
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """Context in which examples may be run: the model is frozen."""
+        self.objective.prepare(self.model)
         return frozen(self.model)
 
     def of(self, components: ComponentMap) -> Gradients:

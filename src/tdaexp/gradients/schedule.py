@@ -7,7 +7,6 @@ queries share candidates. The number of passes is then Q plus the distinct candi
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from tdaexp.data.examples import token_budget_batches
+from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_text
 from tdaexp.runtime.oom_split import two
 
 
@@ -41,9 +40,9 @@ def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
     with other memory, must go on with the plan that it began with.
     """
     if not path.exists():
-        write_text(path, json.dumps([asdict(block) for block in blocks]))
+        seal.write_note(path, [asdict(block) for block in blocks])
     try:
-        plan = [Block(**block) for block in json.loads(path.read_text(encoding="utf-8"))]
+        plan = [Block(**block) for block in seal.read_note(path)]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged plan ({error}); delete it and the store beside it") from error
     if sorted(listed(plan)) != sorted(listed(blocks)):

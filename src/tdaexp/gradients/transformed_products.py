@@ -48,6 +48,7 @@ def transformed_products(
     where it stopped. The gradients are those of losses, so that a positive product helps where both are left alone.
     Errors (UserError): an example without a loss, NaN or Inf in a gradient.
     """
+    code = [one for one in (query, train) if one is not as_it_is]
     work = TransformedPairs(
         train_gradients(problem, components, reduction),
         query_gradients(problem, components, reduction),
@@ -55,7 +56,7 @@ def transformed_products(
         query,
         train,
     )
-    store = problem.store("transformed", name, components.names, reduction, *settings)
+    store = problem.store("transformed", name, components.names, reduction, *settings, by=[transformed_products, *code])
     return meet_pairs(work, problem.pairs, store=store, cache_gb=problem.compute.cache_gb)["products"]
 
 

@@ -60,5 +60,5 @@ class Arnoldi(IterativeInverse):
 def eigenpairs(task: IHVP, steps: int, rank: int) -> Eigenpairs:
     """The task's `rank` dominant eigenpairs after `steps` products, from the cache where they are there."""
     seed = task.settings.seed
-    store = task.problem.training_store("arnoldi", *task.curvature, seed, steps)
+    store = task.problem.training_store("arnoldi", *task.curvature, seed, steps, by=type(task.settings))
     return dominant_eigenpairs(task.ggn.multiply, task.random("start"), steps=steps, rank=rank, store=store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -51,6 +52,11 @@ class Method(ABC):
         return True
 
     @property
+    def reads_truth(self) -> bool:
+        """Whether the answer rests on known sources of queries: such a method refuses query sets that have none."""
+        return False
+
+    @property
     def sharded(self) -> bool:
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
@@ -71,3 +77,20 @@ class Method(ABC):
         raise UserError(
             f"products: method '{self.name}' needs a model; on stored products use select, full, dot, bm25 or random"
         )
+
+
+def check_truth(method: Method, query_sets: Iterable[str], known: Iterable[bool]) -> None:
+    """Refuse (UserError) a query set without a known source where the method rests on them.
+
+    `query_sets` names the set of each query, `known` says of each whether its sources are known.
+    """
+    of_set: dict[str, bool] = {}
+    for name, one in zip(query_sets, known, strict=True):
+        of_set[str(name)] = of_set.get(str(name), False) or bool(one)
+    for name, any_known in of_set.items():
+        if method.reads_truth and not any_known:
+            raise UserError(
+                f"method={method.name}: chooses by accuracy, but of no query in the set '{name}' the source is known; "
+                "choose by similarity to the full gradient (method=select_fidelity), or say where queries come from "
+                "(dataset.truth_column=NAME; the array 'target' of stored products)"
+            )

@@ -47,7 +47,7 @@ def decompose_checkpoints(study: CheckpointStudy, keep: frozenset[str], quadratu
             "%d of %d checkpoints hold no state of the optimiser: assumed is an AdamW that begins anew there (both "
             "averages zero), with the learning rate and weight decay of trainer.fit", fresh, count,
         )  # fmt: skip
-    folder = study.store("checkpoints", list(plan.queries), plan.groups, asdict(quadrature))
+    folder = study.store("checkpoints", list(plan.queries), plan.groups, asdict(quadrature), by=decompose_checkpoints)
     store = BlockStore(folder, plan.arrays(count), [slice(k, k + 1) for k in range(count)])
     with store.pending() as missing:
         for block in store.each(missing, "decomposition, checkpoints"):

@@ -15,7 +15,8 @@ from tdaexp.data.groups import stratified
 from tdaexp.models.components import component_map
 from tdaexp.pathkernel.streaming import Slab
 from tdaexp.problem import Compute
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime import cache
+from tdaexp.runtime.code import Work
 from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.settings import FitSettings
 
@@ -45,17 +46,18 @@ class CheckpointStudy:
         """Places in the pool of the batch of one checkpoint, a function of (seed, step); each group by its share."""
         return stratified(self.pool_groups, self.batch_size, [self.seed, snapshot.step], "trainer.fit.batch_size")
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this study and on `depends_on`."""
-        key = fingerprint(
-            CACHE_VERSION,
+    def store(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """Folder in the cache for what `by` computes, which depends on this study and on `depends_on`."""
+        return cache.entry(
+            self.cache,
+            kind,
             [one.identity for one in self.snapshots],
             [self.pool.fingerprint(), self.pool_groups, self.queries.fingerprint(), self.query_groups],
             [self.batch_size, self.fit.deciding(), self.seed],
             [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch],
             *depends_on,
+            by=[by, type(self)],
         )
-        return self.cache / kind / key
 
 
 def slabs_of(model: PreTrainedModel) -> tuple[dict[str, int], list[Slab]]:

@@ -20,7 +20,7 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.fit import FactorSettings, fit_factors
-from tdaexp.curvature.gradient_index import indexed_scores
+from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
 from tdaexp.curvature.score import LayerPairs
@@ -119,7 +119,8 @@ class EKFAC(Method):
         )
         dataset = problem.label(self.scores(problem, sides), layers.components)
         identity = self._identity(problem, layers.components.names)
-        return with_tokens(dataset, problem, self.per_token, TokenScoring(sides, inverse), *identity)
+        scoring = TokenScoring(sides, inverse)
+        return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=EKFAC)
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The phases of the fit, the scores, and the answer."""
@@ -152,7 +153,7 @@ class EKFAC(Method):
         """Factors of the model over the examples that it was trained on, from the cache if they are there."""
         chosen = self.settings
         names = layers.components.names
-        store = problem.training_store("factors", names, chosen.seed, chosen.partitions, chosen.saves)
+        store = problem.training_store("factors", names, chosen.seed, chosen.partitions, chosen.saves, by=fit_factors)
         gradients = fitted_gradients(problem, layers.map)
         return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), chosen, store=store)
 
@@ -164,8 +165,10 @@ class EKFAC(Method):
             return indexed_scores(
                 sides,
                 problem.pairs,
-                index=problem.training_store("kept", names, self.reduction, problem.train.fingerprint()),
-                store=problem.store("kept-influence", *self._identity(problem, names)),
+                index=problem.training_store(
+                    "kept", names, self.reduction, problem.train.fingerprint(), by=GradientIndex
+                ),
+                store=problem.store("kept-influence", *self._identity(problem, names), by=EKFAC),
                 keep_gb=self.keep_gb,
                 tokens_per_batch=tokens,
                 cache_gb=cache_gb,
@@ -174,7 +177,7 @@ class EKFAC(Method):
             sides,
             problem.pairs,
             self.partitions,
-            store=lambda part: problem.store("influence", *self._identity(problem, part)),
+            store=lambda part: problem.store("influence", *self._identity(problem, part), by=EKFAC),
             tokens_per_batch=tokens,
             cache_gb=cache_gb,
         )

@@ -66,7 +66,7 @@ class Explaind(Method):
 
     keep: list[str] = field(default_factory=lambda: ["step", "component"])
     output: str = "logits"
-    steps: list[int] | None = None
+    steps: list[int] | None = field(default=None, metadata={"distinct": True})
     subsample: float | None = None
     subsample_by: str = "loss_change"
     partition: str | None = None
@@ -116,7 +116,8 @@ class Explaind(Method):
         tell_size(job, (start.shape[0], start.shape[1]), study.cache)
         codes = None if partition is None else (partition.labels, partition.codes.numpy())
         store = study.store(
-            "explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes
+            *("explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes),
+            by=type(self),
         )
         if "train" in self.keep:
             return labelled(job, start, of_examples(job, sweep_run(job, store)), self.output)

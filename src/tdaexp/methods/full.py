@@ -48,7 +48,7 @@ class Full(Method):
             train_gradients(problem, components, self.reduction),
             query_gradients(problem, components, self.reduction),
             problem.pairs,
-            store=problem.store("products", components.names, self.reduction),
+            store=problem.store("products", components.names, self.reduction, by=component_products),
             tokens_per_batch=compute.tokens_per_batch,
             cache_gb=compute.cache_gb,
         )

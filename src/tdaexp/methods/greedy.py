@@ -27,6 +27,7 @@ ROUNDING = 1e-9  # a prefix whose share equals the budget fits, whatever the bud
 
 
 SEARCHES = (*OBJECTIVES, "single")
+NEED_TRUTH = ("accuracy", "single")
 
 
 @dataclass(frozen=True)

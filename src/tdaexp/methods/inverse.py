@@ -112,7 +112,7 @@ class IterativeInverse(Method):
             train_gradients(problem, task.components, self.reduction),
             task.problem.pairs,
             vectors,
-            store=task.problem.store("inverse", *task.curvature, *self.identity()),
+            store=task.problem.store("inverse", *task.curvature, *self.identity(), by=type(self)),
             tokens_per_batch=problem.compute.tokens_per_batch,
             cache_gb=problem.compute.cache_gb,
         )
@@ -164,7 +164,7 @@ class IHVP:
     @cached_property
     def mean_eigenvalue(self) -> float:
         """Trace of G over its size, from random vectors of signs (Hutchinson): exact on average."""
-        store = self.problem.training_store("trace", *self.curvature, self.settings.seed)
+        store = self.problem.training_store("trace", *self.curvature, self.settings.seed, by=IHVP)
         kept = BlockStore(store, {"mean": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:
@@ -209,7 +209,8 @@ def solve_in_blocks(
     kind = task.ggn.gradients.kind
     arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
     arrays["vectors"] = (count, task.ggn.size), kind
-    blocks = BlockStore(task.problem.store("solutions", *task.curvature, *task.settings.identity()), arrays, slices)
+    store = task.problem.store("solutions", *task.curvature, *task.settings.identity(), by=type(task.settings))
+    blocks = BlockStore(store, arrays, slices)
     with blocks.pending() as missing:
         for number in blocks.each(missing, "solutions"):
             log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)

@@ -74,7 +74,7 @@ class LiSSA(IterativeInverse):
     def _scale(self, task: IHVP, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
-        store = task.problem.training_store("scale", *task.curvature, *settings)
+        store = task.problem.training_store("scale", *task.curvature, *settings, by=type(self))
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:

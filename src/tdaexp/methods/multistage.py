@@ -130,12 +130,13 @@ class MultiStage(Method):
             sides,
             problem.pairs,
             self.partitions,
-            store=lambda part: problem.store("influence", *self._identity(second, part)),
+            store=lambda part: problem.store("influence", *self._identity(second, part), by=type(self)),
             tokens_per_batch=problem.compute.tokens_per_batch,
             cache_gb=problem.compute.cache_gb,
         )
         dataset = problem.label(values, layers[0].components)
-        return with_tokens(dataset, problem, self.per_token, TokenScoring(sides, reverse), *identity)
+        scoring = TokenScoring(sides, reverse)
+        return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=type(self))
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """Two fits, the scores with both models loaded, and the answer."""

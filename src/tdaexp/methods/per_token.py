@@ -20,17 +20,18 @@ def check_per_token(count: int) -> None:
 
 
 def with_tokens(
-    dataset: xr.Dataset, problem: Problem, count: int, scoring: TokenScoring, *depends_on: object
+    dataset: xr.Dataset, problem: Problem, count: int, scoring: TokenScoring, *depends_on: object, by: type
 ) -> xr.Dataset:
     """Add the tokens of each query's `count` best candidates and their shares (see `tdaexp.influence`); 0 adds none.
 
-    `depends_on`: what the scores depend on beside the problem. Costs a pass for each query and for each such pair.
+    `depends_on`: what the scores depend on beside the problem; `by`: the method. Costs a pass for each query and for
+    each such pair.
     """
     if not count:
         return dataset
     best = influence.top(influence.scores(dataset).values, count)
     pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs, best, axis=1))
-    train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on))
+    train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on, by=by))
 
     tokenizer = problem.loaded.tokenizer if problem.loaded else None
 

@@ -114,4 +114,4 @@ class Project(Method):
     def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
         settings = [self.projection, self.distribution, self.seed, self.reduction]
         dims = {name: sketch.dim for name, sketch in sketches.items()}
-        return problem.store("sketches", role, dims, settings)
+        return problem.store("sketches", role, dims, settings, by=Project)

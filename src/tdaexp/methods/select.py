@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from tdaexp import influence
 from tdaexp.methods import greedy
-from tdaexp.methods.base import DEFAULT_BUDGET, Method
+from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
 from tdaexp.methods.subsets import products_of
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
@@ -31,7 +32,8 @@ class Select(Method):
     (a file of component names, one a line, instead of a search). Tables show the share of the whole model.
 
     Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy
-    of each alone. Each query set gets its own selection.
+    of each alone. Each query set gets its own selection. Where accuracy decides, queries count whose sources are known,
+    and a query set that has none is refused.
     """
 
     on: Method
@@ -59,6 +61,11 @@ class Select(Method):
         on = "" if self.on.name == "full" else f" on {self.on.label}"
         how = Path(self.selection).stem if self.selection else f"{self.objective}, {100 * self.limit:g} %"
         return f"select{on} ({how})"
+
+    @property
+    def reads_truth(self) -> bool:
+        """Fidelity, and a list of one's own, need no source."""
+        return self.selection is None and self.objective in greedy.NEED_TRUTH
 
     @property
     def both_stages(self) -> bool:
@@ -94,6 +101,8 @@ class Select(Method):
                 f"method.on: '{self.on.name}' does not tell components apart; select works on methods that do, "
                 "such as full, dot, ekfac or multistage"
             )
+        if self.reads_truth:
+            check_truth(self, products["query_set"].values, influence.truth_known(products))
         names = list(dict.fromkeys(products["query_set"].values))
         found = [self._search(products.isel(query=products["query_set"].values == name)) for name in names]
         dims = ("query_set_name", "component")
@@ -112,7 +121,8 @@ class Select(Method):
         if self.selection is not None:
             chosen = order = self._named(list(products["component"].values))
         else:
-            found = greedy.select(products_of(products), sizes, self.limit, self.objective)
+            judged = influence.with_truth(products) if self.reads_truth else products
+            found = greedy.select(products_of(judged), sizes, self.limit, self.objective)
             chosen, order = found.chosen, found.order
         weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)
         weight[chosen], rank[order] = 1.0, np.arange(len(order))

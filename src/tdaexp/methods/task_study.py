@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.problem import identity_of
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
+from tdaexp.runtime import cache
+from tdaexp.runtime.code import Work
 from tdaexp.training.trajectory import Trajectory
 
 CPU = torch.device("cpu")
@@ -43,12 +44,12 @@ class TaskStudy:
         """Identity of the trained weights, the training examples and the queries, as of a `Problem`."""
         return identity_of(self.identity, self.train, self.queries)
 
-    def store(self, kind: str, *depends_on: Any) -> Path:
-        """Folder in the cache for results that depend on this study and on `depends_on`."""
+    def store(self, kind: str, *depends_on: Any, by: Work) -> Path:
+        """Folder in the cache for what `by` computes, which depends on this study and on `depends_on`."""
         parts = [self.trajectory.settings.identity, self.train.fingerprint(), self.queries.fingerprint()]
         # Numbers differ between kinds of devices. The CPU's go without a name.
         place = [str(self.dtype), *([] if self.device.type == "cpu" else [self.device.type])]
-        return self.cache / kind / fingerprint(CACHE_VERSION, *parts, self.components, *place, *depends_on)
+        return cache.entry(self.cache, kind, *parts, self.components, *place, *depends_on, by=[by, type(self)])
 
     def batch(self, examples: TensorExamples) -> tuple[Tensor, Tensor]:
         """Inputs, in the study's dtype where they are real numbers, and targets, on its device."""

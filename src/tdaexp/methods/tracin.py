@@ -10,7 +10,7 @@ Cost: per moment that of `dot`.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
@@ -31,7 +31,7 @@ class TracIn(Method):
     spaced), `components` and `reduction` as for `full`. A run that trains its model keeps the checkpoints by itself.
     """
 
-    steps: list[int] | None = None
+    steps: list[int] | None = field(default=None, metadata={"distinct": True})
     moments: int = 10
     components: list[str] | None = None
     reduction: str = "mean"
@@ -57,7 +57,9 @@ class TracIn(Method):
                 train_gradients(there, components, self.reduction),
                 query_gradients(there, components, self.reduction),
                 problem.pairs,
-                store=problem.store("products", components.names, self.reduction, f"step-{moment.step}"),
+                store=problem.store(
+                    "products", components.names, self.reduction, moment.identity, by=component_products
+                ),
                 tokens_per_batch=compute.tokens_per_batch,
                 cache_gb=compute.cache_gb,
             )

@@ -94,16 +94,16 @@ class TRAK(Method):
         components = layers_of(every.select(names_of(every, self.part, self.components))).components
         log.info("%s: %s", self.name, components.coverage_line())
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
-        models = [(f"step-{one.step}", one.load) for one in moments] or [("last", lambda: problem.model)]
+        models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
         kernels, weights = [], []
-        for name, load in models:
+        for identity, load in models:
             there = replace(problem, model=load())
             sides = {
                 "fitted": replace(train_gradients(there, components), examples=problem.curvature_examples),
                 "train": train_gradients(there, components),
                 "queries": query_gradients(there, components),
             }
-            found = {role: self._features(problem, side, name) for role, side in sides.items()}
+            found = {role: self._features(problem, side, identity) for role, side in sides.items()}
             cache_gb = problem.compute.cache_gb
             whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
             parts = _parts(found["train"], len(components), cache_gb)
@@ -131,7 +131,7 @@ class TRAK(Method):
         sketched = features_cost(work, passed, components, dims, self.projection)
         return [*sketched, scores, work.answer(2 * len(components), self_products=False)]  # float64
 
-    def _features(self, problem: Problem, gradients: Gradients, name: str) -> Features:
+    def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""
         components, examples = gradients.components, gradients.examples
         sketches = {
@@ -149,7 +149,7 @@ class TRAK(Method):
         return component_features(
             replace(gradients, loss=as_loss(logit_margin)),
             sketches,
-            store=place("trak", examples.fingerprint(), name, components.names, settings),
+            store=place("trak", examples.fingerprint(), identity, components.names, settings, by=TRAK),
             tokens_per_batch=problem.compute.tokens_per_batch,
         )
 

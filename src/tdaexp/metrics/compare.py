@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from tdaexp.metrics.comparable import Section, sections
 from tdaexp.metrics.controls import bm25_answer
 from tdaexp.metrics.judge import Judgement, assess
 from tdaexp.metrics.settings import MetricSettings
-from tdaexp.metrics.stores import by_query_set, has_products, same_study
+from tdaexp.metrics.stores import has_products, same_study
 from tdaexp.runtime.errors import UserError, unknown
 
 CHANCE = "random (expected)"
@@ -50,42 +51,60 @@ def compare(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> pd.Dat
 
 def judge_all(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> dict[str, dict[str, Judgement]]:
     """Judgements by store and query set, each against the reference for its own model and queries."""
-    judged = {}
-    for label, dataset in datasets.items():
-        peers = {name: other for name, other in datasets.items() if same_study(dataset, other)}
-        judged[label] = assess(dataset, settings, reference_of(peers, settings))
-    return judged
+    return {label: assess(dataset, settings, _own(dataset, datasets, settings)) for label, dataset in datasets.items()}
+
+
+def _own(dataset: xr.Dataset, datasets: dict[str, xr.Dataset], settings: MetricSettings) -> xr.Dataset | None:
+    """The reference among the stores of the same model and queries."""
+    peers = {name: other for name, other in datasets.items() if same_study(dataset, other)}
+    return reference_of(peers, settings)
 
 
 def tabulate(
     datasets: dict[str, xr.Dataset], judged: dict[str, dict[str, Judgement]], settings: MetricSettings
 ) -> pd.DataFrame:
-    """One row per method label and query set, and per query set the controls BM25 and random.
+    """One row per method label and query set, and per section of a query set the controls BM25 and random.
 
-    Columns: `method` (the store's label), `kind` (its method), `damping`, `query_set`, `control` (`BM25`, `random` or
-    nothing), `projected`, `queries`, `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`,
+    Rows compare within a section (`comparable`): its number `section` counts from 0 in each query set, and `differs`
+    says what is other than in section 0.
+
+    Columns: `method` (the store's label), `kind` (its method), `damping`, `query_set`, `section`, `differs`, `control`
+    (`BM25`, `random` or nothing), `projected`, `queries`, `with_truth` (of how many queries the sources are known: the
+    numbers of retrieval are of those), `accuracy` and `heldout` (each with `_low` and `_high`), `selected`, `mrr`,
     `recall` and `rank_correlation` (with bounds), `share`, `fidelity`, `answered`, `mrr_sd`, `minus_bm25` (with
     bounds), `vs_bm25` (+, −, ≈ or nothing), and one column `cost_<name>` per entry of the stores' attribute `cost`.
-    The control rows are computed on the pairs of the first store that holds the query set; NaN is what a method does
-    not have. The table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
+    The control rows are computed on the pairs of the section; NaN is what a method does not have. The
+    table's own attributes `top_k` and `reference` say what recall and rank correlation refer to.
     """
     rows: list[dict[str, Any]] = []
-    parts: dict[str, xr.Dataset] = {}
+    places = _places(sections(datasets))
     for label, dataset in datasets.items():
         control = CONTROLS.get(dataset.attrs["method"], "")
         kind = {"control": control, "projected": "projection" in dataset.attrs}
         kind |= {"kind": dataset.attrs["method"], "damping": damping_of(dataset)}
         cost = {f"cost_{key}": value for key, value in dataset.attrs.get("cost", {}).items()}
         for name, found in judged[label].items():
-            rows.append({"method": label, "query_set": name} | kind | _row(found) | cost)
-        parts = by_query_set(dataset) | parts
-    stored = {row["control"] for row in rows}
-    reference = reference_of(datasets, settings)
-    for name, part in parts.items():
-        rows += _controls(name, part, settings, reference, with_bm25="BM25" not in stored)
+            number = next(k for k, one in enumerate(places[name]) if label in one.labels)
+            place = {"query_set": name, "section": number, "differs": places[name][number].differs}
+            rows.append({"method": label} | place | kind | _row(found) | cost)
+    for name, mine in places.items():
+        for number, section in enumerate(mine):
+            place = {"query_set": name, "section": number, "differs": section.differs}
+            stored = {row["control"] for row in rows if (row["query_set"], row["section"]) == (name, number)}
+            reference = _own(section.whole, datasets, settings)
+            controls = _controls(name, section.whole, settings, reference, with_bm25="BM25" not in stored)
+            rows += [row | place for row in controls]
     table = pd.DataFrame(rows).fillna({"vs_bm25": ""})
     table.attrs |= {"top_k": settings.top_k, "reference": settings.reference}
     return table
+
+
+def _places(every: list[Section]) -> dict[str, list[Section]]:
+    """Sections by query set."""
+    found: dict[str, list[Section]] = {}
+    for one in every:
+        found.setdefault(one.query_set, []).append(one)
+    return found
 
 
 def damping_of(dataset: xr.Dataset) -> float:
@@ -107,6 +126,7 @@ def _controls(
     if not math.isnan(lexical.random):
         row = {
             "queries": lexical.queries,
+            "with_truth": lexical.with_truth,
             "accuracy": lexical.random,
             "heldout": lexical.random,
             "selected": False,
@@ -116,7 +136,7 @@ def _controls(
 
 
 def _row(found: Judgement) -> dict[str, Any]:
-    row: dict[str, Any] = {"queries": found.queries}
+    row: dict[str, Any] = {"queries": found.queries, "with_truth": found.with_truth}
     for key, interval in (("accuracy", found.accuracy), ("heldout", found.held_out)):
         row |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     row |= {"selected": found.selected}

@@ -25,7 +25,7 @@ def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:
 
 def bm25_answer(dataset: xr.Dataset) -> xr.Dataset:
     """BM25's own answer as an influence data set, so that every metric of a method can be had for it too."""
-    parts = {name: dataset[name] for name in ("truth", "bm25")}
+    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25") if name in dataset}
     coords = {name: dataset[name] for name in ("query", "query_set", "train")}
     attrs = {"method": "bm25", "label": "BM25", "normalise": "none"}
     return xr.Dataset({"influence": dataset["bm25"], **parts}, coords, attrs)

@@ -14,7 +14,6 @@ Positive must mean that training on the example made the query more likely.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import xarray as xr
 
 from tdaexp import influence
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.reading import as_name, as_number, parse_json, read_text, reason, repeated, spelt
 
 SUFFIXES = (".json", ".npy", ".npz", ".safetensors", ".pt")
 Table = dict[str, dict[str, float]]
@@ -36,14 +36,14 @@ def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> 
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"scores={path}: unknown suffix '{path.suffix}'; choices: {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"scores={path}: no such file")
     try:
+        if not path.is_file():
+            raise UserError(f"scores={path}: no such file")
         stored = _READERS[path.suffix](path)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"scores={path}: not a readable {path.suffix} file ({_line(error)})") from error
+        raise UserError(f"scores={path}: not a readable {path.suffix} file ({reason(error)})") from error
     table = _nested(path, stored) if path.suffix == ".json" else _named(path, stored, reference)
     return influence.build(
         _pick(path, table, reference),
@@ -51,6 +51,7 @@ def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> 
         query_set=list(reference["query_set"].values),
         train=reference["train"].values,
         truth=reference["truth"].values,
+        truth_known=influence.truth_known(reference),
         bm25=reference["bm25"].values,
         attrs={
             "method": "external",
@@ -74,8 +75,10 @@ def _pick(path: Path, table: Table, reference: xr.Dataset) -> np.ndarray:
                 continue
             value = scores.get(name)
             if value is None or not np.isfinite(value):
-                state = "no score" if value is None else f"the score {value}"
-                raise UserError(f"scores={path}: pair (query '{query}', train '{name}') has {state}")
+                state = "no score" if value is None else f"the score {value}, which is not finite"
+                raise UserError(
+                    f"scores={path}: pair (query '{query}', train '{name}') has {state}; every pair needs one"
+                )
             values[row, column] = value
     return values
 
@@ -86,21 +89,25 @@ def _nested(path: Path, stored: Any) -> Table:
         raise UserError(f"scores={path}: must be nested as {{query: {{train: score}}}}")
     for query, scores in stored.items():
         for name, value in scores.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"scores={path}: pair (query '{query}', train '{name}') has the score {value!r}")
+            scores[name] = value if isinstance(value, float) else as_number(value)  # NaN: see `_pick`
+            if scores[name] is None:
+                raise UserError(
+                    f"scores={path}: pair (query '{query}', train '{name}') has the score {spelt(value)}; needed: a "
+                    "finite number"
+                )
     return stored
 
 
 def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
     """Give a matrix the names of its rows and columns."""
     keys = [f"{g}/{q}" for g, q in zip(reference["query_set"].values, reference["query"].values, strict=True)]
-    rows = [str(name) for name in stored["query"]] if "query" in stored else keys
-    ids = stored.get("train", sorted(set(reference["train"].values.ravel()) - {""}))
-    columns = [str(name) for name in ids]
+    rows = _names(path, stored, "query") if "query" in stored else keys
+    own = sorted(set(reference["train"].values.ravel()) - {""})
+    columns = _names(path, stored, "train") if "train" in stored else own
     names = [name for name in stored if name not in ("query", "train")]
     if "scores" not in names and len(names) != 1:
         raise UserError(f"scores={path}: has the entries {', '.join(sorted(names)) or 'none'}; name one 'scores'")
-    matrix = np.asarray(stored["scores" if "scores" in names else names[0]])
+    matrix = _matrix(path, stored["scores" if "scores" in names else names[0]])
     if matrix.shape != (len(rows), len(columns)) or matrix.dtype.kind not in "iuf":
         raise UserError(
             f"scores={path}: the matrix has shape {matrix.shape} and type {matrix.dtype}, "
@@ -109,8 +116,28 @@ def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
     return {row: dict(zip(columns, values, strict=True)) for row, values in zip(rows, matrix, strict=True)}
 
 
+def _names(path: Path, stored: dict[str, Any], entry: str) -> list[str]:
+    """The names of rows or columns: a list, or an array of one dimension, of texts or whole numbers."""
+    given = stored[entry]
+    listed = given.tolist() if isinstance(given, np.ndarray) else list(given) if isinstance(given, tuple) else given
+    if not isinstance(listed, list):
+        raise UserError(f"scores={path}: the entry '{entry}' holds {spelt(listed)}; needed: a list of ids")
+    names = [as_name(name, f"scores={path}: entry '{entry}', number {k}") for k, name in enumerate(listed, start=1)]
+    twice = repeated(names)
+    if twice is not None:
+        raise UserError(f"scores={path}: the entry '{entry}' names '{twice}' twice; name each once")
+    return names
+
+
+def _matrix(path: Path, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"scores={path}: the scores are no matrix ({reason(error)})") from error
+
+
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(read_text(path, f"scores={path}"), f"scores={path}")
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
@@ -129,7 +156,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as stored:
         tensors = {name: _array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
         metadata = stored.metadata() or {}
-    return tensors | {name: json.loads(metadata[name]) for name in ("query", "train") if name in metadata}
+    where = f"scores={path}: metadata"
+    return tensors | {
+        name: parse_json(metadata[name], f"{where} '{name}'") for name in ("query", "train") if name in metadata
+    }
 
 
 def _read_pt(path: Path) -> dict[str, Any]:
@@ -137,16 +167,14 @@ def _read_pt(path: Path) -> dict[str, Any]:
 
     stored = torch.load(path, map_location="cpu", weights_only=True)
     entries = stored if isinstance(stored, dict) else {"scores": stored}
+    if not all(isinstance(name, str) for name in entries):
+        raise UserError(f"scores={path}: its entries must have names, 'scores' among them")
     return {name: _array(value) if isinstance(value, torch.Tensor) else value for name, value in entries.items()}
 
 
 def _array(tensor: Any) -> np.ndarray:
     """Half-precision tensors become float32, which numpy has."""
     return tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 _READERS = {

@@ -21,7 +21,8 @@ from tdaexp.metrics.trials import spread, weights
 
 @dataclass(frozen=True)
 class Judgement:
-    """One method on one query set. Accuracies are NaN where no query has a source among its candidates.
+    """One method on one query set. `with_truth` counts the queries whose sources are known: accuracies, MRR and recall
+    are of those, and NaN where there is none.
 
     `accuracy` is on all queries; `held_out` is on queries that were not used for selecting, and equals `accuracy` where
     nothing was selected (`selected` False). `minus_bm25` is the paired difference of `held_out` and BM25's accuracy,
@@ -31,6 +32,7 @@ class Judgement:
     """
 
     queries: int
+    with_truth: int
     accuracy: Interval
     held_out: Interval
     selected: bool
@@ -91,7 +93,7 @@ def flatten(found: Judgement, settings: MetricSettings) -> dict[str, float]:
     }
     if found.selected:
         intervals["heldout_accuracy"] = found.held_out
-    flat: dict[str, float] = {"queries": found.queries}
+    flat: dict[str, float] = {"queries": found.queries, "queries_with_truth": found.with_truth}
     for key, interval in intervals.items():
         flat |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     rest = ("share", "fidelity", "answered", "mrr_sd")
@@ -109,8 +111,8 @@ def _reach(found: ComponentStudy) -> dict[str, float]:
 
 
 def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None) -> Judgement:
-    scores, truth = influence.scores(dataset).values, dataset["truth"].values
-    known = bool(truth.any())
+    scores, sourced = influence.scores(dataset).values, influence.truth_known(dataset)
+    known, judged, truth = bool(sourced.any()), scores[sourced], dataset["truth"].values[sourced]
     intervals = _retrieval(dataset, scores, settings) if known else {}
     like_full, rank = float("nan"), UNKNOWN
     if reference is not None:
@@ -120,7 +122,8 @@ def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset
             (rank,) = bootstrap(ranks[None, ~np.isnan(ranks)], settings)
     own = intervals.get("accuracy", UNKNOWN)
     return Judgement(
-        queries=len(truth),
+        queries=len(scores),
+        with_truth=len(truth),
         accuracy=own,
         held_out=intervals.get("held_out", own),
         selected="held_out" in intervals,
@@ -131,20 +134,24 @@ def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset
         rank_correlation=rank,
         bm25=intervals.get("bm25", UNKNOWN),
         minus_bm25=intervals.get("minus_bm25", UNKNOWN),
-        random=_mean(controls.random_accuracy(dataset)) if known else float("nan"),
+        random=_mean(controls.random_accuracy(influence.with_truth(dataset))) if known else float("nan"),
         answered=float(dataset["answered"].mean()) if "answered" in dataset else float("nan"),
-        mrr_sd=spread(retrieval.reciprocal_rank(scores, truth), settings) if known else float("nan"),
+        mrr_sd=spread(retrieval.reciprocal_rank(judged, truth), settings) if known else float("nan"),
     )
 
 
 def _retrieval(dataset: xr.Dataset, scores: np.ndarray, settings: MetricSettings) -> dict[str, Interval]:
-    """Intervals by name, all on the same resamples; what the store cannot give is absent."""
-    truth = dataset["truth"].values
+    """Intervals by name over the queries whose sources are known, all on the same resamples; what the store cannot
+    give is absent.
+    """
+    sourced = influence.truth_known(dataset)
+    truth, scores = dataset["truth"].values[sourced], scores[sourced]
     rows = {"accuracy": retrieval.accuracy(scores, truth), "mrr": retrieval.reciprocal_rank(scores, truth)}
     if (~np.isnan(scores)).sum(1).max(initial=0) > settings.top_k:  # among k candidates every source is found
         rows["recall"] = retrieval.recall(scores, truth, settings.top_k)
     honest = rows["accuracy"]
-    held_out, lexical = held_out_accuracy(dataset, settings), controls.bm25_accuracy(dataset)
+    held_out = held_out_accuracy(dataset, settings)
+    lexical = controls.bm25_accuracy(influence.with_truth(dataset))
     if held_out is not None:
         rows["held_out"] = honest = held_out
     if lexical is not None:

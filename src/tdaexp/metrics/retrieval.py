@@ -2,7 +2,8 @@
 
 All functions take `scores` [Q, C] (NaN = no such pair) and `truth` [Q, C] bool and give a value per query [Q]. Ties
 never help: a source is outranked by every other candidate whose score is as high, so a query counts as retrieved only
-under strict inequality. A query whose source is not among its candidates is a miss.
+under strict inequality. A query whose source is not among its candidates is a miss; one whose source is not known is
+neither, and must be left out before.
 """
 
 from __future__ import annotations

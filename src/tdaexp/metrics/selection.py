@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tdaexp.methods.greedy import SEARCHES, HeldOut, admitted, cross_validated, order_components
+from tdaexp import influence
+from tdaexp.methods.greedy import NEED_TRUTH, SEARCHES, HeldOut, admitted, cross_validated, order_components
 from tdaexp.methods.subsets import OBJECTIVES, Products, products_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
@@ -53,22 +54,28 @@ class ComponentStudy:
 
 
 def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentStudy]:
-    """Study each query set that has any truth; empty where the data set has no products."""
+    """Study each query set on its queries whose sources are known; sets without one are left out, and all of a data
+    set without products.
+    """
     if not has_products(dataset):
         return {}
-    sets = by_query_set(dataset).items()
-    return {name: _study(part, settings) for name, part in sets if part["truth"].values.any()}
+    sets = {name: influence.with_truth(part) for name, part in by_query_set(dataset).items()}
+    return {name: _study(part, settings) for name, part in sets.items() if len(part["query"])}
 
 
 def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarray | None:
-    """Retrieval accuracy [Q] of the method's own selection when it is repeated without the query that is judged.
+    """Retrieval accuracy of the method's own selection when it is repeated without the query that is judged, for each
+    query whose sources are known.
 
-    `dataset` holds one query set. None where the answer was not selected on its queries: only a search is,
-    and it says so by its attributes `objective` and `budget`.
+    `dataset` holds one query set; what needs no source is selected on all its queries. None where the answer was not
+    selected on its queries: only a search is, and it says so by its attributes `objective` and `budget`.
     """
     if "weight" not in dataset or dataset.attrs.get("objective") not in SEARCHES:
         return None
     sizes, budget = dataset["size"].values, dataset.attrs["budget"]
+    by_truth = dataset.attrs["objective"] in NEED_TRUTH
+    if by_truth:
+        dataset = influence.with_truth(dataset)
     found = cross_validated(
         products_of(dataset),
         dataset.attrs["objective"],
@@ -76,7 +83,8 @@ def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarr
         settings.seed,
         among=admitted(sizes, budget),
     )
-    return found.at_budget(sizes, budget)
+    values = found.at_budget(sizes, budget)
+    return values if by_truth else values[influence.truth_known(dataset)]
 
 
 def describe(components: Sequence[str] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> pd.DataFrame:

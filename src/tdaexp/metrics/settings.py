@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tdaexp.runtime.errors import UserError
 
+MOST_RESAMPLES = 1_000_000
+
 
 @dataclass(frozen=True)
 class MetricSettings:
@@ -33,5 +35,7 @@ class MetricSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"metric.{name}={getattr(self, name)}: must be at least {least}")
+        if self.bootstrap > MOST_RESAMPLES:
+            raise UserError(f"metric.bootstrap={self.bootstrap}: must be at most {MOST_RESAMPLES}")
         if not 0 < self.confidence < 1:
             raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")

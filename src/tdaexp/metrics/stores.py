@@ -64,7 +64,7 @@ def distinct_labels(datasets: list[xr.Dataset]) -> list[str]:
     Of the keys that differ the first `TOLD` are named, and beyond them those without which two would look the same.
     """
     labels = [str(dataset.attrs["label"]) for dataset in datasets]
-    configs = [_flat(dataset.attrs.get("config", {})) for dataset in datasets]
+    configs = [flat_config(dataset.attrs.get("config", {})) for dataset in datasets]
     for label in [label for label, count in Counter(labels).items() if count > 1]:
         same = [k for k, own in enumerate(labels) if own == label]
         keys = sorted({key for k in same for key in configs[k]})
@@ -97,12 +97,12 @@ def _told(values: dict[str, list[str]]) -> list[str]:
     return [key for key in differing if "." not in key or values.get(key.rpartition(".")[2]) != values[key]]
 
 
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flat_config(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested keys joined by dots, without those that only say how a result is judged."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key}.")
+            flat |= flat_config(value, f"{above}{key}.")
         else:
             flat[above + key] = value
     return {key: value for key, value in flat.items() if not key.startswith("metric.")}

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from tdaexp.data.examples import Examples, collate, token_budget_batches
-from tdaexp.models.loaded import LoadedModel, head
+from tdaexp.models.forward import all_logits
+from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.progress import track
 
@@ -26,8 +27,7 @@ def greedy_answers(loaded: LoadedModel, examples: Examples, tokens_per_batch: in
     for batch in track(batches, "greedy answers", len(batches)):
         inputs = collate([examples[i] for i in batch]).to(device)
         with torch.no_grad():  # what is last is never read, and may be no token
-            hidden = loaded.model.base_model(inputs.tokens[:, :-1], attention_mask=inputs.attention[:, :-1])
-            logits = head(loaded.model)(hidden.last_hidden_state)
+            logits = all_logits(loaded.model, inputs.tokens[:, :-1], inputs.attention[:, :-1])
         hit = logits.argmax(-1) == inputs.tokens[:, 1:]
         later.add(partial(right.__setitem__, batch), (hit | ~inputs.loss_mask[:, 1:]).all(1))
     later.flush()

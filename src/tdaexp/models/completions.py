@@ -10,7 +10,9 @@ from typing import Any
 
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_text
+from tdaexp.runtime.files import write_text, writing
+from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.reading import parse_json
 
 
 class CompletionCache:
@@ -20,7 +22,7 @@ class CompletionCache:
         """Open or create the file; `settings` is its first line, for people and against mix-ups."""
         self.path = path
         self.texts: dict[int, str] = {}
-        head = json.dumps(settings, ensure_ascii=False, sort_keys=True) + "\n"
+        head = _line(settings)
         if not path.exists():
             write_text(path, head)
             return
@@ -29,10 +31,10 @@ class CompletionCache:
         # at the line separators of Unicode, which a completion may hold.)
         whole = raw[: raw.rfind(b"\n") + 1]
         try:
-            first, *lines = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]]
+            first, *lines = [_checked(line) for line in whole.decode("utf-8").split("\n")[:-1]]
             theirs = first["fingerprint"]
             self.texts = {int(line["prompt"]): str(line["completion"]) for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged completions ({error}); delete this file and run again") from error
         if theirs != settings["fingerprint"]:
             raise UserError(f"{path}: completions of another run; delete this file and run again")
@@ -59,12 +61,21 @@ class CompletionCache:
         self.texts.update(texts)
         if not ranks.current().first:
             return
-        lines = [
-            json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n"
-            for prompt, text in texts.items()
-        ]
+        lines = [_line({"prompt": prompt, "completion": text}) for prompt, text in texts.items()]
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error}); make room or mend it and run again") from error
+
+
+def _line(values: dict[str, Any]) -> str:
+    """Values and their checksum as a line of the file."""
+    return json.dumps({**values, "checksum": fingerprint(values)}, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _checked(line: str) -> dict[str, Any]:
+    values: dict[str, Any] = parse_json(line, "a line")
+    if values.pop("checksum") != fingerprint(values):
+        raise ValueError("the checksum of a line is wrong")
+    return values

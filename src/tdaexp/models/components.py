@@ -7,7 +7,7 @@ positions). A component's order is the model's parameter order. Whatever no comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,7 @@ def component_map(model: PreTrainedModel) -> ComponentMap:
     table = layout(model.config.model_type)
     embedding = model.get_input_embeddings().weight
     modules = dict(model.named_modules())
+    refuse_shared(model, (model.get_input_embeddings(), model.get_output_embeddings()))
     first: dict[int, int] = {id(p): place for place, p in enumerate(model.parameters())}
     found: dict[str, list[tuple[int, Part]]] = {}
     covered: set[int] = set()
@@ -160,6 +161,23 @@ def component_map(model: PreTrainedModel) -> ComponentMap:
         sum(p.numel() for p in model.parameters()),
         model.config.model_type,
     )
+
+
+def refuse_shared(model: nn.Module, tied: Sequence[nn.Module | None] = ()) -> None:
+    """Refuse a parameter that several modules have: its gradient is a sum over all of them, which no capture forms.
+
+    What the modules in `tied` have in common is formed. Errors (UserError): it names the first two places.
+    """
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            place = f"{path}.{name}"
+            first, owner = owners.setdefault(id(parameter), (place, module))
+            if first != place and not (owner is not module and owner in tied and module in tied):
+                raise UserError(
+                    f"the model's '{first}' and '{place}' are one tensor, whose gradient is a sum over both places and "
+                    "belongs to no one component; give each place a tensor of its own"
+                )
 
 
 def _component(name: str, parts: list[Part]) -> Component:

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise_prompts
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.loaded import LoadedModel, quiet_transformers
 from tdaexp.runtime import lockstep, ranks
+from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import CACHE_VERSION, fingerprint
 from tdaexp.runtime.progress import track
 
 
@@ -70,15 +70,16 @@ def generate(loaded: LoadedModel, prompts: Sequence[np.ndarray], decoding: Decod
     """
     _check_lengths(prompts, loaded.max_length - decoding.max_new_tokens, loaded.max_length)
     dtype = str(loaded.model.dtype)
-    identity = fingerprint(CACHE_VERSION, loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
+    parts = (loaded.fingerprint, dtype, decoding.deciding(), list(prompts))
+    path = entry(cache_dir, ".", *parts, by=[generate], name="generated-{}.jsonl")
     settings = {
-        "fingerprint": identity,
+        "fingerprint": path.stem,
         "model": loaded.fingerprint,
         "dtype": dtype,
         "decoding": asdict(decoding),
     }
     batches = _batches(prompts, decoding.batch_size, padded=loaded.model.dtype != torch.float64)
-    with CompletionCache.opened(cache_dir / f"generated-{identity}.jsonl", settings) as cache:
+    with CompletionCache.opened(path, settings) as cache:
         todo = [number for number, batch in enumerate(batches) if not all(index in cache for index in batch)]
         if todo:
             _complete_all(loaded, prompts, decoding, {number: batches[number] for number in todo}, len(batches), cache)
@@ -173,9 +174,20 @@ def _complete(loaded: LoadedModel, prompts: list[np.ndarray], decoding: Decoding
             input_ids=tokens.to(device),
             attention_mask=attention.to(device),
             generation_config=config,
+            logits_processor=LogitsProcessorList([_finite]),
             synced_gpus=False,  # the other processes of a run have no prompts of their own
         )
     return [_text(loaded, row, ends) for row in out[:, width:].tolist()]
+
+
+def _finite(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The logits [B, V] as they are. Errors (UserError): no token can be chosen by them, as one is NaN or infinite."""
+    if not torch.isfinite(logits.amax(dim=-1)).all():
+        raise UserError(
+            "the model's own completions: its logits are NaN or infinite; check the checkpoint, or try "
+            "trainer.precision=float32"
+        )
+    return logits
 
 
 def _generation_config(decoding: Decoding, ends: list[int], pad: int) -> GenerationConfig:

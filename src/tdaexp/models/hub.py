@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.models.source import Source, first_line, mend
+from tdaexp.models.source import Source, adapter_refusal, first_line, mend
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.hub import from_config, from_hub
 
 log = logging.getLogger(__name__)
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors spells them
@@ -34,11 +37,11 @@ def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokeniz
     missing = f"{source.name}: no usable tokenizer there; {remedy}"
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
+            tokenizer = from_hub(
+                AutoTokenizer, source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        raise UserError(f"{missing} ({first_line(error)})") from error
+        raise UserError(f"{missing} ({reason_of(error)})") from error
     # Without any file transformers hands out an empty tokenizer of the model's usual class.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(missing)
@@ -55,7 +58,7 @@ def classes_of(source: Source, trust_remote_code: bool) -> tuple[str, ...] | Non
     try:
         config = _config(source, trust_remote_code)
     except Exception as error:
-        raise UserError(f"{source.name}: its config.json cannot be used: {_reason(error)}") from error
+        raise _unusable(source, error) from error
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return None
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
@@ -63,6 +66,15 @@ def classes_of(source: Source, trust_remote_code: bool) -> tuple[str, ...] | Non
             f"{source.name}: gives numbers or several labels at once; only one class of many can be explained"
         )
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
+
+
+def check_causal(source: Source, trust_remote_code: bool) -> None:
+    """Refuse a config that cannot be read, and a model that does not predict the next token."""
+    try:
+        config = _config(source, trust_remote_code)
+    except Exception as error:
+        raise _unusable(source, error) from error
+    check_kind(config, source.name)
 
 
 def load_weights(
@@ -78,6 +90,8 @@ def load_weights(
     On a GPU each tensor goes from the file straight to the device: main memory never holds the model. A checkpoint that
     is stored in another dtype is converted, and a line says so.
     """
+    if not classifier:
+        check_causal(source, trust_remote_code)
     auto: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if torch.device(device).type != "cpu":
@@ -85,7 +99,8 @@ def load_weights(
     _tell_conversion(source, dtype, trust_remote_code)
     try:
         with quiet_transformers():
-            loaded: Any = auto.from_pretrained(
+            loaded: Any = from_hub(
+                auto,
                 source.name,
                 revision=source.revision or "main",
                 dtype=dtype,
@@ -96,9 +111,11 @@ def load_weights(
     except Exception as error:
         remedy = mend(source.folder, "")
         raise UserError(
-            f"{source.name}: the model cannot be loaded: {_reason(error)}{remedy and f'; {remedy}'}"
+            f"{source.name}: the model cannot be loaded: {reason_of(error)}{remedy and f'; {remedy}'}"
         ) from error
     model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
+        raise UserError(adapter_refusal(source.name, Path()))
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(
@@ -112,17 +129,24 @@ def load_skeleton(source: Source, trust_remote_code: bool) -> PreTrainedModel:
     """The model without its weights (on the meta device): names, shapes and ties of its parameters."""
     try:
         config = _config(source, trust_remote_code)
+        check_kind(config, source.name)
         with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = from_config(AutoModelForCausalLM, config, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"{source.name}: the model cannot be built from its config.json: {_reason(error)}") from error
+        raise UserError(f"{source.name}: the model cannot be built from its config.json: {reason_of(error)}") from error
     return model
+
+
+def _unusable(source: Source, error: Exception) -> UserError:
+    return UserError(f"{source.name}: its config.json cannot be used: {reason_of(error)}")
 
 
 def _config(source: Source, trust_remote_code: bool) -> Any:
     with quiet_transformers():
-        return AutoConfig.from_pretrained(
-            source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
+        return from_hub(
+            AutoConfig, source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
         )
 
 
@@ -147,13 +171,13 @@ def _stored_types(folder: Path) -> set[str]:
     return {FLOATS[one] for one in found if one in FLOATS}
 
 
-def _reason(error: Exception) -> str:
-    """The one line that helps: transformers' own messages run over many."""
+def reason_of(error: Exception, trust: str = "set model.trust_remote_code=true if you trust its authors") -> str:
+    """The one line that helps: transformers' own messages run over many. `trust` is how its own code is let in."""
     text = str(error)
     if "ignore_mismatched_sizes" in text:
         return "its tensors do not have the shapes that its config.json says; the files do not belong together"
     if "trust_remote_code" in text:
-        return "it needs Python code of its own; set model.trust_remote_code=true if you trust its authors"
-    if "PytorchStreamReader" in text or "weights_only" in text.lower():
+        return f"it needs Python code of its own; {trust}"
+    if isinstance(error, UnpicklingError) or "PytorchStreamReader" in text or "weights_only" in text.lower():
         return f"damaged or unsafe PyTorch file ({first_line(error)}); best have it as safetensors"
     return first_line(error)

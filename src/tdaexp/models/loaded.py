@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, masking_utils
 from transformers.utils import logging as transformers_logging
 
+from tdaexp.data.examples import Examples
 from tdaexp.runtime.errors import UserError
 
 
@@ -67,6 +69,35 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "
             "they do not belong together: set model.tokenizer to the model's own"
         )
+
+
+def check_finite(model: PreTrainedModel, where: str) -> None:
+    """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
+
+    Costs one pass over them.
+    """
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if value.is_floating_point() and value.device.type != "meta" and not torch.isfinite(value.sum()):
+            wrong = int((~torch.isfinite(value)).sum())  # a sum of finite numbers may overflow
+            if wrong:
+                raise UserError(
+                    f"{where}: {wrong} of {value.numel()} numbers of the tensor '{name}' are NaN or infinite; the "
+                    "checkpoint is damaged, or its training diverged: take another one"
+                )
+
+
+def check_tokens(model: PreTrainedModel, examples: Examples, classes: bool = False) -> None:
+    """Refuse examples with a token that the model has no embedding for; of `classes` the last number is no token."""
+    layer = model.get_input_embeddings()
+    rows = int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])  # type: ignore[union-attr,index,arg-type]
+    for example in examples:
+        tokens = example.tokens[:-1] if classes else example.tokens
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:
+            wrong = int(tokens[(tokens < 0) | (tokens >= rows)][0])
+            raise UserError(
+                f"example '{example.id}': the tokenizer gives token {wrong}, but the model embeds 0 to {rows - 1}; "
+                "they do not belong together: set model.tokenizer to the model's own"
+            )
 
 
 def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Pretrained:
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
+        check_name("model.name", self.name)
         templates.check(self.template, "model.template")
         if self.missing_state not in MISSING_STATE:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
@@ -70,7 +72,7 @@ class Pretrained:
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
-        return _identity(*self._locate())
+        return self._identity(*self._locate())
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, classifier: bool = False
@@ -84,22 +86,25 @@ class Pretrained:
         """
         import torch
 
-        from tdaexp.models.hub import classes_of, load_tokenizer, load_weights
-        from tdaexp.models.loaded import LoadedModel, check_vocabulary, freeze, moved
+        from tdaexp.models.hub import check_causal, classes_of, load_tokenizer, load_weights
+        from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary, freeze, moved
         from tdaexp.models.source import check_folder
 
         weights, words = self._locate()
         if weights.folder:
             check_folder(weights.folder)
-        tokenizer = load_tokenizer(words, self.trust_remote_code)
         classes, kind = classes_of(weights, self.trust_remote_code) if classifier else None, dtype or torch.float32
+        if classes is None:
+            check_causal(weights, self.trust_remote_code)
+        tokenizer = load_tokenizer(words, self.trust_remote_code)
         model = load_weights(
             weights, kind, self.trust_remote_code, self.attn_implementation, device, classifier=classes is not None
         )
         check_vocabulary(model, tokenizer, weights.name)
+        check_finite(model, weights.name)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        identity = _identity(weights, words)
+        identity = self._identity(weights, words)
         return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes)
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -107,16 +112,20 @@ class Pretrained:
 
         Errors (UserError): neither a folder nor a `shape`.
         """
-        from tdaexp.models.empty import folder_config, stated_config
+        from tdaexp.models.empty import folder_config
         from tdaexp.models.hub import load_tokenizer
-        from tdaexp.models.source import locate
+        from tdaexp.models.source import locate, refuse_adapter
+        from tdaexp.models.stated import stated_config
 
+        refuse_adapter(Path(self.pretrained).expanduser())
         folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
+        # the config first: a folder of another kind of model may have no tokenizer that can be read
+        config = folder_config(folder, self.trust_remote_code) if folder.is_dir() else None
         tokenizer = None
         if words.is_dir():
             tokenizer = load_tokenizer(locate(str(words), None, "model.tokenizer"), self.trust_remote_code)
-        if folder.is_dir():
-            return folder_config(folder), tokenizer
+        if config is not None:
+            return config, tokenizer
         if not self.shape:
             raise UserError(
                 f"model.shape: a plan downloads nothing, so the sizes of {self.pretrained} must be stated, as in "
@@ -152,11 +161,18 @@ class Pretrained:
         weights = locate(self.pretrained, self.revision, "model.pretrained")
         return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
 
+    def _identity(self, weights: Source, words: Source) -> str:
+        """Of what is read, and how: whose code computes, and in which attention."""
+        from tdaexp.runtime.code import code_identity
+        from tdaexp.runtime.fingerprint import fingerprint
 
-def _identity(weights: Source, words: Source) -> str:
-    from tdaexp.runtime.fingerprint import fingerprint
+        how = [self.trust_remote_code, self.attn_implementation]
+        return fingerprint(code_identity(Pretrained), weights.identity, words.identity, how)
 
-    return fingerprint(weights.identity, words.identity)
+
+def trusts(model: Any) -> bool:
+    """Whether the config of a model lets Python code run that comes with it; models from scratch have none."""
+    return bool(getattr(model, "trust_remote_code", False))
 
 
 def model_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
 from tdaexp.models.pretrained import Pretrained
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.models.stated import checked_config
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.hub import from_config
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from tdaexp.models.loaded import LoadedModel
-
-WHERE = "model.config"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Scratch:
 
     def __post_init__(self) -> None:
         """Refuse a context that holds no prediction."""
+        check_name("model.name", self.name)
         if self.context < 2:
             raise UserError(f"model.context={self.context}: must be at least 2 tokens")
         templates.check(self.template, "model.template")
@@ -76,12 +78,15 @@ class Scratch:
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
         """Architecture and tokenizer (trained on `texts` where there are no weights yet): what a plan needs."""
+        from tdaexp.models.size import count_parameters
         from tdaexp.models.tokenizer import train_tokenizer
 
         if self.pretrained is not None:
             return Pretrained(self.pretrained).planned(texts)
         tokenizer = train_tokenizer(texts, self.vocab_size)
-        return _model_config(self.architecture, self.config, tokenizer, self.context), tokenizer
+        config = _model_config(self.architecture, self.config, tokenizer, self.context)
+        count_parameters(config)
+        return config, tokenizer
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training
@@ -112,69 +117,29 @@ def build_model(
     from transformers import AutoModelForCausalLM
 
     from tdaexp.models.loaded import quiet_transformers
+    from tdaexp.models.size import check_trainable
 
     config = _model_config(architecture, values, tokenizer, context)
+    check_trainable(config, "model.config")
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        with torch.no_grad():  # some bad combinations of sizes show only in a forward pass: let it be this one
-            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
-        return model
-    except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{WHERE}: {architecture} cannot be built from these values: {_line(error)}") from error
+            model: PreTrainedModel = from_config(
+                AutoModelForCausalLM, config, trust_remote_code=False, dtype=torch.float32
+            )
+    except (ValueError, RuntimeError, TypeError) as error:  # of what draws the weights
+        raise UserError(f"model.config: {architecture} cannot be built from these values: {error}") from error
+    return model.eval()
 
 
 def _model_config(
     architecture: str, values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int
 ) -> PretrainedConfig:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from tdaexp.models.loaded import quiet_transformers
-
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise unknown("architecture", architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "model.architecture")
-    with quiet_transformers():
-        default = AutoConfig.for_model(architecture)
-    _check_keys(values, default)
-    settings = {
-        **_without_dropout(default),
-        **values,
+    """The config that the values state for this tokenizer: one of which a model can be built."""
+    ours = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if hasattr(default, "max_position_embeddings"):
-        settings["max_position_embeddings"] = context
-    try:
-        with quiet_transformers():
-            return AutoConfig.for_model(architecture, **settings)
-    except Exception as error:  # transformers validates types and combinations with classes of its own
-        raise UserError(f"{WHERE}: {_line(error)}") from error
-
-
-def _check_keys(values: dict[str, Any], default: PretrainedConfig) -> None:
-    """Transformers takes any key without a word: refuse unknown ones, those set elsewhere, and dropout."""
-    keys = set(default.to_dict()) | set(default.attribute_map)
-    elsewhere = {"vocab_size": "model.vocab_size", "max_position_embeddings": "model.context"}
-    elsewhere |= {default.attribute_map.get(key, key): ours for key, ours in elsewhere.items()}
-    for key, value in values.items():
-        if key in elsewhere:
-            raise UserError(f"{WHERE}.{key}: set {elsewhere[key]} instead")
-        if key not in keys:
-            raise unknown("key", key, keys, WHERE)
-        if key in _without_dropout(default) and value:
-            raise UserError(f"{WHERE}.{key}={value}: dropout is always off here, leave the key out")
-
-
-def _without_dropout(default: PretrainedConfig) -> dict[str, float]:
-    """Every dropout rate of an architecture, set to zero: an explained model is a deterministic function."""
-    names = [key for key in default.to_dict() if key.endswith(("dropout", "_pdrop"))]
-    return {key: 0.0 for key in names if isinstance(getattr(default, key), float)}
-
-
-def _line(error: Exception) -> str:
-    """A many-line message as one line."""
-    return " ".join(str(error).split())
+    return checked_config(architecture, values, ours, context=context)

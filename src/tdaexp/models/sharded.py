@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tdaexp.models.layers import layout
-from tdaexp.models.loaded import head, one_text_a_row
+from tdaexp.models import forward
+from tdaexp.models.loaded import head
 from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import free_memory, out_of_memory
@@ -41,18 +41,8 @@ def in_step(model: nn.Module, work: Callable[[], T]) -> T:
 
 def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
     """Logits [B, L, V] of tokens [B, T] at the positions [B, L] only; of a sharded model, within `in_step`."""
-    own = _sharded[model].logits if model in _sharded else partial(_logits, model)
+    own = _sharded[model].logits if model in _sharded else partial(forward.logits_at, model)
     return own(tokens, positions)
-
-
-def _logits(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
-    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if "pos_embed" in layout(model.config.model_type).values():  # each example brings its own, for their gradients
-        arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    with one_text_a_row():
-        hidden = model.base_model(**arguments).last_hidden_state
-    chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))
-    return head(model)(chosen)
 
 
 def units_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -88,7 +78,7 @@ class Sharded:
             if unit is embedding:
                 whole.set_unshard_in_backward(False)  # a lookup's gradient does not need the table
         self.model = cast(Any, model)
-        self.model.logits_at = partial(_logits, model)
+        self.model.logits_at = partial(forward.logits_at, model)
         register_fsdp_forward_method(model, "logits_at")
         self.logits: Callable[..., Tensor] = self.model.logits_at
         self._order: list[Any] = []
@@ -97,6 +87,9 @@ class Sharded:
 
     def open(self) -> None:
         """Make the first pass, to see what it gathers; every process of the run must call it at the same time."""
+        forward.runs_whole(self.model, self.logits)
+        self.model.reshard()
+        self._made.clear()
         self._idle()
         self._order = list(self._made)
         self._passes = lockstep.join(lambda: self._complete(self._idle))

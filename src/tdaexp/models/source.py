@@ -6,8 +6,10 @@ The network is touched only when a config names a hub id.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import errors as hub_errors
@@ -17,12 +19,18 @@ from safetensors import SafetensorError, safe_open
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.seal import SEAL, require
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-# What decides the function that a folder computes, and its tokens; notes and curves beside it do not.
-CONTENT = ("config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "chat_template*", *WEIGHTS)
 TRAINED = "training.json"  # beside the weights that a training of this program left
+ADAPTER = "adapter_config.json"
+# Whatever lies in a model's folder may decide its function or its texts (weights, adapter, generation config,
+# tokenizer, chat template, code of its own), but for these: notes for people, curves, and states of a training.
+NOTES = (
+    *("*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.pdf", "*.log", ".*", "events.out.*", TRAINED, SEAL),
+    *("optimizer.*", "scheduler.pt", "rng_state*.pth", "trainer_state.json", "training_args.bin"),
+)
 
 REFUSALS = (
     (hub_errors.GatedRepoError, "the repository is gated; accept its terms on its page, then run `hf auth login`"),
@@ -35,7 +43,10 @@ REFUSALS = (
         hub_errors.LocalEntryNotFoundError,
         "the hub cannot be reached and the model is not in the local cache; set WHERE=FOLDER",
     ),
-    (hub_errors.EntryNotFoundError, "the repository has no config.json; it is not a transformers model"),
+    (
+        hub_errors.EntryNotFoundError,
+        "the repository has no config.json; it is not a transformers model (an adapter alone? merge it with its base)",
+    ),
 )  # the first that fits counts: some are kinds of others
 
 
@@ -52,22 +63,34 @@ class Source:
 def locate(name: str, revision: str | None, where: str) -> Source:
     """Resolve a folder or hub id, named by config key `where`, to something that can be loaded.
 
-    A folder's identity is the hash of its weights, config and tokenizer files; that of a hub id is the id
-    and the commit to which the revision points today.
+    A folder's identity is that of its content (`content`); that of a hub id is the id and the commit to which the
+    revision points today.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"{where}={name} is a folder and has no revision; leave model.revision unset")
-        files = sorted({file for pattern in CONTENT for file in folder.glob(pattern)})
-        identity = fingerprint([[file.name, file_fingerprint(file)] for file in files])
-        return Source(str(folder), None, identity, folder)
+        return Source(str(folder), None, content(folder), folder)
     if folder.is_file():
         raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the spelling")
     commit = _resolve_commit(name, revision, where)
     return Source(name, commit, f"{name}@{commit}", None)
+
+
+def content(folder: Path) -> str:
+    """Digest of all files that may decide what a model's folder computes, with their names.
+
+    Folders in it count, unless they are models of their own (checkpoints of the same training, say).
+    """
+    files: list[Path] = []
+    for at, inside, names in os.walk(folder):
+        place = Path(at)
+        own = [one for one in inside if not one.startswith((".", "__")) and not (place / one / "config.json").exists()]
+        inside[:] = sorted(own)
+        files += [place / one for one in sorted(names) if not any(fnmatch(one, note) for note in NOTES)]
+    return fingerprint([[file.relative_to(folder).as_posix(), file_fingerprint(file)] for file in files])
 
 
 def _resolve_commit(name: str, revision: str | None, where: str) -> str:
@@ -85,6 +108,7 @@ def _resolve_commit(name: str, revision: str | None, where: str) -> str:
 def check_folder(folder: Path) -> None:
     """Refuse a folder without readable config or weights, with a missing shard or a truncated safetensors file."""
     config = folder / "config.json"
+    refuse_adapter(folder)
     if not config.is_file():
         raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")
     try:
@@ -99,6 +123,8 @@ def check_folder(folder: Path) -> None:
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); {mend(folder)}")
+    if (folder / SEAL).is_file():
+        require(folder, f"run again, or delete {folder / SEAL} alone if you changed that file yourself")
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model*.bin); {mend(folder)}")
@@ -109,6 +135,25 @@ def check_folder(folder: Path) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: truncated or corrupt ({error}); {mend(folder)}") from error
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter: what would be loaded from it is its base, or a mixture that has no names."""
+    note = folder / ADAPTER
+    if note.is_file():
+        raise UserError(adapter_refusal(str(folder), note))
+
+
+def adapter_refusal(name: str, note: Path) -> str:
+    """Why the model of that name, which has the adapter that a note describes, is refused."""
+    try:
+        base = str(json.loads(note.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base")
+    except (OSError, ValueError, AttributeError):
+        base = "its base"
+    return (
+        f"{name}: holds an adapter ({ADAPTER}, to {base}), and adapters cannot be explained yet; merge the two (peft: "
+        f"merge_and_unload, then save_pretrained) and name that folder; for the base alone name one without {ADAPTER}"
+    )
 
 
 def mend(folder: Path | None, otherwise: str = "fetch the model again") -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class TaskModel(ABC):
 
     def __post_init__(self) -> None:
         """Refuse an unknown activation."""
+        check_name("model.name", self.name)
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS, "model.activation")
 
@@ -80,13 +82,19 @@ class TaskComponents:
 def task_components(module: nn.Module) -> TaskComponents:
     """Every parameter's component: the path of the layer that owns it, all normalisation layers being `norms`.
 
+    One that several layers own counts once, with the first of them.
+
     Task models name their layers as components are named everywhere: `embed`, `layers.0.attn.q`, `conv1`, `lm_head`.
     """
     members: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
+    seen: set[int] = set()
     for path, layer in module.named_modules():
         component = "norms" if _is_norm(layer) else path
         for name, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
             members.setdefault(component, []).append(f"{path}.{name}" if path else name)
             sizes[component] = sizes.get(component, 0) + parameter.numel()
     return TaskComponents(members, sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -13,6 +13,8 @@ from tdaexp.runtime.errors import UserError
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 3  # every byte, and the three special tokens
+LONGEST_WORD = 1_000  # characters of a word that the vocabulary is learnt from
+LARGEST_VOCABULARY = 1_000_000  # the library takes memory for all of it beforehand, and aborts where there is none
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -25,6 +27,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         raise UserError(
             f"model.vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}: 256 bytes and 3 special tokens"
         )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"model.vocab_size={vocab_size}: must be at most {LARGEST_VOCABULARY}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         min_frequency=2,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     start = (
         BOS,
         tokenizer.token_to_id(BOS),
@@ -48,6 +52,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text; one with a word of more than `LONGEST_WORD` characters in pieces, as training takes their square."""
+    if len(text) <= LONGEST_WORD or max(map(len, text.split()), default=0) <= LONGEST_WORD:
+        yield text
+        return
+    for start in range(0, len(text), LONGEST_WORD):
+        yield text[start : start + LONGEST_WORD]
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

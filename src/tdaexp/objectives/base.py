@@ -87,6 +87,10 @@ class Reach:
 class Objective(ABC, Generic[E]):
     """What the model is asked of its examples. Instances hold no data and no model."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """What has to be found out about a model before hooks or derivatives are about."""
+        return
+
     def check(self, examples: E, members: Sequence[int], what: str) -> None:
         """Refuse examples without a loss; `what` says which list they are in."""
         return
@@ -121,7 +125,7 @@ class Objective(ABC, Generic[E]):
         """The most labels that one of the examples has."""
         return 1
 
-    def real(self, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def real(self, model: nn.Module, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Which positions count where there is loss, [B, L] bool, and below, [B, T] bool; None where all do."""
         return None, None
 

@@ -2,7 +2,8 @@
 
 Batches are padded on the right and attention is causal: no real position sees the padding, so no attention mask is
 passed (which lets fused attention kernels run), and padding carries no loss. Logits are computed only at the positions
-that predict a token with loss, and nothing behind an example's last one is run.
+that predict a token with loss, where that gives the model's own numbers (`models.forward`), and nothing behind an
+example's last one is run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.data.examples import Batch, Examples, collate
+from tdaexp.models.forward import hidden_states, runs_whole
 from tdaexp.models.sharded import logits_at
 from tdaexp.objectives.base import Inputs, Objective, Reach, check_layer, check_reduction
 from tdaexp.runtime.errors import UserError
@@ -30,6 +32,10 @@ class NextToken(Objective[Examples]):
 
     pad_id: int = 0
 
+    def prepare(self, model: nn.Module) -> None:
+        """Whether logits at chosen positions alone are the model's own (`models.forward`)."""
+        runs_whole(model)
+
     def check(self, examples: Examples, members: Sequence[int], what: str) -> None:
         """Refuse texts without any token to predict."""
         check_losses([examples[index] for index in members], what)
@@ -39,11 +45,11 @@ class NextToken(Objective[Examples]):
         return examples.lengths
 
     def reach(self, model: nn.Module, examples: Examples) -> Reach:
-        """Up to the last predicting position, and all predicting ones."""
+        """Up to the last predicting position, and all predicting ones; of a model that runs whole all below, too."""
         predicted = [np.flatnonzero(one.loss_mask[1:]) + 1 for one in examples]
-        return Reach(
-            np.array([one[-1] for one in predicted], dtype=np.int64), np.array([len(one) for one in predicted])
-        )
+        below = np.array([one[-1] for one in predicted], dtype=np.int64)
+        whole = runs_whole(model)
+        return Reach(below, below if whole else np.array([len(one) for one in predicted]))
 
     def batch(self, examples: Examples, members: Sequence[int], reduction: str = "mean") -> Inputs:
         """Tokens up to the last one that predicts."""
@@ -63,18 +69,22 @@ class NextToken(Objective[Examples]):
         backbone: Any = model
         check_layer(layer, backbone.config.num_hidden_layers)
         batch = collate([examples[index] for index in members], self.pad_id).to(backbone.device)
-        output = backbone.base_model(batch.tokens, attention_mask=batch.attention, output_hidden_states=True)
-        return output.hidden_states[layer], batch.attention.bool()
+        return hidden_states(backbone, batch.tokens, batch.attention)[layer], batch.attention.bool()
 
     def label_width(self, examples: Examples) -> int:
         """The most predicted tokens of a text."""
         return max(int(example.loss_mask[1:].sum()) for example in examples)
 
-    def real(self, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def real(self, model: nn.Module, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Padding counts nowhere, and below the head nothing behind an example's last predicting position."""
         assert inputs.positions is not None
         counted, last = inputs.weights.numpy() > 0, inputs.positions.numpy().max(1)
         reached = np.arange(last.max() + 1)[None] <= last[:, None]
+        if runs_whole(model):
+            places, counted = inputs.positions.numpy(), counted.copy()
+            rows = np.nonzero(counted)
+            counted = np.zeros_like(reached)  # its head runs at every position
+            counted[rows[0], places[rows]] = True
         return None if counted.all() else counted, None if reached.all() else reached
 
 

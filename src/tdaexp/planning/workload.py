@@ -172,8 +172,9 @@ def _before(config: Any, work: Workload, sets: Sets) -> list[StageCost]:
 
 
 def _training(name: str, fit: Any, work: Workload, sizes: Sizes) -> StageCost:
-    runs = fit.steps * min(fit.batch_size, len(sizes))
-    activations = training_bytes(work.model, min(fit.batch_size, len(sizes)), int(sizes.tokens.max()), work.mode)
+    batch = fit.batch_size if fit.batches == "stream" else min(fit.batch_size, len(sizes))
+    runs = fit.steps * batch
+    activations = training_bytes(work.model, batch, int(sizes.tokens.max()), work.mode)
     parameters = 4.0 * work.every.total
     return StageCost(
         name,

@@ -21,13 +21,14 @@ from tdaexp.data.records import Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.components import component_map
 from tdaexp.models.generate import generated_queries
-from tdaexp.models.loaded import LoadedModel
-from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.loaded import LoadedModel, check_tokens
+from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.successor import check_successor
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.progress import doing
 from tdaexp.training.history import SavedCheckpoints
 from tdaexp.training.trained import Tokenisation, trained
 
@@ -40,6 +41,7 @@ def load_model(config: Any, records: list[Record], always_train: bool = False) -
 
     One that is to be sharded stays in main memory.
     """
+    doing("loading the model")
     if not (config.model.needs_training or always_train):
         return config.model.load(_place(config), resolve_dtype(config.trainer.precision))
     return _trained(config, config.model, records, config.trainer.fit)
@@ -51,7 +53,7 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     `first` is the model before it. Errors (UserError): the named model is no successor of it.
     """
     if config.model.finetuned is not None:
-        named = Pretrained(config.model.finetuned, template=first.template)
+        named = Pretrained(config.model.finetuned, template=first.template, trust_remote_code=trusts(config.model))
         loaded = named.load(*_where(config), classifier=True)
         check_successor(first, loaded, config.model.finetuned)
         return dataclasses.replace(loaded, max_length=min(first.max_length, loaded.max_length))
@@ -60,7 +62,13 @@ def load_successor(config: Any, records: list[Record], first: LoadedModel) -> Lo
     # what a model was trained from lies in a folder, or on the hub under the configured name
     folder = Path(str(first.model.name_or_path))
     start = (
-        Pretrained(str(folder), name=config.model.name, template=first.template, max_length=first.max_length)
+        Pretrained(
+            str(folder),
+            name=config.model.name,
+            template=first.template,
+            max_length=first.max_length,
+            trust_remote_code=trusts(config.model),
+        )
         if folder.is_dir()
         else dataclasses.replace(config.model, template=first.template, max_length=first.max_length)
     )
@@ -98,6 +106,7 @@ def build_problem(config: Any, corpus: Corpus, loaded: LoadedModel, successor: L
         cache=Path(config.cache_dir),
         seed=config.seed,
         finetuned=second,
+        truth_known=np.array([bool(record.truth) for record in records]),
     )
 
 
@@ -178,8 +187,11 @@ def _tokens(
     config: Any, records: list[Record], loaded: LoadedModel, classes: tuple[str, ...] | None = None
 ) -> Examples:
     if classes is not None:
-        return tokenise_classes(records, loaded.tokenizer, classes, min(config.dataset.max_length, loaded.max_length))
-    return tokenise(
+        longest = min(config.dataset.max_length, loaded.max_length)
+        examples = tokenise_classes(records, loaded.tokenizer, classes, longest)
+        check_tokens(loaded.model, examples, classes=True)
+        return examples
+    examples = tokenise(
         records,
         loaded.tokenizer,
         template=text_template(config),
@@ -187,6 +199,8 @@ def _tokens(
         loss_on=config.dataset.loss_on,
         append_eos=config.dataset.append_eos,
     )
+    check_tokens(loaded.model, examples)
+    return examples
 
 
 def text_template(config: Any) -> str:

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.page import Picture, page
+from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
+from tdaexp.runtime.progress import doing
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def write_findings(
     """
     logger = logger or RunLogger()
     write_json(folder / "metrics.json", findings.metrics)
+    doing("writing figures, tables and the page")
     for name, table in findings.tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"{name}.csv", frame_csv(table))
         logger.log_table(name, table)
     pictures = draw(folder, findings.drawings)
     write_text(folder / "report.html", findings_page(findings, pictures, stores))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tdaexp.report.wandb_places import within
+from tdaexp.runtime.csvs import csv_line, frame_csv
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import write_text
 from tdaexp.runtime.fingerprint import git_commit
 
 if TYPE_CHECKING:
@@ -50,13 +52,12 @@ class CsvLogger(RunLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one line per metric; the step is empty for final values."""
         with (self.folder / "log.csv").open("a", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerows(("" if step is None else step, name, value) for name, value in metrics.items())
+            stream.writelines(csv_line(("" if step is None else step, name, value)) for name, value in metrics.items())
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Write the table next to the log."""
         (self.folder / "tables").mkdir(exist_ok=True)
-        table.to_csv(self.folder / "tables" / f"{name}.csv", index=False)
+        write_text(self.folder / "tables" / f"{name}.csv", frame_csv(table))
 
 
 class WandbLogger(RunLogger):
@@ -103,7 +104,7 @@ def open_logger(
         name: name of the run.
     """
     if settings.kind == "wandb":
-        with _wandb(settings, folder, config, settings.group or group, name) as logger:
+        with within(folder, settings.mode != "online"), _wandb(settings, folder, config, group, name) as logger:
             yield logger
     else:
         yield CsvLogger(folder) if settings.kind == "csv" else RunLogger()
@@ -122,7 +123,7 @@ def _wandb(
             mode=settings.mode,  # type: ignore[arg-type]
             project=settings.project,
             entity=settings.entity,
-            group=group,
+            group=settings.group or group,
             tags=list(settings.tags),
             name=name,
             config={**config, "git_commit": git_commit()},

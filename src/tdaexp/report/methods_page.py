@@ -12,7 +12,7 @@ from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
 from tdaexp.report.summary import findings
-from tdaexp.report.tables import columns_of, costs, headings, number, rows_of
+from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
 from tdaexp.report.texts import Query
 
 
@@ -22,9 +22,10 @@ def methods_page(
     studies: dict[str, ComponentStudy],
     pictures: list[Picture],
     queries: dict[str, list[Query]],
+    told: list[str],
     settings: MetricSettings,
 ) -> str:
-    """Render the report."""
+    """Render the report; `queries` are shown with the scores of the methods `told`."""
     heading, cost_rows = costs(table)
     return page(
         "report.html",
@@ -38,8 +39,11 @@ def methods_page(
         sets=list(studies),
         components=_components(studies),
         queries=queries,
+        told=told,
+        sourced=any(query.hits for items in queries.values() for query in items),
+        apart=bool((table["section"] > 0).any()),
         shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
-        totals=table.groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
+        totals=table[table["section"] == 0].groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,
         settings=settings,
@@ -49,9 +53,9 @@ def methods_page(
 
 def _tables(table: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
-    for name in dict.fromkeys(table["query_set"]):
-        rows = rows_of(table, name)
-        found.append({"name": name, "rows": rows, "columns": columns_of(rows)})
+    for name, section in parts_of(table):
+        rows = rows_of(table, name, section)
+        found.append({"name": title(table, name, section), "rows": rows, "columns": columns_of(rows)})
     return found
 
 

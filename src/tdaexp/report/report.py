@@ -9,12 +9,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from tdaexp.metrics import selection
+from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
 from tdaexp.metrics.judge import flat_metrics
 from tdaexp.metrics.proximity import flat_proximity
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
-from tdaexp.metrics.stores import same_study
+from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
@@ -22,7 +23,9 @@ from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts, shown_queries, top_texts
+from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
+from tdaexp.runtime.progress import doing
 
 
 def write_report(
@@ -42,6 +45,7 @@ def write_report(
     near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
     """
     logger = logger or RunLogger()
+    doing("judging the scores")
     reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
@@ -54,22 +58,45 @@ def write_report(
         metrics |= {prefix + key: value for key, value in own.items()}
     if near is not None:
         metrics |= flat_proximity(near)
-        write_text(folder / "proximity.csv", near.to_csv(index=False))
+        write_text(folder / "proximity.csv", frame_csv(near))
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "table.csv", table.to_csv(index=False))
+    write_text(folder / "table.csv", frame_csv(table))
     if studies:
-        write_text(folder / "components.csv", component_table(studies).to_csv(index=False))
-    pictures = _draw(folder, studies, table, near) if settings.plots else []
+        write_text(folder / "components.csv", frame_csv(component_table(studies)))
+    doing("drawing figures")
+    pictures = _draw(folder, studies, _drawn(table, datasets, reference), near) if settings.plots else []
     first = next(iter(datasets.values()))
-    told = {label: dataset for label, dataset in datasets.items() if same_study(dataset, first)}
+    told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
+    doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, settings))
+    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
+    doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]
         logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
     print_table(table)
     return metrics
+
+
+def _beside(dataset: xr.Dataset, first: xr.Dataset) -> bool:
+    """Whether a store's scores may stand beside the first one's: on the same pairs, of its queries or of some."""
+    if not same_study(dataset, first):
+        return False
+    mine, theirs = by_query_set(dataset), by_query_set(first)
+    return all(
+        name not in theirs or same_pairs(part, theirs[name]) or same_pairs(theirs[name], part)
+        for name, part in mine.items()
+    )
+
+
+def _drawn(table: pd.DataFrame, datasets: dict[str, xr.Dataset], reference: xr.Dataset | None) -> pd.DataFrame:
+    """The rows for the figures: of each query set the section that the reference stands in, or the first."""
+    label = next((label for label, dataset in datasets.items() if dataset is reference), None)
+    mine = table[table["method"] == label].set_index("query_set")["section"].to_dict()
+    drawn = table[table["section"] == table["query_set"].map(lambda name: mine.get(name, 0))]
+    drawn.attrs |= table.attrs
+    return drawn
 
 
 def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
@@ -84,7 +111,7 @@ def _draw(
     figures: list[tuple[str, str, Figure]] = []
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
-        figures.append(("accuracies", caption, curve_plots.accuracies(table)))
+        figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))
     if studies:
         figures += _study_figures(studies, table)
     figures += _influence_figures(table, near)

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tdaexp.report.tables import number, with_interval
+from tdaexp.report.tables import number, part_of, parts_of, sources, with_interval
 
 TONES = {"+": "good", "−": "bad", "≈": "open", "": "open"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One query set's result: `headline`, `details` (sentences), `tone` (good, bad or open: against BM25)."""
+    """One part's result: `query_set` its name, `queries` its number of queries in words, `headline`, `details`
+    (sentences), `tone` (good, bad or open: against BM25).
+    """
 
     query_set: str
-    queries: int
+    queries: str
     headline: str
     details: list[str]
     tone: str
@@ -24,15 +26,19 @@ class Finding:
 
 def findings(table: pd.DataFrame) -> list[Finding]:
     """Sum up a comparison. Methods are ranked by accuracy on queries that they were not selected on."""
-    return [_finding(name, part) for name, part in table.groupby("query_set", sort=False)]
+    return [_finding(name, part_of(table, name, section)) for name, section in parts_of(table)]
 
 
 def _finding(name: str, table: pd.DataFrame) -> Finding:
-    queries = int(table["queries"].max())
+    queries, sourced = int(table["queries"].max()), int(table["with_truth"].max())
+    told = f"{queries} queries{sources(sourced, queries)}"
+    differs = table["differs"].iloc[0]
+    apart = [f"Ranked apart, nothing here compares with the other tables: {differs}."] if differs else []
     judged = table[(table["control"] == "") & table["heldout"].notna()]
     methods = judged[judged["queries"] == queries] if (judged["queries"] == queries).any() else judged
     if methods.empty:
-        return Finding(name, queries, "No accuracy: no query has a known source, or no method was run.", [], "open")
+        reason = "no method was run" if sourced else "no query's source is known"
+        return Finding(name, told, f"No accuracy: {reason}.", apart, "open")
     best = methods.loc[methods["heldout"].idxmax()]
     accuracy = with_interval(best["heldout"], best["heldout_low"], best["heldout_high"])
     equals = methods[methods["heldout"] == best["heldout"]]["method"].tolist()
@@ -45,8 +51,9 @@ def _finding(name: str, table: pd.DataFrame) -> Finding:
         _against_bm25(best, table),
         _claimed(best),
         _against_chance(best, table),
+        *apart,
     ]
-    return Finding(name, queries, headline, [text for text in details if text], TONES[best["vs_bm25"]])
+    return Finding(name, told, headline, [text for text in details if text], TONES[best["vs_bm25"]])
 
 
 def _rivals(best: pd.Series, methods: pd.DataFrame) -> str:

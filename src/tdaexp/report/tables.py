@@ -30,20 +30,33 @@ PLAIN_WIDTH = 140
 STAGES = ("overhead", "gradients", "scoring")
 
 
-def rows_of(table: pd.DataFrame, query_set: str) -> list[dict[str, str]]:
-    """The cells of one query set by column name (`HEADINGS`), best accuracy first, controls last.
+def parts_of(table: pd.DataFrame) -> list[tuple[str, int]]:
+    """Query sets and sections: the parts of a comparison in which rows may be ranked together."""
+    keys = zip(table["query_set"], table["section"], strict=True)
+    order = {name: place for place, name in enumerate(dict.fromkeys(table["query_set"]))}
+    return sorted(dict.fromkeys((str(name), int(number)) for name, number in keys), key=lambda k: (order[k[0]], k[1]))
+
+
+def part_of(table: pd.DataFrame, query_set: str, section: int = 0) -> pd.DataFrame:
+    """The rows of one part."""
+    return table[(table["query_set"] == query_set) & (table["section"] == section)]
+
+
+def rows_of(table: pd.DataFrame, query_set: str, section: int = 0) -> list[dict[str, str]]:
+    """The cells of one part by column name (`HEADINGS`), best accuracy first, then methods that answer some of the
+    queries only, controls last.
 
     With a named reference the best is the one that ranks most like it.
 
     The column `heldout` is the accuracy on queries that were not used for selecting; `accuracy` is filled
     only for methods that selected on the queries.
     """
-    mine = table.join(times(table))
-    mine = mine[mine["query_set"] == query_set]
+    mine = part_of(table.join(times(table)), query_set, section)
     is_control = mine["control"] != ""
     best = "rank_correlation" if table.attrs.get("reference") else "heldout"
-    mine = mine.assign(last=is_control).sort_values(["last", best], ascending=[True, False], kind="stable")
     asked = mine["queries"].max()  # a method may answer some of the queries only: then it says how many
+    mine = mine.assign(last=is_control, some=mine["queries"] < asked)
+    mine = mine.sort_values(["last", "some", best], ascending=[True, True, False], kind="stable")
     counts = ["" if one == asked or math.isnan(one) else f"{one:.0f}" for one in mine["queries"]]
     return [_cells(line) | {"queries": count} for (_, line), count in zip(mine.iterrows(), counts, strict=True)]
 
@@ -64,27 +77,36 @@ def headings(table: pd.DataFrame) -> dict[str, str]:
     return named
 
 
-def titles(table: pd.DataFrame) -> dict[str, str]:
-    """A title per query set: its name, its number of queries, and how many of them the model answers by itself."""
-    found = {}
-    for name, part in table.groupby("query_set", sort=False):
-        answered = part["answered"].dropna()
-        told = f", {percent(answered.iloc[0])} answered by the model itself" if len(answered) else ""
-        found[str(name)] = f"{name} ({int(part['queries'].max())} queries{told})"
-    return found
+def title(table: pd.DataFrame, query_set: str, section: int = 0) -> str:
+    """Title of a part: its name, its number of queries, of how many the source is known if not of all, how many the
+    model answers by itself, and what differs from the query set's first part.
+    """
+    part = part_of(table, query_set, section)
+    queries, answered = int(part["queries"].max()), part["answered"].dropna()
+    told = f"{queries} queries{sources(int(part['with_truth'].max()), queries)}"
+    told += f", {percent(answered.iloc[0])} answered by the model itself" if len(answered) else ""
+    differs = part["differs"].iloc[0]
+    return f"{query_set} ({told})" + (f", apart from the others: {differs}" if differs else "")
+
+
+def sources(known: int, queries: int) -> str:
+    """Of how many queries the source is known; nothing where it is of all."""
+    if known == queries:
+        return ""
+    return f", the source known of {known}" if known else ", no source known"
 
 
 def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison, one table per query set; wide enough where there is no terminal.
+    """Print the comparison, one table for each part; wide enough where there is no terminal.
 
     With a named reference the columns are those of ranking and cost, else those of retrieval.
     """
     console = console or Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    for name in dict.fromkeys(table["query_set"]):
-        rows = rows_of(table, name)
-        shown = Table(title=titles(table)[name], title_justify="left", header_style="bold", box=SIMPLE)
+    for name, section in parts_of(table):
+        rows = rows_of(table, name, section)
+        shown = Table(title=title(table, name, section), title_justify="left", header_style="bold", box=SIMPLE)
         hidden = RETRIEVAL if table.attrs.get("reference") else RANKING
         columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:

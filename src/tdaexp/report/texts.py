@@ -32,7 +32,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Query:
-    """A query with the candidates that any method has among its best; `hits`: has it a source first?"""
+    """A query with the candidates that any method has among its best; `hits`: has it a source first? Empty where its
+    sources are not known.
+    """
 
     id: str
     text: str
@@ -52,15 +54,18 @@ def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict
     for name, part in by_query_set(first).items():
         columns = {label: aligned(part, dataset, scores[label]) for label, dataset in datasets.items()}
         truth = part["truth"].values
-        hits = {label: retrieval.accuracy(values, truth) > 0 for label, values in columns.items()}
+        hits = np.stack([retrieval.accuracy(values, truth) > 0 for values in columns.values()], axis=1)
+        known = influence.truth_known(part)
         rows = range(min(SHOWN, len(part["query"])))
-        found[name] = [_query(part, name, row, columns, hits, texts, k, shaded) for row in rows]
+        found[name] = [
+            _query(part, name, row, columns, hits[row].tolist() if known[row] else [], texts, k, shaded) for row in rows
+        ]
     return found
 
 
 def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataFrame:
-    """The k best training examples of every query, one row each: for loggers."""
-    scores = influence.scores(dataset).values
+    """The k best training examples of every query, one row each: for loggers. `source` is None where none is known."""
+    scores, known = influence.scores(dataset).values, influence.truth_known(dataset)
     best = influence.top(scores, k)
     rows = []
     for row, (group, query) in enumerate(zip(dataset["query_set"].values, dataset["query"].values, strict=True)):
@@ -75,7 +80,7 @@ def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataF
                     "rank": rank,
                     "train": train,
                     "score": scores[row, column],
-                    "source": bool(dataset["truth"].values[row, column]),
+                    "source": bool(dataset["truth"].values[row, column]) if known[row] else None,
                     "train_text": texts["train"].get(train, train),
                 }
             )
@@ -87,7 +92,7 @@ def _query(
     name: str,
     row: int,
     columns: dict[str, np.ndarray],
-    hits: dict[str, np.ndarray],
+    hits: list[bool],
     texts: Texts,
     k: int,
     shaded: dict[tuple[str, str, str], list[Shaded]],
@@ -114,7 +119,7 @@ def _query(
         for column in wanted
         if train[column]
     ]
-    return Query(query, _query_text(texts, name, query), [bool(hit[row]) for hit in hits.values()], candidates)
+    return Query(query, _query_text(texts, name, query), hits, candidates)
 
 
 def _query_text(texts: Texts, group: str, query: str) -> str:

@@ -15,12 +15,13 @@ import zarr
 from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.async_writer import Behind
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, locked
+from tdaexp.runtime.files import atomic_path, locked, writing
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
 
 log = logging.getLogger(__name__)
 NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
+NOT_ITS = 1  # stands for the checksum of an array that a block did not write
 
 
 class BlockStore:
@@ -52,7 +53,7 @@ class BlockStore:
         default those of the smallest block. Blocks that share rows write different arrays.
         """
         self.path, self.blocks = path, blocks
-        with locked(path):
+        with contextlib.nullcontext() if path.exists() else locked(path):
             if not path.exists():
                 with atomic_path(path) as temporary:
                     self._create(temporary, arrays, blocks, compressed, rows)
@@ -60,8 +61,11 @@ class BlockStore:
             self.group = cast(Any, zarr.open_group(path, mode="r+"))
             stored = {name: self.group[name].shape for name in arrays}
             self.done = self.group["done"]
+            if self.group.attrs.get("layout") != _layout(path):
+                raise ValueError("the checksum of its layout is wrong")
         except Exception as error:
-            raise UserError(f"{path}: damaged cache ({error}); delete this folder and run again") from error
+            said = " ".join(str(error).split())  # it may quote what a changed byte made of a line
+            raise UserError(f"{path}: damaged cache ({said}); delete this folder and run again") from error
         self._start = _own_time()
         self._done = 0
         self._behind: Behind | None = None
@@ -89,6 +93,7 @@ class BlockStore:
         group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
         shape = (len(blocks), len(arrays))  # one for each array that the block wrote
         group.create_array("checksum", shape=shape, dtype="uint64", chunks=(1, len(arrays)), fill_value=0)
+        group.attrs["layout"] = _layout(path)
 
     @contextlib.contextmanager
     def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
@@ -128,17 +133,35 @@ class BlockStore:
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not done or not intact, in order."""
-        damaged = [int(k) for k in np.flatnonzero(self.done[:]) if not self._intact(int(k))]
+        done, damaged = self.flags(), []
+        for block in np.flatnonzero(done != 0):
+            if done[block] < 0 or not self._intact(int(block)):
+                damaged.append(int(block))
         if damaged:
             log.warning("%s: %d blocks are damaged and will be computed again", self.path, len(damaged))
-            self.done[damaged] = False
-        return [int(k) for k in np.flatnonzero(~self.done[:])]
+            with writing(self.path):
+                for number in damaged:
+                    self.done[number] = False
+        return sorted([*np.flatnonzero(done == 0).tolist(), *damaged])
+
+    def flags(self) -> np.ndarray:
+        """Which blocks are done [B]: 1, or 0, or -1 where that cannot be read."""
+        found = np.zeros(len(self.blocks), dtype=np.int8)
+        try:
+            found[:] = self.done[:]
+        except Exception:  # whatever a codec makes of a damaged chunk
+            for number in range(len(found)):
+                try:
+                    found[number] = self.done[number]
+                except Exception:
+                    found[number] = -1
+        return found
 
     def _intact(self, block: int) -> bool:
         """Whether a block reads as it was written."""
         try:
             written = zip(self._arrays().values(), self.group["checksum"][block], strict=True)
-            return all(_checksum(array[self.blocks[block]]) == known for array, known in written if known)
+            return all(_checksum(array[self.blocks[block]]) == known for array, known in written if known != NOT_ITS)
         except Exception:  # whatever a codec makes of a truncated chunk
             return False
 
@@ -181,15 +204,21 @@ class BlockStore:
         return seconds
 
     def _write(self, block: int, values: dict[str, np.ndarray]) -> None:
-        with self._alone_in(block):
+        with self._alone_in(block), writing(self.path):
             for name, value in values.items():
-                self.group[name][self.blocks[block]] = value
-        sums = [_checksum(values[name]) if name in values else 0 for name in self._arrays()]
-        self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
+                try:
+                    self.group[name][self.blocks[block]] = value
+                except (ValueError, RuntimeError) as error:  # a damaged chunk that the block shares with others
+                    raise UserError(
+                        f"{self.path}: damaged cache ({error}); delete this folder and run again"
+                    ) from error
+            sums = [_checksum(values[name]) if name in values else NOT_ITS for name in self._arrays()]
+            self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
 
     def _finish(self, block: int, seconds: float) -> None:
-        self.group["seconds"][block] = seconds
-        self.done[block] = True
+        with writing(self.path):
+            self.group["seconds"][block] = seconds
+            self.done[block] = True
 
     def _alone_in(self, block: int) -> contextlib.AbstractContextManager[None]:
         """A lock against other processes, where the block shares a file with its neighbour."""
@@ -208,7 +237,7 @@ class BlockStore:
             values = {name: np.asarray(array[self.blocks[block]]) for name, array in self._arrays().items()}
             known = self.group["checksum"][block]
             written = zip(values.values(), known, strict=True)
-            intact = all(_checksum(value) == total for value, total in written if total)
+            intact = all(_checksum(value) == total for value, total in written if total != NOT_ITS)
             return values if intact and self.done[block] else None
         except Exception:  # whatever a codec makes of a truncated chunk
             return None
@@ -226,7 +255,14 @@ def _own_time() -> float:
 
 
 def _checksum(values: np.ndarray) -> int:
-    return int(fingerprint(values), 16) or 1  # 0 stands for an array that a block did not write
+    return max(int(fingerprint(values), 16), NOT_ITS + 1)
+
+
+def _layout(path: Path) -> str:
+    """Digest of what zarr knows of each array: it is written once, and decides how the arrays are read."""
+    return fingerprint(
+        [[file.parent.name, file.read_text(encoding="utf-8")] for file in sorted(path.glob("*/zarr.json"))]
+    )
 
 
 def stored_seconds(path: Path) -> float:
@@ -238,4 +274,8 @@ def stored_seconds(path: Path) -> float:
         return 0.0
     if not (path / "zarr.json").exists():  # a folder of stores
         return sum(stored_seconds(one) for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
-    return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())
+    try:
+        return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())
+    except Exception as error:  # whatever a codec makes of a damaged chunk; what was computed does not depend on it
+        log.warning("%s: how long it took cannot be read (%s)", path, error)
+        return 0.0

@@ -1,4 +1,8 @@
-"""Files and folders that appear complete or not at all, and a cache of them keyed by fingerprint."""
+"""Files and folders that appear complete or not at all, and a cache of them keyed by fingerprint.
+
+Where nothing can be written, nobody can write meanwhile: what is there is read without a lock. Whatever must be written
+there is refused in one line.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,31 @@ from typing import Any
 
 from filelock import FileLock
 
+from tdaexp.runtime.errors import UserError
+
+CHECKPOINTS = "checkpoints.json"
+"""What a training leaves in its run folder: a list of the folders that hold its weights."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UserError where the block cannot write to `path` or beside it; the error of a full disk learns `path`."""
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(path.parent)
+        above = error.filename is not None and path.is_relative_to(os.fsdecode(error.filename))
+        if error.errno in (*NOT_WRITABLE, *NO_FOLDER) and (ours or above):
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); mend that, or name a folder that can (cache_dir=FOLDER "
+                "for what is kept between runs, hydra.run.dir=FOLDER for a run's results)"
+            ) from error
+        if error.errno in NO_SPACE:
+            vars(error).setdefault("place", path)
+        raise
 
 
 @contextlib.contextmanager
@@ -23,16 +51,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Works for files and for folders. A full disk leaves `path` as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process's number: two machines with one file system may give the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if path.is_dir():
+                remove(path)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,33 +77,63 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an inter-process lock named after `path`, so that two jobs of a sweep do not build it twice."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an inter-process lock named after `path`, so that two jobs of a sweep do not build it twice.
+
+    Without a lock where nothing can be written. Errors: `filelock.Timeout` where another holds it and `wait` is not.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(lock_of(path), timeout=-1 if wait else 0))
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                with writing(path):
+                    raise
         yield
+
+
+def lock_of(path: Path) -> Path:
+    """The file by which `path` is locked."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def cached_folder(path: Path, build: Callable[[Path], None]) -> Path:
     """Return the folder `path`, calling `build(temporary)` to fill it when it does not exist yet.
 
-    The folder's name is expected to carry the fingerprint of all that its content depends on.
+    The folder's name is expected to carry the fingerprint of all that its content depends on. It is sealed
+    (`runtime.seal`): whoever reads it can tell that it was damaged.
     """
+    from tdaexp.runtime.seal import seal
+
+    if path.exists():  # complete, since it appears at once
+        return path
     with locked(path):
         if not path.exists():
             for left in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed
-                _remove(left)
+                remove(left)
             with atomic_path(path) as temporary:
                 temporary.mkdir()
                 build(temporary)
+                seal(temporary)
     return path
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def full_place(error: BaseException | None) -> Path | None:
+    """What was being written when an error came up, where that is known."""
+    while error is not None:
+        if place := vars(error).get("place"):
+            return Path(place)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def disk_full(error: BaseException | None) -> bool:

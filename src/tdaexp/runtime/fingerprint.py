@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tdaexp.runtime import digests
+
 WATCHING = ("resume", "logger", "cache_dir", "plan")
 """Root keys of a configuration that change where and how a run is watched, not what it computes."""
-
-CACHE_VERSION = 1
-"""Part of the name of whatever the cache keeps. Raise it when a change in this program changes the content."""
 
 PACKAGES = ("tdaexp", "torch", "transformers", "lightning", "numpy", "xarray", "zarr", "traker")
 
@@ -37,15 +36,11 @@ def deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Hash a file's bytes, or a folder's files with their relative names."""
-    digest = hashlib.blake2b(digest_size=8)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    """Digest of a file's bytes, or of a folder's files with their relative names."""
+    if path.is_file():
+        return digests.digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return fingerprint([[file.relative_to(path).as_posix(), digests.digest(file)] for file in files])
 
 
 def provenance() -> dict[str, Any]:

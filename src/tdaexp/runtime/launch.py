@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import sys
 import time
@@ -12,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tdaexp.runtime import ranks, stop
+from tdaexp.runtime import ranks, stop, surroundings
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.heartbeat import watch_each_other
+from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.silence import elsewhere, never_silent
+from tdaexp.runtime.surroundings import from_outside, number
 
 log = logging.getLogger(__name__)
-STOPPED = 143  # 128 + SIGTERM, as a shell counts it
 CPU_PROCESSES = 2
+PROCESS_BYTES = 0.25e9  # of a process that has imported what it needs and holds nothing yet
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,6 @@ class Team:
     nodes: int = 1
 
 
-def from_outside() -> str | None:
-    """What started this process as one of several: `torchrun` or `srun`; None where this program is to start them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
-        return "srun"
-    return None
-
-
-def outer_rank() -> int:
-    """Number of this process among those that were started from outside."""
-    return int(os.environ.get({"torchrun": "RANK", "srun": "SLURM_PROCID"}.get(from_outside() or "", ""), "0"))
-
-
 def run_together(team: Team, identity: dict[str, Any], work: Callable[..., Any], *arguments: Any) -> Any:
     """Call `work(*arguments)` in every process, as `ranks.current()`; returns what process 0 returns.
 
@@ -55,15 +43,17 @@ def run_together(team: Team, identity: dict[str, Any], work: Callable[..., Any],
     devices that are not there, and processes that differ; any UserError of `work`; `Stopped`; `Lost` when a process
     ended before its time or failed.
     """
+    surroundings.check()
     outside = from_outside()
     fabric = _fabric(team, outside)
     if outside:
         fabric.launch()
         return _member(fabric, identity, work, arguments)
+    stop.check()
     errors = multiprocessing.get_context("spawn").SimpleQueue()
     log.info("%d processes", fabric.world_size)
     try:
-        with quiet("torch.multiprocessing.spawn"):
+        with quiet("torch.multiprocessing.spawn"), elsewhere():
             return fabric.launch(_started, errors, pickle.dumps((identity, work, arguments)))
     except Exception as error:
         from torch.multiprocessing.spawn import ProcessException
@@ -83,7 +73,11 @@ def _fabric(team: Team, outside: str | None) -> Any:
     present = torch.cuda.device_count() if team.accelerator == "cuda" else devices
     if devices > present:
         raise UserError(f"trainer.devices={devices}: this machine has {present} CUDA devices")
-    return open_fabric(team.accelerator, devices, nodes, outside)
+    refuse_beyond(devices * PROCESS_BYTES, f"trainer.devices={devices}", "start fewer processes")
+    try:
+        return open_fabric(team.accelerator, devices, nodes, outside)
+    except (RuntimeError, ValueError, KeyError) as error:  # what Lightning says of the variables of srun
+        raise UserError(f"trainer.devices={devices} under {outside}: {' '.join(str(error).split())}") from error
 
 
 def _size(team: Team, outside: str | None) -> tuple[int, int]:
@@ -99,9 +93,9 @@ def _size(team: Team, outside: str | None) -> tuple[int, int]:
         every = torch.cuda.device_count() if team.accelerator == "cuda" else CPU_PROCESSES
         return team.devices or every, 1
     keys = ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if outside == "torchrun" else ("SLURM_NTASKS", "SLURM_NTASKS")
-    local, world = (int(os.environ.get(key, "1")) for key in keys)
+    local, world = (number(key, 1, 1) for key in keys)
     if outside == "srun":
-        local = world // int(os.environ.get("SLURM_NNODES", "1"))
+        local = max(1, world // number("SLURM_NNODES", 1, 1))
     if team.devices and (team.devices, team.nodes) != (local, world // local):
         raise UserError(
             f"trainer.devices={team.devices} trainer.nodes={team.nodes}: but {outside} started {world} processes, "
@@ -125,12 +119,12 @@ def _ranks(fabric: Any) -> ranks.Ranks:
 def check_same(identity: dict[str, Any]) -> None:
     """Refuse processes whose plain, nested `identity` differ. Errors (UserError): the first key that does."""
     everyone = [_flat(one) for one in ranks.gathered(identity)]
-    for number, other in enumerate(everyone):
+    for place, other in enumerate(everyone):
         for key in {**everyone[0], **other}:
             ours, theirs = everyone[0].get(key), other.get(key)
             if ours != theirs:
                 raise UserError(
-                    f"{key}: is {ours!r} in process 0 and {theirs!r} in process {number}; start all processes of a "
+                    f"{key}: is {ours!r} in process 0 and {theirs!r} in process {place}; start all processes of a "
                     "run with the same command, files and packages"
                 )
 
@@ -147,11 +141,11 @@ def _started(fabric: Any, errors: Any, parcel: bytes) -> Any:
 
     `parcel` holds the arguments pickled, because Fabric looks into what it is given and refuses frozen dataclasses.
     """
-    with stop.on_sigterm():
+    with stop.heard(), never_silent():
         try:
             return _member(fabric, *pickle.loads(parcel))
-        except KeyboardInterrupt:
-            sys.exit(STOPPED)
+        except KeyboardInterrupt as error:
+            sys.exit(stop.exit_code(error))
         except BaseException as error:
             known = isinstance(error, (UserError, stop.Lost))
             if not known:
@@ -171,9 +165,12 @@ def _told(errors: Any, ended: Any, world: int) -> BaseException:
     if found and found[0][2] is not stop.Lost:
         _, rank, kind, text = found[0]
         return UserError(text) if kind is UserError else stop.Lost(f"process {rank} of {world}: {text}")
-    if code == STOPPED:
-        return stop.Stopped("stopped by SIGTERM")
+    if (stopped := stop.Stopped.of(code)) is not None:
+        return stopped
     last = str(ended).strip().splitlines()[-1:]  # of a traceback, where it failed outside of `_started`
+    mistake = f"{UserError.__module__}.{UserError.__qualname__}: "
+    if last and last[0].startswith(mistake):
+        return UserError(last[0].removeprefix(mistake))
     how = getattr(ended, "signal_name", None) or (f"exit code {code}" if code is not None else "".join(last))
     return stop.Lost(
         f"process {ended.error_index} of {world} ended before its time ({how}) and the others were stopped; what is "

@@ -54,6 +54,6 @@ def _agreed(wanted: int | None) -> int:
         wishes[1 + wanted] = 1
     ranks.together(wishes, leave=False)
     if wishes[0]:
-        stop.request(stop.Stopped("stopped by SIGTERM"))
+        stop.request(stop.Stopped())
     found = wishes[1:].nonzero()
     return int(found[0]) if len(found) else -1

@@ -1,19 +1,21 @@
-"""Progress for people: a bar on a terminal, one plain line a minute elsewhere. Process 0 alone shows it."""
+"""Progress for people: a bar on a terminal, plain lines elsewhere. Process 0 alone shows it."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tdaexp.runtime import ranks, stop
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60.0
+SECONDS_TO_FIRST = 10.0
 
 
 @dataclass
@@ -26,6 +28,13 @@ class Place:
 
 
 place = Place()
+bars: list[Any] = []
+"""Bars that stand on the terminal."""
+
+
+def doing(description: str) -> None:
+    """Tell what this process is at from here on, where it is nothing that can be counted."""
+    place.description, place.done, place.total = description, 0, 0
 
 
 def track(
@@ -33,8 +42,10 @@ def track(
 ) -> Iterator[T]:
     """Yield `items` while showing how far they are; `done` of `total` count as finished before the first.
 
-    On a terminal it draws a bar with rate and time left; elsewhere it logs one line a minute and one at the end. An
-    item counts as `each`, where other processes do as many beside. A `stoppable` run may end after any item.
+    On a terminal it draws a bar with rate and time left; elsewhere it logs a line after ten
+    seconds, then one a minute and one at the end. An
+    item counts as `each`, where other processes do as many beside. A run that
+    is asked to end finishes a `stoppable` item first.
     """
     watched = _watched(items, description, total, done, each, stoppable)
     if not ranks.current().first:
@@ -49,9 +60,10 @@ def _watched(items: Iterable[T], description: str, total: int, done: int, each: 
     """Keep `place` up to date, and end the run here if it is to end."""
     place.description, place.done, place.total = description, done, total
     for item in items:
-        yield item
-        place.description, place.total = description, total
-        place.done = done = min(total, done + each)
+        with stop.finishing() if stoppable else contextlib.nullcontext():
+            yield item
+            place.description, place.total = description, total
+            place.done = done = min(total, done + each)
         if stoppable:
             stop.check()
 
@@ -70,24 +82,28 @@ def _bar(items: Iterable[T], description: str, total: int, done: int, each: int)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="")
         start, count = time.monotonic(), done
-        for item in items:
-            yield item
-            count = min(total, count + each)
-            progress.update(task, completed=count, rate=rate(count - done, time.monotonic() - start))
+        bars.append(task)
+        try:
+            for item in items:
+                yield item
+                count = min(total, count + each)
+                progress.update(task, completed=count, rate=rate(count - done, time.monotonic() - start))
+        finally:
+            bars.remove(task)
 
 
 def _lines(items: Iterable[T], description: str, total: int, done: int, each: int) -> Iterator[T]:
-    start = last = time.monotonic()
-    count = done
+    start = time.monotonic()
+    count, due = done, start + SECONDS_TO_FIRST
     for item in items:
         yield item
         count = min(total, count + each)
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
+        if now >= due:
             left = (now - start) / max(1, count - done) * (total - count)
             speed = rate(count - done, now - start)
             log.info("%s: %d of %d, %s, about %.0f s left", description, count, total, speed, left)
-            last = now
+            due = now + SECONDS_BETWEEN_LINES
     log.info("%s: %d of %d in %.1f s", description, count, total, time.monotonic() - start)
 
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Let the loggers of `libraries` pass errors only, for a while."""
+def quiet(*libraries: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let the loggers of `libraries` pass errors only (or what is above `level`), for a while."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

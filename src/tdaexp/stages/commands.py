@@ -20,6 +20,7 @@ import yaml
 from tdaexp import influence
 from tdaexp.analyses.base import Evidence
 from tdaexp.data.records import Corpus
+from tdaexp.methods.base import check_truth
 from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.external import read_scores
@@ -43,8 +44,11 @@ from tdaexp.report.shading import tokens_json
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json, write_text
+from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.runtime.progress import doing
+from tdaexp.runtime.reading import parse_json, read_text
+from tdaexp.stages.cached import look_after
 from tdaexp.stages.paths import decompose, train_recorded
 from tdaexp.stages.tasks import score_task
 from tdaexp.training.task import check_pair
@@ -57,15 +61,19 @@ def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
     if check_pair(config.model, config.dataset) or config.trainer.fit.record:
         return train_recorded(config, folder, logger)
+    doing("reading the data")
     if not config.model.needs_training:
         log.info("model.pretrained is set: training goes on from those weights")
     loaded = load_model(config, config.dataset.train_records(), always_train=True)
     metrics = _told(loaded, "train", logger)
     successor = load_successor(config, config.dataset.finetune_records(), loaded)
+    left = [loaded]
     if successor is not None and config.model.finetuned is None:
         metrics |= _told(successor, "finetune", logger)
+        left.append(successor)
     if not ranks.current().first:
         return {}
+    write_json(folder / CHECKPOINTS, [str(one.model.name_or_path) for one in left])
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics
@@ -98,7 +106,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     near = None
     if config.products is not None:
         start = time.monotonic()
-        dataset = config.method.from_products(read_products(Path(config.products)))
+        dataset = config.method.from_products(read_products(Path(config.products), config.query_set))
         dataset.attrs["study"] = file_fingerprint(Path(config.products))
         cost, texts = {"scoring": time.monotonic() - start}, None
     else:
@@ -111,6 +119,7 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
     dataset.attrs |= {"method": config.method.name, "label": label, "config": deciding(own)}
     dataset.attrs |= provenance()
+    doing("writing the store")
     influence.save(dataset, folder / "influence.zarr")
     if "train_share" in dataset:
         write_text(folder / "tokens.json", tokens_json(dataset))
@@ -121,6 +130,9 @@ def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
 
 def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
+    if config.cache is not None:
+        return look_after(Path(config.cache_dir), config.cache)
+    doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
@@ -154,7 +166,10 @@ def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
 def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
     """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
     clock = Clock()
+    doing("reading the data")
     corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+    for name, records in corpus.queries.items():
+        check_truth(config.method, [name] * len(records), [bool(record.truth) for record in records])
     if ranks.current().first:
         tell_plan(config, corpus)
     loaded, successor, corpus = _models(config, corpus, clock)
@@ -175,6 +190,7 @@ def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, 
     cost = study.split_cost(clock.seconds)
     near = None
     if successor is not None and ranks.current().first:
+        doing("the model's own answers")
         answers = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
         answered = dict(zip(study.queries.ids, answers, strict=True))
         dataset["answered"] = ("query", np.array([answered[query] for query in dataset["query"].values]))
@@ -204,4 +220,7 @@ def _models(config: Any, corpus: Corpus, clock: Clock) -> tuple[LoadedModel, Loa
 def _beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = parse_json(read_text(file), str(file)) if file.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: damaged; delete it, or run attribute.py again")
+    return found

@@ -23,7 +23,7 @@ from tdaexp.report.loggers import RunLogger
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import resolve_device
-from tdaexp.runtime.files import write_json
+from tdaexp.runtime.files import CHECKPOINTS, write_json
 from tdaexp.runtime.fingerprint import deciding, fingerprint, provenance
 from tdaexp.training.task import check_pair
 
@@ -42,6 +42,7 @@ def train_recorded(config: Any, folder: Path, logger: RunLogger) -> dict[str, fl
     metrics = {"train/steps": float(entry["step"]), **measures}
     log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     log.info("checkpoint: %s", task.folder)
+    write_json(folder / CHECKPOINTS, [str(task.folder)])
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics

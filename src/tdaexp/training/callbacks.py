@@ -13,9 +13,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
-from tdaexp.runtime import ranks
+from tdaexp.runtime import ranks, seal
 from tdaexp.runtime.files import atomic_path
-from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES
+from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST, bars, doing, place
 from tdaexp.training.checkpoints import prune, resume_path, save_hub
 from tdaexp.training.module import CausalTraining
 from tdaexp.training.optimizer_state import save_state
@@ -46,6 +46,7 @@ class Checkpoints(Callback):
                 if self.module.settings.keep == "state":
                     parameters = dict(self.module.model.named_parameters())
                     save_state(temporary, parameters, trainer.optimizers[0], self.module.settings, step)
+                seal.seal(temporary)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))
         if first:
             prune(self.folder / "resume")
@@ -68,7 +69,7 @@ class OwnSigterm(Callback):
 
 
 class Progress(Callback):
-    """A bar with the loss and the time left on a terminal; elsewhere one plain line a minute, and one at the end."""
+    """A bar with the loss and the time left on a terminal; elsewhere plain lines, and one at the end."""
 
     def __init__(self, module: CausalTraining) -> None:
         self.module, self.steps = module, module.settings.steps
@@ -77,21 +78,25 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and the bar at the step where this run begins."""
         self.first = trainer.global_step
-        self.start = self.last = time.monotonic()
+        doing("training")
+        self.start = time.monotonic()
+        self.due = self.start + SECONDS_TO_FIRST
         if sys.stderr.isatty() and ranks.current().first:
             self.bar = _bar()
             self.bar.start()
+            bars.append(self.bar)
             self.task = self.bar.add_task("training", total=self.steps, completed=self.first, loss="")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Advance the bar, or write a line when a minute has passed."""
         step, loss, now = trainer.global_step, self.module.losses[-1], time.monotonic()
+        place.description, place.done, place.total = "training", step, self.steps
         if self.bar is not None:
             self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
-        elif now - self.last >= SECONDS_BETWEEN_LINES:
+        elif now >= self.due:
             left = (now - self.start) / (step - self.first) * (self.steps - step)
             log.info("training: step %d of %d, loss %.3f, about %.0f s left", step, self.steps, loss, left)
-            self.last = now
+            self.due = now + SECONDS_BETWEEN_LINES
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar; say how long it took."""
@@ -106,6 +111,7 @@ class Progress(Callback):
     def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+            bars.remove(self.bar)
             self.bar = None
 
 

@@ -12,7 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.runtime.files import atomic_path
+from tdaexp.runtime.files import atomic_path, write_text
+from tdaexp.runtime.fingerprint import file_fingerprint
 
 log = logging.getLogger(__name__)
 KEPT_TO_RESUME = 2  # the newest, and the one before in case the newest is damaged
@@ -24,10 +25,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one checkpoint atomically."""
-        path = Path(path)
+        save(checkpoint, Path(path))
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a state to resume from atomically, with its digest beside it."""
+    with atomic_path(path) as temporary:
         # A file object, because torch.save on a path hides the reason when the disk is full.
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        with temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
+        write_text(_digest_of(path), file_fingerprint(temporary))
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_suffix(".digest")
 
 
 def resume_path(folder: Path, step: int) -> Path:
@@ -39,6 +50,8 @@ def newest_readable(folder: Path) -> Path | None:
     """Return the newest checkpoint that can be read; damaged ones are logged, deleted and passed over."""
     for path in _by_step(folder):
         try:
+            if file_fingerprint(path) != _digest_of(path).read_text(encoding="utf-8"):
+                raise ValueError("its checksum is wrong")
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a file that is cut short
             log.warning("%s is damaged (%s); falling back to an earlier checkpoint", path, type(error).__name__)
@@ -52,6 +65,7 @@ def prune(folder: Path) -> None:
     """Delete all but the newest checkpoints."""
     for path in _by_step(folder)[KEPT_TO_RESUME:]:
         path.unlink()
+        _digest_of(path).unlink(missing_ok=True)
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -10,12 +10,10 @@ Cost: one forward and one backward pass of `batch_size` examples per step, the w
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,16 +26,18 @@ from lightning.pytorch.strategies import DDPStrategy
 from tdaexp.data.examples import Examples
 from tdaexp.models.loaded import LoadedModel, freeze
 from tdaexp.runtime import ranks, stop
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fabric import environment
 from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
-from tdaexp.runtime.launch import from_outside
-from tdaexp.runtime.quiet import quiet
+from tdaexp.runtime.surroundings import from_outside
 from tdaexp.training.callbacks import Checkpoints, OwnSigterm, Progress
 from tdaexp.training.checkpoints import AtomicCheckpointIO, newest_readable, save_hub
+from tdaexp.training.habits import global_torch_state, interrupts, quiet_lightning
 from tdaexp.training.module import CausalTraining
+from tdaexp.training.room import check_step
 from tdaexp.training.settings import FitSettings
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,10 @@ LIGHTNING_PRECISION = {"float32": "32-true", "float64": "64-true", "bfloat16": "
 
 
 def fit_fingerprint(start: LoadedModel, examples: Examples, settings: FitSettings, *, seed: int, precision: str) -> str:
-    """Identity of the trained weights: start, examples in order, deciding settings, seed and precision."""
-    return fingerprint(start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision)
+    """Identity of the trained weights: this code, start, examples in order, deciding settings, seed and precision."""
+    return fingerprint(
+        code_identity(fit), start.fingerprint, examples.fingerprint(), settings.deciding(), seed, precision
+    )
 
 
 def fit(
@@ -69,7 +71,7 @@ def fit(
     _check_examples(examples)
     identity = fit_fingerprint(start, examples, settings, seed=seed, precision=precision)
     first, result = ranks.current().first, folder / "model"
-    with ranks.locked_for_all(folder / "fit"):
+    with stop.finishing(), ranks.locked_for_all(folder / "fit"):
         if first:
             _claim(folder, {"fingerprint": identity, "seed": seed, "precision": precision, **asdict(settings)})
         if not ranks.from_first(result.exists()):
@@ -120,6 +122,7 @@ def _train(
     if settings.steps == 0:
         return []
     device = torch.device(device)
+    check_step(start, examples, settings, device)
     pad = start.tokenizer.pad_token_id
     start.model.requires_grad_(True)
     module = CausalTraining(start.model, examples, settings, seed=seed, pad_id=0 if pad is None else int(pad))
@@ -127,7 +130,7 @@ def _train(
     checkpoint = ranks.from_first(newest_readable(folder / "resume") if me.first else None)
     if checkpoint:
         log.info("training: going on from %s", checkpoint)
-    with _quiet_lightning(), _global_torch_state():
+    with quiet_lightning(), global_torch_state():
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             **_placed(device),
@@ -144,10 +147,11 @@ def _train(
             callbacks=[Checkpoints(module, folder, start.tokenizer), Progress(module), OwnSigterm()],
             plugins=[AtomicCheckpointIO(), environment(from_outside() if me.world > 1 else None)],
         )
-        trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)
+        with interrupts():
+            trainer.fit(module, train_dataloaders=_Ticks(), ckpt_path=checkpoint, weights_only=True)
     if module.ending:
         stop.check()
-        raise stop.Stopped("stopped with another process")
+        raise stop.Stopped()
     freeze(start.model)
     if not all(torch.isfinite(parameter).all() for parameter in start.model.parameters()):
         raise UserError("training: the last step left weights that are not finite; lower trainer.fit.lr")
@@ -176,22 +180,3 @@ def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, 
         write_json(temporary / "training.json", curve)
 
     cached_folder(result, build)
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hold back Lightning's tips and its warnings about loaders and workers that this loop does not have."""
-    with quiet("lightning", "lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        yield
-
-
-@contextlib.contextmanager
-def _global_torch_state() -> Iterator[None]:
-    """Restore what Lightning's deterministic mode and precision plugins change for the whole process."""
-    deterministic, dtype = torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_default_dtype(dtype)

@@ -16,6 +16,8 @@ from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.problem import Moment
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.hub import runs_own_code
 from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
 from tdaexp.training.trajectory import Trajectory
 
@@ -39,7 +41,9 @@ class SavedCheckpoints:
             if str(step) not in known:
                 raise unknown("step", str(step), known, "method.steps")
         chosen = [one for one in found if steps is None or one.step in steps]
-        return [Moment(one.step, one.rate, partial(self._load, one)) for one in chosen]
+        return [
+            Moment(one.step, one.rate, self._named(one).start_fingerprint(), partial(self._load, one)) for one in chosen
+        ]
 
     def _kept(self) -> list[Checkpoint]:
         folder = Path(str(self.loaded.model.name_or_path))
@@ -58,10 +62,16 @@ class SavedCheckpoints:
             )
         return kept
 
+    def _named(self, checkpoint: Checkpoint) -> Pretrained:
+        loaded = self.loaded
+        own = runs_own_code(loaded.model)
+        return Pretrained(
+            str(checkpoint.folder), template=loaded.template, max_length=loaded.max_length, trust_remote_code=own
+        )
+
     def _load(self, checkpoint: Checkpoint) -> nn.Module:
         """A checkpoint's weights, where and in which type the explained model is."""
-        named = Pretrained(str(checkpoint.folder), template=self.loaded.template, max_length=self.loaded.max_length)
-        return named.load(self.device, self.dtype).model
+        return self._named(checkpoint).load(self.device, self.dtype).model
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,9 @@ class RecordedSteps:
 
     def _moment(self, part: list[int]) -> Moment:
         middle = part[len(part) // 2]
-        return Moment(middle, sum(self.trajectory.lr(step) for step in part), partial(self._at, middle))
+        rate = sum(self.trajectory.lr(step) for step in part)
+        identity = fingerprint(self.trajectory.settings.identity, middle)
+        return Moment(middle, rate, identity, partial(self._at, middle))
 
     def _at(self, step: int) -> nn.Module:
         """A copy of the model with the weights before a step."""

@@ -22,14 +22,14 @@ from tdaexp.models.completion_task import CompletionTask, as_tensors
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch
 from tdaexp.models.task import TaskComponents
-from tdaexp.runtime import ranks
+from tdaexp.runtime import cache, ranks, seal
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.recorded import finished, fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.task import TrainedTask
 from tdaexp.training.trained import Tokenisation
 
-RECIPE = 1  # raise it when a change in this program changes the weights that the same settings give
 WATCHED = 64  # examples of each part whose loss is looked at on the way
 
 
@@ -105,13 +105,15 @@ def trained_language(
     examples = tokenise([*train, *asked], start.tokenizer, **keywords)
     tensors = as_tensors(examples, max(example.length for example in examples))
     corpus = TensorCorpus(tensors.select(range(len(train))), tensors.select(range(len(train), len(tensors))), 2)
-    identity = fingerprint(RECIPE, model.start_fingerprint(), start.fingerprint)
-    key = fingerprint(identity, corpus.train.fingerprint(), settings.deciding(), seed)
-    folder = cache_dir / "models" / f"{model.name}-{key}-record{settings.record}"
+    identity = fingerprint(code_identity(type(model)), model.start_fingerprint(), start.fingerprint)
+    parts, name = (identity, corpus.train.fingerprint(), settings.deciding(), seed), f"{model.name}-{{}}"
+    by = [trained_language, type(model)]
+    folder = cache.entry(cache_dir, "models", *parts, by=by, name=f"{name}-record{settings.record}")
     module = CompletionTask(start.model).to(device)
     result = folder / "model"
     if not ranks.from_first(finished(folder, settings)):
         fit_recorded(Completions(module, corpus), settings, folder=folder, seed=seed, identity=identity)
+    seal.require(result)
     module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
     sets = tuple(name for name, records in queries.items() for _ in records)
     return TrainedLanguage(corpus, module.requires_grad_(False), folder, sets)

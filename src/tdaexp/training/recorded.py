@@ -24,15 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdaexp.runtime import ranks, stop
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path, cached_folder, write_json
+from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
+from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.progress import track
 from tdaexp.training.batches import step_batch
-from tdaexp.training.checkpoints import newest_readable, prune, resume_path
+from tdaexp.training.checkpoints import newest_readable, prune, resume_path, save
 from tdaexp.training.optimisers import build_optimizer, learning_rate
 from tdaexp.training.problem import Problem, check_deterministic
 from tdaexp.training.recorder import Recorder, plan
+from tdaexp.training.room import INDEX_BYTES
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
 
@@ -63,14 +66,13 @@ class Run:
         self.ending = bool(wish)
         if end:  # process 0 has saved everything
             stop.check()
-            raise stop.Stopped("stopped with another process")
+            raise stop.Stopped()
         return loss
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint atomically and delete old ones."""
         state = {"step": self.step, "curves": self.curves, "optimizer": self.optimizer.state_dict()}
-        with atomic_path(resume_path(folder, self.step)) as temporary, temporary.open("wb") as stream:
-            torch.save({**state, "parameters": self.parameters}, stream)
+        save({**state, "parameters": self.parameters}, resume_path(folder, self.step))
         prune(folder)
 
     def load(self, path: Path) -> None:
@@ -92,9 +94,9 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
     clipping, a trajectory that does not fit the disk, a loss that is not finite.
     """
     _check(problem, settings)
-    whole = fingerprint(identity, problem.fingerprint, settings.deciding(), seed)
+    whole = fingerprint(code_identity(fit_recorded), identity, problem.fingerprint, settings.deciding(), seed)
     result = folder / "model"
-    with ranks.locked_for_all(folder / "fit"):
+    with stop.finishing(), ranks.locked_for_all(folder / "fit"):
         first = ranks.current().first
         if not ranks.from_first(finished(folder, settings)):
             if first and result.exists():
@@ -120,6 +122,10 @@ def finished(folder: Path, settings: FitSettings) -> bool:
 
 def _check(problem: Problem, settings: FitSettings) -> None:
     check_deterministic(problem.module, training=True)
+    if settings.batches == "stream":
+        refuse_beyond(
+            INDEX_BYTES * float(settings.batch_size), f"trainer.fit.batch_size={settings.batch_size}", "lower it"
+        )
     if settings.clip:
         raise UserError(
             f"trainer.fit.clip={settings.clip:g}: clipping makes an example's weight depend on its batch, so that a "

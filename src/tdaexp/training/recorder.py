@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import write_json
 from tdaexp.training.optimisers import decays
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Layout
@@ -54,7 +53,7 @@ class Recorder:
         self._rows: dict[int, dict[str, np.ndarray]] = {}
         self.layout = _as_begun(folder, layout)
         _check_disk(folder, self.layout)
-        write_json(folder / "note.json", asdict(self.layout))
+        seal.write_note(folder / "note.json", asdict(self.layout))
         self._states, self._batches = self.layout.open(folder)
 
     @property
@@ -121,7 +120,7 @@ def _as_begun(folder: Path, layout: Layout) -> Layout:
     if not note.exists():
         return layout
     try:
-        begun = Layout(**json.loads(note.read_text(encoding="utf-8")))
+        begun = Layout(**seal.read_note(note))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
     if replace(begun, rows=layout.rows) != layout:

@@ -12,15 +12,14 @@ from safetensors.torch import load_file
 
 from tdaexp.data.tensors import TensorCorpus, TensorDataset
 from tdaexp.models.task import TaskComponents, TaskModel, task_components
-from tdaexp.runtime import ranks
+from tdaexp.runtime import cache, ranks, seal
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import finished, fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
-
-RECIPE = 1  # raise it when a change in this program changes the weights that the same settings give
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +62,15 @@ def trained_task(
     device: torch.device | str = "cpu",
 ) -> TrainedTask:
     """Train `model` on `corpus.train`, or load the result; killed and called again, the training goes on."""
-    identity = fingerprint(RECIPE, model.start_fingerprint(), corpus.classes)
-    key = fingerprint(identity, corpus.train.fingerprint(), corpus.test.fingerprint(), settings.deciding(), seed)
-    every = f"-record{settings.record}" if settings.record else ""
-    folder = cache_dir / "models" / f"{model.name}-{key}{every}"
+    identity = fingerprint(code_identity(type(model)), model.start_fingerprint(), corpus.classes)
+    parts = (identity, corpus.train.fingerprint(), corpus.test.fingerprint(), settings.deciding(), seed)
+    name = f"{model.name}-{{}}" + (f"-record{settings.record}" if settings.record else "")
+    folder = cache.entry(cache_dir, "models", *parts, by=[trained_task, type(model)], name=name)
     module = model.build(corpus).to(device)
     result = folder / "model"
     if not ranks.from_first(finished(folder, settings)):
         fit_recorded(Classification(module, corpus), settings, folder=folder, seed=seed, identity=identity)
+    seal.require(result)
     module.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
     return TrainedTask(corpus, module.requires_grad_(False), folder)
 

@@ -12,15 +12,12 @@ import torch
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.loaded import LoadedModel, moved
-from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.scratch import Scratch
-from tdaexp.runtime import ranks
+from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.fit import fit
 from tdaexp.training.settings import FitSettings
-
-RECIPE = 1  # raise it when a change in this program changes the weights that the same settings give
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +45,10 @@ def trained_folder(
 ) -> Path:
     """Where this training lies or will lie: the folder is named after all that the weights depend on."""
     texts = [[record.id, record.prompt, record.completion] for record in records]
-    identity = fingerprint(
-        RECIPE, config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision
-    )
+    parts = (config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision)
     every = "" if settings.keep == "last" else f"-every{settings.checkpoint_every}"
     every += "-state" if settings.keep == "state" else ""
-    return cache_dir / "models" / f"{config.name}-{identity}{every}"
+    return cache.entry(cache_dir, "models", *parts, by=[trained, type(config)], name=f"{config.name}-{{}}{every}")
 
 
 def trained(
@@ -99,8 +94,11 @@ def load_trained(
     folder: Path, config: Scratch | Pretrained, *, device: torch.device | str, dtype: torch.dtype
 ) -> LoadedModel:
     """Load the result of `fit`, with the training's identity; without `training.json` it is an error."""
+    seal.require(folder)
     longest = config.context if isinstance(config, Scratch) else config.max_length
-    loaded = Pretrained(str(folder), template=config.template, max_length=longest).load(device, dtype)
+    trusted = trusts(config)
+    named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
+    loaded = named.load(device, dtype)
     note = folder / "training.json"
     try:
         identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]

@@ -12,7 +12,6 @@ The last row of `parameters` is the end of the training.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.runtime import seal
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
@@ -111,7 +111,7 @@ class Trajectory:
         self.folder = folder
         note = folder / "note.json"
         try:
-            self.settings = Layout(**json.loads(note.read_text(encoding="utf-8")))
+            self.settings = Layout(**seal.read_note(note))
         except FileNotFoundError as error:
             raise UserError(f"{folder}: there is no trajectory here; train with trainer.fit.record=1") from error
         except (OSError, ValueError, TypeError) as error:
@@ -121,7 +121,7 @@ class Trajectory:
                 raise UserError(f"{folder}: '{name}' is missing; delete {folder} and {AGAIN}")
         self.steps = self.settings.steps
         self._states, self._batches = self.settings.open(folder)
-        absent = np.flatnonzero(~(self._states.done[:] & self._batches.done[:]))
+        absent = np.flatnonzero((self._states.flags() == 0) | (self._batches.flags() == 0))
         if len(absent):
             raise UserError(
                 f"{folder}: step {self._first_step(int(absent[0]))} of {self.settings.total} is missing, the training "

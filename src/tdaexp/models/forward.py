@@ -1,0 +1,119 @@
+"""The model's own forward decides; computing logits only where there is loss is a shortcut around it.
+
+A causal model of transformers is a base model and a head, and its logits at some positions are the head's of the hidden
+states there. A forward of one's own may do more: scale logits, cap them, look at other inputs. So the shortcut is taken
+on a model once a small batch has shown the same numbers to the last bit, both ways; else the model runs whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tdaexp.models.layers import layout
+from tdaexp.models.loaded import head, one_text_a_row
+from tdaexp.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+PROBE = 2, 8
+"""Texts and tokens of the batch that a shortcut is tried on."""
+
+_whole: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits [B, L, V] of tokens [B, T] at the positions [B, L] only.
+
+    Ask `runs_whole` before, where hooks or derivatives are about.
+    """
+    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    if "pos_embed" in layout(model.config.model_type).values():  # each example its own, for their gradients
+        arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    with one_text_a_row():
+        if _whole.get(model):
+            logits = model.forward(**arguments).logits
+            return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[2]))
+        hidden = model.base_model(**arguments).last_hidden_state
+    return head(model)(hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2])))
+
+
+def all_logits(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> Tensor:
+    """Logits [B, T, V] at every position; of a model that classifies, what its head says there."""
+    if runs_whole(model):
+        logits: Tensor = model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+        return logits
+    return head(model)(model.base_model(tokens, attention_mask=attention).last_hidden_state)
+
+
+def hidden_states(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
+    """States [B, T, d] behind the embedding and each block, from the model's own forward unless it adds nothing."""
+    chosen: Any = model if runs_whole(model) else model.base_model
+    found: tuple[Tensor, ...] = chosen(tokens, attention_mask=attention, output_hidden_states=True).hidden_states
+    return found
+
+
+def runs_whole(model: Any, at: Callable[..., Tensor] | None = None) -> bool:
+    """Whether a model must run whole, found out at the first call by one small batch, and said in the log.
+
+    `at` stands for `logits_at` of a model that is shared out. Errors (UserError): a model that classifies and adds
+    something to its head, so that there is no loss to explain it by.
+    """
+    if model not in _whole:
+        _whole[model] = False if _without_values(model) else not _same(model, at or partial(logits_at, model))
+    return _whole[model]
+
+
+def _without_values(model: PreTrainedModel) -> bool:
+    """A plan's model has shapes alone."""
+    first = next(model.parameters())
+    return isinstance(first, FakeTensor) or first.device.type == "meta"
+
+
+def _same(model: PreTrainedModel, at: Callable[..., Tensor]) -> bool:
+    """Whether the shortcut gives the model's own logits of a batch of random tokens."""
+    texts, length = PROBE
+    classifies = model.get_output_embeddings() is None
+    generator = torch.Generator().manual_seed(0)
+    count = int(model.config.get_text_config().vocab_size)
+    tokens = torch.randint(count, (1 if classifies else texts, length), generator=generator, device="cpu")
+    tokens = tokens.to(next(model.parameters()).device)
+    places = torch.arange(length, device=tokens.device).expand_as(tokens)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = []
+            for whole in (False, not classifies):
+                _whole[model] = whole
+                found.append(at(tokens, places))
+            if classifies:
+                found = [found[0][:, -1], model(input_ids=tokens, use_cache=False).logits]
+    finally:
+        del _whole[model]
+        for module, mode in modes.items():
+            module.training = mode
+    short, own = found
+    if torch.equal(short, own):
+        return True
+    apart = "of another shape" if short.shape != own.shape else f"up to {float((short - own).abs().max()):.3g} off"
+    if classifies:
+        raise UserError(
+            f"{model.name_or_path}: its own forward gives other numbers than its head on the last token's state "
+            f"({apart}); such a classifier cannot be explained"
+        )
+    log.info(
+        "%s: logits at chosen positions alone are %s its own forward's; the model runs whole",
+        type(model).__name__,
+        apart,
+    )
+    return False
