@@ -18,7 +18,7 @@ from tdaexp.cli.job import Job, build, slug
 from tdaexp.cli.origin import OriginOf, shown
 from tdaexp.cli.work import Work, together
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import disk_full, write_text
+from tdaexp.runtime.files import disk_full, unwritten, write_text
 from tdaexp.runtime.launch import outer_rank
 from tdaexp.runtime.stop import Lost, on_sigterm
 
@@ -151,7 +151,7 @@ def report(error: Exception, folder: Path) -> int:
         log.error(
             "error: %s: no space left on the device; nothing computed so far is lost; make room and run the "
             "same command again, it goes on where it stopped (a sweep with resume=true)",
-            shown(folder),
+            unwritten(error) or f"{shown(folder)} or the cache",
         )
         return FAILED
     log.error("this is a fault of the program, not of your input:", exc_info=error)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
+    except Exception as error:
+        if disk_full(error) and unwritten(error) is None:  # writing, unlike opening, does not say which file it was
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         _remove(temporary)
 
@@ -76,14 +81,27 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that nothing more can be written (device, quota or limit)."""
+def unwritten(error: BaseException | None) -> str | None:
+    """Which file or folder could not be written, where an error, or one that it came from, says so."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and isinstance(one.filename, (str, os.PathLike)):
+            return re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.part\b", r"\1", str(one.filename))
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            return True
-        if "No space left on device" in str(error) or "StorageFull" in str(error):  # safetensors has no errno
-            return True
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that nothing more can be written (device, quota or limit)."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in NO_SPACE:
+            return True
+        if "No space left on device" in str(one) or "StorageFull" in str(one):  # safetensors has no errno
+            return True
     return False
