@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from tdaexp.runtime.files import atomic_path, cached_folder, disk_full, unwritten, write_json
+from tdaexp.runtime.files import atomic_path, cached_folder, disk_full, full_place, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -63,6 +63,6 @@ def test_a_full_disk_names_what_could_not_be_written(tmp_path):
         temporary.mkdir()
         with atomic_path(temporary / "x.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
-    assert disk_full(caught.value) and unwritten(caught.value) == str(tmp_path / "kept" / "x.json")
+    assert disk_full(caught.value) and full_place(caught.value) == tmp_path / "kept" / "x.json"
     assert not list(tmp_path.iterdir())
-    assert unwritten(OSError(errno.ENOSPC, "No space left on device")) is None
+    assert full_place(OSError(errno.ENOSPC, "No space left on device")) is None
