@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
@@ -127,7 +128,7 @@ class TrainingGGN:
 
         def outputs(values: dict[str, Tensor]) -> Tensor:
             named = {f"model.{name}": value for name, value in values.items()}
-            logits: Tensor = torch.func.functional_call(self._outputs, named, (inputs,))
+            logits: Tensor = called_with(self._outputs, named, inputs)
             return logits
 
         def hessian(logits: Tensor, pushed: Tensor) -> Tensor:

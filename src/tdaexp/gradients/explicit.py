@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
+from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Loss, Objective
 from tdaexp.runtime.accumulation import accumulation_dtype
 
@@ -36,7 +37,8 @@ def explicit_gradients(
 
     def one(values: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
         alone = inputs.having({name: value[None] for name, value in row.items()})
-        return functional_call(whole, values, (alone,))[0]
+        losses: Tensor = called_with(whole, values, alone)
+        return losses[0]
 
     each = grad_and_value(one)
     try:
