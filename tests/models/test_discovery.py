@@ -103,9 +103,12 @@ def test_without_a_probe_every_layer_is_taken_to_run_once():
 def test_the_probe_leaves_the_module_as_it_was():
     module, examples = odd_module("image norms")
     module.train()
+    module[0].bias.requires_grad_(False)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     discovered(module, lambda: module(examples.inputs[:2]), 2)
     assert module.training and not any(one._forward_hooks for one in module.modules())
+    assert [name for name, one in module.named_parameters() if not one.requires_grad] == ["0.bias"]
+    assert all(one.grad is None for one in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

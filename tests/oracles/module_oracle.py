@@ -53,7 +53,9 @@ def tied() -> nn.Module:
     words = nn.Embedding(CLASSES, 4)
     head = nn.Linear(4, CLASSES, bias=False)
     head.weight = words.weight
-    return Calls(lambda m, x: m.head(torch.tanh(m.inner(m.words(x).mean(1)))), words=words, inner=nn.Linear(4, 4), head=head)
+    return Calls(
+        lambda m, x: m.head(torch.tanh(m.inner(m.words(x).mean(1)))), words=words, inner=nn.Linear(4, 4), head=head
+    )
 
 
 def bare() -> nn.Module:
@@ -75,7 +77,14 @@ def head_of(*layers: nn.Module, width: int) -> nn.Module:
 
 VECTORS, PLACES, SEQUENCES, IMAGES, WORDS = (4,), (2, 3, 4), (5, 4), (2, 6, 6), None
 ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, set[str]]] = {
-    "bare parameters": (bare, VECTORS, {"parameters", "inner"}),
+    "bare parameters": (bare, VECTORS, {"parameters", "inner", "first"}),
+    "decoded by its embedding": (
+        lambda: Calls(
+            lambda m, x: nn.functional.linear(torch.tanh(m.inner(m.words(x).mean(1))), m.words.weight),
+            words=nn.Embedding(CLASSES, 4), inner=nn.Linear(4, 4),
+        ),
+        WORDS, {"words"},
+    ),
     "convolutions": (
         lambda: head_of(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 3, (2, 1)), width=18),
         IMAGES, set(),
@@ -233,7 +242,9 @@ def dense_ggn_of_module(module: nn.Module, space: VectorSpace, inputs: Tensor) -
     for one in inputs:
         logits = module(one[None])[0]
         rows = [torch.autograd.grad(logit, [parameters[name] for name in names], retain_graph=True) for logit in logits]
-        jacobian = space.vectors({name: torch.stack(own) for name, own in zip(names, zip(*rows, strict=True), strict=True)})
+        jacobian = space.vectors(
+            {name: torch.stack(own) for name, own in zip(names, zip(*rows, strict=True), strict=True)}
+        )
         p = torch.softmax(logits.detach(), dim=0)
         total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
     return total / len(inputs)
