@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
+from tdaexp.models.plain import plain_kernels
 from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Loss, Objective
 from tdaexp.runtime.accumulation import accumulation_dtype
@@ -42,7 +43,8 @@ def explicit_gradients(
 
     each = grad_and_value(one)
     try:
-        found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
+        with plain_kernels():
+            found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
