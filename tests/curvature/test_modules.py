@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from tdaexp.curvature.modules import ModuleSource, capture_modules, module_map
 from torch import nn
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_source
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.modules import ModuleSource, capture_modules, module_map
 from tdaexp.runtime.errors import UserError
 
 EXACT = dict(rtol=1e-9, atol=1e-12)

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.gradients import sketch, sketch_srht
-from tdaexp.gradients.capture import run_pass
+from tdaexp.gradients.capture import capture
 from tdaexp.gradients.factors import compact
 from tdaexp.gradients.features import project
 from tdaexp.gradients.projection import make_sketch
@@ -35,6 +35,8 @@ from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.components import component_map
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.stated import stated_config
+from tdaexp.objectives.base import Inputs, cross_entropy
+from tdaexp.objectives.tokens import NextToken
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.preparation.checkpoints import build_checkpoint_study
@@ -79,19 +81,19 @@ def loads_here(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_on_texts(name, study, configured, loads_here):
-    elsewhere(lambda: configured(name).attribute(study))
+def test_methods_on_texts(name, problem, configured, loads_here):
+    elsewhere(lambda: configured(name).attribute(problem))
 
 
 @pytest.mark.parametrize("kind", ["factorised", "srht", "sjlt", "trak"])
-def test_projections(kind, study, compose):
-    elsewhere(lambda: compose("method=project", f"method.projection={kind}", "budget=0.3").attribute(study))
+def test_projections(kind, problem, compose):
+    elsewhere(lambda: compose("method=project", f"method.projection={kind}", "budget=0.3").attribute(problem))
 
 
 @pytest.mark.parametrize("name", ["ekfac", "select", "full"])
 def test_methods_on_classifiers(name, make, configured):  # noqa: F811
-    study = make("cnn")
-    elsewhere(lambda: configured(name).attribute(study))
+    problem = make("cnn")
+    elsewhere(lambda: configured(name).attribute(problem))
 
 
 def test_checkpoints(tmp_path, loads_here):
@@ -206,7 +208,8 @@ def test_passes_and_sketches_stay_on_the_device(tied, tokens):
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=OTHER)
         weights = torch.ones(2, 2, device=OTHER)
         try:
-            losses = run_pass(model, components, ids, ids[:, :2], ids[:, :2], weights, consume)
+            inputs = Inputs(["a", "b"], ids, ids[:, :2], weights, ids[:, :2])
+            losses = capture(model, components, lambda: NextToken().losses(model, inputs, cross_entropy), consume)
         finally:
             sketch_srht._hadamard.cache_clear()  # matrices without numbers are of no use to others
             sketch._signs_of_byte.cache_clear()

@@ -1,4 +1,4 @@
-"""From a configuration to a study: two stages, drawn queries, cached trainings, and what is refused."""
+"""From a configuration to a problem: two stages, drawn queries, cached trainings, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from tdaexp.cli.compose import open_composer
 from tdaexp.cli.plan import plan
 from tdaexp.data.records import Corpus, Record
-from tdaexp.preparation.texts import build_study, drawn, load_model, load_successor, with_generated
+from tdaexp.preparation.texts import build_problem, drawn, load_model, load_successor, with_generated
 from tdaexp.runtime.errors import UserError
 from tdaexp.training import trained
 
@@ -55,9 +55,10 @@ def test_the_second_stage_goes_on_from_the_first_and_both_are_cached(config, mon
     corpus, first, second = loaded_pair(config())
     one, two = first.model.state_dict(), second.model.state_dict()
     assert any(not torch.equal(one[name], two[name]) for name in one)
-    study = build_study(config(), corpus, first, second)
-    assert study.loaded is first and study.finetuned.loaded is second
-    assert study.finetuned.examples.ids == [record.id for record in corpus.finetune]
+    problem = build_problem(config(), corpus, first, second)
+    assert problem.loaded is first and problem.model is first.model and problem.identity == first.fingerprint
+    assert problem.finetuned.loaded is second and problem.map.names == problem.finetuned.map.names
+    assert problem.finetuned.examples.ids == [record.id for record in corpus.finetune]
     assert first.fingerprint != second.fingerprint
     monkeypatch.setattr(trained, "fit", lambda *_, **__: pytest.fail("trained again"))
     _, again, successor = loaded_pair(config())
@@ -90,7 +91,7 @@ def test_a_named_successor_is_loaded_and_checked(config, tmp_path):
 def test_without_second_records_there_is_one_stage(config):
     settings = config("dataset=biographies", "dataset.people=8", "dataset.query_sets=[paraphrased]")
     corpus, first, second = loaded_pair(settings)
-    assert second is None and build_study(settings, corpus, first, second).finetuned is None
+    assert second is None and build_problem(settings, corpus, first, second).finetuned is None
 
 
 def test_the_fine_tuned_model_answers_for_itself(config):
@@ -102,8 +103,8 @@ def test_the_fine_tuned_model_answers_for_itself(config):
     assert [record.truth for record in own] == [record.truth for record in facts]
     assert len({record.id for record in [*facts, *own]}) == 2 * len(facts) and whole.finetune == corpus.finetune
     assert all(record.completion.startswith(" ") for record in [*facts, *own])  # as it stands behind the prompt
-    study = build_study(settings, whole, first, second)
-    assert study.query_set == ["facts"] * len(facts) + ["generated"] * len(facts)
+    problem = build_problem(settings, whole, first, second)
+    assert problem.query_set == ["facts"] * len(facts) + ["generated"] * len(facts)
 
 
 def test_queries_are_drawn_by_the_seed_in_their_order():

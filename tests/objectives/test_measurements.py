@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tdaexp.gradients.capture import cross_entropy
+from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.measurements import MEASUREMENTS, as_loss, named
 from tdaexp.runtime.errors import UserError
 

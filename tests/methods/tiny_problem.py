@@ -12,8 +12,11 @@ import torch
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
+from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.problem import Problem, Stage
 from tdaexp.training.checkpoints import save_hub
+from tdaexp.training.history import SavedCheckpoints
 
 CITIES = ["Lisbon", "Krakow", "Oslo", "Quito", "Perth", "Graz"]
 CITIES += ["Turin", "Bergen", "Ghent", "Porto", "Leeds", "Nice"]
@@ -77,6 +80,18 @@ def moved_a_little(loaded: LoadedModel, by: float = 0.02) -> LoadedModel:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(by * noise.to(parameter.dtype))
     return replace(other, fingerprint=f"{loaded.fingerprint}-finetuned")
+
+
+def stage(loaded: LoadedModel, examples: Examples) -> Stage:
+    """A second stage that ended in this model."""
+    return Stage(loaded, component_map(loaded.model), examples)
+
+
+def with_model(problem: Problem, loaded: LoadedModel) -> Problem:
+    """The problem of another model."""
+    history = SavedCheckpoints(loaded, problem.compute.device, problem.compute.dtype)
+    parts = component_map(loaded.model)
+    return replace(problem, model=loaded.model, identity=loaded.fingerprint, map=parts, loaded=loaded, history=history)
 
 
 def keep_checkpoints(loaded: LoadedModel, folder: Path) -> None:

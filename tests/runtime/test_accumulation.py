@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tdaexp.gradients import wide
+from tdaexp.runtime import accumulation
 from tdaexp.runtime.accumulation import add_product, multiplied_as_they_are, wide_bmm
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -31,9 +31,9 @@ def test_products_are_formed_in_float32_at_least(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_gpu_multiplies_16_bits_as_they_are(dtype, monkeypatch):
     """torch's own rules for shapes and types (the meta device) accept what would be asked of a GPU."""
-    monkeypatch.setattr(wide, "DEVICES", ("meta",))
+    monkeypatch.setattr(accumulation, "DEVICES", ("meta",))
     converted = []
-    monkeypatch.setattr(wide, "accumulation_dtype", lambda dtype: converted.append(dtype) or torch.float32)
+    monkeypatch.setattr(accumulation, "accumulation_dtype", lambda dtype: converted.append(dtype) or torch.float32)
     left, right = (one.to("meta", dtype) for one in (LEFT, RIGHT))
     found = wide_bmm(left.transpose(1, 2).contiguous().transpose(1, 2), right)
     assert found.dtype == torch.float32 and found.shape == (3, 5, 7) and found.device.type == "meta"

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from tdaexp.gradients import imported as room
-from tdaexp.objectives.own_function import imported
-from tdaexp.objectives.measurements import named, sources
 from tdaexp.methods.cg import CG
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage
+from tdaexp.objectives import own_function as room
+from tdaexp.objectives.measurements import named, sources
+from tdaexp.objectives.own_function import imported
 from tdaexp.runtime.errors import UserError
 
 LOGITS = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -62,10 +62,10 @@ def test_an_edited_function_has_other_stores(method, folder):
         forget()
         one = method(measurement="mine:total")
         if isinstance(one, CG):
-            return one.settings()[2:]
+            return one.identity()[2:]
         second = type("Stage", (), {"loaded": type("L", (), {"fingerprint": "f"}), "examples": _Examples()})
-        study = type("Study", (), {"curvature_examples": _Examples()})
-        return one._identity(study if isinstance(one, EKFAC) else second, ["a"])
+        problem = type("Problem", (), {"curvature_examples": _Examples()})
+        return one._identity(problem if isinstance(one, EKFAC) else second, ["a"])
 
     write(folder, SUM)
     first = key()
