@@ -35,7 +35,7 @@ from tdaexp.curvature.phases import Phases
 from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients.passes import Gradients
-from tdaexp.methods.parts import names_of
+from tdaexp.selection.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.objectives.tokens import NextToken
 

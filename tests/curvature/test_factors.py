@@ -12,9 +12,9 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.precondition import LayerFactors
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import names_of
 
 VARIANTS = ["gpt_neox-untied", "bloom-tied", "gpt2-tied", "llama-bias", "olmo-tied"]
 EXACT = dict(rtol=1e-9, atol=1e-13)

@@ -15,8 +15,8 @@ from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.examples import Example, Examples
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
+from tdaexp.selection.parts import names_of
 
 pytest.importorskip("kronfluence", reason="kronfluence (pip install --no-deps kronfluence) is not installed")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]

@@ -16,11 +16,11 @@ from tdaexp.curvature.score import LayerPairs, Scoring, held_layer_bytes, pair_s
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.gradients.schedule import Block
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import names_of
 
 DAMPING = Damping(relative=0.2)
 TRAIN, QUERIES = make_examples(3, 9, prefix="t"), make_examples(11, 5, prefix="q")

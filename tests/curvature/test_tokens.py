@@ -12,9 +12,9 @@ from gradient_oracle import gradients_of, make_examples
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.selection.parts import names_of
 
 TRAIN, QUERIES = make_examples(3, 9, prefix="t"), make_examples(11, 12, prefix="q")
 MODULES = {

@@ -19,11 +19,11 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.gradients.vector_products import gradient_vectors, vector_products
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
 from tdaexp.runtime import deferred
+from tdaexp.selection.parts import names_of
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "equal", "masked_select", "is_nonzero"}
 """Operations whose result the host has to know before it can go on."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, TINY, metrics, only, rows
 
-from tdaexp.cli.compose import open_composer
-from tdaexp.cli.plan import plan
+from tdaexp.app.compose import open_composer
+from tdaexp.app.plan import plan
 
 DEEPER = ("model.config.num_hidden_layers=6", "model.config.intermediate_size=64")
 """The smallest component is then below 1 % of the parameters, as in the embedded default."""

@@ -7,14 +7,14 @@ import pytest
 import small_models as small
 import torch
 from commands import only
+from tdaexp.curvature.modules import module_map
+from tdaexp.curvature.source import LanguageSource
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdaexp import influence
 from tdaexp.curvature.ggn import LogitsAt
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.modules import module_map
-from tdaexp.curvature.source import LanguageSource
 from tdaexp.data.examples import Example, Examples, collate
 from tdaexp.gradients.capture import capture, frozen
 from tdaexp.models.components import component_map

@@ -10,9 +10,8 @@ import pytest
 from commands import TINY, metrics, only
 
 from tdaexp import influence
-from tdaexp.cli import main
+from tdaexp.app import main
 from tdaexp.data.text import Text
-from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.comparable import sections
 from tdaexp.metrics.compare import compare
 from tdaexp.metrics.controls import random_accuracy
@@ -22,6 +21,7 @@ from tdaexp.report.report import write_report
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import parts_of, title
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 OWN = [text for text in TINY if not text.startswith("dataset.")]
 TEXT = (

@@ -11,7 +11,7 @@ from commands import TINY
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tdaexp.cli.typed import as_option, for_shell, parse, quoted
+from tdaexp.app.typed import as_option, for_shell, parse, quoted
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime.errors import UserError
 

@@ -24,8 +24,8 @@ from tiny_problem import (
     with_type,
 )
 
-from tdaexp.cli.compose import open_composer
-from tdaexp.cli.plan import plan
+from tdaexp.app.compose import open_composer
+from tdaexp.app.plan import plan
 from tdaexp.data.candidates import BM25
 from tdaexp.data.records import Record
 from tdaexp.methods.base import Method

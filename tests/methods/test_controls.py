@@ -8,7 +8,7 @@ from tiny_problem import GENERATED, PARAPHRASED, TRAIN
 
 from tdaexp import influence
 from tdaexp.data.records import Record
-from tdaexp.methods.products_file import read_products
+from tdaexp.selection.products_file import read_products
 
 
 def test_bm25_scores_are_rank_bm25s_own(problem, compose):

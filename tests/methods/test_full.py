@@ -6,9 +6,9 @@ import torch
 from tiny_problem import PARAMETER, TRAIN, explicit_gradients, join, with_type
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 EXACT = 1e-9  # float64
 

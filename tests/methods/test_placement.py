@@ -20,18 +20,14 @@ from test_classifiers import make  # noqa: F401
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.building.checkpoints import build_checkpoint_study
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.gradients import sketch, sketch_srht
 from tdaexp.gradients.capture import capture
 from tdaexp.gradients.factors import compact
 from tdaexp.gradients.features import project
 from tdaexp.gradients.projection import make_sketch
-from tdaexp.methods import path_sweep
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.path_job import PathJob
-from tdaexp.methods.path_run import _Walk
-from tdaexp.methods.path_steps import held_out_changes
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.components import component_map
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.stated import stated_config
@@ -39,10 +35,14 @@ from tdaexp.objectives.base import Inputs, cross_entropy
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.preparation.checkpoints import build_checkpoint_study
-from tdaexp.training.problem import Classification
+from tdaexp.paths import reverse as path_sweep
+from tdaexp.paths.decomposition import PathJob
+from tdaexp.paths.forward import _Walk
+from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.paths.steps import held_out_changes
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 SAME = {
@@ -175,7 +175,7 @@ def test_losses_by_step_are_on_the_device(fake, monkeypatch):
     """They are read after the last step alone, which without numbers cannot be done."""
     read = []
     monkeypatch.setattr(
-        "tdaexp.methods.path_steps.float", lambda value: read.append(value.device) or 0.0, raising=False
+        "tdaexp.paths.steps.float", lambda value: read.append(value.device) or 0.0, raising=False
     )
     held_out_changes(fake, fake.trajectory.steps)
     assert read == [OTHER] * 4

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 KINDS = ["factorised", "srht", "sjlt", "trak"]
 SEEDS = range(6)

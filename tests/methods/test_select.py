@@ -8,9 +8,9 @@ import torch
 from tiny_problem import PARAMETER, explicit_gradients, join
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 SIZES = {"embed": 300 * 16} | {name: 16 * (24 if ".mlp." in name else 16) for name in PARAMETER if name != "embed"}
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tdaexp.methods.task_baselines import tracin, trak
 from torch import nn
 from torch.func import functional_call
 
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.gradients.projection import make_sketch
-from tdaexp.methods import parameter_importance as importance_module
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.parameter_importance import parameter_importance
-from tdaexp.methods.task_baselines import tracin, trak
-from tdaexp.methods.task_study import TaskStudy
+from tdaexp.papers import parameter_importance as importance_module
+from tdaexp.papers.parameter_importance import parameter_importance
 from tdaexp.pathkernel.outputs import OUTPUTS, of_model
 from tdaexp.pathkernel.parameters import Layout, by_module
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 RATE, DECAY, BETAS = 3e-2, 0.3, (0.7, 0.9)

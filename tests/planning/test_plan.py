@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tdaexp.cli import main
+from tdaexp.app import main
 from tdaexp.gradients.footprint import LiveBytes, pass_bytes, shared_readers
 from tdaexp.models.components import component_map
 from tdaexp.models.empty import empty_model

@@ -13,10 +13,10 @@ from tdaexp.data.biographies import Biographies
 from tdaexp.data.examples import collate
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.completion_task import PREFIX, CompletionTask, as_tensors
 from tdaexp.models.scratch import Scratch
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import trained_language
 from tdaexp.training.module import causal_loss

@@ -22,8 +22,8 @@ from torch import nn
 import tdaexp.training.recorded as loop
 import tdaexp.training.recorder as recorder
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.problem import check_deterministic
 from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.task_problem import check_deterministic
 from tdaexp.training.trajectory import Trajectory
 
 

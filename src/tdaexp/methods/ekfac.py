@@ -23,13 +23,12 @@ from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.module_costs import module_factor_costs, module_scores_cost
-from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
-from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
@@ -39,6 +38,7 @@ from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 
 log = logging.getLogger(__name__)
 

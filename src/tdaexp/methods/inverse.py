@@ -24,7 +24,6 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.parts import check_choices, names_of, with_notes
 from tdaexp.methods.stage_costs import against_cost, solver_cost
 from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
@@ -34,6 +33,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.selection.parts import check_choices, names_of, with_notes
 
 Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
-from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
-from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.methods.stage_costs import factor_costs, scores_cost
 from tdaexp.methods.workload import Workload
 from tdaexp.models.successor import shared_components
@@ -37,6 +36,7 @@ from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem, Stage
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
-from tdaexp.methods.subsets import products_of
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.selection import greedy
+from tdaexp.selection.subsets import products_of
 
 
 @dataclass

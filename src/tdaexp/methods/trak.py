@@ -30,7 +30,6 @@ from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
-from tdaexp.methods.parts import PARTS, names_of, part_note, with_notes
 from tdaexp.methods.sketch_costs import features_cost
 from tdaexp.methods.tracin import history_of
 from tdaexp.methods.workload import RUNTIME_BYTES, Workload
@@ -41,6 +40,7 @@ from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.selection.parts import PARTS, names_of, part_note, with_notes
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]

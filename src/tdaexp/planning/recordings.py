@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tdaexp.building.texts import drawn, text_template
 from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus
@@ -14,7 +15,6 @@ from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
 from tdaexp.models.task import task_components
 from tdaexp.planning.workload import Prepared, read
-from tdaexp.preparation.texts import drawn, text_template
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import WATCHED
 
