@@ -63,6 +63,7 @@ def own_problem(
         query_set=["queries"] * len(queries),
         candidates=Candidates(everything, np.full(everything.shape, np.nan)),
         truth=np.zeros(everything.shape, dtype=bool),
+        truth_known=np.zeros(len(queries), dtype=bool),
         compute=Compute(device, dtype, tokens_per_batch, cache_gb),
         cache=Path(cache),
         seed=seed,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.base import REDUCTIONS
 from tdaexp.objectives.measurements import named
-from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.errors import UserError, unknown
 
 PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 """Choices of `part`, and what the names of their components contain."""
@@ -16,10 +16,12 @@ PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 def names_of(components: ComponentMap, part: str, names: list[str] | None = None) -> list[str]:
     """The components named in `names`, else those of a part of the model, in the model's order.
 
-    A model without named blocks counts as one.
+    A model without named blocks counts as one. Errors (UserError): it has no such part.
     """
     chosen = names or [name for name in components.names if PARTS[part] in name]
-    return chosen or (components.names if part == "blocks" else [])
+    if not chosen and part != "blocks":
+        raise UserError(f"method.part={part}: this model has no components of that name; take method.part=blocks")
+    return chosen or components.names
 
 
 def check_choices(part: str, measurement: str, reduction: str) -> None:
