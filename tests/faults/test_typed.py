@@ -129,6 +129,25 @@ def test_a_method_without_keys_says_so(commands):
     assert "'method' takes no keys, leave it out" in commands.refused("attribute", "method=bm25", "method.order=1")
 
 
+HYDRAS = [
+    ("hydra.verbose={a:1}", "hydra.verbose"),
+    ("hydra.job_logging.root.level=LOUD", "unknown level 'LOUD'"),
+    ("hydra.job_logging.root.handlers=[consol]", "did you mean 'console'"),
+    ("hydra.job_logging.handlers=3", "must be a set of keys"),
+    ("hydra.launcher=null", "hydra.launcher"),
+    ("hydra.job.env_copy=[NO_SUCH_VARIABLE]", "NO_SUCH_VARIABLE"),
+    ("hydra.run.dir=${nope}", "hydra.run.dir"),
+    ("--cfg=job --package=sede", "did you mean 'seed'"),
+    ("--resolve", "goes with --cfg"),
+    ("hydra.mode=MULTIRUN --cfg=job", "shows one configuration"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), HYDRAS)
+def test_hydras_own_keys_and_options(commands, options, said):
+    assert said in commands.refused("attribute", "method=random", *options.split())
+
+
 PLACES = ["/etc/passwd", "/etc/passwd/x", "x" * 300, "/proc/none/x", "a/" * 3000]
 
 

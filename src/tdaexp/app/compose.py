@@ -147,6 +147,8 @@ class Composer:
             mark = getattr(error, "problem_mark", None)
             where = f"{shown(Path(mark.name))}:{mark.line + 1}" if mark else "a YAML file"
             raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        except KeyError as error:
+            raise UserError(f"hydra.job.env_copy: there is no environment variable {error}; export it first") from error
         except (HydraException, OmegaConfBaseException) as error:
             text = one_line(error if str(error) else error.__cause__ or error) + _spelt(error)
             text = re.sub(r"\w+ raised while composing config:; ", "", text)

@@ -7,6 +7,7 @@ Hydra turns any `_target_` below `hydra:` into an object, and any class in its l
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import typing
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.app.origin import Origin, one_line, shown
@@ -53,6 +54,14 @@ def check_hydra(config: DictConfig, origin: Origin) -> None:
     Raises:
         UserError: it names the key, the file or option that set it, and what may stand there.
     """
+    for part in ("launcher", "sweeper", "run", "sweep", "job"):
+        if not isinstance(config.hydra.get(part), DictConfig):
+            raise UserError(
+                f"{origin(('hydra', part))}: 'hydra.{part}' must be a set of keys, not {config.hydra.get(part)}"
+            )
+    verbose = config.hydra.get("verbose")
+    if not isinstance(verbose, (bool, str, ListConfig)):
+        raise UserError(f"{origin(('hydra', 'verbose'))}: 'hydra.verbose' must be true, false or names of loggers")
     _check_keys(config.hydra, HydraConf, ("hydra",), origin)
     for part in ("launcher", "sweeper", "callbacks"):
         _check_targets(_plain(config, part, origin), ("hydra", part), origin)
@@ -152,8 +161,21 @@ def _check_targets(node: Any, path: tuple[str, ...], origin: Origin) -> None:
 
 
 def _check_logging(node: Any, path: tuple[str, ...], origin: Origin) -> None:
+    for part in ("formatters", "handlers", "filters", "loggers", "root"):
+        whole = node.get(part) or {}
+        if not isinstance(whole, dict) or (part != "root" and not all(isinstance(one, dict) for one in whole.values())):
+            raise UserError(
+                f"{origin((*path, part))}: '{'.'.join((*path, part))}' must be a set of keys, not {whole!r}"
+            )
+    for name, place in ((name, "handlers") for name in (node.get("root") or {}).get("handlers") or ()):
+        if name not in (node.get(place) or {}):
+            raise unknown(
+                "handler", str(name), node.get(place) or {}, f"{origin((*path, 'root'))}: '{'.'.join(path)}.root'"
+            )
     for key, value, where in _walk(node, path):
         text = str(value)
+        if key == "level" and not isinstance(value, int) and text not in logging.getLevelNamesMapping():
+            raise unknown("level", text, logging.getLevelNamesMapping(), f"{origin(where)}: '{'.'.join(where)}'")
         if key in ("class", "()") and text not in LOGGING:
             raise unknown("class", text, LOGGING, f"{origin(where)}: '{'.'.join(where)}'")
         if text.startswith(("ext://", "cfg://")) and text not in STREAMS:

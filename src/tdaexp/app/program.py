@@ -12,15 +12,18 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.app import sweep
 from tdaexp.app.compose import Composer, open_composer
 from tdaexp.app.job import Job
+from tdaexp.app.origin import one_line
 from tdaexp.app.plan import Plan, plan
 from tdaexp.app.task import FAILED, Task
 from tdaexp.app.typed import as_option
 from tdaexp.runtime import stop, surroundings
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.silence import elsewhere
 from tdaexp.runtime.surroundings import from_outside, outer_rank
 
@@ -41,15 +44,20 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
     if options.hydra_help or options.shell_completion or options.info:
         _hand_over(task, conf, name, [program, *arguments])
         return 0
+    if options.resolve and not options.cfg:
+        raise UserError("option --resolve: goes with --cfg job")
     if options.cfg and options.multirun:
         raise UserError("option --cfg: shows one configuration; leave out -m")
     with open_composer(name, conf, extra) as composer:
+        _check_package(composer, options)
         planned = plan(composer, stage, options.overrides, options.multirun, packages)
         wanted = [job for job in planned.jobs if getattr(job.config, "plan", False)]
         if wanted and not options.cfg:
             return _print_plans(wanted, planned, composer)
     if any(job.config.trainer.strategy != "single" for job in planned.jobs):
         surroundings.check()
+    if options.cfg and planned.multirun:
+        raise UserError("option --cfg: shows one configuration, and hydra.mode=MULTIRUN makes several")
     flags = [*places, *_flags(options)]
     argv = [program, *flags, *planned.overrides]
     if options.cfg:
@@ -66,6 +74,22 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         return task.follow(planned.jobs[0], planned.folder)
     _hand_over(task, conf, name, argv)
     return task.codes[-1]
+
+
+def _check_package(composer: Composer, options: argparse.Namespace) -> None:
+    """Refuse to show a part of the configuration that it does not have."""
+    if options.cfg and options.package:
+        parsed = composer.parse(options.overrides)
+        config = composer.compose([str(one.input_line) for one in parsed if not one.is_sweep_override()])
+        try:
+            OmegaConf.select(config, options.package, throw_on_resolution_failure=True, throw_on_missing=False)
+            parent, _, key = options.package.rpartition(".")
+            known = OmegaConf.select(config, parent) if parent else config
+        except OmegaConfBaseException as error:
+            raise UserError(f"option --package={options.package}: {one_line(error)}") from error
+        if not isinstance(known, DictConfig) or key not in known:
+            choices = [str(one) for one in known] if isinstance(known, DictConfig) else []
+            raise unknown("key", options.package, choices, "option --package")
 
 
 def _print_plans(jobs: list[Job], planned: Plan, composer: Composer) -> int:
