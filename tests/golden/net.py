@@ -28,7 +28,8 @@ VALUES = Path(__file__).with_name("values.npz")
 DIGITS = 12
 LEFT_OVER = re.compile(r"residual|replay_error|/(kl|error|error_std|relative_error|relative_error_max|missing)$")
 """What is nothing but rounding where all is well: compared as if it were of the size of what it is left over from."""
-CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|share_of_time")
+CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|^iterations$")
+"""Intervals, what a run took, and how many steps a solver needs until its residual is small: one more or less."""
 Found = dict[str, "Entry"]
 _PARSED: dict[tuple[str | bytes, str], Any] = {}
 _LISTED: dict[tuple[str, str, str], list[str]] = {}
@@ -90,7 +91,7 @@ class Net:
         entries = {f"metric {key}": Entry([], np.asarray(float(value))) for key, value in kept.items()}
         if (place / "influence.zarr").exists():
             store = influence.load(place / "influence.zarr")
-            entries |= {str(key): _entry(store[key]) for key in store.variables}
+            entries |= {str(key): _entry(store[key]) for key in store.variables if not CHANCE.search(str(key))}
         return entries
 
     def _filled(self, argument: str) -> str:

@@ -24,6 +24,15 @@ def test_each_case_has_values(kept):
     assert list(kept) == list(CASES)
 
 
+def test_each_method_has_a_case(repository):
+    named = {argument for case in CASES.values() for argument in case.arguments}
+    assert {f"method={file.stem}" for file in repository.glob("conf/method/*.yaml")} <= named
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_what_it_was(name, net, kept):
-    assert not differences(CASES[name], net.found(name), kept[name])
+    lines = differences(CASES[name], net.found(name), kept[name])
+    if lines:
+        pytest.fail(
+            "\n".join([f"python {CASES[name].stage}.py {' '.join(CASES[name].arguments)}", *lines]), pytrace=False
+        )
