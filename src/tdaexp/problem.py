@@ -41,7 +41,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Moment:
-    """The model at a step of its training, and the `rate` (of learning) that it stands for; `load` gives its weights."""
+    """The model at a step of its training, and the learning `rate` that it stands for; `load` gives its weights."""
 
     step: int
     rate: float

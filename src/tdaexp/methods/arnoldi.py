@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Arnoldi(IterativeInverse):
-    """Keys, beside those of `inverse.IterativeInverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
+    """Keys, beside those of `inverse.IterativeInverse`: `steps` of the iteration, `rank` eigenvectors that are kept
+    of them.
+    """
 
     queries: int | None = None
     steps: int = 100

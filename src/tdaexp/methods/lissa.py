@@ -28,9 +28,9 @@ TRIED = 4  # batches that the scale is estimated from
 
 @dataclass
 class LiSSA(IterativeInverse):
-    """Keys, beside those of `inverse.IterativeInverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
-    1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are
-    solved together.
+    """Keys, beside those of `inverse.IterativeInverse`: `depth` of the series, `repeats` that are averaged, `scale` σ
+    (null = 1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that
+    are solved together.
     """
 
     depth: int = 200

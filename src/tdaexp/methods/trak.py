@@ -51,9 +51,9 @@ ENSEMBLES = ("last", "all")
 @dataclass
 class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
-    = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and `distribution` as for `project` (`trak` =
-    traker's), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`), `components` (names, in place of
-    `part`), `seed`.
+    = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and
+    `distribution` as for `project` (`trak` = traker's), `part` of the model (`blocks` = attention and MLP, `attention`,
+    `mlp`), `components` (names, in place of `part`), `seed`.
     """
 
     dimensions: int = 256

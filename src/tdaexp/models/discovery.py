@@ -1,8 +1,8 @@
 """Components of any module: every layer is found by its type and named by its path, all norms being `norms`.
 
-What has no rule for captured gradients (a bare parameter, a grouped convolution, a layer with a forward pass of its own,
-a weight in two places, a layer that runs more than once or mixes the examples of its batch) becomes a component all the
-same: autograd forms its gradient.
+What has no rule for captured gradients (a bare parameter, a grouped convolution, a layer with a forward pass of its
+own, a weight in two places, a layer that runs more than once or mixes the examples of its batch) becomes a component
+all the same: autograd forms its gradient.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NORMS = (
 def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:
     """The components of a module, in parameter order.
 
-    `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once on
-    all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
+    `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once
+    on all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
     """
     unfit = _shared(module) | (_misused(module, probe, examples) if probe else set())
     found: dict[str, list[Part]] = {}
