@@ -99,7 +99,7 @@ def test_curvature_products_are_those_of_the_dense_matrix(name):
 
 def test_an_operation_without_a_forward_mode_derivative_is_told_in_one_line():
     ggn = TrainingGGN(gradients_of_module(*odd_module("weight norm")))
-    with pytest.raises(UserError, match="need forward-mode derivatives .*weight_norm.* method=ekfac or trak") as error:
+    with pytest.raises(UserError, match=r"need forward-mode derivatives .*weight_norm.* method=ekfac or trak") as error:
         ggn.multiply(torch.ones(1, ggn.size, dtype=torch.float64))
     assert "\n" not in str(error.value)
 

@@ -29,8 +29,8 @@ ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration 
 @dataclass
 class CG(IterativeInverse):
     """Keys, beside those of `inverse.IterativeInverse`: `iterations` at most, `tolerance` of the relative residual
-    |b - (G + λI) x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries share;
-    0 = none: the solution is the same, the way to it shorter), `at_once` queries that are solved together.
+    |b - (G + λI) x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries
+    share; 0 = none: the solution is the same, the way to it shorter), `at_once` queries that are solved together.
     """
 
     iterations: int = 60
