@@ -35,9 +35,9 @@ from tdaexp.curvature.phases import Phases
 from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients.passes import Gradients
-from tdaexp.selection.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.objectives.tokens import NextToken
+from tdaexp.selection.parts import names_of
 
 LENGTH, VOCABULARY, HIDDEN, INNER, DEPTH, QUERIES, BATCH = 128, 2048, 256, 1024, 4, 10, 32
 TARGETS = {"covariances": 1.8, "lambda": 2.3, "pairs": 1.1}

@@ -42,20 +42,20 @@ from transformers import AutoModelForCausalLM
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.job import check
+from tdaexp.building.tasks import build_task_study, load_task
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import ALL
 from tdaexp.data.sizes import Sizes
-from tdaexp.paths.checkpoint_step import Plan, decompose
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from tdaexp.methods.select import Select
 from tdaexp.models.components import component_map
 from tdaexp.models.empty import stated_config
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
 from tdaexp.objectives.tokens import NextToken
+from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
+from tdaexp.paths.checkpoint_step import Plan, decompose
 from tdaexp.planning.recordings import task_workload
 from tdaexp.planning.workload import text_workload
-from tdaexp.building.tasks import build_task_study, load_task
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.training.checkpoint_list import Snapshot

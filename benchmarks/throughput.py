@@ -40,11 +40,11 @@ from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.projection import dimensions, make_sketch
-from tdaexp.selection.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.selection.parts import names_of
 
 ROUNDS, EXAMPLES, BUDGET, LONGEST = 3, 48, 4096, 1024
 Ways = dict[str, Callable[[], None]]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from problems import write_problems
 
 from tdaexp import influence
-from tdaexp.cli import main
+from tdaexp.app import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VALUES = Path(__file__).with_name("values.npz")

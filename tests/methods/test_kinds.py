@@ -1,6 +1,6 @@
 """Which methods run on which kinds of problem: the table of docs/methods.md, made and checked here.
 
-    UPDATE_DOCS=1 python -m pytest tests/methods/test_kinds.py
+UPDATE_DOCS=1 python -m pytest tests/methods/test_kinds.py
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHORTER
 from torch import nn
 
+from conftest import SHORTER
 from tdaexp import influence
 from tdaexp.building.own import own_problem
 from tdaexp.data.candidates import Candidates
@@ -27,7 +27,10 @@ from tdaexp.runtime.errors import UserError
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 METHODS = sorted(file.stem for file in (PAGE.parents[1] / "conf" / "method").glob("*.yaml") if file.stem != "explaind")
 SMALL = {name: [key for key in keys if "relative" not in key] for name, keys in SHORTER.items()}
-SMALL |= {"trak": ["method.dimensions=4"], **dict.fromkeys(("select", "select_fidelity", "project_paper"), ["budget=0.5"])}
+SMALL |= {
+    "trak": ["method.dimensions=4"],
+    **dict.fromkeys(("select", "select_fidelity", "project_paper"), ["budget=0.5"]),
+}
 
 
 class Kept:

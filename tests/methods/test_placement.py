@@ -174,9 +174,7 @@ def test_sweeps_stay_on_their_device_and_are_not_waited_for(rule, keep, fake, tm
 def test_losses_by_step_are_on_the_device(fake, monkeypatch):
     """They are read after the last step alone, which without numbers cannot be done."""
     read = []
-    monkeypatch.setattr(
-        "tdaexp.paths.steps.float", lambda value: read.append(value.device) or 0.0, raising=False
-    )
+    monkeypatch.setattr("tdaexp.paths.steps.float", lambda value: read.append(value.device) or 0.0, raising=False)
     held_out_changes(fake, fake.trajectory.steps)
     assert read == [OTHER] * 4
 

@@ -1,4 +1,4 @@
-"""Small modules with layers of every kind, and their examples' gradients by plain autograd, one at a time in float64."""
+"""Small modules with layers of every kind, and their examples' gradients by autograd, one at a time in float64."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, set[str]]]
         WORDS, {"words"},
     ),
     "convolutions": (
-        lambda: head_of(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 3, (2, 1)), width=18),
+        lambda: head_of(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 3, (2, 1)), width=18
+        ),
         IMAGES, set(),
     ),
     "odd convolutions": (
@@ -109,8 +111,8 @@ ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, set[str]]]
     ),
     "norms": (
         lambda: nn.Sequential(
-            nn.Linear(4, 4), nn.LayerNorm((5, 4)), nn.RMSNorm(4), nn.Linear(4, 2, bias=False), nn.LayerNorm(2, bias=False),
-            nn.Flatten(), nn.BatchNorm1d(10), nn.Linear(10, CLASSES),
+            nn.Linear(4, 4), nn.LayerNorm((5, 4)), nn.RMSNorm(4), nn.Linear(4, 2, bias=False),
+            nn.LayerNorm(2, bias=False), nn.Flatten(), nn.BatchNorm1d(10), nn.Linear(10, CLASSES),
         ),
         SEQUENCES, set(),
     ),
@@ -139,7 +141,9 @@ ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None, set[str]]]
         ),
         SEQUENCES, {"inner"},
     ),
-    "many axes": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, CLASSES)), PLACES, set()),
+    "many axes": (
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, CLASSES)), PLACES, set()
+    ),
     "embedding": (
         lambda: Calls(
             lambda m, x: m.head(torch.tanh(m.words(x) + m.places(torch.arange(x.shape[1]))).mean(1)),

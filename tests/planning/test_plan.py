@@ -159,7 +159,10 @@ def test_plans_need_no_download(arguments: tuple[str, ...], capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("model=mnist_cnn", "model.padding=1", "dataset=digits", "method=cg"), "'cg' scores pairs of texts"),
+        (
+            ("model=mnist_cnn", "model.padding=1", "dataset=digits", "method=cg"),
+            "'cg' states no costs of its own on a classification task",
+        ),
         (("method=repsim",), "'repsim' states no costs of its own"),
     ],
 )

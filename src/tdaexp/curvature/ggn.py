@@ -71,7 +71,8 @@ class TrainingGGN:
 
     Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
     vectors. Batches hold at most `tokens_per_batch` positions after padding, which changes nothing but rounding.
-    Errors of products (UserError): NaN or Inf, with the example that it comes from.
+    Errors of products (UserError): NaN or Inf, with the example that it comes from; an operation of the model that has
+    no forward-mode derivative.
     """
 
     def __init__(self, gradients: Gradients, tokens_per_batch: int = 1024) -> None:
@@ -134,7 +135,14 @@ class TrainingGGN:
         def hessian(logits: Tensor, pushed: Tensor) -> Tensor:
             return objective.hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
-        return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+        try:
+            return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+        except NotImplementedError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"products with the curvature need forward-mode derivatives of all that the model does: {reason} Take "
+                "method=ekfac or trak, which need none"
+            ) from error
 
 
 def _added(parts: list[Tensor]) -> Tensor:

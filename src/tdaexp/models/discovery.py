@@ -1,14 +1,15 @@
 """Components of any module: every layer is found by its type and named by its path, all norms being `norms`.
 
-What has no rule for captured gradients (a bare parameter, a grouped convolution, a layer with a forward pass of its own,
-a weight in two places, a layer that runs more than once or mixes the examples of its batch) becomes a component all the
-same: autograd forms its gradient.
+What has no rule for captured gradients (a bare parameter, a grouped convolution, a layer with a forward pass of its
+own, a weight in two places, a layer that runs more than once or mixes the examples of its batch) becomes a component
+all the same: autograd forms its gradient.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ NORMS = (
 def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:
     """The components of a module, in parameter order.
 
-    `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once on
-    all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
+    `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once
+    on all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
     """
     unfit = _shared(module) | (_misused(module, probe, examples) if probe else set())
     found: dict[str, list[Part]] = {}
@@ -46,7 +47,7 @@ def discovered(module: nn.Module, probe: Callable[[], object] | None = None, exa
 
 def has_rule(layer: nn.Module) -> bool:
     """Whether the layer is linear, or a convolution of images without groups and with plain zero padding."""
-    if _is(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d) and _is(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return _is(layer, nn.Linear)
 
@@ -128,7 +129,7 @@ def _misused(module: nn.Module, probe: Callable[[], object], examples: int) -> s
 def _uses(output: object) -> Counter[int]:
     """How many operations on the way to the output used each parameter, by its id."""
     found: Counter[int] = Counter()
-    left = [one.grad_fn for one in tree_leaves(output) if isinstance(one, Tensor) and one.grad_fn is not None]
+    left: list[Any] = [one.grad_fn for one in tree_leaves(output) if isinstance(one, Tensor) and one.grad_fn]
     seen = set(left)
     while left:
         for node, _ in left.pop().next_functions:

@@ -7,12 +7,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tdaexp.curvature.modules import ModuleSource, capture_modules, module_map
 from torch import nn
 
 from tdaexp.curvature.damping import Damping
-from tdaexp.curvature.fit import FactorSettings, fit_source
+from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.gradients.passes import Gradients
+from tdaexp.models.discovery import discovered
+from tdaexp.objectives.classes import Classes
+from tdaexp.objectives.numbers import Numbers
 from tdaexp.runtime.errors import UserError
 
 EXACT = dict(rtol=1e-9, atol=1e-12)
@@ -34,19 +39,26 @@ def images(count: int = 7) -> torch.Tensor:
     return torch.randn(count, 2, 11, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-class Design(ModuleSource):
+def samples(model: nn.Module, inputs: torch.Tensor, objective=None, batch: int = 64) -> FisherSamples:
+    """Passes with drawn labels over inputs [N, ...], `batch` of them at a time; targets play no part."""
+    ids, targets = [f"x{n}" for n in range(len(inputs))], torch.zeros(len(inputs), dtype=torch.int64)
+    layers, objective = layers_of(discovered(model)), objective or Classes()
+    gradients = Gradients(model, layers.map, TensorExamples(ids, inputs, targets), objective)
+    return FisherSamples(gradients, layers, batch * int(gradients.lengths[0]))
+
+
+class Design(Numbers):
     """Every example with every unit vector (times √O) as output gradient: E[δδᵀ] = I, independent of the input."""
 
-    def __init__(self, model: nn.Module, inputs: torch.Tensor, outputs: int) -> None:
-        repeated = inputs.repeat_interleave(outputs, 0)
-        super().__init__(model, repeated, [str(n) for n in range(len(repeated))], "gaussian")
-        self.outputs = outputs
+    def sampled(self, logits, inputs, seed, labels):
+        count = logits.shape[2]
+        unit = torch.eye(count, dtype=torch.float64) * count**0.5
+        direction = unit[torch.tensor([int(one[1:]) for one in inputs.ids]) % count]
+        return (logits[:, 0] * direction).sum(1), torch.zeros(len(logits), 1, dtype=torch.int64)
 
-    def run(self, members, names, labels, seed, consume):
-        unit = torch.eye(self.outputs, dtype=torch.float64) * self.outputs**0.5
-        direction = unit[torch.tensor(members) % self.outputs]
-        capture_modules(self.model, self.inputs[members], names, lambda f: (f * direction).sum(1), consume)
-        return torch.zeros(len(members), 1, dtype=torch.int64)
+
+def design(model: nn.Module, inputs: torch.Tensor, outputs: int) -> FisherSamples:
+    return samples(model, inputs.repeat_interleave(outputs, 0), Design())
 
 
 def gauss_newton_block(model: nn.Module, inputs: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -66,8 +78,7 @@ def gauss_newton_block(model: nn.Module, inputs: torch.Tensor, names: list[str])
 @pytest.mark.parametrize("batch_size", [2, 100])
 def test_convolutions_against_autograd(batch_size, tmp_path):
     model, x = small_cnn(), images()
-    source = ModuleSource(model, x, [f"x{n}" for n in range(len(x))], batch_size=batch_size)
-    factors = fit_source(source, FactorSettings(saves=2), store=tmp_path / "f")
+    factors = fit_factors(samples(model, x, batch=batch_size), FactorSettings(saves=2), store=tmp_path / "f")
     stored = factors.labels()
     labels = stored[stored >= 0]
     assert labels.shape == (len(x),)
@@ -98,7 +109,7 @@ def test_where_the_kronecker_form_is_exact_it_is_the_gauss_newton_block(mode, de
     widths = [5, 3] if depth == 1 else [5, 4, 3]
     model = nn.Sequential(*[nn.Linear(i, o) for i, o in pairwise(widths)]).double()
     x = torch.randn(30, 5, dtype=torch.float64)
-    factors = fit_source(Design(model, x, 3), FactorSettings(mode), store=tmp_path / "f")
+    factors = fit_factors(design(model, x, 3), FactorSettings(mode), store=tmp_path / "f")
     for layer in factors.layers.values():
         block = gauss_newton_block(model, x, [f"{layer.name}.weight", f"{layer.name}.bias"])
         damped = block + 0.05 * torch.eye(len(block), dtype=torch.float64)
@@ -112,8 +123,8 @@ def test_drawn_noise_gives_the_gauss_newton_matrix_of_squared_loss(tmp_path):
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
     x = torch.randn(20_000, 3, dtype=torch.float64)
-    source = ModuleSource(nn.Sequential(model), x, [str(n) for n in range(len(x))], "gaussian", batch_size=5000)
-    factors = fit_source(source, FactorSettings("kfac"), store=tmp_path / "f")
+    source = samples(nn.Sequential(model), x, Numbers(), batch=5000)
+    factors = fit_factors(source, FactorSettings("kfac"), store=tmp_path / "f")
     torch.testing.assert_close(factors.covariance("0").outputs, torch.eye(2, dtype=torch.float64), atol=0.03, rtol=0)
 
 
@@ -138,7 +149,7 @@ def test_influence_is_leaving_one_out_on_ridge_regression(tmp_path):
     with torch.no_grad():
         model[0].weight[:] = torch.from_numpy(whole[:-1])
         model[0].bias[:] = whole[-1]
-    factors = fit_source(Design(model, torch.from_numpy(x[:, :-1]), 1), FactorSettings(), store=tmp_path / "f")
+    factors = fit_factors(design(model, torch.from_numpy(x[:, :-1]), 1), FactorSettings(), store=tmp_path / "f")
     gradients = ((query @ whole - target)[:, None] * query)[:, None]
     ready = factors.precondition("0", torch.from_numpy(gradients), Damping(ridge / n))[:, 0]
     influence = ready.numpy() @ ((x @ whole - y)[:, None] * x).T / n
@@ -148,30 +159,27 @@ def test_influence_is_leaving_one_out_on_ridge_regression(tmp_path):
     assert np.abs(influence / change - 1).mean() < 0.15
 
 
-def test_what_has_no_rule_is_named():
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding="same"), nn.Linear(3, 3)
-    )
-    components = module_map(model)
-    assert dict(zip(components.names, components.sizes, strict=True)) == {"0": 40, "norms": 8, "2": 148, "3": 12}
-    assert layers_of(components).names == ["3"]
-    assert "skipped: 0 (40), norms (8), 2 (148)" in layers_of(components).components.coverage_line()
-    with pytest.raises(UserError, match="components without a factor rule: 0, norms, 2 "):
-        layers_of(components, strict=True)
-    with pytest.raises(UserError, match="a linear or convolutional layer"):
-        layers_of(module_map(nn.BatchNorm2d(3)))
+class Twice(nn.Module):
+    """A layer after itself, as only a probe could tell."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.one = one
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(torch.relu(self.one(x)))
 
 
 def test_a_layer_that_runs_twice_is_refused(tmp_path):
     one = nn.Linear(3, 3)
-    source = ModuleSource(nn.Sequential(one, nn.ReLU(), one), torch.randn(4, 3), list("abcd"))
-    with pytest.raises(UserError, match="layer '0' runs more than once"):
-        fit_source(source, FactorSettings(), store=tmp_path / "f")
+    model = nn.Sequential(nn.Linear(3, 3), Twice(one), nn.Linear(3, 2))
+    with pytest.raises(UserError, match=r"layer '1\.one' runs more than once"):
+        fit_factors(samples(model, torch.randn(4, 3)), FactorSettings(), store=tmp_path / "f")
 
 
 def test_a_faulty_image_is_named(tmp_path):
     x = images()
     x[4, 1, 3, 3] = float("nan")
-    source = ModuleSource(small_cnn(), x, [f"x{n}" for n in range(len(x))], batch_size=3)
+    source = samples(small_cnn(), x, batch=3)
     with pytest.raises(UserError, match=r"layer '0': an activation of example 'x4' is nan"):
-        fit_source(source, FactorSettings(), store=tmp_path / "f")
+        fit_factors(source, FactorSettings(), store=tmp_path / "f")
