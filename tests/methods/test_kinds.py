@@ -29,7 +29,7 @@ METHODS = sorted(file.stem for file in (PAGE.parents[1] / "conf" / "method").glo
 SMALL = {name: [key for key in keys if "relative" not in key] for name, keys in SHORTER.items()}
 SMALL |= {
     "trak": ["method.dimensions=4"],
-    **dict.fromkeys(("select", "select_fidelity", "project_paper"), ["budget=0.5"]),
+    **{name: ["budget=0.5"] for name in ("select", "select_fidelity", "project_paper")},
 }
 
 

@@ -1,7 +1,7 @@
 """The three commands as plain functions: a checked configuration and a run folder in, files and flat metrics out.
 
-Nothing here knows Hydra. `config` is one of the root dataclasses of `tdaexp.app.config`; imports are inside the functions'
-modules, not here, so that the command line stays quick until a stage starts.
+Nothing here knows Hydra. `config` is one of the root dataclasses of `tdaexp.app.config`; imports are inside the
+functions' modules, not here, so that the command line stays quick until a stage starts.
 """
 
 from __future__ import annotations
