@@ -53,6 +53,7 @@ def test_a_sweep_ends_with_the_job_at_hand(program, number):
     assert [row.status for row in sweep.rows(program.folder)] == ["done"] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whom", ["parent", "child", "group"])
 def test_jobs_side_by_side_end_together(program, whom):
     """`group` is Ctrl-C in a terminal, which every process hears."""
