@@ -114,8 +114,8 @@ def attribute(cfg, folder, logger):
         raise RuntimeError("zarr") from OSError(errno.ENOSPC, "No space left on device")
     if do == "interrupt":
         raise KeyboardInterrupt
-    if do == "blocks":  # twelve of them, unless asked to end
-        for number in track(range(12), "blocks", 12, stoppable=True):
+    if do == "blocks":  # far too many, unless asked to end
+        for number in track(range(1000), "blocks", 1000, stoppable=True):
             time.sleep(0.1)
             (folder / f"block{number}").touch()
     if do == "load":

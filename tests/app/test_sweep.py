@@ -3,6 +3,8 @@
 import csv
 import json
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -122,6 +124,27 @@ def test_a_killed_sweep_resumes_where_it_stopped(program):
     assert [row["status"] for row in _table(program)] == ["done"] * 4
     after = program.calls()
     assert after[: len(before)] == before and len(after) == 4 == len(set(after))
+
+
+@pytest.mark.parametrize("harm", ["deleted", "damaged", "metrics", "report"])
+def test_resume_looks_at_what_lies_there_and_not_at_the_row(program, harm):
+    assert program("-m", "budget=0.1,0.2")[0] == 0
+    first, second = (Path(call) for call in program.calls())
+    if harm == "deleted":
+        shutil.rmtree(first / "influence.zarr")
+    elif harm == "damaged":
+        (chunk,) = (first / "influence.zarr" / "influence").glob("[0-9]*")
+        chunk.write_bytes(b"\0" + chunk.read_bytes()[1:])
+    else:
+        (first / ("metrics.json" if harm == "metrics" else "report.html")).unlink()
+    row = json.loads((second / "row.json").read_text())
+    (second / "row.json").write_text(json.dumps({**row, "status": "running", "metrics": {}}))
+    assert program("-m", "budget=0.1,0.2", "resume=true")[0] == 0
+    assert [Path(call).name for call in program.calls()[2:]] == [first.name]
+    assert [(row.status, row.metrics["accuracy"]) for row in sweep.rows(program.folder)] == [
+        ("done", 0.1),
+        ("done", 0.2),
+    ]
 
 
 def test_without_resume_everything_runs_again(program):
