@@ -38,6 +38,7 @@ EXAMPLES = {
 }
 
 FLAGS = """\
+  scale=paper        the size in the paper of an experiment that has a file for both; scale=toy, for a laptop, is the default
   -m                 one job for every combination of comma-separated values
   -m hydra/launcher=joblib   the same, jobs side by side
   --cfg job          print the configuration instead of running it
