@@ -14,6 +14,7 @@ from tdaexp.cli.scale import store_scales
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "dataset", "candidates", "decoding", "method", "metric", "trainer", "logger", "experiment")
 PLAIN_TEXT = ("single", "table1", "table1_solvers", "table1_baselines", "fig1", "fig1_lissa")
+PLAIN = ["dataset.path=FILE", "dataset.query_path=QUERIES", "dataset.text_column=text"]
 # what these choices leave open on purpose: the user has to say it
 NEEDED = {
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
@@ -21,7 +22,7 @@ NEEDED = {
     "experiment=verses": ["dataset.path=FILE"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],
     "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],
-    **{f"experiment=msif_{name}-paper": ["dataset.path=FILE", "dataset.text_column=text"] for name in PLAIN_TEXT},
+    **{f"experiment=msif_{name}-paper": PLAIN for name in PLAIN_TEXT},
     "experiment=msif_fig3-paper": ["dataset.finetune_path=FILE"],
     "experiment=msif_fig3_baselines-paper": ["dataset.finetune_path=FILE"],
     "experiment=msif_case_study-paper": [f"dataset.{key}=FILE" for key in ("path", "query_path", "finetune_path")],

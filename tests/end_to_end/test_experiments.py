@@ -57,7 +57,7 @@ def test_an_experiment_says_what_each_scale_sets():
     (toy,) = planned("experiment=msif_single", "method=random").jobs
     assert (toy.choices["model"], toy.config.dataset.people, toy.config.trainer.fit.steps) == ("toy_neox", 150, 200)
     assert toy.config.dataset.query_limit == 10  # from what the file says for both
-    given = ("dataset.path=FILE", "dataset.text_column=text", "dataset.query_limit=3")
+    given = ("dataset.path=FILE", "dataset.query_path=FILE", "dataset.text_column=text", "dataset.query_limit=3")
     (paper,) = planned("experiment=msif_single", "scale=paper", "method=random", *given).jobs
     assert (paper.choices["model"], paper.config.trainer.fit.steps) == ("ptb_neox", 5000)
     assert paper.config.dataset.query_limit == 3  # the command line has the last word

@@ -77,7 +77,7 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     }
     for name, own in parts.items():
         commands.done("attribute", f"experiment={name}", *small, *own)
-    runs = ",".join(f"multirun/{name}" for name in parts)
+    runs = ",".join(f"multirun/{name}-toy" for name in parts)
     commands.done("evaluate", f"runs=[{runs}]", "metric.reference=cg", "metric.bootstrap=50")
     folder = only("outputs/evaluate/*")
     found = metrics(folder)

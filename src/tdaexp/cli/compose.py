@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.cli.gate import check_hydra, check_search
 from tdaexp.cli.origin import OriginOf, one_line, shown
-from tdaexp.cli.scale import RENAMED, spelt, store_scales
+from tdaexp.cli.scale import spelt, store_scales
 from tdaexp.cli.typed import for_shell
+from tdaexp.foreign import choice_hint
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
 
@@ -231,5 +232,4 @@ def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> Us
     installed = any(choice.startswith(plugin) for choice in choices)
     if group == "hydra/launcher" and name.startswith(plugin) and not installed:
         return UserError(f"{where}: launcher '{name}' needs a plugin; pip install 'tdaexp[cluster]'")
-    hint = f"it is experiment={RENAMED[name]} now" if group == "experiment" and name in RENAMED else None
-    return unknown(group or "configuration", name, choices, where, hint=hint)
+    return unknown(group or "configuration", name, choices, where, hint=choice_hint(group, name))

@@ -24,22 +24,6 @@ SCALES = ("toy", "paper")
 """The first is taken where nothing is said."""
 GROUP = "experiment"
 
-RENAMED = {
-    f"toy_{old}": f"{new} scale=toy"
-    for old, new in {
-        **{name: f"select_{name}" for name in ("table1", "table2", "fig4", "fig5")},
-        **{name: name for name in ("eurollm", "explaind_eurollm")},
-        **{
-            f"msif_{name}": f"msif_{name}"
-            for name in (
-                *("single", "table1", "table1_solvers", "table1_baselines", "case_study"),
-                *("fig1", "fig1_lissa", "fig2", "fig3", "fig3_baselines"),
-            )
-        },
-    }.items()
-}
-"""Experiments of 0.1 that have another spelling now."""
-
 
 def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
     """Put the experiments in these folders into Hydra's store, and tell file and content of each by Hydra's name."""
@@ -74,12 +58,12 @@ def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         if key == GROUP:
-            named = [_named(name, scales, known) for name in value.split(",")]
-            used = used or any(spellings != [name] for name, spellings in zip(value.split(","), named, strict=True))
-            text = f"{GROUP}={','.join(spelling for spellings in named for spelling in spellings)}"
-        if text not in given:
+            names = [spelling for name in value.split(",") for spelling in _named(name, scales, known)]
+            used = used or any(f"{GROUP}/{name}" in known for name in names)
+            found.append(f"{GROUP}={','.join(names)}" if used else text)
+        elif key != "scale":
             found.append(text)
-    if used and not given:
+    if found != list(overrides) and not given:
         print(
             f"experiment: scale={SCALES[0]}, for a laptop, is taken; the paper's is scale={SCALES[1]}", file=sys.stderr
         )
@@ -91,6 +75,7 @@ def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
 
 
 def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    name = name.strip("'\"")
     there = [f"{name}-{scale}" for scale in scales]
     return there if f"{GROUP}/{there[0]}" in known else [name]
 
