@@ -72,7 +72,10 @@ def test_an_experiment_says_what_each_scale_sets():
         (["experiment=verses", "scale=paper"], "experiment=verses has one size"),
         (["scale=paper"], "no experiment is chosen"),
         (["experiment=select_table1", "trainer.precison=x"], "did you mean 'precision'"),
-        (["experiment=msif_single", "scale=paper"], r"conf/experiment/msif_single.yaml: 'dataset.path' has no value"),
+        (
+            ["experiment=msif_single", "scale=paper"],
+            r"dataset.query_path=FILE; name the file too .*conf/experiment/msif_single.yaml",
+        ),
     ],
 )
 def test_scales_that_are_refused(given, said):
