@@ -9,23 +9,28 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.plan import plan
+from tdaexp.app.scale import store_scales
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "dataset", "candidates", "decoding", "method", "metric", "trainer", "logger", "experiment")
 PLAIN_TEXT = ("single", "table1", "table1_solvers", "table1_baselines", "fig1", "fig1_lissa")
+PLAIN = ["dataset.path=FILE", "dataset.query_path=QUERIES", "dataset.text_column=text"]
 # what these choices leave open on purpose: the user has to say it
 NEEDED = {
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
     "dataset=trex": ["dataset.hub=NAME"],
     "experiment=verses": ["dataset.path=FILE"],
-    "experiment=eurollm": ["dataset.path=FILE"],
-    "experiment=explaind_eurollm": ["dataset.path=FILE"],
-    **{f"experiment=msif_{name}": ["dataset.path=FILE", "dataset.text_column=text"] for name in PLAIN_TEXT},
-    "experiment=msif_fig3": ["dataset.finetune_path=FILE"],
-    "experiment=msif_fig3_baselines": ["dataset.finetune_path=FILE"],
-    "experiment=msif_case_study": [f"dataset.{key}=FILE" for key in ("path", "query_path", "finetune_path")],
+    "experiment=eurollm-paper": ["dataset.path=FILE"],
+    "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],
+    **{f"experiment=msif_{name}-paper": PLAIN for name in PLAIN_TEXT},
+    "experiment=msif_fig3-paper": ["dataset.finetune_path=FILE"],
+    "experiment=msif_fig3_baselines-paper": ["dataset.finetune_path=FILE"],
+    "experiment=msif_case_study-paper": [f"dataset.{key}=FILE" for key in ("path", "query_path", "finetune_path")],
 }
+SCALED = sorted(store_scales([CONF]))  # experiment/NAME-SCALE
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+CHOICES = [one for one in CHOICES if f"{one.replace('=', '/')}-toy" not in SCALED]
+CHOICES += [one.replace("/", "=") for one in SCALED]
 
 
 def _plan(stage, overrides, multirun=False):

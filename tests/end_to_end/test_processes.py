@@ -52,7 +52,7 @@ WHOLE = {
     "parts": ("method=explaind", *TASK, "method.keep=[query,part]", "method.partition=target"),
     "subsample": ("method=explaind", *TASK, "method.keep=[query,train]", "method.subsample=0.3", "method.single=20"),
     "checkpoints": (
-        "experiment=toy_explaind_eurollm",
+        "experiment=explaind_eurollm",
         "dataset.records=200",
         "dataset.held_out=12",
         "trainer.fit.steps=4",

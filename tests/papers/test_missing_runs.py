@@ -17,7 +17,7 @@ GROKKING = Grokking(grafts={"a": ["x"], "b": ["y"]}, outer="a", donors=[1])
 @pytest.mark.parametrize(
     ("analysis", "command"),
     [
-        (ExplaindEurollm(), "experiment=toy_explaind_eurollm"),
+        (ExplaindEurollm(), "experiment=explaind_eurollm"),
         (Subsampling(), "experiment=explaind_subsampling"),
         (ExplaindTable1(), "experiment=explaind_table1"),
         (GROKKING, "experiment=explaind_grokking"),

@@ -21,8 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tdaexp.app.foreign import choice_hint
 from tdaexp.app.gate import check_hydra, check_search
 from tdaexp.app.origin import OriginOf, one_line, shown
+from tdaexp.app.scale import spelt, store_scales
 from tdaexp.app.typed import for_shell
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
@@ -34,6 +36,7 @@ class Composer:
     name: str
     loader: ConfigLoader
     extra: list[Path]  # folders searched after the main one
+    scaled: dict[str, tuple[Path, Any]] = field(default_factory=dict)  # experiments by scale: see `cli.scale`
     _files: dict[Path, Any] = field(default_factory=dict)
     _choices: dict[str, list[str]] = field(default_factory=dict)
 
@@ -73,8 +76,14 @@ class Composer:
         if group not in self._choices:
             with self._user_errors():
                 found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
-            self._choices[group] = [name for name in found if not name.startswith("_")]
+            self._choices[group] = [
+                name for name in found if not name.startswith("_") and f"{group}/{name}" not in self.scaled
+            ]
         return self._choices[group]
+
+    def spelt(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides with `scale=` said in the way of Hydra's store."""
+        return spelt(overrides, self.scaled)
 
     def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
         """Compose one configuration, Hydra's own node included; a mistake in any file becomes a `UserError`.
@@ -124,7 +133,8 @@ class Composer:
             file = self._file(str(default.config_path))
             if file is not None:
                 package = tuple((default.package or "").split(".")) if default.package else ()
-                files.append((file, package, self._load(file)))
+                stored = self.scaled.get(str(default.config_path))
+                files.append((file, package, stored[1] if stored else self._load(file)))
         # the root file first, for a key that no file sets; Hydra's own groups before what refers to them
         files.sort(
             key=lambda one: 0 if one[0].stem == self.name and not one[1] else 1 if one[1][:1] == ("hydra",) else 2
@@ -142,7 +152,8 @@ class Composer:
             where = self._overriding(group, name) or self._named(parent[1] if parent else self.name)
             if group and not self.is_group(group):
                 raise unknown("group", group, self.loader.list_groups(""), where) from error
-            raise _no_such_choice(group, name, list(error.options or []), where) from error
+            there = [one for one in error.options or [] if f"{group}/{one}" not in self.scaled]
+            raise _no_such_choice(group, name, there, where) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{shown(Path(mark.name))}:{mark.line + 1}" if mark else "a YAML file"
@@ -156,6 +167,8 @@ class Composer:
 
     def _file(self, name: str) -> Path | None:
         """Find the file of a configuration that Hydra calls `name`."""
+        if name in self.scaled:
+            return self.scaled[name][0]
         return next((f for folder in self._folders() if (f := folder / f"{name}.yaml").exists()), None)
 
     def _named(self, name: str) -> str:
@@ -185,7 +198,8 @@ class Composer:
         sweep = override.is_discrete_sweep()
         for name in override.sweep_string_iterator() if sweep else [str(override.value())]:
             name = name.strip("'\"")
-            if name not in self.choices(group) and not (group == "experiment" and name in ("null", "None")):
+            known = name in self.choices(group) or f"{group}/{name}" in self.scaled
+            if not known and not (group == "experiment" and name in ("null", "None")):
                 raise _no_such_choice(group, name, self.choices(group), f"option '{override.input_line}'")
 
 
@@ -200,7 +214,8 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
     check_search(conf / f"{name}.yaml")
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        yield Composer(name, loader, [extra] if extra else [])
+        others = [extra] if extra else []
+        yield Composer(name, loader, others, store_scales([conf, *others]))
 
 
 def _spelt(error: BaseException | None) -> str:
@@ -219,4 +234,4 @@ def _no_such_choice(group: str, name: str, choices: list[str], where: str) -> Us
     installed = any(choice.startswith(plugin) for choice in choices)
     if group == "hydra/launcher" and name.startswith(plugin) and not installed:
         return UserError(f"{where}: launcher '{name}' needs a plugin; pip install 'tdaexp[cluster]'")
-    return unknown(group or "configuration", name, choices, where)
+    return unknown(group or "configuration", name, choices, where, hint=choice_hint(group, name))

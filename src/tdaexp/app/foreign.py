@@ -1,4 +1,4 @@
-"""Names that people bring from Lightning and transformers, and ours for the same thing."""
+"""Names from Lightning, transformers and earlier versions of ours, and what the same thing is called here."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ _SAID = {
 SAID = {theirs: said for said, names in _SAID.items() for theirs in names.split()}
 """Their key: what is different here."""
 
+_EXPERIMENTS = {
+    "table1 table2 fig4 fig5": "select_",
+    "eurollm explaind_eurollm": "",
+    "msif_single msif_table1 msif_table1_solvers msif_table1_baselines msif_case_study": "",
+    "msif_fig1 msif_fig1_lissa msif_fig2 msif_fig3 msif_fig3_baselines": "",
+}
+RENAMED = {
+    f"experiment=toy_{name}": f"experiment={paper}{name} scale=toy"
+    for names, paper in _EXPERIMENTS.items()
+    for name in names.split()
+}
+"""Keys (`trainer.fit.lr`) and choices (`model=toy_gpt`) of earlier versions: how each is spelt now."""
+
 _PRECISION = {
     **dict.fromkeys(("bf16-true", "bf16", "bf16-mixed", "torch.bfloat16"), "bfloat16"),
     **dict.fromkeys(("32-true", "32", "fp32", "float", "full", "torch.float32"), "float32"),
@@ -75,12 +88,21 @@ _VALUES = {
 
 def key_hint(key: str, here: str) -> str | None:
     """What to write for another program's key, found in the node `here` ("", "trainer", …); None if it is unknown."""
+    place = f"{here}.{key}".lstrip(".")
+    if place in RENAMED:
+        return f"it is called {RENAMED[place]} now"
     if key in SAID:
         return SAID[key]
     ours = KEYS.get(key)
-    if ours is None or ours == f"{here}.{key}".lstrip("."):
+    if ours is None or ours == place:
         return None
     return f"it is called {ours} here"
+
+
+def choice_hint(group: str, name: str) -> str | None:
+    """How a choice of an earlier version is spelt now; None if there was none of that name."""
+    now = RENAMED.get(f"{group}={name}")
+    return f"it is {now} now" if now else None
 
 
 def value_hint(key: str, value: str) -> str | None:

@@ -38,6 +38,7 @@ EXAMPLES = {
 }
 
 FLAGS = """\
+  scale=paper        the size that an experiment has in the paper; without it, scale=toy: a laptop's
   -m                 one job for every combination of comma-separated values
   -m hydra/launcher=joblib   the same, jobs side by side
   --cfg job          print the configuration instead of running it

@@ -49,6 +49,7 @@ def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: boo
     Raises:
         UserError: any mistake in the options or files, or a sweep whose jobs would be the same.
     """
+    overrides = composer.spelt(overrides)
     overrides = [*_brought(composer.parse(overrides)), *overrides]
     parsed = composer.parse(overrides)
     swept = [o for o in parsed if o.is_sweep_override()]

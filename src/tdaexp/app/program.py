@@ -40,7 +40,9 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
         raise UserError("option --experimental-rerun: reads a pickle, which can run any code; type the command again")
     if options.info:
         with open_composer(name, conf, extra) as composer:
-            composer.compose([str(one.input_line) for one in composer.parse(options.overrides)], options.multirun)
+            spelt = composer.spelt(options.overrides)
+            composer.compose([str(one.input_line) for one in composer.parse(spelt)], options.multirun)
+        arguments = [*_flags(options), f"--info={options.info}", *spelt]
     if options.hydra_help or options.shell_completion or options.info:
         _hand_over(task, conf, name, [program, *arguments])
         return 0

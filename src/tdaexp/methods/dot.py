@@ -16,6 +16,7 @@ from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
+from tdaexp.selection.parts import planned
 
 
 @dataclass
@@ -28,12 +29,12 @@ class Dot(Full):
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """As `full`, whose answer is twice as large."""
-        named = work.parts if isinstance(work, TaskWorkload) else work.components
-        return [*super().plan(work)[:-1], work.answer(len(named(self.components)), self_products=False)]
+        components = planned(work, self.part, self.components)
+        return [*super().plan(work)[:-1], work.answer(len(components), self_products=False)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""
-        return _without_norms(products)
+        return _without_norms(super().from_products(products))
 
 
 def _without_norms(products: xr.Dataset) -> xr.Dataset:

@@ -38,7 +38,7 @@ from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
-from tdaexp.selection.parts import check_choices, choice_notes, damping_note, names_of, with_notes
+from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, planned, with_notes
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 class EKFAC(Method):
     """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
     `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
-    attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
+    attention and MLP, `attention`, `mlp`, `all`), `components` (names, in place of `part`), `strict` (refuse components
     without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
     `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
     other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
@@ -126,36 +126,33 @@ class EKFAC(Method):
         """The phases of the fit, the scores, and the answer."""
         if isinstance(work, TaskWorkload):
             return self._plan_of_classifier(work)
-        layers, chosen = self.planned_layers(work), self.settings
-        fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
+        layers, how = self.planned_layers(work), self.settings
+        fit = factor_costs(work, layers, work.readers(layers), how.mode, how.partitions, how.saves)
         scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
         return [*fit, scores, work.answer(len(layers.components), self_products=False)]
 
     def _plan_of_classifier(self, work: TaskWorkload) -> list[StageCost]:
-        every = work.parts(None)
-        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
+        found = layers_of(planned(work, self.part, self.components), self.strict)
         fit = module_factor_costs(work, found, self.mode, self.partitions, self.saves)
         scores = module_scores_cost(work, found, self.mode)
         return [*fit, scores, work.answer(len(found.components), self_products=False)]
 
     def planned_layers(self, work: Workload) -> Layers:
         """The chosen components of a model without data, by weight matrix."""
-        return layers_of(work.components(names_of(work.every, self.part, self.components)), self.strict)
+        return layers_of(planned(work, self.part, self.components), self.strict)
 
     def layers(self, problem: Problem) -> Layers:
         """The chosen components by weight matrix."""
-        every = problem.components()
-        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
+        found = layers_of(chosen(problem.components(), self.part, self.components), self.strict)
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
 
     def fit(self, problem: Problem, layers: Layers) -> Factors:
         """Factors of the model over the examples that it was trained on, from the cache if they are there."""
-        chosen = self.settings
-        names = layers.components.names
-        store = problem.training_store("factors", names, chosen.seed, chosen.partitions, chosen.saves, by=fit_factors)
+        how, names = self.settings, layers.components.names
+        store = problem.training_store("factors", names, how.seed, how.partitions, how.saves, by=fit_factors)
         gradients = fitted_gradients(problem, layers.map)
-        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), chosen, store=store)
+        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), how, store=store)
 
     def scores(self, problem: Problem, sides: LayerPairs) -> np.ndarray:
         """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""

@@ -18,23 +18,30 @@ from tdaexp.methods.module_costs import module_products_cost
 from tdaexp.methods.stage_costs import products_cost
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
-from tdaexp.objectives.base import check_reduction
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
+from tdaexp.selection.parts import check_part, chosen, part_note, planned, restricted, with_notes
 
 
 @dataclass
 class Full(Method):
-    """Keys: `components` (names to restrict the gradient to; null = all), `reduction` of the loss over an example's
-    tokens (`mean`, as in the paper, or `sum`).
+    """Keys: `part` of the model that the gradient is restricted to (`all`, `blocks` = attention and MLP, `attention`,
+    `mlp`), `components` (names, in place of `part`), `reduction` of the loss over an example's tokens (`mean`, as in
+    the paper, or `sum`).
     """
 
+    part: str = "all"
     components: list[str] | None = None
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown reduction."""
-        check_reduction(self.reduction)
+        """Refuse unknown choices."""
+        check_part(self.part, self.reduction)
+
+    @property
+    def label(self) -> str:
+        """Name, and the part of the model if it is not the whole."""
+        return with_notes(self.name, [part_note(self.part, self.components, "all")])
 
     @property
     def sharded(self) -> bool:
@@ -43,7 +50,7 @@ class Full(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
-        components, compute = problem.components(self.components), problem.compute
+        components, compute = chosen(problem.components(), self.part, self.components), problem.compute
         products = component_products(
             train_gradients(problem, components, self.reduction),
             query_gradients(problem, components, self.reduction),
@@ -56,12 +63,10 @@ class Full(Method):
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """Products, and the answer with its self-products."""
-        if isinstance(work, TaskWorkload):
-            parts = work.parts(self.components)
-            return [module_products_cost(work, parts), work.answer(len(parts), self_products=True)]
-        components = work.components(self.components)
-        return [products_cost(work, components), work.answer(len(components), self_products=True)]
+        components = planned(work, self.part, self.components)
+        products = module_products_cost if isinstance(work, TaskWorkload) else products_cost
+        return [products(work, components), work.answer(len(components), self_products=True)]  # type: ignore[arg-type]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
-        """Stored products are the answer."""
-        return products
+        """Stored products are the answer, those of the chosen components."""
+        return restricted(products, self.part, self.components)

@@ -58,7 +58,7 @@ class Select(Method):
     @property
     def label(self) -> str:
         """Name, what is selected on, objective and budget."""
-        on = "" if self.on.name == "full" else f" on {self.on.label}"
+        on = "" if self.on.label == "full" else f" on {self.on.label}"
         how = Path(self.selection).stem if self.selection else f"{self.objective}, {100 * self.limit:g} %"
         return f"select{on} ({how})"
 

@@ -21,7 +21,7 @@ from tdaexp.runtime.errors import UserError
 
 PAPER_ERROR, PAPER_CHANGE = 4.46e-8, 6.05e-4
 EUROLLM = "eurollm1b7"
-MADE = "python attribute.py experiment=toy_explaind_eurollm, or explaind_eurollm"
+MADE = "python attribute.py experiment=explaind_eurollm, with scale=paper for EuroLLM"
 CAPTIONS = {
     "influence": ("fig6", "the sampled batch (figure 6)"),
     "regularisation": ("fig14", "weight decay (figure 14)"),

@@ -1,15 +1,19 @@
-"""Which components a method of curvature looks at, and what its label tells of its settings."""
+"""Which components a method looks at, and what its label tells of its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import xarray as xr
+
+from tdaexp.methods.task_workload import TaskWorkload
+from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.base import REDUCTIONS
 from tdaexp.objectives.measurements import named
 from tdaexp.runtime.errors import UserError, unknown
 
-PARTS = {"blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
+PARTS = {"all": "", "blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
 """Choices of `part`, and what the names of their components contain."""
 
 
@@ -24,12 +28,39 @@ def names_of(components: ComponentMap, part: str, names: list[str] | None = None
     return chosen or components.names
 
 
-def check_choices(part: str, measurement: str, reduction: str) -> None:
-    """Refuse an unknown part, measurement or reduction."""
-    named(measurement)
+def chosen(every: ComponentMap, part: str, names: list[str] | None = None) -> ComponentMap:
+    """The components that `names_of` names."""
+    return every.select(names_of(every, part, names))
+
+
+def planned(work: Workload | TaskWorkload, part: str, names: list[str] | None = None) -> ComponentMap:
+    """The same of a model without data."""
+    return chosen(work.parts(None) if isinstance(work, TaskWorkload) else work.every, part, names)
+
+
+def restricted(products: xr.Dataset, part: str, names: list[str] | None = None) -> xr.Dataset:
+    """The same of stored products, whose components have names alone."""
+    every = [str(name) for name in products["component"].values]
+    wanted = names or [name for name in every if PARTS[part] in name]
+    for name in wanted:
+        if name not in every:
+            raise unknown("component", name, every, "method.components")
+    if not wanted:
+        raise UserError(f"method.part={part}: the stored products have no such component; they have {', '.join(every)}")
+    return products if wanted == every else products.isel(component=[every.index(name) for name in wanted])
+
+
+def check_part(part: str, reduction: str) -> None:
+    """Refuse an unknown part or reduction."""
     for key, value, choices in (("part", part, PARTS), ("reduction", reduction, REDUCTIONS)):
         if value not in choices:
             raise unknown(key, value, choices, f"method.{key}")
+
+
+def check_choices(part: str, measurement: str, reduction: str) -> None:
+    """Refuse an unknown part, measurement or reduction."""
+    named(measurement)
+    check_part(part, reduction)
 
 
 def with_notes(name: str, notes: Iterable[str]) -> str:
@@ -38,9 +69,9 @@ def with_notes(name: str, notes: Iterable[str]) -> str:
     return f"{name} ({told})" if told else name
 
 
-def part_note(part: str, components: list[str] | None) -> str:
-    """What a label tells of the components: nothing where they are those of all blocks."""
-    return f"{len(components)} components" if components else "" if part == "blocks" else part
+def part_note(part: str, components: list[str] | None, usual: str = "blocks") -> str:
+    """What a label tells of the components: nothing where they are those of the usual part."""
+    return f"{len(components)} components" if components else "" if part == usual else part
 
 
 def choice_notes(part: str, components: list[str] | None, measurement: str, reduction: str) -> list[str]:
