@@ -235,7 +235,7 @@ def test_the_identity_keeps_trainings_apart(tmp_path):
     recorded(tmp_path, settings(steps=4))
     (tmp_path / "model" / "training.json").unlink()
     (tmp_path / "model" / "weights.safetensors").unlink()
-    (tmp_path / "model").rmdir()
+    shutil.rmtree(tmp_path / "model")
     with pytest.raises(UserError, match="trajectory of another training"):
         recorded(tmp_path, settings(steps=4, lr=0.5))
 
