@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_study import PARAMETER
+from tiny_problem import PARAMETER
 
 from tdaexp.methods.cka import CKA
 from tdaexp.methods.dot import Dot
@@ -21,26 +21,26 @@ MLP = [name for name in PARAMETER if ".mlp." in name]
 
 
 @pytest.mark.parametrize("name", ["full", "dot", "project", "cka", "tracin", "ekfac", "trak"])
-def test_a_part_is_the_components_that_it_stands_for(name, configured, study):
+def test_a_part_is_the_components_that_it_stands_for(name, configured, problem):
     part, named = configured(name), configured(name)
     part.part, named.components = "mlp", MLP
-    one, other = part.attribute(study), named.attribute(study)
+    one, other = part.attribute(problem), named.attribute(problem)
     if "component" in one.dims:
         assert list(one["component"].values) == list(other["component"].values) == MLP
     np.testing.assert_array_equal(one["influence"].values, other["influence"].values)
 
 
 @pytest.mark.parametrize("name", ["full", "dot", "project", "cka", "tracin"])
-def test_all_is_what_is_taken_where_nothing_is_said(name, configured, study):
+def test_all_is_what_is_taken_where_nothing_is_said(name, configured, problem):
     usual, named = configured(name), configured(name)
     assert usual.part == "all"
     named.components = list(PARAMETER)
-    one, other = usual.attribute(study), named.attribute(study)
+    one, other = usual.attribute(problem), named.attribute(problem)
     np.testing.assert_array_equal(one["influence"].values, other["influence"].values)
 
 
-def test_selection_is_on_a_part(study):
-    found = Select(on=Full(part="attention"), budget=0.5).attribute(study)
+def test_selection_is_on_a_part(problem):
+    found = Select(on=Full(part="attention"), budget=0.5).attribute(problem)
     assert list(found["component"].values) == [name for name in PARAMETER if ".attn." in name]
 
 
