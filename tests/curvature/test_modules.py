@@ -163,10 +163,20 @@ def test_what_has_no_rule_is_named():
 
 
 def test_a_layer_that_runs_twice_is_refused(tmp_path):
-    one = nn.Linear(3, 3)
-    source = ModuleSource(nn.Sequential(one, nn.ReLU(), one), torch.randn(4, 3), list("abcd"))
-    with pytest.raises(UserError, match="layer '0' runs more than once"):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.inner(self.inner(x).relu())
+
+    source = ModuleSource(Twice(), torch.randn(4, 3), list("abcd"))
+    with pytest.raises(UserError, match="layer 'inner' runs more than once"):
         fit_source(source, FactorSettings(), store=tmp_path / "f")
+    one = nn.Linear(3, 3)
+    with pytest.raises(UserError, match=r"'0.weight' and '2.weight' are one tensor"):
+        ModuleSource(nn.Sequential(one, nn.ReLU(), one), torch.randn(4, 3), list("abcd"))
 
 
 def test_a_faulty_image_is_named(tmp_path):
