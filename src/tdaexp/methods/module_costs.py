@@ -1,6 +1,6 @@
 """Costs of scoring a classifier's pairs: gradient products, curvature factors, preconditioned queries.
 
-Each function counts what the code in `gradients.module_products`, `curvature.phases` and `curvature.score` does. All
+Each function counts what the code in `gradients.products`, `curvature.phases` and `curvature.score` does. All
 queries have the same candidates. Peaks of memory include the weights.
 """
 

@@ -207,7 +207,7 @@ def solver_cost(work: Workload, size: int, examples: Sizes, products: float, que
 
 
 def against_cost(work: Workload, components: ComponentMap) -> StageCost:
-    """Training gradients against explicit vectors (`gradients.against`)."""
+    """Training gradients against explicit vectors (`gradients.vector_products`)."""
     size = float(components.sizes.sum()) * work.wide
     each = np.full(len(work.queries), size)
     blocks = plan_blocks(
