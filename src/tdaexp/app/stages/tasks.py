@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def score_task(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Score pairs of queries and training examples; leaves what `attribute` leaves for texts.
-
-    Errors (UserError): the method reads texts only.
-    """
+    """Score pairs of queries and training examples; leaves what `attribute` leaves for texts."""
     clock = Clock()
     if ranks.current().first:
         tell_plan(config)
