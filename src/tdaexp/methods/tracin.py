@@ -78,7 +78,7 @@ def history_of(problem: Problem) -> History:
     """The problem's history. Errors (UserError): its model was not trained here."""
     if problem.history is None:
         raise UserError(
-            "this model's training left nothing on its way that is known here; let it be trained with its checkpoints kept "
-            "(trainer.fit.keep=all) or its steps recorded (a classifier: trainer.fit.record=1)"
+            "this model's training left nothing on its way that is known here; let it be trained with its checkpoints "
+            "kept (trainer.fit.keep=all) or its steps recorded (a classifier: trainer.fit.record=1)"
         )
     return problem.history
