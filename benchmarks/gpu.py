@@ -49,8 +49,8 @@ from tdaexp.data.groups import ALL
 from tdaexp.data.sizes import Sizes
 from tdaexp.methods.select import Select
 from tdaexp.models.components import component_map
-from tdaexp.models.empty import stated_config
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
+from tdaexp.models.stated import stated_config
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from tdaexp.paths.checkpoint_step import Plan, decompose
