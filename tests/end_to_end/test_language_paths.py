@@ -55,7 +55,7 @@ def test_the_papers_configuration_on_the_stand_ins_folders(commands, stand_in, t
     assert "oldest first" in commands.refused("attribute", *given, f"model.checkpoints=[{two},{one}]")
     assert "no such folder" in commands.refused("attribute", *given, f"model.checkpoints=[{one},{two}0]")
     assert "names none" in commands.refused("attribute", *given)
-    other = [text for text in given if not text.startswith("experiment")]
+    other = [text for text in given if not text.startswith(("experiment", "scale"))]
     columns = ["model=eurollm1b7", "dataset=text", "dataset.text_column=text", "method=dot"]
     line = commands.refused("attribute", *columns, *other, f"model.checkpoints=[{one}]")
     assert "only explaind reads a list" in line

@@ -295,5 +295,5 @@ def test_what_compares_words_has_none(make):
 
 def test_a_model_without_a_history(make):
     for method in (TracIn(), TRAK(checkpoints="all")):
-        with pytest.raises(UserError, match=r"left nothing on its way here.*model\.pretrained=null"):
+        with pytest.raises(UserError, match=r"left nothing on its way that is known here.*trainer\.fit\.record=1"):
             method.attribute(replace(make("convolutions"), history=None))
