@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.methods.full import Full
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
-from tdaexp.selection.parts import planned
 
 
 @dataclass

@@ -16,6 +16,11 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from tdaexp.costs.modules import module_factor_costs, module_scores_cost
+from tdaexp.costs.planned import planned
+from tdaexp.costs.stages import factor_costs, scores_cost
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fisher import FisherSamples
@@ -28,17 +33,13 @@ from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
-from tdaexp.methods.module_costs import module_factor_costs, module_scores_cost
-from tdaexp.methods.stage_costs import factor_costs, scores_cost
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
-from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, planned, with_notes
+from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 
 log = logging.getLogger(__name__)
 

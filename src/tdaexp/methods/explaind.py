@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import torch
 import xarray as xr
 
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from tdaexp.costs.modules import module_products_cost
+from tdaexp.costs.planned import planned
+from tdaexp.costs.stages import products_cost
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.module_costs import module_products_cost
-from tdaexp.methods.stage_costs import products_cost
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
-from tdaexp.selection.parts import check_part, chosen, part_note, planned, restricted, with_notes
+from tdaexp.selection.parts import check_part, chosen, part_note, restricted, with_notes
 
 
 @dataclass

@@ -19,13 +19,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.stages import against_cost, solver_cost
+from tdaexp.costs.workload import Workload
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.stage_costs import against_cost, solver_cost
-from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
@@ -33,7 +34,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.selection.parts import check_choices, chosen, planned, with_notes
+from tdaexp.selection.parts import check_choices, chosen, with_notes
 
 Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""

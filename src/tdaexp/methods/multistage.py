@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 import xarray as xr
 from torch import Tensor
 
+from tdaexp.costs.stages import factor_costs, scores_cost
+from tdaexp.costs.workload import Workload
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, cut, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
@@ -27,8 +29,6 @@ from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
-from tdaexp.methods.stage_costs import factor_costs, scores_cost
-from tdaexp.methods.workload import Workload
 from tdaexp.models.successor import shared_components
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources

@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.sketches import feature_products_cost, features_cost
+from tdaexp.costs.workload import Workload
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
@@ -22,13 +25,11 @@ from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sket
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
-from tdaexp.methods.sketch_costs import feature_products_cost, features_cost
-from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import unknown
-from tdaexp.selection.parts import check_part, chosen, part_note, planned, with_notes
+from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 
 @dataclass

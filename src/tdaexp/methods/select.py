@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown

@@ -24,15 +24,16 @@ import numpy as np
 import torch
 import xarray as xr
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.sketches import features_cost
+from tdaexp.costs.workload import RUNTIME_BYTES, Workload
 from tdaexp.curvature.layers import layers_of
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
-from tdaexp.methods.sketch_costs import features_cost
 from tdaexp.methods.tracin import history_of
-from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -40,7 +41,7 @@ from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
-from tdaexp.selection.parts import PARTS, chosen, part_note, planned, with_notes
+from tdaexp.selection.parts import PARTS, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]

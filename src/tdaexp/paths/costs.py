@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.footprint import training_bytes
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.pathkernel.decompose import INPUTS, MEMORY
 from tdaexp.paths.blocks import STEPS_PER_BLOCK
 from tdaexp.paths.decomposition import SWEEP_MEMORY

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
 from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_workload
 from tdaexp.planning.workload import Prepared, processes, text_workload

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tdaexp.building.texts import drawn, text_template
+from tdaexp.costs.task_workload import TaskWorkload
 from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus
 from tdaexp.data.tokenise import tokenise
-from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.models.completion_task import CompletionTask, as_tensors
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH

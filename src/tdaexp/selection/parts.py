@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 import xarray as xr
 
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.base import REDUCTIONS
 from tdaexp.objectives.measurements import named
@@ -31,11 +29,6 @@ def names_of(components: ComponentMap, part: str, names: list[str] | None = None
 def chosen(every: ComponentMap, part: str, names: list[str] | None = None) -> ComponentMap:
     """The components that `names_of` names."""
     return every.select(names_of(every, part, names))
-
-
-def planned(work: Workload | TaskWorkload, part: str, names: list[str] | None = None) -> ComponentMap:
-    """The same of a model without data."""
-    return chosen(work.parts(None) if isinstance(work, TaskWorkload) else work.every, part, names)
 
 
 def restricted(products: xr.Dataset, part: str, names: list[str] | None = None) -> xr.Dataset:

@@ -10,11 +10,11 @@ from math import ceil
 
 from torch import Tensor, nn
 
+from tdaexp.costs.stages import EIGH_COPIES, EIGH_FLOP, FACTOR_CACHE
+from tdaexp.costs.task_workload import TILED, TaskWorkload
+from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE
 from tdaexp.curvature import covariance, lambdas
 from tdaexp.curvature.layers import Layers
-from tdaexp.methods.stage_costs import EIGH_COPIES, EIGH_FLOP, FACTOR_CACHE
-from tdaexp.methods.task_workload import TILED, TaskWorkload
-from tdaexp.methods.workload import KEPT, RUNTIME_BYTES, STORE
 from tdaexp.models.components import ComponentMap
 from tdaexp.runtime.costs import StageCost
 

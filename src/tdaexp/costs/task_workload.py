@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tdaexp.costs.workload import KEPT, PAIR_BYTES, RUNTIME_BYTES, STORE
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.footprint import LiveBytes
-from tdaexp.methods.workload import KEPT, PAIR_BYTES, RUNTIME_BYTES, STORE
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
 from tdaexp.models.task import TaskComponents

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from tdaexp.costs.stages import products_disk
+from tdaexp.costs.workload import RUNTIME_BYTES, STORE, Workload
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.feature_products import BESIDE, feature_memory
 from tdaexp.gradients.features import CHUNK_BYTES
 from tdaexp.gradients.schedule import plan_blocks
 from tdaexp.gradients.sketch_factorised import factor_dimensions
-from tdaexp.methods.stage_costs import products_disk
-from tdaexp.methods.workload import RUNTIME_BYTES, STORE, Workload
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.runtime.costs import StageCost
 

@@ -10,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 
+from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.curvature import covariance, lambdas
 from tdaexp.curvature.layers import Layers
 from tdaexp.data.sizes import Sizes
@@ -17,7 +18,6 @@ from tdaexp.gradients.factors import explicit_is_cheaper
 from tdaexp.gradients.memory import held_bytes
 from tdaexp.gradients.pairs import CHUNK_BYTES
 from tdaexp.gradients.schedule import Block, plan_blocks
-from tdaexp.methods.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.objectives.base import Reach
 from tdaexp.runtime.costs import StageCost
