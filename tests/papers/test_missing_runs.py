@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tdaexp.papers.base import Evidence
@@ -25,7 +27,7 @@ GROKKING = Grokking(grafts={"a": ["x"], "b": ["y"]}, outer="a", donors=[1])
 )
 def test_a_missing_store_names_the_command_that_makes_it(analysis, command):
     with pytest.raises(UserError, match=f"runs: no store .*python attribute.py {command}") as error:
-        analysis.run(Evidence(None, []))
+        analysis.run(Evidence(SimpleNamespace(dataset=SimpleNamespace(modulus=7)), []))
     assert "\n" not in str(error.value)
 
 
