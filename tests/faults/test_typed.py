@@ -182,7 +182,7 @@ BAD_SIZES = [
     ("initializer_range", -1.0, "cannot be built"),
     ("return_dict", False, "unknown key 'return_dict'"),
     ("eos_token_id", 3, "comes from the tokenizer"),
-    ("intermediate_size", 2**31, "this machine has"),
+    ("intermediate_size", 2**31, "GB are free"),
 ]
 
 

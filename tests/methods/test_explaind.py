@@ -52,7 +52,7 @@ def study(request, tmp_path_factory) -> TaskStudy:
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     trajectory = Trajectory(folder / "trajectory")
     return TaskStudy(
-        module, by_module(module), corpus.train, corpus.test, ["test"] * 10, trajectory, folder, torch.float64
+        module, by_module(module), corpus.train, corpus.test, ["test"] * 10, trajectory, folder, "test", torch.float64
     )
 
 

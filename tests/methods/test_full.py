@@ -128,6 +128,8 @@ def test_a_nan_is_named_with_its_example_and_component(problem, compose, name, w
         marked = torch.zeros(len(output), 1, 1, dtype=torch.bool)
         for row in range(len(seen[-1])):
             marked[row] = seen[-1][row].tolist()[: len(wrong)] == wrong[: seen[-1].shape[1]]
+        if not output.requires_grad and where == "backward":
+            return output  # how long the shortcut to logits is tried
         if where == "forward":
             return output.masked_fill(marked, float("nan"))
         output.register_hook(lambda gradient: gradient.masked_fill(marked, float("nan")))

@@ -115,7 +115,7 @@ def recorded(tmp_path_factory) -> TaskStudy:
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     return TaskStudy(
         module, by_module(module), corpus.train, corpus.test, ["test"] * 6, Trajectory(folder / "trajectory"), folder,
-        held_out=corpus.test,
+        identity="test", held_out=corpus.test,
     )  # fmt: skip
 
 

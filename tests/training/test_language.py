@@ -46,7 +46,7 @@ def study_of(task, cache, dtype=torch.float32):
     members = {name: tuple(names) for name, names in task.components.members.items()}
     module = task.module.to(dtype)
     return TaskStudy(module, members, task.corpus.train, task.corpus.test, list(task.query_set), task.trajectory,
-                     cache, dtype)  # fmt: skip
+                     cache, task.fingerprint, dtype)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
