@@ -66,7 +66,7 @@ class Training:
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         return [
-            Moment(step, rate, lambda by=by: self.at(by))
+            Moment(step, rate, f"step-{step}", lambda by=by: self.at(by))
             for step, rate, by in self.MOMENTS
             if steps is None or step in steps
         ]

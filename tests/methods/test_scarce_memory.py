@@ -11,6 +11,7 @@ import torch
 from shared_work import fresh, short_methods
 
 from tdaexp import influence
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.errors import UserError
 
 METHODS = {"full": ("full",)} | short_methods("method.relative_damping=300", "method.examples=8")
@@ -25,6 +26,7 @@ def scarce(problem, most: int):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     for model in (problem.loaded.model, problem.finetuned.loaded.model):
+        runs_whole(model)  # found out beforehand, with two short texts
         model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     return problem
 
