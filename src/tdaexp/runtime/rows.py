@@ -1,7 +1,7 @@
 """Arrays whose rows are read, or computed, when they are asked for: what is too large to lie in memory whole.
 
-As with zarr's arrays, indexing gives numpy's: `rows[3:5]`, `rows[places]`, `rows[:]`; so does `np.asarray(rows)`. `lazy`
-makes of them what xarray takes for an array, so that a data set's `isel` reads nothing and `values` reads what is left.
+As with zarr's arrays, indexing gives numpy's: `rows[3:5]`, `rows[places]`, `rows[:]`; so does `np.asarray(rows)`.
+`lazy` makes of them what xarray takes for an array: a data set's `isel` reads nothing, `values` reads what is left.
 """
 
 from __future__ import annotations
