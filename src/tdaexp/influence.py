@@ -89,7 +89,7 @@ def build(
     if truth_known is not None:
         data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
-    if cosine:
+    if query_sq is not None and train_sq is not None:
         data["query_sq"] = (("query", "component"), _held(query_sq))
         data["train_sq"] = (("query", "candidate", "component"), _held(train_sq))
     attributes = {

@@ -39,10 +39,10 @@ class Rows:
             axis += not isinstance(one, (int, np.integer))
         return values
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def map(self, change: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: DTypeLike = None) -> Rows:
+    def map(self, change: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: DTypeLike | None = None) -> Rows:
         """The rows as `change` gives them for their values [n, ...] and places [n]; their shape stays."""
         return Rows(self.shape, dtype or self.dtype, lambda places: change(self._read(places), places))
 

@@ -65,20 +65,13 @@ class Products:
     @classmethod
     def joined(cls, parts: Iterable[Arrays], queries: int) -> Products:
         """As `of`, from the arrays of some queries after the other."""
-        done, plain, found = 0, False, None
+        done, found = 0, None
         for dot, own, norms, truth in parts:
-            plain, count = own is None or norms is None, dot.shape[1]
-            if found is None:
-                shapes = [(dot.shape[2], count, queries), (dot.shape[2], queries), (dot.shape[2], count, queries)]
-                found = cls(
-                    *map(np.zeros, shapes),
-                    *(np.zeros((count, queries), bool) for _ in range(2)),
-                    plain,
-                )
+            found = found or cls._blank(dot, queries, own is None or norms is None)
             mine = slice(done, done + len(dot))
             valid = ~np.isnan(dot).any(axis=2)
             if own is not None and norms is not None:
-                valid &= ~np.isnan(norms).any(axis=2)
+                valid = valid & ~np.isnan(norms).any(axis=2)
                 found.query_sq[:, mine] = own.T
                 found.train_sq[..., mine] = np.where(valid[..., None], norms, 0.0).transpose(2, 1, 0)
             found.dot[..., mine] = np.where(valid[..., None], dot, 0.0).transpose(2, 1, 0)
@@ -86,8 +79,15 @@ class Products:
             found.rival[:, mine] = valid.T & ~found.source[:, mine]
             done = mine.stop
         if found is None:
-            raise ValueError("there is no query")
+            raise ValueError("there is no array")
         return found
+
+    @classmethod
+    def _blank(cls, dot: np.ndarray, queries: int, plain: bool) -> Products:
+        """Nothing but zeros, for so many queries with as many candidates and components as `dot` [q, C, K]."""
+        shape = dot.shape[2], dot.shape[1], queries
+        flags = [np.zeros(shape[1:], bool) for _ in range(2)]
+        return cls(np.zeros(shape), np.zeros(shape[::2]), np.zeros(shape), *flags, plain)
 
     @property
     def summed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
