@@ -127,14 +127,15 @@ def scores(dataset: xr.Dataset) -> xr.DataArray:
     """Return the method's answer [query, candidate]: the (weighted) sum over components, as a cosine if it is one."""
     if "component" not in dataset["influence"].dims:
         return dataset["influence"]
-    return xr.concat([_scores(part) for part in blocks(dataset)], "query", coords="minimal", compat="override")
+    values = np.concatenate([_scores(part).values for part in blocks(dataset)])
+    return _labelled(dataset, values)
 
 
-def _scores(dataset: xr.Dataset) -> xr.DataArray:
+def _scores(dataset: xr.Dataset) -> xr.Variable:
     weight = _weights(dataset)
     if dataset.attrs["normalise"] == "cosine":
-        return cosine(dataset, weight)
-    return (dataset["influence"] * weight).sum("component", skipna=False)
+        return _cosine(dataset, weight)
+    return (dataset["influence"].variable * weight).sum("component", skipna=False).transpose("query", "candidate")
 
 
 def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataArray:
@@ -142,10 +143,19 @@ def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataAr
 
     `weight` [component] or [query, component] is 1 for the components in the subset, else 0.
     """
-    dot = (dataset["influence"].astype(np.float64) * weight).sum("component", skipna=False)
-    query_norm = np.sqrt((dataset["query_sq"].astype(np.float64) * weight).sum("component", skipna=False))
-    train_norm = np.sqrt((dataset["train_sq"].astype(np.float64) * weight).sum("component", skipna=False))
-    return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
+    return _labelled(dataset, _cosine(dataset, weight.variable if isinstance(weight, xr.DataArray) else weight))
+
+
+def _cosine(dataset: xr.Dataset, weight: xr.Variable | float) -> xr.Variable:
+    def total(name: str) -> xr.Variable:  # of variables: coordinates of every pair would be compared at each step
+        return (dataset[name].variable.astype(np.float64) * weight).sum("component", skipna=False)
+
+    norms = np.sqrt(total("query_sq")) * np.sqrt(total("train_sq"))
+    return (total("influence") / (norms + EPSILON)).transpose("query", "candidate")
+
+
+def _labelled(dataset: xr.Dataset, values: np.ndarray | xr.Variable) -> xr.DataArray:
+    return dataset["influence"].isel(component=0, drop=True).copy(deep=False, data=np.asarray(values))
 
 
 def truth_known(dataset: xr.Dataset) -> np.ndarray:
@@ -196,11 +206,11 @@ def dense(dataset: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids})
 
 
-def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
+def _weights(dataset: xr.Dataset) -> xr.Variable | float:
     """Per-query component weights: each query takes the subset of its own query set."""
     if "weight" not in dataset:
         return 1.0
-    return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
+    return dataset["weight"].sel(query_set_name=dataset["query_set"]).variable
 
 
 def _held(values: np.ndarray | Rows, dtype: Any = None) -> Any:

@@ -44,7 +44,10 @@ class Numbers(PairWork[np.ndarray]):
 
 def answered(folder, queries):
     """The answer of a walk over all pairs; ids, truth and lexical scores as a problem gives them."""
-    pairs, ids = np.tile(np.arange(TRAIN, dtype=np.int64), (queries, 1)), np.array([f"t{k}" for k in range(TRAIN)], object)
+    pairs, ids = (
+        np.tile(np.arange(TRAIN, dtype=np.int64), (queries, 1)),
+        np.array([f"t{k}" for k in range(TRAIN)], object),
+    )
     found = meet_pairs(Numbers(), pairs, store=folder / "store", cache_gb=1.0)
     return influence.build(
         found["dot"],

@@ -90,7 +90,7 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     cuts = rows_of(plan)
     row_bytes = pairs.shape[1] * work.width * np.dtype(work.kind).itemsize
     rows = min([FILE_BYTES // max(row_bytes, 1), *(cut.stop - cut.start for cut in cuts)])
-    blocks = BlockStore(store, arrays, cuts, rows=max(1, rows))
+    blocks = BlockStore(store, arrays, cuts, compressed=False, rows=max(1, rows))  # products are noise to a packer
     compute = Shrinking(partial(_block, work, pairs), lambda block: halves(block, pairs), joined)
     with work.ready(), blocks.pending() as missing:
         for number in blocks.each(missing, work.doing):

@@ -57,7 +57,8 @@ def assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset 
     """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if any."""
     if reference is None and has_products(dataset):
         reference = dataset
-    return {name: _assess(part, settings, reference) for name, part in by_query_set(dataset).items()}
+    own = dataset is reference and "weight" not in dataset
+    return {name: _assess(part, settings, reference, own) for name, part in by_query_set(dataset).items()}
 
 
 def judge(
@@ -110,20 +111,21 @@ def _reach(found: ComponentStudy) -> dict[str, float]:
     }
 
 
-def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None) -> Judgement:
+def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None, own: bool) -> Judgement:
+    """Judge one query set; `own`: its scores are the reference's."""
     sourced, blocks = influence.truth_known(dataset), influence.blocks(dataset)
     known = bool(sourced.any())
-    parts = [_of_queries(part, settings, reference, dataset is reference, known) for part in blocks]
+    parts = [_of_queries(part, settings, reference, own, known) for part in blocks]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     judged = {name: values[sourced] for name, values in rows.items()}
     intervals = _retrieval(dataset, judged, settings) if known else {}
     ranks = rows["rank"][~np.isnan(rows["rank"])]
-    own = intervals.get("accuracy", UNKNOWN)
+    accuracy = intervals.get("accuracy", UNKNOWN)
     return Judgement(
         queries=len(sourced),
         with_truth=int(sourced.sum()),
-        accuracy=own,
-        held_out=intervals.get("held_out", own),
+        accuracy=accuracy,
+        held_out=intervals.get("held_out", accuracy),
         selected="held_out" in intervals,
         mrr=intervals.get("mrr", UNKNOWN),
         recall=intervals.get("recall", UNKNOWN),
@@ -143,13 +145,12 @@ def _of_queries(
 ) -> dict[str, np.ndarray]:
     """Numbers of each query [q] of a block by name, NaN for what is not known of it.
 
-    `own`: the reference is the data set that the block is of; `known`: the source of some query is known.
+    `own`: the reference's scores are the block's; `known`: the source of some query is known.
     """
     scores, nothing = influence.scores(part).values, np.full(part.sizes["query"], np.nan)
     rows = {"candidates": (~np.isnan(scores)).sum(1), "fidelity": nothing, "rank": nothing}
     if reference is not None:
-        same = own and "weight" not in part
-        full = scores if same else aligned(part, reference, full_scores)
+        full = scores if own else aligned(part, reference, full_scores)
         rows |= {"fidelity": fidelity(scores, full), "rank": spearman(scores, full)}
     if known:
         truth, lexical = part["truth"].values, controls.bm25_accuracy(part)

@@ -22,7 +22,7 @@ from tdaexp.selection.subsets import OBJECTIVES, Products, products_of
 
 DEPTH = re.compile(r"(?:^|(?<=\.))(\d+)\.")  # the first part of a name that is a number: the layer
 
-STUDIED = 1 << 23
+STUDIED = 1 << 22
 """Dot products, by component, that a study looks at: what all orders and folds of them take is a matter of seconds."""
 FEWEST = 20
 """Queries that are studied however many candidates they have."""

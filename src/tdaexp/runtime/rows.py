@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 24
 """Of all that is read at a time of an answer of many pairs: small beside what a block of scoring takes."""
 
 
