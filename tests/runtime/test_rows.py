@@ -1,4 +1,4 @@
-"""Rows that are read when they are asked for: what numpy gives for the same keys, and nothing that was not asked for."""
+"""Rows that are read when they are asked for: what numpy gives for the same keys, and nothing else is read."""
 
 import numpy as np
 import pytest
@@ -46,9 +46,10 @@ def test_rows_in_another_order_and_with_other_values(rows):
     assert rows.asked == order.tolist()
 
 
-@pytest.mark.parametrize(
-    ("count", "row_bytes", "wanted"), [(5, 2, [2, 2, 1]), (5, 99, [1] * 5), (5, 0, [4, 1]), (0, 1, [0])]
-)
+LENGTHS = [(5, 2, [2, 2, 1]), (5, 99, [1] * 5), (5, 0, [4, 1]), (0, 1, [0])]
+
+
+@pytest.mark.parametrize(("count", "row_bytes", "wanted"), LENGTHS)
 def test_runs_are_as_long_as_fits(count, row_bytes, wanted, monkeypatch):
     monkeypatch.setattr("tdaexp.runtime.rows.BLOCK_BYTES", 4)
     found = list(runs(count, row_bytes))
