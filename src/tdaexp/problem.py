@@ -185,6 +185,15 @@ class Problem:
         """Identity of the model, the training examples and the queries: that of every store of this problem."""
         return identity_of(self.identity, self.train, self.queries)
 
+    @property
+    def study(self) -> str:
+        """As `fingerprint`, of both models where there is a second stage."""
+        return (
+            self.fingerprint
+            if self.finetuned is None
+            else fingerprint(self.fingerprint, self.finetuned.loaded.fingerprint)
+        )
+
     def store(self, kind: str, *depends_on: Any, by: Code) -> Path:
         """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`.
 

@@ -1,23 +1,51 @@
-"""From a checked configuration to the recorded training of a language model, and to its study."""
+"""From a checked configuration to the recorded training of a language model, and to its problem."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
+
+from tdaexp.building.parts import alike, compute_of, sources
+from tdaexp.building.settings import Asked, Named
 from tdaexp.building.texts import GENERATED, drawn, tokenisation
 from tdaexp.data.records import Corpus
-from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.objectives.classes import Classes
+from tdaexp.problem import Problem
+from tdaexp.runtime import ranks
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.errors import UserError
+from tdaexp.training.history import RecordedSteps
 from tdaexp.training.language import TrainedLanguage, trained_language
 
 log = logging.getLogger(__name__)
 
 
-def recorded_corpus(config: Any) -> Corpus:
+@dataclass(frozen=True)
+class Recorded:
+    """Builds the problem of a language model whose training is recorded."""
+
+    config: Asked
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """As `recorded_corpus`."""
+        return recorded_corpus(self.config)
+
+    def problem(self, clock: Clock) -> Problem:
+        """The trained model with its recording."""
+        with ranks.first_alone():
+            task = load_recorded(self.config, self.corpus)
+        clock.stop("model")
+        return build_problem(self.config, self.corpus, task)
+
+
+def recorded_corpus(config: Named) -> Corpus:
     """The training records and the queries, of which a recorded model writes none itself.
 
     Errors (UserError): no query set beside the model's own completions, a second training stage.
@@ -34,7 +62,7 @@ def recorded_corpus(config: Any) -> Corpus:
     return replace(corpus, queries={name: corpus.queries[name] for name in names})
 
 
-def load_recorded(config: Any, corpus: Corpus) -> TrainedLanguage:
+def load_recorded(config: Named, corpus: Corpus) -> TrainedLanguage:
     """Train and record the configured language model, or load it where it was trained before."""
     return trained_language(
         config.model,
@@ -48,17 +76,26 @@ def load_recorded(config: Any, corpus: Corpus) -> TrainedLanguage:
     )
 
 
-def build_recorded_study(config: Any, task: TrainedLanguage) -> TaskStudy:
-    """The recorded training with all its queries, on the run's device."""
-    device = resolve_device(config.trainer.accelerator)
-    return TaskStudy(
-        task.module.to(device),
-        {name: tuple(members) for name, members in task.components.members.items()},
-        task.corpus.train,
-        task.corpus.test,
-        list(task.query_set),
-        task.trajectory,
-        Path(config.cache_dir),
+def build_problem(config: Asked, corpus: Corpus, task: TrainedLanguage) -> Problem:
+    """The recorded training with all its queries and all pairs, as a task of two classes; float32, as the recording."""
+    compute = compute_of(config.trainer, torch.float32)
+    model, train = task.module.to(compute.device), task.corpus.train
+    records = [record for queries in corpus.queries.values() for record in queries]
+    candidates = alike(np.arange(len(train)), len(records))
+    truth, known = sources(records, corpus.train, candidates)
+    return Problem(
+        model=model,
         identity=task.fingerprint,
-        device=device,
+        map=task.components,
+        objective=Classes(),
+        train=train,
+        queries=task.corpus.test,
+        query_set=list(task.query_set),
+        candidates=candidates,
+        truth=truth,
+        truth_known=known,
+        compute=compute,
+        cache=Path(config.cache_dir),
+        seed=config.seed,
+        history=RecordedSteps(model, task.trajectory),
     )

@@ -1,9 +1,8 @@
-"""A study's model shared out over the processes of a run."""
+"""A problem's model shared out over the processes of a run."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from tdaexp.building.settings import Named
 from tdaexp.building.texts import load_model
 from tdaexp.data.records import Corpus
 from tdaexp.models.loaded import LoadedModel
@@ -13,7 +12,7 @@ from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.errors import UserError
 
 
-def load_sharded(config: Any, corpus: Corpus) -> LoadedModel:
+def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
     """Load the configured model, trained first where it has no weights yet; each process keeps its share.
 
     Processes load one after the other: a machine's main memory holds the whole model once. Errors (UserError): the

@@ -1,30 +1,47 @@
-"""From a checked configuration to the study of a classification task: trained, its queries and pairs chosen."""
+"""From a checked configuration to the problem of a classification task: trained, its queries and pairs chosen."""
 
 from __future__ import annotations
 
 import copy
-import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
+from tdaexp.building.parts import chosen_candidates, compute_of
+from tdaexp.building.settings import Asked, Named
+from tdaexp.data.candidates import All
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.paths.recorded_problem import CPU, TaskStudy
-from tdaexp.problem import Compute, Problem
-from tdaexp.runtime.device import resolve_device, resolve_dtype
-from tdaexp.runtime.errors import UserError
+from tdaexp.problem import Problem
+from tdaexp.runtime import ranks
+from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.device import resolve_device
 from tdaexp.training.history import RecordedSteps
 from tdaexp.training.task import TrainedTask, trained_task
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Tasks:
+    """Builds the problem of a classification task."""
+
+    config: Asked
+
+    @property
+    def corpus(self) -> None:
+        """None: a task has no texts."""
+
+    def problem(self, clock: Clock) -> Problem:
+        """The trained classifier; a recording is float32, and so is its decomposition."""
+        config = self.config
+        with ranks.first_alone():
+            task = load_task(config)
+        clock.stop("model")
+        return build_problem(config, task, config.candidates, torch.float32 if config.method.decomposes else None)
 
 
-def load_task(config: Any) -> TrainedTask:
+def load_task(config: Named) -> TrainedTask:
     """Train and record the configured classification task, or load it where it was trained before."""
     return trained_task(
         config.model,
@@ -36,70 +53,39 @@ def load_task(config: Any) -> TrainedTask:
     )
 
 
-def build_task_study(config: Any, task: TrainedTask, device: torch.device = CPU) -> TaskStudy:
-    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name."""
-    names, queries = _queries(config, task)
-    return TaskStudy(
-        task.module.to(device),
-        {name: tuple(members) for name, members in task.components.members.items()},
-        task.corpus.train,
-        queries,
-        names,
-        task.trajectory,
-        Path(config.cache_dir),
-        identity=task.fingerprint,
-        held_out=task.corpus.test,
-        device=device,
-    )
-
-
-def build_problem(config: Any, task: TrainedTask, selector: Any = None) -> Problem:
+def build_problem(
+    config: Named, task: TrainedTask, selector: object = None, dtype: torch.dtype | None = None
+) -> Problem:
     """The trained classifier with its queries and their candidates; the truth is that both are of one class.
 
-    `selector` chooses the candidates: of the group `candidates`, null = all.
+    `selector` chooses the candidates: of the group `candidates`, null = all. The model is of the trainer's precision,
+    or of the `dtype`.
     """
-    trainer = config.trainer
-    device, dtype = resolve_device(trainer.accelerator), resolve_dtype(trainer.precision)
+    compute = compute_of(config.trainer, dtype)
     names, queries = _queries(config, task)
     train = task.corpus.train
     candidates = chosen_candidates(selector or All(), len(queries), len(train))
-    model = copy.deepcopy(task.module).to(device, dtype)
+    model = copy.deepcopy(task.module).to(compute.device, compute.dtype)
     objective, two = Classes(), range(min(2, len(train)))
+    inputs = objective.batch(train, two).to(compute.device)
     return Problem(
         model=model,
         identity=task.fingerprint,
-        map=discovered(model, lambda: objective.outputs(model, objective.batch(train, two).to(device)), len(two)),
+        map=discovered(model, lambda: objective.outputs(model, inputs), len(two)),
         objective=objective,
         train=train,
         queries=queries,
         query_set=names,
         candidates=candidates,
         truth=(queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
-        compute=Compute(device, dtype, trainer.tokens_per_batch, trainer.cache_gb),
+        compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
-        history=RecordedSteps(model, task.trajectory) if config.trainer.fit.record else None,
+        history=RecordedSteps(model, task.trajectory, task.corpus.test) if config.trainer.fit.record else None,
     )
 
 
-def chosen_candidates(selector: Any, queries: int, train: int) -> Candidates:
-    """Every training example for each query, or a random sample of them, the same for all queries.
-
-    Lexical candidates need words: the default, `candidates=bm25`, stands for all. Errors (UserError): others.
-    """
-    if isinstance(selector, Sample):
-        order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
-    elif isinstance(selector, All) or type(selector) is BM25:
-        order = np.arange(train)
-    else:
-        kind = type(selector).__name__.lower()
-        raise UserError(f"candidates={kind}: reads texts; of a classification task choose candidates=all or =sample")
-    log.info("candidates: %d of the %d training examples for each query", len(order), train)
-    indices = np.tile(order, (queries, 1))
-    return Candidates(indices, np.full(indices.shape, np.nan))
-
-
-def _queries(config: Any, task: TrainedTask) -> tuple[list[str], TensorExamples]:
+def _queries(config: Named, task: TrainedTask) -> tuple[list[str], TensorExamples]:
     """The query set of every query, and the queries: of each set the first `query_limit`."""
     parts = {"train": task.corpus.train, "test": task.corpus.test}
     limit = config.dataset.query_limit

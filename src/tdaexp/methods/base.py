@@ -47,6 +47,11 @@ class Method(ABC):
         return False
 
     @property
+    def decomposes(self) -> bool:
+        """Whether the method decomposes a recorded training, or a list of checkpoints, and scores no pairs."""
+        return False
+
+    @property
     def reads_model(self) -> bool:
         """Whether the method runs the model at all."""
         return True

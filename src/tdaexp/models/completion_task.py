@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Example, collate
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.models.components import ComponentMap, grouped
 from tdaexp.models.layers import canonical_name
-from tdaexp.models.task import TaskComponents
 from tdaexp.runtime.errors import UserError
 
 PREFIX = "network."
@@ -58,15 +58,13 @@ class CompletionTask(nn.Module):
         own = -self.token_losses(inputs).sum(1)
         return torch.stack([own, torch.log(-torch.expm1(own))], dim=1)
 
-    def components(self) -> TaskComponents:
+    def components(self) -> ComponentMap:
         """Components by the names that they have everywhere; a fused q, k, v matrix is one."""
+        kind = self.network.config.model_type
         members: dict[str, list[str]] = {}
-        sizes: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
-            component = canonical_name(name.removeprefix(PREFIX), self.network.config.model_type)
-            members.setdefault(component, []).append(name)
-            sizes[component] = sizes.get(component, 0) + parameter.numel()
-        return TaskComponents(members, sizes)
+        for name, _ in self.named_parameters():
+            members.setdefault(canonical_name(name.removeprefix(PREFIX), kind), []).append(name)
+        return grouped(members, {name: parameter.numel() for name, parameter in self.named_parameters()}, kind)
 
 
 def as_tensors(examples: Sequence[Example], width: int) -> TensorExamples:

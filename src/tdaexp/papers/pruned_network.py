@@ -65,7 +65,7 @@ class Network:
     @classmethod
     def of(cls, task: TrainedTask) -> Network:
         """Leave the last layer out."""
-        components = task.components.members
+        components = task.components.members(task.module)
         last = list(components)[-1]
         names = [name for component, members in components.items() if component != last for name in members]
         shapes = {name: tuple(task.module.get_parameter(name).shape) for name in names}

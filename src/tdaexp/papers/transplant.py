@@ -37,7 +37,7 @@ Groups = Mapping[str, Sequence[str]]
 
 def parameters_of(task: TrainedTask, group: str, components: Sequence[str]) -> list[str]:
     """Names of the parameters of a graft. Errors (UserError): no such component."""
-    members, names = task.components.members, []
+    members, names = task.components.members(task.module), []
     for component in components:
         found = [own for own in members if own == component or own.startswith(f"{component}.")]
         if not found:

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from tdaexp.data.tensors import TensorCorpus, TensorDataset
-from tdaexp.models.task import TaskComponents, TaskModel, task_components
+from tdaexp.models.components import ComponentMap
+from tdaexp.models.discovery import discovered
+from tdaexp.models.task import TaskModel
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
@@ -47,9 +49,9 @@ class TrainedTask:
         return Trajectory(self.folder / "trajectory")
 
     @property
-    def components(self) -> TaskComponents:
+    def components(self) -> ComponentMap:
         """The network's components."""
-        return task_components(self.module)
+        return discovered(self.module)
 
 
 def trained_task(
