@@ -24,7 +24,7 @@ from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.paths import checkpoint_walk as checkpoint_run
 from tdaexp.paths.checkpoint_step import Plan, _Checkpoint
-from tdaexp.paths.slabs import slabs_of
+from tdaexp.paths.checkpoint_walk import slabs_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices

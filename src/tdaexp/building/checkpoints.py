@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from tdaexp.building.parts import alike, compute_of
+from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.settings import Asked, Named
 from tdaexp.building.texts import load_model, tokenisation
 from tdaexp.data.examples import Examples
@@ -80,7 +80,7 @@ def build_problem(config: Asked, corpus: Corpus) -> Problem:
     log.info("checkpoints: %d, steps %d to %d", len(found), found[0].step, found[-1].step)
     first = found[0].model
     model = load_skeleton(locate(first.pretrained, first.revision, "model.checkpoints"), first.trust_remote_code)
-    candidates = alike(np.arange(0), len(held_out))
+    candidates = chosen_candidates(None, len(held_out), len(train))
     return Problem(
         model=model,
         identity=fingerprint([one.identity for one in found]),

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tdaexp.building.parts import compute_of, sources
 from tdaexp.building.settings import Asked
-from tdaexp.building.sharded import load_sharded
-from tdaexp.building.texts import GENERATED, drawn, load_model, load_successor, text_template, tokenised
+from tdaexp.building.texts import GENERATED, drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.dataset import query_id
 from tdaexp.data.records import Corpus

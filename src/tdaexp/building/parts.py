@@ -31,10 +31,12 @@ def alike(order: np.ndarray, queries: int) -> Candidates:
 
 
 def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
-    """Every training example for each query, or a random sample of them, the same for all queries.
+    """Every training example for each query, or a random sample of them, the same for all queries; None: no pair.
 
     Lexical candidates need words: the default, `candidates=bm25`, stands for all. Errors (UserError): others.
     """
+    if selector is None:
+        return alike(np.arange(0), queries)
     if isinstance(selector, Sample):
         order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
     elif isinstance(selector, All) or type(selector) is BM25:

@@ -7,20 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from tdaexp.building.parts import alike, compute_of, sources
 from tdaexp.building.settings import Asked, Named
+from tdaexp.building.tasks import build_problem
 from tdaexp.building.texts import GENERATED, drawn, tokenisation
 from tdaexp.data.records import Corpus
-from tdaexp.objectives.classes import Classes
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import resolve_device
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.history import RecordedSteps
 from tdaexp.training.language import TrainedLanguage, trained_language
 
 log = logging.getLogger(__name__)
@@ -38,11 +35,11 @@ class Recorded:
         return recorded_corpus(self.config)
 
     def problem(self, clock: Clock) -> Problem:
-        """The trained model with its recording."""
+        """The trained model, as a network of two classes, with its recording."""
         with ranks.first_alone():
             task = load_recorded(self.config, self.corpus)
         clock.stop("model")
-        return build_problem(self.config, self.corpus, task)
+        return build_problem(self.config, task, None, torch.float32)
 
 
 def recorded_corpus(config: Named) -> Corpus:
@@ -73,29 +70,4 @@ def load_recorded(config: Named, corpus: Corpus) -> TrainedLanguage:
         cache_dir=Path(config.cache_dir),
         seed=config.seed,
         device=resolve_device(config.trainer.accelerator),
-    )
-
-
-def build_problem(config: Asked, corpus: Corpus, task: TrainedLanguage) -> Problem:
-    """The recorded training with all its queries and all pairs, as a task of two classes; float32, as the recording."""
-    compute = compute_of(config.trainer, torch.float32)
-    model, train = task.module.to(compute.device), task.corpus.train
-    records = [record for queries in corpus.queries.values() for record in queries]
-    candidates = alike(np.arange(len(train)), len(records))
-    truth, known = sources(records, corpus.train, candidates)
-    return Problem(
-        model=model,
-        identity=task.fingerprint,
-        map=task.components,
-        objective=Classes(),
-        train=train,
-        queries=task.corpus.test,
-        query_set=list(task.query_set),
-        candidates=candidates,
-        truth=truth,
-        truth_known=known,
-        compute=compute,
-        cache=Path(config.cache_dir),
-        seed=config.seed,
-        history=RecordedSteps(model, task.trajectory),
     )

@@ -10,9 +10,6 @@ import torch
 
 from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.settings import Asked, Named
-from tdaexp.data.candidates import All
-from tdaexp.data.tensors import TensorExamples
-from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -38,7 +35,9 @@ class Tasks:
         with ranks.first_alone():
             task = load_task(config)
         clock.stop("model")
-        return build_problem(config, task, config.candidates, torch.float32 if config.method.decomposes else None)
+        if config.method.decomposes:
+            return build_problem(config, task, None, torch.float32)
+        return build_problem(config, task, config.candidates)
 
 
 def load_task(config: Named) -> TrainedTask:
@@ -56,23 +55,21 @@ def load_task(config: Named) -> TrainedTask:
 def build_problem(
     config: Named, task: TrainedTask, selector: object = None, dtype: torch.dtype | None = None
 ) -> Problem:
-    """The trained classifier with its queries and their candidates; the truth is that both are of one class.
+    """The trained network with its queries and their candidates; the truth is that both are of one class.
 
-    `selector` chooses the candidates: of the group `candidates`, null = all. The model is of the trainer's precision,
-    or of the `dtype`.
+    `selector` chooses the candidates: of the group `candidates`, None = no pair is scored. The model is of the
+    trainer's precision, or of the `dtype`.
     """
     compute = compute_of(config.trainer, dtype)
-    names, queries = _queries(config, task)
+    names, queries = task.asked(config.dataset.query_sets, config.dataset.query_limit)
     train = task.corpus.train
-    candidates = chosen_candidates(selector or All(), len(queries), len(train))
-    model = copy.deepcopy(task.module).to(compute.device, compute.dtype)
-    objective, two = Classes(), range(min(2, len(train)))
-    inputs = objective.batch(train, two).to(compute.device)
+    candidates = chosen_candidates(selector, len(queries), len(train))
+    model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
     return Problem(
         model=model,
         identity=task.fingerprint,
-        map=discovered(model, lambda: objective.outputs(model, inputs), len(two)),
-        objective=objective,
+        map=task.components,
+        objective=Classes(),
         train=train,
         queries=queries,
         query_set=names,
@@ -81,18 +78,5 @@ def build_problem(
         compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
-        history=RecordedSteps(model, task.trajectory, task.corpus.test) if config.trainer.fit.record else None,
+        history=RecordedSteps(model, task.trajectory, task.held_out) if config.trainer.fit.record else None,
     )
-
-
-def _queries(config: Named, task: TrainedTask) -> tuple[list[str], TensorExamples]:
-    """The query set of every query, and the queries: of each set the first `query_limit`."""
-    parts = {"train": task.corpus.train, "test": task.corpus.test}
-    limit = config.dataset.query_limit
-    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in config.dataset.query_sets]
-    queries = TensorExamples(
-        [one for _, examples in chosen for one in examples.ids],
-        torch.cat([examples.inputs for _, examples in chosen]),
-        torch.cat([examples.targets for _, examples in chosen]),
-    )
-    return [name for name, examples in chosen for _ in examples.ids], queries

@@ -18,8 +18,11 @@ from tdaexp.data.records import Corpus, Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.loaded import LoadedModel, check_tokens
 from tdaexp.models.pretrained import Pretrained, trusts
+from tdaexp.models.sharded import Sharded
 from tdaexp.models.successor import check_successor
+from tdaexp.runtime import ranks
 from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import doing
 from tdaexp.training.trained import Tokenisation, trained
 
@@ -65,6 +68,28 @@ def load_successor(config: Named, records: list[Record], first: LoadedModel) -> 
     )
     named = replace(start, name=f"{config.model.name}-finetuned")
     return _trained(config, named, records, config.trainer.finetune)
+
+
+def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
+    """Load the configured model, trained first where it has no weights yet; each process keeps its share.
+
+    Processes load one after the other: a machine's main memory holds the whole model once. Errors (UserError): the
+    data has a second training stage.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if corpus.finetune:
+        raise UserError(
+            "trainer=fsdp: shares out one model, and the data has fine-tuning records for a second; take trainer=ddp"
+        )
+    device = resolve_device(config.trainer.accelerator)
+    mesh = init_device_mesh(device.type, (ranks.current().world,))
+    ranks.barrier()  # a mistake in the model's name must not meet processes that are still setting this up
+    with ranks.in_turn():
+        loaded = load_model(config, corpus.train)
+        sharded = Sharded(loaded.model, mesh)
+    sharded.open()
+    return loaded
 
 
 def _where(config: Named) -> tuple[Any, Any]:

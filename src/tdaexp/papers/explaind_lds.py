@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from tdaexp.building.tasks import build_problem
+from tdaexp.data.candidates import All
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import TracIn
 from tdaexp.methods.trak import TRAK
@@ -70,7 +71,7 @@ class Lds(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Retrain, score, correlate."""
-        problem = build_problem(evidence.config, evidence.task)
+        problem = build_problem(evidence.config, evidence.task, All())
         methods = self._scores(evidence, problem)
         rows = []
         for fraction in self.fractions:

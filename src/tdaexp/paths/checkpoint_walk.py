@@ -14,14 +14,17 @@ import logging
 from dataclasses import asdict
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.groups import ALL
 from tdaexp.data.records import HELD_OUT
+from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.pathkernel.streaming import Slab
 from tdaexp.paths.checkpoint_step import NUMBERS, Plan, decompose
-from tdaexp.paths.slabs import slabs_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.training.history import ListedCheckpoints
@@ -65,6 +68,24 @@ def _plan(problem: Problem, history: ListedCheckpoints, keep: frozenset[str], qu
     queries = {name: [place for place, own in enumerate(history.query_groups) if name in (ALL, own)] for name in names}
     groups = sorted(set(history.groups)) if "train" in keep else []
     return Plan(problem, history, quadrature, queries, groups, slabs_of(problem.model, problem.map))
+
+
+def slabs_of(model: nn.Module, components: ComponentMap) -> list[Slab]:
+    """Every parameter's share in each of the components, numbered in their order."""
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    slabs: list[Slab] = []
+    seen: set[tuple[str, int]] = set()
+    for number, component in enumerate(components.components):
+        for part in component.parts:
+            slabs += [Slab(number, name) for name in part.parameters]
+            rows = None if part.rows is None else torch.from_numpy(part.rows)
+            own = {} if part.parameters else dict(model.get_submodule(part.module).named_parameters(recurse=False))
+            for kind, tensor in own.items():
+                name = parameters[id(tensor)]
+                if (name, number) not in seen or rows is not None:  # a tied head is the embedding's own tensor
+                    slabs.append(Slab(number, name, rows, int(part.kind == "conv1d" and kind == "weight")))
+                seen.add((name, number))
+    return slabs
 
 
 def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:

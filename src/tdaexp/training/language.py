@@ -86,6 +86,14 @@ class TrainedLanguage(TrainedTask):
         assert isinstance(self.module, CompletionTask)  # made so below
         return self.module.components()
 
+    @property
+    def held_out(self) -> None:
+        """None: every test example is a query."""
+
+    def asked(self, sets: Sequence[str], limit: int | None) -> tuple[list[str], TensorExamples]:
+        """All test examples: the queries were chosen when the training was told of them."""
+        return list(self.query_set), self.corpus.test
+
 
 def trained_language(
     model: Scratch | Pretrained,
