@@ -62,7 +62,7 @@ class Checker:
             about = path or tuple(re.split(r"[^\w.]", str(error), maxsplit=1)[0].split("."))
             raise UserError(f"{error} ({self.origin(about)})") from error
 
-    def _value(self, field: dataclasses.Field, hint: Any, node: dict[str, Any], path: Path) -> Any:
+    def _value(self, field: dataclasses.Field[Any], hint: Any, node: dict[str, Any], path: Path) -> Any:
         """Return one field's checked value, or `dataclasses.MISSING` where the class's own default holds."""
         if field.name not in node:
             if _has_default(field):
@@ -89,7 +89,7 @@ class Checker:
             check_distinct(leaf, f"{self.origin(path)}: '{'.'.join(path)}'")
         return leaf
 
-    def _check_protocol(self, cls: type, field: dataclasses.Field, nested: type | None, path: Path) -> None:
+    def _check_protocol(self, cls: type, field: dataclasses.Field[Any], nested: type | None, path: Path) -> None:
         """Refuse a class of another group than that of the key."""
         own = {f.name for f in dataclasses.fields(cls)}
         lacks = [name for name in field.metadata.get("offers", ()) if not hasattr(cls, name) and name not in own]
@@ -102,7 +102,7 @@ class Checker:
         if inspect.isabstract(cls):
             raise UserError(f"{where} is a base for others and does nothing by itself; name one that derives from it")
 
-    def _unknown(self, key: str, fields: dict[str, dataclasses.Field], path: Path) -> UserError:
+    def _unknown(self, key: str, fields: dict[str, dataclasses.Field[Any]], path: Path) -> UserError:
         here, place = ".".join(path), self.places.get(key)
         inside = f"'{here}'" if path else "the configuration"
         where = f"{self.origin((*path, key))}: in {inside}"
@@ -172,7 +172,7 @@ def places(root: type) -> dict[str, str]:
     return found
 
 
-def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
+def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
     """Fields of the constructor, plain values first: where a group repeats one (`budget: ${budget}`), a
     message names the value's own place.
     """
@@ -181,7 +181,7 @@ def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in fields}
 
 
-def _has_default(field: dataclasses.Field) -> bool:
+def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 

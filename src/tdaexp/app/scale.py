@@ -112,7 +112,7 @@ def _merged(content: dict[str, Any], scale: str, scaled: set[str]) -> dict[str, 
     bases = [_at_scale(entry, scale, scaled) for entry in entries if not _overrides(entry) and entry != "_self_"]
     merged = OmegaConf.to_container(OmegaConf.merge(common, section), resolve=False)
     assert isinstance(merged, dict)
-    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}  # type: ignore[dict-item]
+    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}
 
 
 def _at_scale(entry: Any, scale: str, scaled: set[str]) -> Any:

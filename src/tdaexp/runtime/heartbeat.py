@@ -76,7 +76,7 @@ def watch_each_other() -> Iterator[None]:
 
 def _meeting_place(me: ranks.Ranks) -> Any:
     """A store that all processes can reach; process 0 serves it."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     how: Any = {"wait_for_workers": False, "timeout": timedelta(seconds=SILENCE_S)}  # process 0 may hang itself
