@@ -97,7 +97,7 @@ class Problem:
     model: nn.Module
     identity: str
     map: ComponentMap
-    objective: Objective
+    objective: Objective[Any]
     train: Any
     queries: Any
     query_set: list[str]

@@ -7,6 +7,7 @@ once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged int
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,7 @@ def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[s
     return there if f"{GROUP}/{there[0]}" in known else [name]
 
 
+@functools.cache
 def _content(text: str) -> dict[str, Any] | None:
     """What a file says; None where it is no set of keys, which Hydra tells when the file is chosen."""
     try:
@@ -112,7 +114,7 @@ def _merged(content: dict[str, Any], scale: str, scaled: set[str]) -> dict[str, 
     bases = [_at_scale(entry, scale, scaled) for entry in entries if not _overrides(entry) and entry != "_self_"]
     merged = OmegaConf.to_container(OmegaConf.merge(common, section), resolve=False)
     assert isinstance(merged, dict)
-    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}  # type: ignore[dict-item]
+    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}
 
 
 def _at_scale(entry: Any, scale: str, scaled: set[str]) -> Any:

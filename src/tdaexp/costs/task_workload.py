@@ -123,7 +123,7 @@ class TaskWorkload:
         with torch.enable_grad(), LiveBytes() as live:
             self.module(rows).sum().backward()
         self.module.zero_grad()
-        return max(0.0, live.peak - 4.0 * self.size) / 8
+        return float(max(0.0, live.peak - 4.0 * self.size) / 8)
 
     def training(self) -> StageCost:
         """The training and its recording."""

@@ -15,7 +15,7 @@ def spearman(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     left, right = (_centred_ranks(np.where(both, part, np.nan)) for part in (scores, reference))
     covariance = (left * right).sum(axis=1)
     norms = np.sqrt((left * left).sum(axis=1) * (right * right).sum(axis=1))
-    return np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+    return np.asarray(np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0))
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

@@ -45,13 +45,14 @@ class CompletionTask(nn.Module):
         """Cross-entropy of each token [N, T − 1] in nats, 0 where it does not count."""
         tokens, counted = inputs[..., 0], inputs[..., 1]
         width = tokens.shape[1]
-        dtype = self.network.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
+        dtype = self.network.get_input_embeddings().weight.dtype
         hidden = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype, device=tokens.device).triu(1)
         mask = hidden.expand(len(tokens), 1, width, width)
         places = torch.arange(width, device=tokens.device)[None]
         logits = self.network(input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=False).logits
         logs = logits[:, :-1].log_softmax(-1)
-        return -logs.gather(-1, tokens[:, 1:, None])[..., 0] * counted[:, 1:]
+        losses: Tensor = -logs.gather(-1, tokens[:, 1:, None])[..., 0] * counted[:, 1:]
+        return losses
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The two logits [N, 2]."""

@@ -70,7 +70,8 @@ def activation(name: str) -> nn.Module:
     """The activation layer that a config names."""
     from torch import nn
 
-    return {"relu": nn.ReLU, "gelu": nn.GELU}[name]()
+    layer: nn.Module = {"relu": nn.ReLU, "gelu": nn.GELU}[name]()
+    return layer
 
 
 def check_images(inputs: Tensor, model: str) -> tuple[int, int, int]:

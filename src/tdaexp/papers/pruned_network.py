@@ -36,9 +36,9 @@ class Ranking:
     def mask(self, weights: np.ndarray, held: np.ndarray, sparsity: float) -> np.ndarray:
         """The parameters [D] to keep; those that are not `held` any more stay out."""
         if self.unit == "parameter":
-            return largest(np.where(held, self._scores(weights), -np.inf), sparsity) & held
+            return np.asarray(largest(np.where(held, self._scores(weights), -np.inf), sparsity) & held)
         alive = np.bincount(self.units.unit, held) > 0
-        return largest_units(np.where(alive, self._scores(weights), -np.inf), self.units, sparsity) & held
+        return np.asarray(largest_units(np.where(alive, self._scores(weights), -np.inf), self.units, sparsity) & held)
 
     def _scores(self, weights: np.ndarray) -> np.ndarray:
         whole = self.unit == "filter"
@@ -48,7 +48,7 @@ class Ranking:
             return (self.importance.groups if whole else self.importance.absolute).numpy()
         values = self.importance.signed.numpy() if self.name == "influence" else weights
         if not whole:
-            return np.abs(values)
+            return np.asarray(np.abs(values))
         if self.name == "influence":
             return np.abs(np.bincount(self.units.unit, values))
         return self.units.norms(values)

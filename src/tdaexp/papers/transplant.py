@@ -54,7 +54,7 @@ def grafted(host: Parameters, donor: Parameters, names: Sequence[str]) -> dict[s
 @torch.no_grad()
 def answers(module: torch.nn.Module, parameters: Parameters, examples: TensorExamples) -> np.ndarray:
     """Predicted classes [N]."""
-    return functional_call(module, dict(parameters), (examples.inputs,)).argmax(1).numpy()
+    return np.asarray(functional_call(module, dict(parameters), (examples.inputs,)).argmax(1).numpy())
 
 
 def swap_accuracies(task: TrainedTask, groups: Groups, hosts: Sequence[int]) -> pd.DataFrame:

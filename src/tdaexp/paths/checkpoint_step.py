@@ -155,7 +155,7 @@ class _Checkpoint:
                 with torch.set_grad_enabled(weight is not None):
                     losses = _losses(self.model, batch, compute.device)
                     if weight is not None:
-                        (losses.sum() * (weight / tokens)).backward()  # type: ignore[no-untyped-call]
+                        (losses.sum() * (weight / tokens)).backward()
                 value += losses.detach().sum(dtype=torch.float64)
             return float(value) / tokens
 

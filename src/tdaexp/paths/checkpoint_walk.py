@@ -117,7 +117,7 @@ def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:
         coords |= {"size": ("component", components.sizes)}
     if plan.groups:
         coords["train"] = np.array(plan.groups, dtype=object)
-    dataset = xr.Dataset(data, coords)  # type: ignore[arg-type]
+    dataset = xr.Dataset(data, coords)
     order = [axis for axis in ("query", "train", "component", "step") if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output="loss", keep=sorted(keep | {"step"}),

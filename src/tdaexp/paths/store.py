@@ -123,7 +123,7 @@ def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> x
         coords["train"] = np.array(problem.train.ids[: job.single], dtype=object)
     if job.partition is not None:
         coords["part"] = np.array(job.partition.labels, dtype=object)
-    dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)  # type: ignore[arg-type]
+    dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)
     order = [axis for axis in AXES if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep),
