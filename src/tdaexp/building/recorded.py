@@ -39,7 +39,7 @@ class Recorded:
         with ranks.first_alone():
             task = load_recorded(self.config, self.corpus)
         clock.stop("model")
-        return build_problem(self.config, task, None, torch.float32)
+        return build_problem(self.config, task, None, torch.float32, task.components)
 
 
 def recorded_corpus(config: Named) -> Corpus:

@@ -10,6 +10,8 @@ import torch
 
 from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.settings import Asked, Named
+from tdaexp.models.components import ComponentMap
+from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -53,22 +55,27 @@ def load_task(config: Named) -> TrainedTask:
 
 
 def build_problem(
-    config: Named, task: TrainedTask, selector: object = None, dtype: torch.dtype | None = None
+    config: Named,
+    task: TrainedTask,
+    selector: object = None,
+    dtype: torch.dtype | None = None,
+    components: ComponentMap | None = None,
 ) -> Problem:
     """The trained network with its queries and their candidates; the truth is that both are of one class.
 
     `selector` chooses the candidates: of the group `candidates`, None = no pair is scored. The model is of the
-    trainer's precision, or of the `dtype`.
+    trainer's precision, or of the `dtype`; its `components` are found by their types where they are not given.
     """
     compute = compute_of(config.trainer, dtype)
     names, queries = task.asked(config.dataset.query_sets, config.dataset.query_limit)
     train = task.corpus.train
     candidates = chosen_candidates(selector, len(queries), len(train))
     model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
+    few = train.inputs[:2].to(compute.device)
     return Problem(
         model=model,
         identity=task.fingerprint,
-        map=task.components,
+        map=components or discovered(task.module, lambda: task.module(few), len(few)),
         objective=Classes(),
         train=train,
         queries=queries,

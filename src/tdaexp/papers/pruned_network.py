@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tdaexp.metrics.pruning import Units, agreement, largest, largest_units, units_of
+from tdaexp.models.discovery import discovered
 from tdaexp.papers.parameter_importance import Importance, parameter_importance
 from tdaexp.pathkernel.outputs import OUTPUTS, of_model
 from tdaexp.pathkernel.parameters import Layout
@@ -65,7 +66,7 @@ class Network:
     @classmethod
     def of(cls, task: TrainedTask) -> Network:
         """Leave the last layer out."""
-        components = task.components.members(task.module)
+        components = discovered(task.module).members(task.module)
         last = list(components)[-1]
         names = [name for component, members in components.items() if component != last for name in members]
         shapes = {name: tuple(task.module.get_parameter(name).shape) for name in names}

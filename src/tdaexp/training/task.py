@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from tdaexp.data.tensors import TensorCorpus, TensorDataset, TensorExamples
-from tdaexp.models.components import ComponentMap
-from tdaexp.models.discovery import discovered
 from tdaexp.models.task import TaskModel
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import code_identity
@@ -48,12 +46,6 @@ class TrainedTask:
     def trajectory(self) -> Trajectory:
         """The recording. Errors (UserError): there is none, or it is damaged."""
         return Trajectory(self.folder / "trajectory")
-
-    @property
-    def components(self) -> ComponentMap:
-        """The network's components."""
-        few = self.corpus.train.inputs[:2].to(next(self.module.parameters()).device)
-        return discovered(self.module, lambda: self.module(few), len(few))
 
     @property
     def held_out(self) -> TensorExamples | None:
