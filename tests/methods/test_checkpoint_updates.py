@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdaexp.building.checkpoints import build_problem, checkpoint_corpus
+from tdaexp.building.checkpoints import Checkpoints
 from tdaexp.data.multilingual import Multilingual
 from tdaexp.methods.explaind import Explaind
 from tdaexp.metrics.loss_change import loss_change
@@ -26,6 +26,7 @@ from tdaexp.paths import checkpoint_walk as checkpoint_run
 from tdaexp.paths.checkpoint_step import Plan, _Checkpoint
 from tdaexp.paths.checkpoint_walk import slabs_of
 from tdaexp.problem import Problem
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
 from tdaexp.training.optimizer_state import FILE
@@ -51,7 +52,7 @@ def config(cache, model=None, fit=FIT, precision="float32", **data):
 
 
 def build(settings) -> Problem:
-    return build_problem(settings, checkpoint_corpus(settings))
+    return Checkpoints(settings).problem(Clock())
 
 
 @pytest.fixture(scope="module")

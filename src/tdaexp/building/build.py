@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tdaexp.building.checkpoints import Checkpoints
 from tdaexp.building.language import Texts
-from tdaexp.building.recorded import Recorded, load_recorded, recorded_corpus
+from tdaexp.building.recorded import Recorded
 from tdaexp.building.settings import Asked, Builder, Named, Training
 from tdaexp.building.tasks import Tasks, load_task
 from tdaexp.building.texts import load_model, load_successor
@@ -45,7 +45,7 @@ def trainings(config: Named) -> Iterator[Training]:
     if check_pair(config.model, config.dataset):
         yield _recorded(load_task(config))
     elif config.trainer.fit.record:
-        yield _recorded(load_recorded(config, recorded_corpus(config)))
+        yield _recorded(Recorded(config).trained())
     else:
         yield from _of_texts(config)
 

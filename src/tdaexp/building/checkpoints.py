@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from tdaexp.building.parts import chosen_candidates, compute_of
-from tdaexp.building.settings import Asked, Named
+from tdaexp.building.settings import Named
 from tdaexp.building.texts import load_model, tokenisation
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import groups_of
@@ -35,68 +35,59 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Builds the problem of a list of checkpoints."""
+    """Builds the problem of a list of checkpoints: those that the model names, or that its own training leaves."""
 
-    config: Asked
+    config: Named
 
     @cached_property
     def corpus(self) -> Corpus:
-        """As `checkpoint_corpus`."""
-        return checkpoint_corpus(self.config)
+        """The training records and, as queries, those that are held out.
+
+        Errors (UserError): no checkpoints will be there, no held-out records.
+        """
+        config = self.config
+        if config.trainer.precision == "bfloat16":
+            raise UserError("trainer.precision=bfloat16: rounds away what one update changes; use float32 or float64")
+        _check_kept(config)
+        train, held_out = config.dataset.train_records(), config.dataset.held_out_records()
+        if not held_out:
+            raise UserError(
+                "dataset.held_out: simulated updates are judged by the loss of held-out records, of which there are "
+                "none; set e.g. dataset.held_out=64 (dataset=text or multilingual)"
+            )
+        return Corpus(train, {HELD_OUT: held_out}, [])
 
     def problem(self, clock: Clock) -> Problem:
-        """The list, made by a training where the model names none."""
+        """The checkpoints with batches and held-out text; no pair is a candidate.
+
+        The problem's model is their architecture without weights: each is loaded when its turn comes. Errors
+        (UserError): checkpoints that do not belong together.
+        """
+        config, train, held_out = self.config, self.corpus.train, self.corpus.queries[HELD_OUT]
         with ranks.first_alone():
-            problem = build_problem(self.config, self.corpus)
+            found = snapshots(*_listed(config, train))
+        log.info("checkpoints: %d, steps %d to %d", len(found), found[0].step, found[-1].step)
+        first = found[0].model
+        model = load_skeleton(locate(first.pretrained, first.revision, "model.checkpoints"), first.trust_remote_code)
+        candidates = chosen_candidates(None, len(held_out), len(train))
+        problem = Problem(
+            model=model,
+            identity=fingerprint([one.identity for one in found]),
+            map=component_map(model).complete(),
+            objective=NextToken(),
+            train=_tokens(config, first, model, train),
+            queries=_tokens(config, first, model, held_out),
+            query_set=[HELD_OUT] * len(held_out),
+            candidates=candidates,
+            truth=np.zeros(candidates.indices.shape, bool),
+            truth_known=np.zeros(len(held_out), bool),
+            compute=compute_of(config.trainer),
+            cache=Path(config.cache_dir),
+            seed=config.seed,
+            history=ListedCheckpoints(found, groups_of(train), groups_of(held_out), config.trainer.fit),
+        )
         clock.stop("model")
         return problem
-
-
-def checkpoint_corpus(config: Named) -> Corpus:
-    """The training records and, as queries, those that are held out.
-
-    Errors (UserError): no checkpoints will be there, no held-out records.
-    """
-    if config.trainer.precision == "bfloat16":
-        raise UserError("trainer.precision=bfloat16: rounds away what one update changes; use float32 or float64")
-    _check_kept(config)
-    train, held_out = config.dataset.train_records(), config.dataset.held_out_records()
-    if not held_out:
-        raise UserError(
-            "dataset.held_out: simulated updates are judged by the loss of held-out records, of which there are none; "
-            "set e.g. dataset.held_out=64 (dataset=text or multilingual)"
-        )
-    return Corpus(train, {HELD_OUT: held_out}, [])
-
-
-def build_problem(config: Asked, corpus: Corpus) -> Problem:
-    """The checkpoints that the model names, or that its own training left, with batches and held-out text.
-
-    The problem's model is the checkpoints' architecture without weights: each is loaded when its turn comes. No pair is
-    a candidate. Errors (UserError): checkpoints that do not belong together.
-    """
-    train, held_out = corpus.train, corpus.queries[HELD_OUT]
-    found = snapshots(*_listed(config, train))
-    log.info("checkpoints: %d, steps %d to %d", len(found), found[0].step, found[-1].step)
-    first = found[0].model
-    model = load_skeleton(locate(first.pretrained, first.revision, "model.checkpoints"), first.trust_remote_code)
-    candidates = chosen_candidates(None, len(held_out), len(train))
-    return Problem(
-        model=model,
-        identity=fingerprint([one.identity for one in found]),
-        map=component_map(model).complete(),
-        objective=NextToken(),
-        train=_tokens(config, first, model, train),
-        queries=_tokens(config, first, model, held_out),
-        query_set=[HELD_OUT] * len(held_out),
-        candidates=candidates,
-        truth=np.zeros(candidates.indices.shape, bool),
-        truth_known=np.zeros(len(held_out), bool),
-        compute=compute_of(config.trainer),
-        cache=Path(config.cache_dir),
-        seed=config.seed,
-        history=ListedCheckpoints(found, groups_of(train), groups_of(held_out), config.trainer.fit),
-    )
 
 
 def _check_kept(config: Named) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tdaexp.building.parts import compute_of, sources
+import numpy as np
+
+from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Asked
 from tdaexp.building.texts import GENERATED, drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
@@ -58,7 +60,8 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     names = list(config.dataset.query_sets)
     records = [record for name in names for record in corpus.queries[name]]
     candidates = cached_candidates(config.candidates, records, corpus.train, Path(config.cache_dir) / "candidates")
-    truth, known = sources(records, corpus.train, candidates)
+    position = {record.id: index for index, record in enumerate(corpus.train)}
+    own = [[position[source] for source in record.truth] for record in records]
     classes = None if successor is None else successor.classes
     second = None
     if successor is not None:
@@ -74,14 +77,14 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
         queries=tokenised(config, records, loaded, classes),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
-        truth=truth,
+        truth=np.stack([np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)]),
         loaded=loaded,
         history=SavedCheckpoints(loaded, compute.device, compute.dtype),
         compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
         finetuned=second,
-        truth_known=known,
+        truth_known=np.array([bool(places) for places in own]),
     )
 
 

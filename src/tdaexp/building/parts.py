@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from tdaexp.building.settings import Trainer
 from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
-from tdaexp.data.records import Record
 from tdaexp.problem import Compute
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
@@ -46,13 +44,3 @@ def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
         raise UserError(f"candidates={kind}: reads texts; of a classification task choose candidates=all or =sample")
     log.info("candidates: %d of the %d training examples for each query", len(order), train)
     return alike(order, queries)
-
-
-def sources(
-    records: Sequence[Record], train: Sequence[Record], candidates: Candidates
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which candidates are sources of their query [Q, C], and of which queries that is known [Q], both bool."""
-    position = {record.id: index for index, record in enumerate(train)}
-    own = [[position[source] for source in record.truth] for record in records]
-    truth = [np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)]
-    return np.stack(truth), np.array([bool(record.truth) for record in records])

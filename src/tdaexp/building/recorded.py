@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tdaexp.building.settings import Asked, Named
+from tdaexp.building.settings import Named
 from tdaexp.building.tasks import build_problem
 from tdaexp.building.texts import GENERATED, drawn, tokenisation
 from tdaexp.data.records import Corpus
@@ -27,47 +27,43 @@ log = logging.getLogger(__name__)
 class Recorded:
     """Builds the problem of a language model whose training is recorded."""
 
-    config: Asked
+    config: Named
 
     @cached_property
     def corpus(self) -> Corpus:
-        """As `recorded_corpus`."""
-        return recorded_corpus(self.config)
+        """The training records and the queries, of which a recorded model writes none itself.
+
+        Errors (UserError): no query set beside the model's own completions, a second training stage.
+        """
+        dataset = self.config.dataset
+        corpus = drawn(dataset.load(), dataset.query_limit, self.config.seed)
+        if corpus.finetune:
+            raise UserError("trainer.fit.record: one stage of training can be recorded, this data has two")
+        names = [name for name in dataset.query_sets if name != GENERATED]
+        if not names:
+            raise UserError(f"dataset.query_sets=[{GENERATED}]: what a recorded model writes itself cannot be asked "
+                            "about; name another set, e.g. paraphrased")  # fmt: skip
+        if len(names) < len(dataset.query_sets):
+            log.info("queries: the set '%s' is left out of a recorded training", GENERATED)
+        return replace(corpus, queries={name: corpus.queries[name] for name in names})
+
+    def trained(self) -> TrainedLanguage:
+        """The model, trained and recorded now, or found where it was trained before."""
+        config = self.config
+        return trained_language(
+            config.model,
+            self.corpus.train,
+            self.corpus.queries,
+            config.trainer.fit,
+            tokenisation(config),
+            cache_dir=Path(config.cache_dir),
+            seed=config.seed,
+            device=resolve_device(config.trainer.accelerator),
+        )
 
     def problem(self, clock: Clock) -> Problem:
         """The trained model, as a network of two classes, with its recording."""
         with ranks.first_alone():
-            task = load_recorded(self.config, self.corpus)
+            task = self.trained()
         clock.stop("model")
         return build_problem(self.config, task, None, torch.float32, task.components)
-
-
-def recorded_corpus(config: Named) -> Corpus:
-    """The training records and the queries, of which a recorded model writes none itself.
-
-    Errors (UserError): no query set beside the model's own completions, a second training stage.
-    """
-    corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
-    if corpus.finetune:
-        raise UserError("trainer.fit.record: one stage of training can be recorded, this data has two")
-    names = [name for name in config.dataset.query_sets if name != GENERATED]
-    if not names:
-        raise UserError(f"dataset.query_sets=[{GENERATED}]: what a recorded model writes itself cannot be asked about; "
-                        "name another set, e.g. paraphrased")  # fmt: skip
-    if len(names) < len(config.dataset.query_sets):
-        log.info("queries: the set '%s' is left out of a recorded training", GENERATED)
-    return replace(corpus, queries={name: corpus.queries[name] for name in names})
-
-
-def load_recorded(config: Named, corpus: Corpus) -> TrainedLanguage:
-    """Train and record the configured language model, or load it where it was trained before."""
-    return trained_language(
-        config.model,
-        corpus.train,
-        corpus.queries,
-        config.trainer.fit,
-        tokenisation(config),
-        cache_dir=Path(config.cache_dir),
-        seed=config.seed,
-        device=resolve_device(config.trainer.accelerator),
-    )

@@ -39,11 +39,6 @@ class Arnoldi(InverseSettings, Method):
         if not 1 <= self.rank <= self.steps:
             raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
 
-    @property
-    def label(self) -> str:
-        """Name, and what is not usual among the keys that change the answer."""
-        return self.told(self.name)
-
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """A product for each step."""
         return inverse_cost(self, work, lambda queries: float(self.steps), 1)

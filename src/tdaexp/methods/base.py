@@ -34,7 +34,11 @@ class Method(ABC):
     @property
     def label(self) -> str:
         """What tells this run of the method from others in a table."""
-        return self.name
+        return self.told(self.name)
+
+    def told(self, name: str) -> str:
+        """The `name` with what is not usual among the keys; here the name alone."""
+        return name
 
     @property
     def both_stages(self) -> bool:

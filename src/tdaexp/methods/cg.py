@@ -50,11 +50,6 @@ class CG(InverseSettings, Method):
         if not self.tolerance > 0:
             raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
 
-    @property
-    def label(self) -> str:
-        """Name, and what is not usual among the keys that change the answer."""
-        return self.told(self.name)
-
     def attribute(self, problem: Problem) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
         ihvp = IHVP(self, problem, type(self))

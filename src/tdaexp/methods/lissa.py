@@ -17,9 +17,8 @@ from torch import Tensor
 
 from tdaexp.costs.stages import inverse_cost
 from tdaexp.costs.workload import Workload
-from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
+from tdaexp.curvature.inverse import IHVP, InverseSettings
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
-from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
@@ -54,18 +53,9 @@ class LiSSA(InverseSettings, Method):
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
 
-    @property
-    def label(self) -> str:
-        """Name, and what is not usual among the keys that change the answer."""
-        return self.told(self.name)
-
     def attribute(self, problem: Problem) -> xr.Dataset:
-        """Multiply the queries by the inverse, then dot training gradients with them."""
+        """Run the series in blocks of queries, all blocks on the same batches, then dot training gradients with them."""
         ihvp = IHVP(self, problem, type(self))
-        return ihvp.answer(*self.solve(ihvp))
-
-    def solve(self, ihvp: IHVP) -> tuple[Vectors, Notes]:
-        """Run the series in blocks of queries, all blocks on the same batches."""
         damping = ihvp.damping
         examples = len(ihvp.ggn.examples)
         size = min(self.batch_size, examples)
@@ -80,7 +70,7 @@ class LiSSA(InverseSettings, Method):
             found = lissa(multiply, gradients, damping=damping, scale=scale, depth=self.depth, repeats=self.repeats)
             return {"vectors": found}
 
-        return ihvp.in_blocks(self.at_once, {}, solver)
+        return ihvp.answer(*ihvp.in_blocks(self.at_once, {}, solver))
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """In products over all of `examples`, of which a step takes `batch_size`; without the estimate of the scale."""
