@@ -54,7 +54,7 @@ class LiSSA(InverseSettings, Method):
             raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
 
     def attribute(self, problem: Problem) -> xr.Dataset:
-        """Run the series in blocks of queries, all blocks on the same batches, then dot training gradients with them."""
+        """Run the series in blocks of queries, all on the same batches, then dot training gradients with them."""
         ihvp = IHVP(self, problem, type(self))
         damping = ihvp.damping
         examples = len(ihvp.ggn.examples)
