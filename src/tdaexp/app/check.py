@@ -7,11 +7,13 @@ their constructor, from checked values.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -85,7 +87,8 @@ class Checker:
                 return None
             raise self._wrong(value, "a set of keys", path)
         leaf = self._leaf(value, hint, path)
-        if isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct")):
+        names = isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct"))
+        if names and any(one in leaf[:place] for place, one in enumerate(leaf)):  # the origin costs a composition
             check_distinct(leaf, f"{self.origin(path)}: '{'.'.join(path)}'")
         return leaf
 
@@ -93,14 +96,16 @@ class Checker:
         """Refuse a class of another group than that of the key."""
         own = {f.name for f in dataclasses.fields(cls)}
         lacks = [name for name in field.metadata.get("offers", ()) if not hasattr(cls, name) and name not in own]
+        strange = bool(lacks) or (nested is not None and not issubclass(cls, nested))
+        if not strange and not inspect.isabstract(cls):
+            return
         where = f"{self.origin((*path, '_target_'))}: _target_ '{cls.__module__}.{cls.__qualname__}'"
-        if lacks or (nested is not None and not issubclass(cls, nested)):
+        if strange:
             lack = f"it has no '{lacks[0]}'" if lacks else f"it is no {nested.__name__}"  # type: ignore[union-attr]
             raise UserError(
                 f"{where} is no class for '{'.'.join(path)}' ({lack}); see conf/{path[-1]}/ for those that are"
             )
-        if inspect.isabstract(cls):
-            raise UserError(f"{where} is a base for others and does nothing by itself; name one that derives from it")
+        raise UserError(f"{where} is a base for others and does nothing by itself; name one that derives from it")
 
     def _unknown(self, key: str, fields: dict[str, dataclasses.Field], path: Path) -> UserError:
         here, place = ".".join(path), self.places.get(key)
@@ -130,20 +135,20 @@ class Checker:
 
     def target(self, node: dict[str, Any], path: Path) -> type:
         """Return the dataclass that `node["_target_"]` names."""
-        name, where = str(node["_target_"]), self.origin((*path, "_target_"))
+        name, where = str(node["_target_"]), functools.partial(self.origin, (*path, "_target_"))
         if name.split(".")[0] not in self.packages:
             allowed = " and ".join(self.packages)
-            raise UserError(f"{where}: _target_ '{name}' is refused; only classes of {allowed} can be named")
+            raise UserError(f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named")
         module_name, _, class_name = name.rpartition(".")
         module = _module(module_name, where)
         cls = getattr(module, class_name, None)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             choices = [n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-            raise unknown("class", class_name, choices, f"{where}: _target_ '{name}'")
+            raise unknown("class", class_name, choices, f"{where()}: _target_ '{name}'")
         return cls
 
 
-def _module(name: str, where: str) -> Any:
+def _module(name: str, where: Callable[[], str]) -> Any:
     """Import a module; one that does not exist is the user's mistake, a fault inside it is not."""
     try:
         return importlib.import_module(name)
@@ -152,10 +157,10 @@ def _module(name: str, where: str) -> Any:
         if missing.split(".")[0] == name.split(".")[0] and not f"{name}.".startswith(f"{missing}."):
             raise
         if not f"{name}.".startswith(f"{missing}."):
-            raise UserError(f"{where}: '{name}' needs the package '{missing}'; pip install {missing}") from error
+            raise UserError(f"{where()}: '{name}' needs the package '{missing}'; pip install {missing}") from error
         parent = missing.rpartition(".")[0]
         found = pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
-        raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
+        raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where()) from error
 
 
 def places(root: type) -> dict[str, str]:
