@@ -51,7 +51,7 @@ def test_train_attribute_evaluate(commands):
         assert compared[f"select (accuracy, 5 %)/{key}"] == own[key]
 
 
-def test_a_program_of_its_own(commands):
+def test_a_program_of_its_own(commands, executed):
     """`python attribute.py` works outside of the checkout, and says on stdout what it found."""
     code, err = commands.process("attribute", *TINY, "method=bm25", NO_PLOTS)
     assert code == 0, err
