@@ -85,7 +85,8 @@ def _begun() -> Nursery:
     near, far = socket.socketpair()
     command = [sys.executable, str(Path(__file__).resolve()), str(far.fileno())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
-    subprocess.Popen(command, pass_fds=[far.fileno()], env=environment, start_new_session=True)
+    begun = subprocess.Popen(command, pass_fds=[far.fileno()], env=environment, start_new_session=True)
+    begun.returncode = 0  # nobody waits for it: it ends with this process
     far.close()
     return Nursery(near)
 
