@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import Commands
 from nursery import intercept
+from parsing import parsed_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,13 @@ def own_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_yaml() -> Iterator[None]:
+    """Configuration files are parsed once."""
+    with parsed_once():
+        yield
 
 
 @pytest.fixture(scope="session")
