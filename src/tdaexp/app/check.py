@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tdaexp.app.foreign import key_hint, value_hint
@@ -120,8 +120,7 @@ class Checker:
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
-            schema = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
-            leaf: Any = OmegaConf.to_object(OmegaConf.merge(schema, {"value": value}))
+            leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
         except OmegaConfBaseException as error:
             raise self._wrong(value, _name(hint), path) from error
         return leaf.value
@@ -146,6 +145,12 @@ class Checker:
             choices = [n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
             raise unknown("class", class_name, choices, f"{where()}: _target_ '{name}'")
         return cls
+
+
+@functools.cache
+def _schema(hint: Any) -> DictConfig:
+    """A configuration of one value of this type; merging copies it."""
+    return OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))  # type: ignore[no-any-return]
 
 
 def _module(name: str, where: Callable[[], str]) -> Any:

@@ -77,7 +77,9 @@ class Composer:
         return bool(self.choices(name))
 
     def choices(self, group: str) -> list[str]:
-        """The options of a group; none for what is not a group."""
+        """The options of a group; none for what is not a group, as no name with a dot is (asking Hydra takes long)."""
+        if "." in group:
+            return []
         if group not in self._choices:
             with self._user_errors():
                 found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
