@@ -34,9 +34,9 @@ TASK = (
     "dataset.train=300",
     "dataset.test=20",
     "dataset.query_limit=10",
-    "trainer.fit.steps=96",
+    "trainer.fit.steps=48",
     "trainer.fit.batch_size=16",
-    "trainer.fit.evaluate_every=48",
+    "trainer.fit.evaluate_every=24",
     "method.quadrature.nodes=1",
 )
 CASES = {

@@ -18,6 +18,7 @@ import fcntl
 import gc
 import os
 import pickle
+import pkgutil
 import runpy
 import signal
 import socket
@@ -31,10 +32,9 @@ from typing import Any, NoReturn
 
 PR_SET_CHILD_SUBREAPER = 36
 HIGH = 200  # file descriptors are held from here on until they are put in their places
-IMPORTED = ("tdaexp.app.program", "tdaexp.app.stages", "tdaexp.app.stages.commands", "tdaexp.models.loaded",
-            "transformers.models.llama.modeling_llama", "joblib", "joblib.externals.loky.backend.popen_loky_posix",
-            "hydra_plugins.hydra_joblib_launcher._core", "torch.distributed", "zarr", "scipy.stats")  # fmt: skip
-"""What programs import, all told; nothing of it may leave a thread behind."""
+IMPORTED = ("transformers.models.llama.modeling_llama", "transformers.models.olmo.modeling_olmo", "sklearn.datasets",
+            "joblib.externals.loky.backend.popen_loky_posix", "hydra_plugins.hydra_joblib_launcher._core")  # fmt: skip
+"""What programs import beside all modules of ours; nothing of it may leave a thread behind."""
 
 
 class Program(subprocess.Popen):
@@ -265,7 +265,9 @@ def _run(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)
-    for name in IMPORTED:
+    import tdaexp
+
+    for name in (*IMPORTED, *(module.name for module in pkgutil.walk_packages(tdaexp.__path__, "tdaexp."))):
         __import__(name)
     tasks = len(os.listdir("/proc/self/task"))
     assert tasks == 1, f"{tasks} threads: a fork of this process would lose all but one"
