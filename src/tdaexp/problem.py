@@ -86,10 +86,11 @@ class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
 
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
-    each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which
-    queries that is known (None: of all). `loaded` has the tokenizer where there is
-    one. `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked
-    for, `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
+    each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
+    that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
+    without pairs (C = 0). `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
+    use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
+    in, `spent` how much this process had put into stores before.
 
     A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
     stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.
@@ -98,7 +99,7 @@ class Problem:
     model: nn.Module
     identity: str
     map: ComponentMap
-    objective: Objective
+    objective: Objective[Any]
     train: Any
     queries: Any
     query_set: list[str]
@@ -185,6 +186,15 @@ class Problem:
     def fingerprint(self) -> str:
         """Identity of the model, the training examples and the queries: that of every store of this problem."""
         return identity_of(self.identity, self.train, self.queries)
+
+    @property
+    def study(self) -> str:
+        """As `fingerprint`, of both models where there is a second stage."""
+        return (
+            self.fingerprint
+            if self.finetuned is None
+            else fingerprint(self.fingerprint, self.finetuned.loaded.fingerprint)
+        )
 
     def store(self, kind: str, *depends_on: Any, by: Code) -> Path:
         """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`.

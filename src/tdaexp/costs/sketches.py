@@ -82,4 +82,4 @@ def _sketch_flop(passed: Sizes, component: Component, dim: int, kind: str) -> fl
         return 2.0 * tokens * (outputs * k_out + inputs * k_in + k_out * k_in)
     formed = 2.0 * tokens * component.size
     each = {"trak": 2.0 * dim, "srht": 2.0 * np.log2(max(component.size, 2)), "sjlt": 2.0}[kind]
-    return formed + len(passed) * component.size * each
+    return float(formed + len(passed) * component.size * each)

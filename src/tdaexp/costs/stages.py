@@ -7,12 +7,15 @@ weights.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
+from tdaexp.costs.planned import planned
 from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE, Workload
 from tdaexp.curvature import covariance, lambdas
-from tdaexp.curvature.layers import Layers
+from tdaexp.curvature.inverse import PROBES, InverseSettings
+from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.factors import explicit_is_cheaper
 from tdaexp.gradients.memory import held_bytes
@@ -204,6 +207,19 @@ def solver_cost(work: Workload, size: int, examples: Sizes, products: float, que
         note=f"at most {products:,.0f} products with the curvature, each about four forward passes over "
         f"{len(examples)} examples",
     )
+
+
+def inverse_cost(
+    settings: InverseSettings, work: Workload, products: Callable[[int], float], at_once: int
+) -> list[StageCost]:
+    """The solver, with at most `products` of so many queries, training gradients against its vectors, the answer."""
+    components = layers_of(planned(work, settings.part, settings.components)).components
+    answered = work.answered(settings.queries)
+    examples = work.some(work.train, range(min(settings.examples or len(work.train), len(work.train))))
+    count, size = len(answered.queries), int(components.sizes.sum())
+    most = products(count) + PROBES * (settings.damping is None)
+    solver = solver_cost(answered, size, examples, most, count, at_once)
+    return [solver, against_cost(answered, components), answered.answer(len(components), self_products=False)]
 
 
 def against_cost(work: Workload, components: ComponentMap) -> StageCost:

@@ -14,7 +14,6 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
-from tdaexp.models.task import TaskComponents
 from tdaexp.objectives.classes import most_positions
 from tdaexp.runtime.costs import StageCost
 from tdaexp.training.recorder import plan as recording
@@ -32,7 +31,7 @@ class TaskWorkload:
     """
 
     module: nn.Module
-    components: TaskComponents
+    components: ComponentMap
     examples: TensorExamples
     queries: int
     classes: int
@@ -60,7 +59,7 @@ class TaskWorkload:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(self.components.sizes.values())
+        return int(self.components.sizes.sum())
 
     @property
     def inputs(self) -> float:
@@ -124,7 +123,7 @@ class TaskWorkload:
         with torch.enable_grad(), LiveBytes() as live:
             self.module(rows).sum().backward()
         self.module.zero_grad()
-        return max(0.0, live.peak - 4.0 * self.size) / 8
+        return float(max(0.0, live.peak - 4.0 * self.size) / 8)
 
     def training(self) -> StageCost:
         """The training and its recording."""

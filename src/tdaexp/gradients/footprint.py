@@ -30,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make while it is active; `peak` is the most at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: set[int] = set()
 
@@ -78,7 +78,7 @@ def pass_bytes(
         weights = torch.ones(examples, predicted)
         with LiveBytes() as live:
             capture(model, components, lambda: _losses(model, ids, positions, weights), consume)
-    return live.peak
+    return int(live.peak)
 
 
 def _losses(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ def forward_bytes(model: PreTrainedModel, examples: int, tokens: int, mode: Fake
         ids = torch.zeros(examples, tokens, dtype=torch.int64)
         with LiveBytes() as live:
             model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    return live.peak
+    return int(live.peak)
 
 
 def training_bytes(model: PreTrainedModel, examples: int, tokens: int, mode: FakeTensorMode) -> int:
@@ -119,4 +119,4 @@ def training_bytes(model: PreTrainedModel, examples: int, tokens: int, mode: Fak
             del logits
             torch.autograd.grad(loss, list(model.parameters()))
         model.requires_grad_(False)
-    return live.peak
+    return int(live.peak)

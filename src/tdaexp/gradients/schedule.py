@@ -141,4 +141,4 @@ def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     nodes = queries + len(used)
     edges = csr_array((np.ones(len(rows)), (rows, queries + candidate)), shape=(nodes, nodes))
     order = reverse_cuthill_mckee((edges + edges.T).tocsr(), symmetric_mode=True)
-    return order[order < queries].astype(np.int64)
+    return np.asarray(order[order < queries].astype(np.int64))

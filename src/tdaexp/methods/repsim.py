@@ -65,7 +65,7 @@ class RepSim(Method):
         for number, pooled in found.items():
             states[number] = pooled.float().cpu().numpy()
         ranks.together(torch.from_numpy(states))  # zeros where another process computes
-        return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
+        return np.asarray(states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12))
 
     def _pool(self, states: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
         """[B, T, d] and [B, T] to B times [d]."""

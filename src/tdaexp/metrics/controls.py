@@ -13,7 +13,7 @@ def random_accuracy(dataset: xr.Dataset) -> np.ndarray:
     """Exact chance [Q] that a uniformly random order of the candidates puts a source first."""
     candidates = dataset["train"].values != ""
     sources = (dataset["truth"].values & candidates).sum(axis=1)
-    return sources / np.maximum(candidates.sum(axis=1), 1)
+    return np.asarray(sources / np.maximum(candidates.sum(axis=1), 1))
 
 
 def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:

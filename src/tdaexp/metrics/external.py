@@ -94,7 +94,7 @@ def _nested(path: Path, stored: Any) -> Table:
                     f"scores={path}: pair (query '{query}', train '{name}') has the score {spelt(value)}; needed: a "
                     "finite number"
                 )
-    return stored
+    return dict(stored)
 
 
 def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
@@ -173,7 +173,8 @@ def _read_pt(path: Path) -> dict[str, Any]:
 
 def _array(tensor: Any) -> np.ndarray:
     """Half-precision tensors become float32, which numpy has."""
-    return tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return np.asarray(tensor.float() if half else tensor)
 
 
 _READERS = {

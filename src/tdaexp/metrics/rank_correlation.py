@@ -16,7 +16,7 @@ def spearman(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     right = left if reference is scores else _centred_ranks(np.where(both, reference, np.nan))
     covariance = (left * right).sum(axis=1)
     norms = np.sqrt((left * left).sum(axis=1) * (right * right).sum(axis=1))
-    return np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+    return np.asarray(np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0))
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.completion_task import CompletionTask, as_tensors
+from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
-from tdaexp.models.task import task_components
 from tdaexp.planning.workload import Prepared, read
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import WATCHED
@@ -40,7 +40,7 @@ def task_workload(config: Any) -> Prepared:
     queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
     selector = config.candidates  # as `preparation.tasks` takes it: words are what a task has none of
     work = TaskWorkload(
-        module, task_components(module), corpus.train, queries, corpus.classes, fit,
+        module, discovered(module), corpus.train, queries, corpus.classes, fit,
         min(selector.b, len(corpus.train)) if isinstance(selector, Sample) else len(corpus.train),
         config.trainer.tokens_per_batch, config.trainer.cache_gb,
     )  # fmt: skip

@@ -39,7 +39,7 @@ SILENT = (
         f"tdaexp.runtime.{name}"
         for name in ("async_writer", "cache", "clock", "code", "costs", "digests", "errors", "files", "launch")
     ),
-    *(f"tdaexp.runtime.{name}" for name in ("heartbeat", "progress", "quiet", "seal", "stop")),
+    *(f"tdaexp.runtime.{name}" for name in ("heartbeat", "progress", "quiet", "seal", "stop", "watcher")),
 )
 """Modules, with all below them, that tell, keep or start what others compute, and decide no number."""
 PEERS = ("torch", "transformers", "tokenizers", "numpy")

@@ -57,7 +57,7 @@ class HeldOut:
 
     def at(self, steps: np.ndarray) -> np.ndarray:
         """Return each query's value [Q] when fold f stops after its first `steps[f]` components."""
-        return self.values[steps[self.fold] - 1, np.arange(len(self.fold))]
+        return np.asarray(self.values[steps[self.fold] - 1, np.arange(len(self.fold))])
 
     def at_budget(self, sizes: np.ndarray, budget: float) -> np.ndarray:
         """Return each query's value [Q] when every fold stops at the largest prefix that fits the budget."""

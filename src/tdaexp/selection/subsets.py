@@ -147,7 +147,7 @@ def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.nd
     norms = np.sqrt(train_sq)
     norms *= np.sqrt(query_sq)[..., None, :]
     norms += EPSILON
-    return np.divide(dot, norms, out=norms)
+    return np.asarray(np.divide(dot, norms, out=norms))
 
 
 def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.n
     A query without a source among its candidates is not retrieved; one with nothing but sources is.
     """
     best = np.where(source, scores, -np.inf).max(axis=-2)
-    return best > np.where(rival, scores, -np.inf).max(axis=-2)
+    return np.asarray(best > np.where(rival, scores, -np.inf).max(axis=-2))
 
 
 def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Both are 0 where there is no candidate. Two vectors of which one is all zeros have similarity 0.
     """
     norms = np.sqrt((scores * scores).sum(axis=-2)) * np.sqrt((reference * reference).sum(axis=-2))
-    return (scores * reference).sum(axis=-2) / (norms + EPSILON)
+    return np.asarray((scores * reference).sum(axis=-2) / (norms + EPSILON))
 
 
 def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarray]:
