@@ -47,7 +47,7 @@ import xarray as xr
 from tdaexp.influence_store import FORMAT_VERSION, attributes, intact, load, save
 from tdaexp.runtime.rows import Rows, lazy, runs
 
-__all__ = ["attributes", "intact", "load", "save"]
+__all__ = ["FORMAT_VERSION", "attributes", "intact", "load", "save"]
 EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
 
 

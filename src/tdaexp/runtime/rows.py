@@ -65,7 +65,7 @@ def runs(count: int, row_bytes: float) -> Iterator[slice]:
 
 def lazy(rows: Rows) -> Any:
     """What xarray takes for an array: nothing is read before values are asked for, which are then kept."""
-    return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(_Backend(rows)))
+    return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(_Backend(rows)))  # type: ignore[no-untyped-call]
 
 
 class _Backend(BackendArray):

@@ -69,9 +69,9 @@ class Products:
         for dot, own, norms, truth in parts:
             found = found or cls._blank(dot, queries, own is None or norms is None)
             mine = slice(done, done + len(dot))
-            valid = ~np.isnan(dot).any(axis=2)
+            valid = np.asarray(~np.isnan(dot).any(axis=2))
             if own is not None and norms is not None:
-                valid = valid & ~np.isnan(norms).any(axis=2)
+                valid &= ~np.isnan(norms).any(axis=2)
                 found.query_sq[:, mine] = own.T
                 found.train_sq[..., mine] = np.where(valid[..., None], norms, 0.0).transpose(2, 1, 0)
             found.dot[..., mine] = np.where(valid[..., None], dot, 0.0).transpose(2, 1, 0)
@@ -86,8 +86,8 @@ class Products:
     def _blank(cls, dot: np.ndarray, queries: int, plain: bool) -> Products:
         """Nothing but zeros, for so many queries with as many candidates and components as `dot` [q, C, K]."""
         shape = dot.shape[2], dot.shape[1], queries
-        flags = [np.zeros(shape[1:], bool) for _ in range(2)]
-        return cls(np.zeros(shape), np.zeros(shape[::2]), np.zeros(shape), *flags, plain)
+        source, rival = (np.zeros(shape[1:], bool) for _ in range(2))
+        return cls(np.zeros(shape), np.zeros(shape[::2]), np.zeros(shape), source, rival, plain)
 
     @property
     def summed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
