@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from commands import Commands
+from nursery import intercept
+from parsing import parsed_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
+intercept()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -31,6 +35,34 @@ def own_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_yaml() -> Iterator[None]:
+    """Configuration files are parsed once."""
+    with parsed_once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for trained models and stored products, which whole runs share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def commands(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Commands:
+    """The commands, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Commands(cache, capfd)
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs begin as a user's do, by their own imports, not as forks of one that has done them (`nursery`)."""
+    monkeypatch.setenv("TDAEXP_NURSERY", "0")
 
 
 @pytest.fixture(scope="session")

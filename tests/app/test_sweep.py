@@ -221,7 +221,7 @@ def test_the_other_stages_run(program):
     assert json.loads(file.read_text()) == {"loss": 0.25}
 
 
-def test_the_configuration_can_be_shown_without_running(program, capfd):
+def test_the_configuration_can_be_shown_without_running(program, executed):
     argv = ["seed=5", "--cfg", "job"]
     done = program.process(*argv)
     assert done.returncode == 0 and "seed: 5" in done.stdout

@@ -32,7 +32,7 @@ def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     stored: dict[str, tuple[Path, Any]] = {}
     store = ConfigStore.instance()
-    store.repo.pop(GROUP, None)  # those of folders that were opened before
+    forget_scales()
     contents = {name: content for name, text in texts.items() if (content := _content(text)) is not None}
     scaled = {name for name in contents if _is_scaled(name, contents)}
     for name in sorted(scaled):
@@ -42,6 +42,11 @@ def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
             stored[f"{GROUP}/{name}-{scale}"] = (files[name], node)
             store.store(f"{name}-{scale}", node, GROUP, package[1] if package else None)
     return stored
+
+
+def forget_scales() -> None:
+    """Take out of Hydra's store what was put there from folders that were opened before."""
+    ConfigStore.instance().repo.pop(GROUP, None)
 
 
 def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
