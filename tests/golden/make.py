@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "programs")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import CASES
 from net import VALUES, Net, differences, load, save, sizes

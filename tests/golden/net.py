@@ -104,7 +104,7 @@ class Net:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Leave out what takes most of a tiny run's time and no number comes from: drawing, counting costs, reading conf/."""
+    """Leave out what takes most of a tiny run's time and no number comes from: drawing, costs, reading conf/ again."""
     plain = ConfigLoaderImpl.get_group_options
 
     def options(self: Any, *arguments: Any, **keywords: Any) -> list[str]:
