@@ -42,7 +42,10 @@ class TaskModel(ABC):
 
     @abstractmethod
     def module(self, corpus: TensorCorpus) -> nn.Module:
-        """The network for this task's inputs and classes; random weights come from torch's global generator."""
+        """The network for this task's inputs and classes; random weights come from torch's global generator.
+
+        Its layers are named as components are named everywhere: `embed`, `layers.0.attn.q`, `conv1`, `lm_head`.
+        """
 
     def build(self, corpus: TensorCorpus) -> nn.Module:
         """The network in float32 and evaluation mode, its weights drawn from `seed`.
