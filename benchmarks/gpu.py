@@ -38,12 +38,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from transformers import AutoModelForCausalLM
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.job import check
-from tdaexp.building.tasks import build_task_study, load_task
+from tdaexp.building.tasks import build_problem, load_task
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import ALL
@@ -54,11 +53,13 @@ from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
 from tdaexp.models.stated import stated_config
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.paths.checkpoint_step import Plan, decompose
+from tdaexp.paths.checkpoint_walk import slabs_of
 from tdaexp.planning.recordings import task_workload
 from tdaexp.planning.workload import text_workload
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.training.checkpoint_list import Snapshot
+from tdaexp.training.history import ListedCheckpoints
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OLMO = ["model=olmo1b", "dataset=lima", "trainer.precision=bfloat16", "trainer.tokens_per_batch=8192"]
@@ -157,15 +158,18 @@ def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any
         f"trainer.fit.batch_size={own}", f"trainer.tokens_per_batch={length}",
     )  # fmt: skip
     work, random = text_workload(config, None)[0], Random(config)
-    study = CheckpointStudy(
-        [Snapshot("random", 0, random, "random", None)],  # type: ignore[arg-type]
-        random.examples(work.train, "t"), [ALL] * own, random.examples(work.queries, "q"), [ALL] * asked,
-        own, config.trainer.fit, compute_of(config), Path(folder), config.seed,
+    snapshot = Snapshot("random", 0, random, "random", None)  # type: ignore[arg-type]
+    history = ListedCheckpoints([snapshot], [ALL] * own, [ALL] * asked, config.trainer.fit)
+    model, none = random.load().model.to("meta"), np.empty((asked, 0), np.int64)
+    problem = Problem(
+        model, "random", component_map(model).complete(), NextToken(), random.examples(work.train, "t"),
+        random.examples(work.queries, "q"), [ALL] * asked, Candidates(none, none.astype(float)), none.astype(bool),
+        compute_of(config), Path(folder), config.seed, history=history,
     )  # fmt: skip
-    components = slabs_of(random.load().model)
-    plan = Plan(study, config.method.quadrature, {ALL: list(range(asked))}, [], *components)
+    queries, slabs = {ALL: list(range(asked))}, slabs_of(model, problem.map)
+    plan = Plan(problem, history, config.method.quadrature, queries, [], slabs)
     flop = sum(stage.flop for stage in config.method.plan(work))
-    found = timed(lambda: decompose(plan, study.snapshots[0]), config, device_of(config), flop)
+    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), flop)
     return found | {
         "amount": f"{own:,} of {batch:,} sequences, {asked} of {held_out} held-out ones, of {length:,} tokens"
     }
@@ -180,9 +184,9 @@ def grokking(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     flop = sum(stage.flop for stage in config.method.plan(task_workload(config)[0]))
     start = time.perf_counter()
     device = device_of(config)
-    study = build_task_study(config, load_task(config), device)
+    problem = build_problem(config, load_task(config), dtype=torch.float32)
     trained = (time.perf_counter() - start) / 60
-    found = timed(lambda: config.method.attribute(study), config, device, flop)
+    found = timed(lambda: config.method.attribute(problem), config, device, flop)
     return found | {"amount": f"{steps:,} of {whole:,} steps (training: {trained:.1f} min)"}
 
 
