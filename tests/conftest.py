@@ -17,6 +17,8 @@ from commands import Commands
 from nursery import intercept
 from parsing import parsed_once
 
+from tdaexp.runtime import digests
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,8 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Commands that run inside a test configure logging for the whole process: undo it after the test."""
+def as_before() -> Iterator[None]:
+    """Commands that run inside a test set up logging, and where digests are kept, for the process: undo it after it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -35,6 +37,7 @@ def own_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+    digests.keep_in(None)
 
 
 @pytest.fixture(scope="session", autouse=True)

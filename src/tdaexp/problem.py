@@ -26,6 +26,7 @@ from tdaexp.runtime.blockstore import BlockStore, stored_seconds
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.rows import Rows, rows_of
 
 Code = Work | list[Work]
 
@@ -230,21 +231,27 @@ class Problem:
 
     def label(
         self,
-        values: np.ndarray,
+        values: np.ndarray | Rows,
         components: ComponentMap | None = None,
-        query_sq: np.ndarray | None = None,
-        train_sq: np.ndarray | None = None,
+        query_sq: np.ndarray | Rows | None = None,
+        train_sq: np.ndarray | Rows | None = None,
     ) -> xr.Dataset:
-        """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN."""
-        absent = self.pairs < 0
-        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
-        ids = np.array([*self.train.ids, ""], dtype=object)
+        """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN.
+
+        What is given as `Rows` is read, and computed, when it is asked for.
+        """
+        values, ids = rows_of(values), np.array([*self.train.ids, ""], dtype=object)
+
+        def real(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            absent = self.pairs[rows] < 0
+            return np.where(absent.reshape(*absent.shape, *[1] * (found.ndim - 2)), np.nan, found)
+
         return influence.build(
-            values,
+            values.map(real, np.result_type(values.dtype, np.float16)),
             attrs=None if components is None else {"parameters": components.total},
             query=self.queries.ids,
             query_set=self.query_set,
-            train=ids[self.pairs],
+            train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),
             truth=self.truth,
             truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from problems import write_problems
 
 from tdaexp import influence
 from tdaexp.app import main
+from tdaexp.planning import plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VALUES = Path(__file__).with_name("values.npz")
@@ -102,7 +104,7 @@ class Net:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Leave out what takes most of a tiny run's time and no number comes from: drawing, and reading conf/ again."""
+    """Leave out what takes most of a tiny run's time and no number comes from: drawing, costs, reading conf/ again."""
     plain = ConfigLoaderImpl.get_group_options
 
     def options(self: Any, *arguments: Any, **keywords: Any) -> list[str]:
@@ -119,6 +121,7 @@ def quick() -> Iterator[None]:
         mock.patch.object(Hydra, "get_mode", lambda *_, **__: RunMode.RUN),
         parsed_once(),
         mock.patch.object(Figure, "savefig", blank),
+        mock.patch.object(plan, "plan_of", lambda *_: SimpleNamespace(line=lambda: "plan: none", problems=[])),
     ):
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,9 @@ class Random(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
-        ids = np.array([*problem.train.ids, ""], dtype=object)[problem.pairs]
-        return problem.label(self._draw(problem.queries.ids, problem.query_set, ids))
+        ids = np.array([*problem.train.ids, ""], dtype=object)
+        train = (ids[row] for row in problem.pairs)
+        return problem.label(self._draw(problem.queries.ids, problem.query_set, train))
 
     def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
         """The answer, one number of float64 for each pair."""
@@ -42,10 +44,10 @@ class Random(Method):
         scores["influence"] = (("query", "candidate"), values)
         return scores.drop_vars(["component", "size"]).assign_attrs(normalise="none")
 
-    def _draw(self, queries, sets, train: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
-        """Scores [Q, C] from a hash of (seed, query set, query id, training id)."""
+    def _draw(self, queries, sets, train: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[no-untyped-def]
+        """Scores [Q, C] from a hash of (seed, query set, query id, training id); `train` gives each query's ids [C]."""
         rows = zip(sets, queries, train, strict=True)
-        return np.array([[self._uniform(f"{s}/{q}/{name}") for name in names] for s, q, names in rows])
+        return np.stack([np.array([self._uniform(f"{s}/{q}/{name}") for name in names]) for s, q, names in rows])
 
     def _uniform(self, key: str) -> float:
         return int(fingerprint(self.seed, key), 16) / 2.0**64

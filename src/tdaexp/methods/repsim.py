@@ -22,6 +22,7 @@ from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.rows import runs
 
 POOLINGS = ("mean", "last")
 
@@ -50,7 +51,11 @@ class RepSim(Method):
         texts = texts_alone(problem.queries) if problem.classes else problem.queries
         queries = self.states(problem.after("finetuned"), texts)
         train = self.states(problem.after("pretrained"), problem.train)
-        return problem.label(np.einsum("qd,qcd->qc", queries, train[problem.pairs]))
+        row_bytes = problem.pairs.shape[1] * train[0].nbytes
+        parts = [
+            np.einsum("qd,qcd->qc", queries[run], train[problem.pairs[run]]) for run in runs(len(queries), row_bytes)
+        ]
+        return problem.label(np.concatenate(parts))
 
     def states(self, problem: Problem, examples: Any) -> np.ndarray:
         """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""

@@ -83,7 +83,12 @@ def _plain(value: Any) -> Any:
         data = np.ascontiguousarray(value)
         if data.dtype.kind in "USOT":
             return _plain(data.tolist())
-        return ["array", str(data.dtype), list(data.shape), hashlib.blake2b(data.tobytes()).hexdigest()]
+        return [
+            "array",
+            str(data.dtype),
+            list(data.shape),
+            hashlib.blake2b(data.ravel().view(np.uint8).data).hexdigest(),
+        ]
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):
