@@ -7,6 +7,7 @@ once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged int
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,8 +86,9 @@ def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[s
     return there if f"{GROUP}/{there[0]}" in known else [name]
 
 
+@functools.cache
 def _content(text: str) -> dict[str, Any] | None:
-    """What a file says; None where it is no set of keys, which Hydra tells when the file is chosen."""
+    """What a file says, to be read only; None where it is no set of keys, which Hydra tells when the file is chosen."""
     try:
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException):
