@@ -125,10 +125,15 @@ def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
 
 def scores(dataset: xr.Dataset) -> xr.DataArray:
     """Return the method's answer [query, candidate]: the (weighted) sum over components, as a cosine if it is one."""
-    if "component" not in dataset["influence"].dims:
-        return dataset["influence"]
+    if "score" in dataset or "component" not in dataset["influence"].dims:
+        return dataset["score" if "score" in dataset else "influence"]
     values = np.concatenate([_scores(part).values for part in blocks(dataset)])
     return _labelled(dataset, values)
+
+
+def answered(dataset: xr.Dataset) -> xr.Dataset:
+    """The data set with what `scores` gives in memory, as the variable `score`: for whoever asks more than once."""
+    return dataset if "candidate" not in dataset.dims else dataset.assign(score=scores(dataset))
 
 
 def _scores(dataset: xr.Dataset) -> xr.Variable:

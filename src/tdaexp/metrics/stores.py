@@ -36,7 +36,7 @@ def has_products(dataset: xr.Dataset) -> bool:
 
 def full_scores(dataset: xr.Dataset) -> xr.DataArray:
     """Scores [query, candidate] of all components together, whatever subset the method's own answer takes."""
-    return influence.scores(dataset.drop_vars("weight", errors="ignore"))
+    return influence.scores(dataset.drop_vars(["weight", "score"], errors="ignore") if "weight" in dataset else dataset)
 
 
 def share(dataset: xr.Dataset) -> float:

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from tdaexp import influence
 from tdaexp.metrics import selection
 from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
@@ -46,6 +47,7 @@ def write_report(
     """
     logger = logger or RunLogger()
     doing("judging the scores")
+    datasets = {label: influence.answered(dataset) for label, dataset in datasets.items()}
     reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)

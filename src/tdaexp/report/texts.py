@@ -103,7 +103,8 @@ def _query(
     places = np.full(scores.shape, len(scores[0]))
     for method, best in enumerate(order):
         places[method, best[best >= 0]] = np.arange((best >= 0).sum())
-    wanted = [column for column in np.argsort(places[0], kind="stable") if places[:, column].min() < k]
+    first = np.argsort(places[0], kind="stable")
+    wanted = first[places.min(axis=0)[first] < k]
     train, query = part["train"].values[row], part["query"].values[row]
     candidates = [
         Candidate(
