@@ -61,6 +61,11 @@ class Method(ABC):
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
 
+    @property
+    def rehearsed(self) -> Method:
+        """The method that does the work, as a plan sees it."""
+        return self
+
     @abstractmethod
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Score the problem's pairs; positive means that training on the example made the query more likely."""

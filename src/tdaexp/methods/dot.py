@@ -12,10 +12,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from tdaexp.methods.full import Full
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 
 
 @dataclass
@@ -25,11 +22,6 @@ class Dot(Full):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
         return _without_norms(super().attribute(problem))
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """As `full`, whose answer is twice as large."""
-        named = work.parts if isinstance(work, TaskWorkload) else work.components
-        return [*super().plan(work)[:-1], work.answer(len(named(self.components)), self_products=False)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""

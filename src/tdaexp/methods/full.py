@@ -14,13 +14,8 @@ import xarray as xr
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.module_costs import module_products_cost
-from tdaexp.methods.stage_costs import products_cost
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.objectives.base import check_reduction
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 
 
 @dataclass
@@ -53,14 +48,6 @@ class Full(Method):
             cache_gb=compute.cache_gb,
         )
         return problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """Products, and the answer with its self-products."""
-        if isinstance(work, TaskWorkload):
-            parts = work.parts(self.components)
-            return [module_products_cost(work, parts), work.answer(len(parts), self_products=True)]
-        components = work.components(self.components)
-        return [products_cost(work, components), work.answer(len(components), self_products=True)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Stored products are the answer."""

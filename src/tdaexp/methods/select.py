@@ -18,10 +18,7 @@ from tdaexp import influence
 from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
 from tdaexp.methods.subsets import products_of
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -82,9 +79,10 @@ class Select(Method):
         """As the method that it selects from."""
         return self.on.sharded
 
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """As the method that it selects from: the search takes seconds."""
-        return self.on.plan(work)
+    @property
+    def rehearsed(self) -> Method:
+        """The method that it selects from: the search takes seconds."""
+        return self.on.rehearsed
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

@@ -10,13 +10,16 @@ import torch
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.full import Full
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
 from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_workload
-from tdaexp.planning.workload import Prepared, processes, text_workload
+from tdaexp.planning.rehearsed import rehearse
+from tdaexp.planning.workload import Prepared, processes, text_problem, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsed_store import rehearsing
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
@@ -34,12 +37,27 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
         prepared: Prepared = task_workload(config)
     elif isinstance(config.method, Explaind) and config.trainer.fit.record:
         prepared = recorded_workload(config, corpus)
+    elif isinstance(config.method.rehearsed, REHEARSED):
+        return _rehearsed(config, corpus, machine)
     else:
         prepared = text_workload(config, corpus)
     work, before, assumed = prepared
     stages, reason = _stages(config, work)
     if not stages:
         assumed.append(f"{reason}; its stages are left out")
+    title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
+    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
+
+
+REHEARSED = (Full,)
+
+
+def _rehearsed(config: Any, corpus: Corpus | None, machine: Machine) -> CostPlan:
+    """The plan of a method that is run on fake tensors."""
+    with rehearsing() as rehearsal:
+        work, before, assumed = text_workload(config, corpus, rehearsal.fake)
+        problem = text_problem(config, work, rehearsal)
+        stages = rehearse(config.method, problem, rehearsal, work.weights, 0.0)
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
     return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.data.candidates import Candidates
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.gradients.footprint import forward_bytes, training_bytes
@@ -15,12 +17,17 @@ from tdaexp.methods.explaind import Explaind
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.empty import empty_model
+from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.planning.rehearsed import Rehearsed, move
 from tdaexp.preparation.texts import GENERATED, drawn, text_template
+from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.launch import CPU_PROCESSES
+from tdaexp.runtime.rehearsal import DEVICE, Rehearsal
 from tdaexp.training.checkpoint_list import expanded
 
 ADAMW = 4  # numbers that training holds for each parameter: weight, gradient (counted with the pass), two moments
@@ -29,9 +36,37 @@ Prepared = tuple[Workload | TaskWorkload, list[StageCost], list[str]]
 """A workload, the stages before the method, and what had to be assumed."""
 
 
-def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
-    """A language model's study; `corpus` is its data where it has been read already."""
-    dataset, mode = config.dataset, FakeTensorMode()
+def text_problem(config: Any, work: Workload, rehearsal: Rehearsal) -> Problem:
+    """The problem of these sizes; its model is there for the rehearsal from here on."""
+    model = work.model
+    move(model)
+    rehearsal.watch(head(model))
+    truth = np.zeros(work.pairs.shape, dtype=bool)
+    truth[:, 0] = True
+    second = None
+    if work.finetune is not None:
+        loaded = LoadedModel(model, None, "finetuned", "", 0)  # type: ignore[arg-type]
+        second = Stage(loaded, work.every, work.finetune.examples("f"))
+    return Rehearsed(
+        model=model,
+        identity="model",
+        map=work.every,
+        objective=NextToken(),
+        train=work.train.examples("t"),
+        queries=work.queries.examples("q"),
+        query_set=[str(number) for number, count in enumerate(work.query_sets) for _ in range(count)],
+        candidates=Candidates(work.pairs, np.zeros(work.pairs.shape)),
+        truth=truth,
+        compute=Compute(DEVICE, work.dtype, work.tokens_per_batch, work.cache_gb),
+        cache=Path(),
+        seed=config.seed,
+        finetuned=second,
+    )
+
+
+def text_workload(config: Any, corpus: Corpus | None, mode: FakeTensorMode | None = None) -> Prepared:
+    """A language model's sizes; `corpus` is its data where it has been read already."""
+    dataset, mode = config.dataset, mode or FakeTensorMode()
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:

@@ -1,0 +1,103 @@
+"""A method's costs by running the method itself on a problem that has sizes alone."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tdaexp.methods.base import Method
+from tdaexp.models.components import ComponentMap
+from tdaexp.problem import Problem
+from tdaexp.runtime import ranks
+from tdaexp.runtime.costs import StageCost
+from tdaexp.runtime.rehearsal import DEVICE, Rehearsal, StageTaken
+from tdaexp.runtime.rehearsed_store import KEPT, STORE, TILED
+
+RUNTIME_BYTES = 0.1e9
+"""Batches, allocator and libraries beside the tensors that are counted."""
+PAIR_BYTES = 520.0
+"""Of main memory for each pair beside its numbers: ids, and the tables that the report is made of."""
+SHOWN = 2
+"""Queries of an answer that is made up: the others are as large."""
+
+
+class Rehearsed(Problem):
+    """A problem whose answers are made up, and cut to the first queries."""
+
+    def label(
+        self,
+        values: np.ndarray,
+        components: ComponentMap | None = None,
+        query_sq: np.ndarray | None = None,
+        train_sq: np.ndarray | None = None,
+    ) -> xr.Dataset:
+        """As `Problem.label`, of the first queries."""
+        rows = range(min(SHOWN, len(self.queries)))
+        first = slice(0, len(rows))
+        squares = [None if one is None else one[first] for one in (query_sq, train_sq)]
+        return super(Rehearsed, self.of_queries(rows)).label(values[first], components, *squares)
+
+
+def move(model: nn.Module) -> None:
+    """Let a model of fake tensors be on the rehearsal's device."""
+    for one in [*model.parameters(), *model.buffers()]:
+        if isinstance(one, FakeTensor):
+            one.fake_device = DEVICE
+
+
+def rehearse(method: Method, problem: Problem, rehearsal: Rehearsal, weights: float, inputs: float) -> list[StageCost]:
+    """Stages of `method.attribute(problem)`, the answer last; the problem's model is on `DEVICE`.
+
+    `weights`: bytes of the parameters of all models that are loaded; `inputs`: bytes of examples in main memory.
+    """
+    with tempfile.TemporaryDirectory() as cache, _unheard(), ranks.acting_as(ranks.ALONE):
+        found = method.rehearsed.attribute(replace(problem, cache=Path(cache)))
+    if rehearsal.left.flop or rehearsal.left.forward:
+        with rehearsal.stage("scores"):
+            pass
+    host = inputs + RUNTIME_BYTES
+    stages = [_cost(name, one, weights, host) for name, one in rehearsal.stages.items()]
+    return [*stages, _answer(found, problem, weights, host)]
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What a method tells as it goes is not told of a rehearsal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _cost(name: str, taken: StageTaken, weights: float, host: float) -> StageCost:
+    spent, blocks = taken.spent, taken.blocks
+    note = f"{blocks} blocks, the tensors of one take at most {taken.device / 1e9:.3g} GB" if blocks > 1 else ""
+    sums = spent.forward, spent.backward, spent.flop, taken.disk
+    return StageCost(name, *sums, weights + taken.device, host + taken.host, note)
+
+
+def _answer(found: xr.Dataset, problem: Problem, weights: float, host: float) -> StageCost:
+    """What writing the answer takes: the run's own influence store."""
+    share = len(problem.queries) / found.sizes["query"]
+    sizes = {name: share * one.nbytes for name, one in found.data_vars.items() if one.dtype.kind == "f"}
+    sizes.pop("bm25", None)
+    packing = {"train_sq": TILED if _tiled(problem.pairs) else KEPT}
+    disk = sum(packing.get(str(name), KEPT) * size for name, size in sizes.items()) + 2 * STORE
+    return StageCost(
+        "answer", disk=disk, device=weights, host=2 * sum(sizes.values()) + PAIR_BYTES * problem.pairs.size + host
+    )
+
+
+def _tiled(pairs: np.ndarray) -> bool:
+    return bool((pairs == pairs[0]).all())

@@ -1,0 +1,140 @@
+"""A block store of a rehearsal: it writes nothing, remembers which blocks were done, and reads as ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.rehearsal import Rehearsal, blank, current
+
+KEPT = 0.93
+"""Of their size is what float32 numbers take after lossless compression."""
+REPEATED = 0.5
+"""Of their size is what the squared norms of candidates take (`train_sq`): they stand at each of their queries."""
+TILED = 0.1
+"""The same where all queries have the same candidates."""
+STORE = 3e4
+"""Bytes of a store beside its numbers."""
+
+
+class BlankArray:
+    """An array of a store: its shape and type, and ones."""
+
+    def __init__(self, shape: tuple[int, ...], kind: str) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(kind)
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of its numbers."""
+        return float(np.prod(self.shape, dtype=float)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        found: np.ndarray = blank(self.shape, self.dtype)[key]
+        return found
+
+
+class RehearsedStore(BlockStore):
+    """As `BlockStore`, without a disk."""
+
+    def __init__(
+        self,
+        path: Path,
+        arrays: dict[str, tuple[tuple[int, ...], str]],
+        blocks: list[slice],
+        compressed: bool = True,
+        rows: int | None = None,
+    ) -> None:
+        """Remember what would be there."""
+        self.path, self.blocks, self.compressed = path, blocks, compressed
+        self.rehearsal = _going_on()
+        self.group: dict[str, BlankArray] = {name: BlankArray(*one) for name, one in arrays.items()}
+        self.ready: set[int] = self.rehearsal.stores.setdefault(path, (self.group, set()))[1]
+        self.rows = rows
+        self.name = ""
+
+    @contextlib.contextmanager
+    def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
+        """Blocks that no one has asked for before."""
+        wanted = [n for n in range(len(self.blocks)) if n not in self.ready and (among is None or n in among)]
+        first = not self.ready
+        yield wanted
+        self.ready.update(wanted)
+        if wanted and first:
+            name = self.name or next(reversed(self.rehearsal.stages), self.path.parent.name)
+            with self.rehearsal.stage(name) as stage:
+                stage.disk += self.size()
+                stage.blocks += len(self.blocks)
+
+    def each(
+        self,
+        numbers: list[int],
+        description: str,
+        size: Callable[[int], float] | None = None,
+        examples: Callable[[int], float] | None = None,
+    ) -> Iterator[int]:
+        """The largest block, which stands for all."""
+        self.name = description
+        size = size or (lambda number: float(self.blocks[number].stop - self.blocks[number].start))
+        with self.rehearsal.stage(description):
+            yield from self.rehearsal.sample(numbers, size, examples or size) if numbers else ()
+
+    def write(self, block: int, values: dict[str, np.ndarray]) -> None:
+        """Nothing is written."""
+
+    @classmethod
+    def known(cls, path: Path) -> Any:
+        """The arrays of a store that was opened before."""
+        return _going_on().stores[path][0]
+
+    def missing(self) -> list[int]:
+        """None, once they were asked for."""
+        return [n for n in range(len(self.blocks)) if n not in self.ready]
+
+    def read_block(self, block: int) -> dict[str, np.ndarray] | None:
+        """Ones."""
+        return {name: array[self.blocks[block]] for name, array in self.group.items()}
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Ones; the real ones are in main memory, one of them twice while it is put in order."""
+        if self.name:
+            stage = self.rehearsal.stages[self.name]
+            sizes = [array.nbytes for array in self.group.values()]
+            stage.host = max(stage.host, sum(sizes) + max(sizes))
+        return {name: array[:] for name, array in self.group.items()}
+
+    def size(self) -> float:
+        """Bytes on disk."""
+        return STORE + sum(self._packing(name) * array.nbytes for name, array in self.group.items())
+
+    def _packing(self, name: str) -> float:
+        if not self.compressed:
+            return 1.0
+        if name != "train_sq":
+            return KEPT
+        return TILED if self.rehearsal.same_candidates else REPEATED
+
+
+def _going_on() -> Rehearsal:
+    found = current()
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def rehearsing(same_candidates: bool = False) -> Iterator[Rehearsal]:
+    """A rehearsal, in which no store is written; `same_candidates`: all queries have the same ones."""
+    BlockStore.stand_in = RehearsedStore
+    try:
+        with Rehearsal() as rehearsal:
+            rehearsal.same_candidates = same_candidates
+            yield rehearsal
+    finally:
+        BlockStore.stand_in = None
