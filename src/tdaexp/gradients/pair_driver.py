@@ -165,6 +165,11 @@ class GradientPairs(PairWork[H]):
         """Its positions, padding included."""
         return padded(self.train.lengths)(batch)
 
+    def held_size(self, block: Block) -> Callable[[slice], float]:
+        """The same of a batch of queries, given by its rows in a block."""
+        members, size = block.members, padded(self.queries.lengths)
+        return lambda rows: size(members[rows])
+
     @abstractmethod
     def held_bytes(self) -> np.ndarray:
         """Bytes that are held of each query [Q]."""

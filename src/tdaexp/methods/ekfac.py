@@ -22,22 +22,17 @@ from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
-from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
-from tdaexp.methods.module_costs import module_factor_costs, module_scores_cost
 from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 from tdaexp.methods.per_token import check_per_token, with_tokens
-from tdaexp.methods.stage_costs import factor_costs, scores_cost
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -121,26 +116,6 @@ class EKFAC(Method):
         identity = self._identity(problem, layers.components.names)
         scoring = TokenScoring(sides, inverse)
         return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=EKFAC)
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """The phases of the fit, the scores, and the answer."""
-        if isinstance(work, TaskWorkload):
-            return self._plan_of_classifier(work)
-        layers, chosen = self.planned_layers(work), self.settings
-        fit = factor_costs(work, layers, work.readers(layers), chosen.mode, chosen.partitions, chosen.saves)
-        scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
-        return [*fit, scores, work.answer(len(layers.components), self_products=False)]
-
-    def _plan_of_classifier(self, work: TaskWorkload) -> list[StageCost]:
-        every = work.parts(None)
-        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
-        fit = module_factor_costs(work, found, self.mode, self.partitions, self.saves)
-        scores = module_scores_cost(work, found, self.mode)
-        return [*fit, scores, work.answer(len(found.components), self_products=False)]
-
-    def planned_layers(self, work: Workload) -> Layers:
-        """The chosen components of a model without data, by weight matrix."""
-        return layers_of(work.components(names_of(work.every, self.part, self.components)), self.strict)
 
     def layers(self, problem: Problem) -> Layers:
         """The chosen components by weight matrix."""

@@ -10,7 +10,9 @@ import torch
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.full import Full
+from tdaexp.methods.multistage import MultiStage
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
@@ -49,7 +51,7 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
 
 
-REHEARSED = (Full,)
+REHEARSED = (Full, EKFAC, MultiStage)
 
 
 def _rehearsed(config: Any, corpus: Corpus | None, machine: Machine) -> CostPlan:
@@ -57,7 +59,9 @@ def _rehearsed(config: Any, corpus: Corpus | None, machine: Machine) -> CostPlan
     with rehearsing() as rehearsal:
         work, before, assumed = text_workload(config, corpus, rehearsal.fake)
         problem = text_problem(config, work, rehearsal)
-        stages = rehearse(config.method, problem, rehearsal, work.weights, 0.0)
+        loaded = 2 if config.method.both_stages else 1
+        seen = problem if loaded == 2 else problem.after(config.stage)
+        stages = rehearse(config.method, seen, rehearsal, loaded * work.weights, 0.0)
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
     return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
 
