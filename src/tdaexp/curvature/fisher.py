@@ -28,9 +28,9 @@ LayerConsumer = Callable[[list[str], list[LinearFactors], Tensor | None], None]
 class FisherSamples:
     """Examples in batches, run with drawn labels; `gradients` are with respect to `layers.map`.
 
-    `ids` [N] name the examples; `batches` list example numbers, `size` has their positions; `label_width` is the most labels that an example has;
-    `dtype` is what sums are formed in. Positions behind an example's last predicting one count neither for A nor for S:
-    nothing there reaches the loss.
+    `ids` [N] name the examples; `batches` list example numbers, `size` has their positions; `label_width` is the most
+    labels that an example has; `dtype` is what sums are formed in. Positions behind an example's last predicting one
+    count neither for A nor for S: nothing there reaches the loss.
     """
 
     def __init__(self, gradients: Gradients, layers: Layers, tokens_per_batch: int = 4096) -> None:

@@ -29,8 +29,8 @@ from tdaexp.curvature.monitor import Monitor
 from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
-from tdaexp.runtime.rehearsal import sampled
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.runtime.rehearsal import aside, sampled
 
 log = logging.getLogger(__name__)
 Sums = dict[str, Tensor]
@@ -94,7 +94,8 @@ class Phases:
 
         names = [layer.name for layer in self.source.layers]
         run = Shrinking(lambda one: self.source.run(one, names, None, self.seed, consume), two, lambda parts: parts[0])
-        run(self.source.batches[0][:1])
+        with aside():
+            run(self.source.batches[0][:1])
         return found
 
     def covariance(self, readers: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ takes about a second.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from tdaexp.gradients.factors import Factors, compact
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.objectives.base import Inputs, cross_entropy
 from tdaexp.objectives.tokens import NextToken
+from tdaexp.runtime.rehearsal import Live
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +31,17 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
+        self._live = Live()
+
+    @property
+    def now(self) -> int:
+        """Bytes that are alive."""
+        return self._live.now
+
+    @property
+    def peak(self) -> int:
+        """The most at one time."""
+        return self._live.peak
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -41,22 +50,8 @@ class LiveBytes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for one in tree_leaves(result):
             if isinstance(one, torch.Tensor):
-                self._note(one.untyped_storage())
+                self._live.note(one)
         return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
 
 
 def pass_bytes(

@@ -24,8 +24,8 @@ from tdaexp.gradients.schedule import Block, halves, kept_plan, listed, plan_blo
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.rehearsal import padded, sampled
 from tdaexp.runtime.oom_split import Shrinking, joined
+from tdaexp.runtime.rehearsal import padded, sampled
 
 H = TypeVar("H")
 WriteQueries = Callable[[str, slice, np.ndarray], None]

@@ -66,6 +66,11 @@ class Method(ABC):
         """The method that does the work, as a plan sees it."""
         return self
 
+    @property
+    def hand_planned(self) -> bool:
+        """Whether `plan` tells what it costs: for what fake tensors cannot tell."""
+        return type(self.rehearsed).plan is not Method.plan
+
     @abstractmethod
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Score the problem's pairs; positive means that training on the example made the query more likely."""

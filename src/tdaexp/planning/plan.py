@@ -10,14 +10,9 @@ import torch
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.ekfac import EKFAC
-from tdaexp.methods.full import Full
-from tdaexp.methods.multistage import MultiStage
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.models.task import TaskModel
-from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_workload
-from tdaexp.planning.rehearsed import rehearse
+from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_problem, task_workload
+from tdaexp.planning.rehearsed import rehearse, tiled
 from tdaexp.planning.workload import Prepared, processes, text_problem, text_workload
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
@@ -34,46 +29,51 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     """
     if config.products is not None:
         raise UserError("plan: a run on stored products runs no model and needs no plan; leave plan=true out")
-    machine = machine_of(config.trainer)
-    if check_pair(config.model, config.dataset):
+    machine, task = machine_of(config.trainer), check_pair(config.model, config.dataset)
+    if config.method.hand_planned:
+        stages, work, before, assumed = _by_hand(config, corpus, task)
+    else:
+        stages, work, before, assumed = _rehearsed(config, corpus, task)
+    title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
+    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
+
+
+Planned = tuple[list[StageCost], Any, list[StageCost], list[str]]
+"""The method's stages, the sizes, the stages before it, and what was assumed."""
+OF_TASKS = ("explaind", "random")
+
+
+def _by_hand(config: Any, corpus: Corpus | None, task: bool) -> Planned:
+    """What a method tells of itself."""
+    method = config.method
+    if task:
         prepared: Prepared = task_workload(config)
-    elif isinstance(config.method, Explaind) and config.trainer.fit.record:
+    elif isinstance(method, Explaind) and config.trainer.fit.record:
         prepared = recorded_workload(config, corpus)
-    elif isinstance(config.method.rehearsed, REHEARSED):
-        return _rehearsed(config, corpus, machine)
     else:
         prepared = text_workload(config, corpus)
     work, before, assumed = prepared
-    stages, reason = _stages(config, work)
+    stages = method.rehearsed.plan(work) if not task or method.name in OF_TASKS else []
     if not stages:
-        assumed.append(f"{reason}; its stages are left out")
-    title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
-    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
+        where = "on a classification task" if task else "with these settings"
+        assumed.append(f"method '{method.name}' states no costs of its own {where}; its stages are left out")
+    return stages, work, before, assumed
 
 
-REHEARSED = (Full, EKFAC, MultiStage)
-
-
-def _rehearsed(config: Any, corpus: Corpus | None, machine: Machine) -> CostPlan:
-    """The plan of a method that is run on fake tensors."""
+def _rehearsed(config: Any, corpus: Corpus | None, task: bool) -> Planned:
+    """What a method does on fake tensors."""
     with rehearsing() as rehearsal:
-        work, before, assumed = text_workload(config, corpus, rehearsal.fake)
-        problem = text_problem(config, work, rehearsal)
-        loaded = 2 if config.method.both_stages else 1
-        seen = problem if loaded == 2 else problem.after(config.stage)
-        stages = rehearse(config.method, seen, rehearsal, loaded * work.weights, 0.0)
-    title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
-    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
-
-
-OF_TASKS = ("explaind", "ekfac", "full", "dot", "select", "random")
-
-
-def _stages(config: Any, work: Workload | TaskWorkload) -> tuple[list[StageCost], str]:
-    """The method's own stages, or why there are none."""
-    if isinstance(work, TaskWorkload) and config.method.name not in OF_TASKS:
-        return [], f"method '{config.method.name}' states no costs of its own on a classification task"
-    return config.method.plan(work), f"method '{config.method.name}' states no costs of its own with these settings"
+        if task:
+            known, before, assumed = task_workload(config)
+            problem, loaded, inputs = task_problem(config, known, rehearsal), 4.0 * known.size, known.inputs
+            work: Any = known
+        else:
+            both = config.method.both_stages
+            work, before, assumed = text_workload(config, corpus, rehearsal.fake)
+            problem, loaded, inputs = text_problem(config, work, rehearsal), work.weights * (1 + both), 0.0
+            problem = problem if both else problem.after(config.stage)
+        rehearsal.same_candidates = tiled(problem.pairs)
+        return rehearse(config.method, problem, rehearsal, loaded, inputs), work, before, assumed
 
 
 def tell_plan(config: Any, corpus: Corpus | None = None) -> None:

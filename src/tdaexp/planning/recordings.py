@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
-from tdaexp.data.tensors import TensorCorpus
+from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.models.completion_task import CompletionTask, as_tensors
+from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
 from tdaexp.models.task import task_components
+from tdaexp.objectives.classes import Classes
+from tdaexp.planning.rehearsed import Rehearsed, RehearsedHistory, without_numbers
 from tdaexp.planning.workload import Prepared, read
+from tdaexp.preparation.tasks import chosen_candidates
 from tdaexp.preparation.texts import drawn, text_template
+from tdaexp.problem import Compute, Problem
+from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import DEVICE, Rehearsal, aside
 from tdaexp.training.language import WATCHED
 
 SOME = 32  # examples that a network is built with
@@ -28,7 +39,7 @@ class NotAtHand(UserError):
         super().__init__(f"plan: {what}")
 
 
-def task_workload(config: Any) -> Prepared:
+def task_workload(config: Any) -> tuple[TaskWorkload, list[StageCost], list[str]]:
     """A classification task's recorded training."""
     dataset, fit = config.dataset, config.trainer.fit
     corpus = dataset.load() if dataset.at_hand else dataset.blank()
@@ -45,6 +56,33 @@ def task_workload(config: Any) -> Prepared:
         config.trainer.tokens_per_batch, config.trainer.cache_gb,
     )  # fmt: skip
     return work, [work.training()], assumed
+
+
+def task_problem(config: Any, work: TaskWorkload, rehearsal: Rehearsal) -> Problem:
+    """The problem of a classification task's sizes."""
+    dataset, objective, train = config.dataset, Classes(), work.examples
+    model = without_numbers(work.module, rehearsal)
+    rehearsal.watch(model)
+    batch = objective.batch(train, range(min(2, len(train)))).to(DEVICE)
+    with aside():
+        parts = discovered(model, lambda: objective.outputs(model, batch), len(batch.ids))
+    queries = train.select(np.arange(work.queries) % len(train))
+    candidates = chosen_candidates(config.candidates, work.queries, len(train))
+    return Rehearsed(
+        model=model,
+        identity="model",
+        map=parts,
+        objective=objective,
+        train=train,
+        queries=TensorExamples([f"q{k}" for k in range(work.queries)], queries.inputs, queries.targets),
+        query_set=[dataset.query_sets[0]] * work.queries,
+        candidates=candidates,
+        truth=np.ones(candidates.indices.shape, dtype=bool),
+        compute=Compute(DEVICE, torch.float32, work.tokens_per_batch, work.cache_gb),
+        cache=Path(),
+        seed=config.seed,
+        history=RehearsedHistory(model, work.fit.steps if work.fit.record else 1),
+    )
 
 
 def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tdaexp.methods.base import Method
 from tdaexp.models.components import ComponentMap
-from tdaexp.problem import Problem
+from tdaexp.problem import Moment, Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.rehearsal import DEVICE, Rehearsal, StageTaken
@@ -44,7 +45,7 @@ class Rehearsed(Problem):
         rows = range(min(SHOWN, len(self.queries)))
         first = slice(0, len(rows))
         squares = [None if one is None else one[first] for one in (query_sq, train_sq)]
-        return super(Rehearsed, self.of_queries(rows)).label(values[first], components, *squares)
+        return Problem.label(self.of_queries(rows), values[first], components, *squares)
 
 
 def move(model: nn.Module) -> None:
@@ -52,6 +53,33 @@ def move(model: nn.Module) -> None:
     for one in [*model.parameters(), *model.buffers()]:
         if isinstance(one, FakeTensor):
             one.fake_device = DEVICE
+
+
+def without_numbers(model: nn.Module, rehearsal: Rehearsal) -> nn.Module:
+    """A copy of a module with real parameters for a rehearsal."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in copied.modules():
+        for name, one in module._parameters.items():
+            if one is not None:
+                module._parameters[name] = nn.Parameter(rehearsal.fake.from_tensor(one.detach()), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = rehearsal.fake.from_tensor(buffer)
+    move(copied)
+    return copied
+
+
+@dataclass(frozen=True)
+class RehearsedHistory:
+    """So many `kept` moments of a training, each of which has the same `model`."""
+
+    model: nn.Module
+    kept: int
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        """The named steps, or all that are kept, at most `count`."""
+        numbers = steps or range(max(1, min(count, self.kept)))
+        return [Moment(step, 1.0, f"moment {step}", lambda: self.model) for step in numbers]
 
 
 def rehearse(method: Method, problem: Problem, rehearsal: Rehearsal, weights: float, inputs: float) -> list[StageCost]:
@@ -92,12 +120,13 @@ def _answer(found: xr.Dataset, problem: Problem, weights: float, host: float) ->
     share = len(problem.queries) / found.sizes["query"]
     sizes = {name: share * one.nbytes for name, one in found.data_vars.items() if one.dtype.kind == "f"}
     sizes.pop("bm25", None)
-    packing = {"train_sq": TILED if _tiled(problem.pairs) else KEPT}
+    packing = {"train_sq": TILED if tiled(problem.pairs) else KEPT}
     disk = sum(packing.get(str(name), KEPT) * size for name, size in sizes.items()) + 2 * STORE
     return StageCost(
         "answer", disk=disk, device=weights, host=2 * sum(sizes.values()) + PAIR_BYTES * problem.pairs.size + host
     )
 
 
-def _tiled(pairs: np.ndarray) -> bool:
+def tiled(pairs: np.ndarray) -> bool:
+    """Whether all queries have the same candidates."""
     return bool((pairs == pairs[0]).all())

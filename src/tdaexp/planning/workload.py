@@ -20,7 +20,7 @@ from tdaexp.models.empty import empty_model
 from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.planning.rehearsed import Rehearsed, move
+from tdaexp.planning.rehearsed import Rehearsed, RehearsedHistory, move
 from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.costs import StageCost
@@ -60,11 +60,14 @@ def text_problem(config: Any, work: Workload, rehearsal: Rehearsal) -> Problem:
         compute=Compute(DEVICE, work.dtype, work.tokens_per_batch, work.cache_gb),
         cache=Path(),
         seed=config.seed,
+        history=RehearsedHistory(model, _checkpoints(config, True)[0]),
         finetuned=second,
     )
 
 
-def text_workload(config: Any, corpus: Corpus | None, mode: FakeTensorMode | None = None) -> Prepared:
+def text_workload(
+    config: Any, corpus: Corpus | None, mode: FakeTensorMode | None = None
+) -> tuple[Workload, list[StageCost], list[str]]:
     """A language model's sizes; `corpus` is its data where it has been read already."""
     dataset, mode = config.dataset, mode or FakeTensorMode()
     path = isinstance(config.method, Explaind)

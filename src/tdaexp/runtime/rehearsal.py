@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 T = TypeVar("T")
@@ -42,13 +42,24 @@ def current() -> Rehearsal | None:
 
 
 def sampled(
-    items: Sequence[T], size: Callable[[T], float], examples: Callable[[T], float] = lambda one: len(one)  # type: ignore[arg-type]
+    items: Sequence[T],
+    size: Callable[[T], float],
+    examples: Callable[[T], float] = lambda one: len(one),  # type: ignore[arg-type]
 ) -> Iterable[T]:
     """All items; in a rehearsal the largest of them, which stands for all in proportion to their `size`.
 
     Passes are counted in `examples`, so that their number is exact.
     """
     return items if _current is None or len(items) < 2 else _current.sample(items, size, examples)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """What is done inside the block counts for nothing in a rehearsal: a look at one example."""
+    before = None if _current is None else Spent(**vars(_current.spent))
+    yield
+    if _current is not None and before is not None:
+        _current.spent = before
 
 
 def padded(lengths: np.ndarray) -> Callable[[Sequence[int]], float]:
@@ -141,13 +152,22 @@ class Rehearsal(TorchDispatchMode):
         if function is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()
         if not self._without_numbers(function, tensors, args, kwargs):
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self._count(function, args, kwargs, result)
+            return result
         if "generator" in kwargs:
             kwargs = {**kwargs, "generator": None}
+        if not all(
+            isinstance(one, FakeTensor) for one in tensors
+        ):  # of one number the mode itself would keep the value
+            args, kwargs = tree_map_only(Tensor, self._faked, (args, kwargs))
         with self.fake:
             result = function(*args, **kwargs)
         self._count(function, args, kwargs, result)
         return result
+
+    def _faked(self, tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor)
 
     @staticmethod
     def _without_numbers(function: Any, tensors: list[Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -186,9 +206,7 @@ class Rehearsal(TorchDispatchMode):
 
         top.register_forward_hook(ran)
 
-    def sample(
-        self, items: Sequence[T], size: Callable[[T], float], examples: Callable[[T], float]
-    ) -> Iterator[T]:
+    def sample(self, items: Sequence[T], size: Callable[[T], float], examples: Callable[[T], float]) -> Iterator[T]:
         """The largest item, counted as often as all of them are large."""
         sizes = [size(one) for one in items]
         chosen = items[int(np.argmax(sizes))]
@@ -215,14 +233,10 @@ class _Values(TorchFunctionMode):
     """Where numbers of tensors that have none are asked for, they are ones."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], FakeTensor):
-            if function is Tensor.numpy:
-                return blank(args[0].shape, str(args[0].dtype).removeprefix("torch."))
-            if function is Tensor.cpu:
-                kind = str(args[0].dtype).removeprefix("torch.")
-                return args[0].new_ones((), device=HOST).expand(args[0].shape) if kind == "bfloat16" else torch.from_numpy(
-                    blank(args[0].shape, kind)
-                )
+        if function is Tensor.numpy and (isinstance(args[0], FakeTensor) or _is_blank(args[0])):
+            return blank(args[0].shape, str(args[0].dtype).removeprefix("torch."))
+        if function is Tensor.cpu and isinstance(args[0], FakeTensor):
+            return torch.ones((), dtype=args[0].dtype, device=HOST).expand(args[0].shape)
         return function(*args, **(kwargs or {}))
 
 

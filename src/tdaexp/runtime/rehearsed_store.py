@@ -83,8 +83,12 @@ class RehearsedStore(BlockStore):
         """The largest block, which stands for all."""
         self.name = description
         size = size or (lambda number: float(self.blocks[number].stop - self.blocks[number].start))
-        with self.rehearsal.stage(description):
+        with self.rehearsal.stage(description) as stage:
             yield from self.rehearsal.sample(numbers, size, examples or size) if numbers else ()
+        rows = max((one.stop - one.start for one in self.blocks), default=0)
+        whole = max((one.stop for one in self.blocks), default=1)
+        if numbers:  # a block's values, and what is made of them on their way to the disk
+            stage.host = max(stage.host, 2 * rows / whole * sum(one.nbytes for one in self.group.values()))
 
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Nothing is written."""
