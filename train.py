@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tdaexp.cli import main
+from tdaexp.app import main
 
 if __name__ == "__main__":
     sys.exit(main("train", Path(__file__).resolve().parent / "conf"))

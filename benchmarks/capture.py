@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from transformers import OlmoConfig, OlmoForCausalLM
 
-from tdaexp.data.examples import Example, collate
-from tdaexp.gradients.capture import capture, frozen
+from tdaexp.data.examples import Example, Examples, collate
 from tdaexp.gradients.features import project
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.models.components import component_map
+from tdaexp.objectives.tokens import NextToken
 
 ROUNDS, BATCHES, EXAMPLES, LENGTH, SIDE = 7, 4, 16, 128, 16
 MODELS = {
@@ -41,14 +42,14 @@ def build(vocabulary: int, hidden: int, layers: int, heads: int):
     rng = np.random.default_rng(0)
     mask = np.arange(LENGTH) >= LENGTH * 3 // 4
     batches = [
-        collate([Example(str(k), rng.integers(0, vocabulary, LENGTH), mask, "") for k in range(EXAMPLES)])
+        Examples([Example(str(k), rng.integers(0, vocabulary, LENGTH), mask, "") for k in range(EXAMPLES)])
         for _ in range(BATCHES)
     ]
     return OlmoForCausalLM(config).eval(), batches
 
 
 def bare(model, batches) -> None:
-    for batch in batches:
+    for batch in map(collate, batches):
         logits = model(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits[:, :-1]
         targets = batch.tokens[:, 1:].masked_fill(~batch.loss_mask[:, 1:], -100)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
@@ -61,9 +62,10 @@ def captured(model, batches, components, sketches) -> None:
             if sketches:
                 project(one, sketches[component.name])
 
-    with frozen(model):
-        for batch in batches:
-            capture(model, components, batch, consume)
+    for batch in batches:
+        side = Gradients(model, components, batch, NextToken())
+        with side.ready():
+            side.capture(range(EXAMPLES), consume)
 
 
 def seconds(ways: dict[str, Callable[[], None]]) -> dict[str, float]:

@@ -23,8 +23,7 @@ HELP_LIMIT_S, GOAL = 2.0, 10.0
 
 def job_seconds(*arguments: str) -> list[float]:
     """CPU seconds of every job of a sweep in this process, imports left out."""
-    from tdaexp import stages
-    from tdaexp.cli import main
+    from tdaexp.app import main, stages
 
     original, seconds = stages.attribute, []
 

@@ -28,15 +28,16 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from tdaexp.curvature import covariance, lambdas
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.kept import KeptGradients, kept_bytes, kept_scores
+from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.gradient_index import GradientIndex, index_bytes, indexed_scores
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.phases import Phases
-from tdaexp.curvature.score import pair_scores
-from tdaexp.curvature.sides import Side
-from tdaexp.curvature.source import LanguageSource
+from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.examples import Example, Examples
-from tdaexp.methods.parts import names_of
+from tdaexp.gradients.passes import Gradients
 from tdaexp.models.components import component_map
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.selection.parts import names_of
 
 LENGTH, VOCABULARY, HIDDEN, INNER, DEPTH, QUERIES, BATCH = 128, 2048, 256, 1024, 4, 10, 32
 TARGETS = {"covariances": 1.8, "lambda": 2.3, "pairs": 1.1}
@@ -104,8 +105,8 @@ def ours(count: int) -> dict:
     clock.run("plain", lambda: plain(model, train))
     components = component_map(model)
     layers = layers_of(components.select(names_of(components, "blocks")))
-    source = LanguageSource(model, layers, train, BATCH * LENGTH)
-    sides = Side(model, layers, train, reduction="sum"), Side(model, layers, queries, reduction="sum")
+    both = [Gradients(model, layers.map, side, NextToken(), reduction="sum") for side in (train, queries)]
+    source = FisherSamples(both[0], layers, BATCH * LENGTH)
     every = np.tile(np.arange(count), (QUERIES, 1))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -120,14 +121,15 @@ def ours(count: int) -> dict:
         def precondition(name, gradient):
             return factors.precondition(name, gradient, Damping(relative=0.1))
 
+        sides = LayerPairs(*both, layers, precondition)
         budget = {"tokens_per_batch": BATCH * LENGTH}
-        scores = clock.run("pairs", lambda: pair_scores(*sides, every, precondition, store=root / "s", **budget)).sum(2)
-        size = kept_bytes(sides[0]) / 1e9
-        clock.run("keep", lambda: KeptGradients(sides[0], root / "k", size, BATCH * LENGTH).fill())
+        scores = clock.run("pairs", lambda: pair_scores(sides, every, store=root / "s", **budget)).sum(2)
+        size = index_bytes(layers, count) / 1e9
+        clock.run("keep", lambda: GradientIndex(both[0], layers, root / "k", size, BATCH * LENGTH).fill())
 
         def again():
-            stores = {"store": root / "k", "scores": root / "again"}
-            return kept_scores(*sides, every, precondition, **stores, keep_gb=size, **budget).sum(2)
+            stores = {"index": root / "k", "store": root / "again"}
+            return indexed_scores(sides, every, **stores, keep_gb=size, **budget).sum(2)
 
         kept = clock.run("second query set", again)
         rank = np.corrcoef(kept.ravel(), scores.ravel())[0, 1]

@@ -40,21 +40,23 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from tdaexp.cli.compose import open_composer
-from tdaexp.cli.job import check
+from tdaexp.app.compose import open_composer
+from tdaexp.app.job import check
+from tdaexp.building.tasks import build_task_study, load_task
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import ALL
 from tdaexp.data.sizes import Sizes
-from tdaexp.methods.checkpoint_step import Plan, decompose
-from tdaexp.methods.checkpoint_study import CheckpointStudy, slabs_of
 from tdaexp.methods.select import Select
-from tdaexp.methods.study import Compute, Study
-from tdaexp.models.empty import stated_config
+from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
+from tdaexp.models.stated import stated_config
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
+from tdaexp.paths.checkpoint_step import Plan, decompose
 from tdaexp.planning.recordings import task_workload
 from tdaexp.planning.workload import text_workload
-from tdaexp.preparation.tasks import build_task_study, load_task
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.training.checkpoint_list import Snapshot
 
@@ -132,16 +134,17 @@ def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     truth = np.zeros(work.pairs.shape, dtype=bool)
     truth[:, 0] = True
     names = [name for name, count in zip(dataset.query_sets, work.query_sets, strict=True) for _ in range(count)]
-    study = Study(
-        random.examples(work.train, "t"), random.examples(work.queries, "q"), names,
-        Candidates(work.pairs, np.full(work.pairs.shape, np.nan)), truth, random.load(), compute_of(whole),
-        Path(folder), whole.seed,
+    loaded = random.load()
+    problem = Problem(
+        loaded.model, loaded.fingerprint, component_map(loaded.model), NextToken(), random.examples(work.train, "t"),
+        random.examples(work.queries, "q"), names, Candidates(work.pairs, np.full(work.pairs.shape, np.nan)), truth,
+        compute_of(whole), Path(folder), whole.seed, loaded=loaded,
     )  # fmt: skip
     amount = (
         f"{len(work.queries):,} of {len(full.queries):,} queries, {len(work.train):,} of {len(full.train):,} examples"
     )
     flop = sum(stage.flop for stage in whole.method.plan(work))
-    return timed(lambda: whole.method.attribute(study), whole, device_of(whole), flop) | {"amount": amount}
+    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop) | {"amount": amount}
 
 
 def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:

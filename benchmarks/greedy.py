@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from tdaexp.influence import EPSILON
-from tdaexp.methods.greedy import greedy_order
+from tdaexp.selection.greedy import greedy_order
 
 QUERIES, CANDIDATES, COMPONENTS = 988, 5, 113
 LIMIT_S = 2.0

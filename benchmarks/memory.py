@@ -30,8 +30,10 @@ def measure(count: int) -> dict[str, float]:
     from transformers import OlmoConfig, OlmoForCausalLM
 
     from tdaexp.data.examples import Example, Examples
+    from tdaexp.gradients.passes import Gradients
     from tdaexp.gradients.products import component_products
     from tdaexp.models.components import component_map
+    from tdaexp.objectives.tokens import NextToken
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -41,6 +43,7 @@ def measure(count: int) -> dict[str, float]:
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=None, use_cache=False,
     )  # fmt: skip
     model = OlmoForCausalLM(config).eval()
+    parts = component_map(model)
 
     def examples(number: int, prefix: str) -> Examples:
         lengths = rng.integers(24, 33, number)
@@ -53,7 +56,7 @@ def measure(count: int) -> dict[str, float]:
         pairs = (np.arange(number)[:, None] + np.arange(CANDIDATES)) % number
         with tempfile.TemporaryDirectory() as folder:
             return component_products(
-                model, component_map(model), examples(number, "t"), examples(number, "q"), pairs,
+                *(Gradients(model, parts, examples(number, side), NextToken()) for side in "tq"), pairs,
                 store=Path(folder) / "store", tokens_per_batch=TOKENS_PER_BATCH, cache_gb=CACHE_GB,
             )  # fmt: skip
 

@@ -25,8 +25,10 @@ import torch
 from transformers import OlmoConfig, OlmoForCausalLM
 
 from tdaexp.data.examples import Example, Examples, collate
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.models.components import component_map
+from tdaexp.objectives.tokens import NextToken
 
 QUERIES, CANDIDATES, TRAIN, TOPICS, PREDICTED = 128, 5, 256, 16, 12
 TOKENS_PER_BATCH, CACHE_GB = 1024, 0.1
@@ -64,10 +66,11 @@ def _examples(rng: np.random.Generator, count: int, prefix: str) -> Examples:
 
 
 def ours(model, train, queries, pairs) -> np.ndarray:
+    parts = component_map(model)
+    sides = [Gradients(model, parts, side, NextToken()) for side in (train, queries)]
     with tempfile.TemporaryDirectory() as folder:
         return component_products(
-            model, component_map(model), train, queries, pairs,
-            store=Path(folder) / "store", tokens_per_batch=TOKENS_PER_BATCH, cache_gb=CACHE_GB,
+            *sides, pairs, store=Path(folder) / "store", tokens_per_batch=TOKENS_PER_BATCH, cache_gb=CACHE_GB,
         )["dot"]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,16 +33,18 @@ import torch
 from torch import nn
 from transformers import OlmoConfig, OlmoForCausalLM
 
-from tdaexp.curvature.kept import KeptGradients
+from tdaexp.curvature.gradient_index import GradientIndex
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.sides import Side
 from tdaexp.data.examples import Example, Examples, collate, token_budget_batches
-from tdaexp.gradients.capture import capture, frozen
+from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.features import component_features
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.projection import dimensions, make_sketch
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
+from tdaexp.objectives.base import cross_entropy
+from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.selection.parts import names_of
 
 ROUNDS, EXAMPLES, BUDGET, LONGEST = 3, 48, 4096, 1024
 Ways = dict[str, Callable[[], None]]
@@ -105,15 +108,15 @@ def captured(model, components, examples: Examples, batches: list[list[int]], wi
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (losses.view_as(targets) * weights * wanted[:, : weights.shape[1]]).sum(1)
 
-    with frozen(model):
+    every = Examples([replace(one, loss_mask=np.ones(one.length, dtype=bool)) for one in examples])
+    side = Gradients(model, components, examples, NextToken(), cross_entropy)
+    if wide_mask:
+        side = replace(side, examples=every, loss=loss)
+    with side.ready():
         for members in batches:
-            batch = collate([examples[index] for index in members])
-            if not wide_mask:
-                capture(model, components, batch, lambda *_: None)
-                continue
-            wanted = batch.loss_mask[:, 1:].to(torch.float32)
-            every = torch.ones_like(batch.loss_mask)
-            capture(model, components, type(batch)(batch.tokens, batch.attention, every), lambda *_: None, loss=loss)
+            if wide_mask:
+                wanted = collate([examples[index] for index in members]).loss_mask[:, 1:].to(torch.float32)
+            side.capture(members, lambda *_: None)
 
 
 def batches(lengths: np.ndarray) -> None:
@@ -161,13 +164,14 @@ def writing() -> None:
     sketches = {
         one.name: make_sketch("factorised", one.name, one.matrix, dims[one.name], 0) for one in components.components
     }
-    side = Side(model, layers_of(components.select(names_of(components, "blocks"))), examples)
+    layers = layers_of(components.select(names_of(components, "blocks")))
+    side = Gradients(model, components, examples, NextToken())
 
     def sketch(folder: Path) -> None:
-        component_features(model, components, examples, sketches, store=folder, tokens_per_batch=2048)
+        component_features(side, sketches, store=folder, tokens_per_batch=2048)
 
     def keep(folder: Path) -> None:
-        KeptGradients(side, folder, 100, 2048).fill()
+        GradientIndex(side.of(layers.map), layers, folder, 100, 2048).fill()
 
     def run(work: Callable[[Path], None], beside: bool) -> None:
         usual = BlockStore.pending

@@ -7,7 +7,7 @@ import pytest
 import torch
 import zarr
 from dense_ggn import dense_ggn, spd
-from gradient_oracle import build_model, make_examples
+from gradient_oracle import build_model, gradients_of, make_examples
 
 from tdaexp.curvature.arnoldi import dominant_eigenpairs
 from tdaexp.curvature.ggn import TrainingGGN
@@ -86,7 +86,7 @@ def test_a_killed_iteration_goes_on_with_the_same_bits(tmp_path):
 def test_a_model_s_eigenvalues(tmp_path):
     model = build_model("gpt_neox-untied").requires_grad_(False)
     components, examples = component_map(model).select(["layers.1.attn.o"]), make_examples(0, 4)
-    ggn = TrainingGGN(model, components, examples)
+    ggn = TrainingGGN(gradients_of(model, examples, components))
     start = torch.randn(ggn.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = dominant_eigenpairs(ggn.multiply, start, steps=60, rank=8, store=tmp_path / "store")
     wanted = torch.linalg.eigvalsh(dense_ggn(model, components, examples)).flip(0)[:8]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from dense_ggn import dense_ggn, spd
-from gradient_oracle import build_model, make_examples
+from gradient_oracle import build_model, gradients_of, make_examples
 
 from tdaexp.curvature.arnoldi import dominant_eigenpairs
 from tdaexp.curvature.cg import conjugate_gradients
 from tdaexp.curvature.ggn import TrainingGGN, ggn_product
-from tdaexp.gradients.against import gradient_vectors
+from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.models.components import component_map
 
 MATRIX = spd(40)
@@ -78,8 +78,8 @@ def test_a_model_s_inverse_is_the_dense_one(variant):
     model = build_model(variant).requires_grad_(False)
     components = component_map(model).select(["layers.1.attn.v", "layers.1.mlp.down"])
     train = make_examples(0, 6)
-    ggn = TrainingGGN(model, components, train)
-    gradients = gradient_vectors(model, components, train)
+    side = gradients_of(model, train, components, reduction="sum")
+    ggn, gradients = TrainingGGN(side), gradient_vectors(side, list(range(6)))
     found = conjugate_gradients(ggn.multiply, gradients, damping=0.05, iterations=300, tolerance=1e-11)
     dense = dense_ggn(model, components, train) + 0.05 * torch.eye(ggn.size, dtype=torch.float64)
     wanted = torch.linalg.solve(dense, gradients.T).T

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 from gradient_oracle import make_examples
-from kronecker_oracle import dense
+from kronecker_oracle import dense, samples_of
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.precondition import LayerFactors
-from tdaexp.curvature.source import LanguageSource
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import names_of
 
 VARIANTS = ["gpt_neox-untied", "bloom-tied", "gpt2-tied", "llama-bias", "olmo-tied"]
 EXACT = dict(rtol=1e-9, atol=1e-13)
@@ -28,12 +27,12 @@ def layers(model, names=None, strict=False):
 
 def fit(model, examples, folder, mode="ekfac", names=None, tokens_per_batch=40, **settings):
     chosen = FactorSettings(mode, **settings)
-    return fit_factors(model, layers(model, names), examples, chosen, store=folder, tokens_per_batch=tokens_per_batch)
+    return fit_factors(samples_of(model, layers(model, names), examples, tokens_per_batch), chosen, store=folder)
 
 
 def drawn(model, examples, factors, tokens_per_batch=40) -> dict[str, list[int]]:
     """The stored labels by example id."""
-    source = LanguageSource(model, layers(model), examples, tokens_per_batch)
+    source = samples_of(model, layers(model), examples, tokens_per_batch)
     stored = factors.labels()
     chunks = np.array_split(np.arange(len(source.batches)), len(stored))
     found = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from dense_ggn import dense_ggn
-from gradient_oracle import VARIANTS, build_model, make_examples
+from gradient_oracle import VARIANTS, build_model, gradients_of, make_examples
 
-from tdaexp.curvature.ggn import TrainingGGN, ggn_product, softmax_hessian
+from tdaexp.curvature.ggn import TrainingGGN, ggn_product
 from tdaexp.data.examples import Examples
 from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
@@ -16,11 +16,15 @@ EXACT = ("gpt2", "gpt_neox")  # the others compute their norms in float32, in a 
 NAMES = ["layers.0.attn.q", "layers.0.attn.o", "layers.1.mlp.up"]  # q without k and v: some rows of a fused matrix
 
 
+def ggn_of(model, components, examples, tokens_per_batch=1024):
+    return TrainingGGN(gradients_of(model, examples, components), tokens_per_batch)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_products_are_those_of_the_dense_matrix(variant):
     model = build_model(variant).requires_grad_(False)
     examples, components = make_examples(0, 5), component_map(model).select(NAMES)
-    ggn = TrainingGGN(model, components, examples, tokens_per_batch=24)
+    ggn = ggn_of(model, components, examples, tokens_per_batch=24)
     vectors = torch.randn(3, ggn.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = vectors @ dense_ggn(model, components, examples)
     tolerance = 1e-12 if variant.startswith(EXACT) else 1e-6
@@ -31,7 +35,7 @@ def test_products_are_those_of_the_dense_matrix(variant):
 def test_embeddings_heads_and_norms_are_covered_too(variant):
     model = build_model(variant).requires_grad_(False)
     examples, components = make_examples(1, 2), component_map(model)
-    ggn = TrainingGGN(model, components, examples)
+    ggn = ggn_of(model, components, examples)
     vector = torch.randn(1, ggn.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = vector @ dense_ggn(model, components, examples)
     torch.testing.assert_close(ggn.multiply(vector), wanted, rtol=0, atol=1e-12 * float(wanted.abs().max()))
@@ -41,9 +45,9 @@ def test_batches_and_padding_do_not_matter_and_subsets_are_means_over_themselves
     model = build_model("gpt_neox-untied").requires_grad_(False)
     examples, components = make_examples(2, 6), component_map(model).select(NAMES)
     vectors = torch.randn(2, 16 * 17 * 2 + 24 * 17, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    one, many = (TrainingGGN(model, components, examples, tokens_per_batch=size) for size in (1, 1000))
+    one, many = (ggn_of(model, components, examples, tokens_per_batch=size) for size in (1, 1000))
     torch.testing.assert_close(one.multiply(vectors), many.multiply(vectors), rtol=1e-12, atol=1e-12)
-    few = TrainingGGN(model, components, Examples([examples[4], examples[1]]))
+    few = ggn_of(model, components, Examples([examples[4], examples[1]]))
     torch.testing.assert_close(many.multiply_some(vectors, [1, 4]), few.multiply(vectors), rtol=1e-12, atol=1e-12)
     assert [len(batch) for batch in one.batches] == [1] * 6
 
@@ -53,7 +57,7 @@ def test_a_product_that_is_not_finite_names_the_example(value):
     model, examples = build_model("gpt_neox-untied"), make_examples(3, 9)
     odd = next(t for t in range(1, 24) if 0 < sum(t in one.tokens[:-1] for one in examples) < len(examples))
     model.gpt_neox.embed_in.weight.data[odd, 3] = value
-    ggn = TrainingGGN(model, component_map(model).select(NAMES), examples, tokens_per_batch=1000)
+    ggn = ggn_of(model, component_map(model).select(NAMES), examples, tokens_per_batch=1000)
     vector = torch.ones(1, ggn.size, dtype=torch.float64)
     with pytest.raises(UserError, match=r"the curvature of example '.*' is not finite") as caught:
         ggn.multiply(vector)
@@ -68,7 +72,7 @@ def test_the_model_is_left_as_it_was():
     model = build_model("bloom-tied").train().requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     components = component_map(model).select(NAMES)
-    ggn = TrainingGGN(model, components, make_examples(0, 2))
+    ggn = ggn_of(model, components, make_examples(0, 2))
     ggn.multiply(torch.ones(1, ggn.size, dtype=torch.float64))
     assert model.training and all(one.requires_grad and one.grad is None for one in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -84,22 +88,13 @@ def test_squared_loss_gives_the_normal_matrix():
     torch.testing.assert_close(found["w"], v @ (x.T @ x))
 
 
-def test_the_softmax_hessian_is_the_second_derivative_of_cross_entropy():
-    logits = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    directions = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for label in range(5):
-        target = torch.tensor(label)
-        hessian = torch.func.hessian(lambda z, y=target: torch.nn.functional.cross_entropy(z, y))(logits)
-        torch.testing.assert_close(softmax_hessian(logits, directions), directions @ hessian)
-
-
 def test_a_bfloat16_model_has_float32_sums():
     model = build_model("gpt_neox-untied", torch.float32).requires_grad_(False)
     examples, components = make_examples(0, 3), component_map(model).select(NAMES)
-    exact = TrainingGGN(model, components, examples)
+    exact = ggn_of(model, components, examples)
     vectors = torch.randn(2, exact.size, generator=torch.Generator().manual_seed(0))
     wanted = exact.multiply(vectors)
-    found = TrainingGGN(model.to(torch.bfloat16), components, examples).multiply(vectors)
+    found = ggn_of(model.to(torch.bfloat16), components, examples).multiply(vectors)
     assert found.dtype == torch.float32
     assert ((found - wanted).norm(dim=1) < 0.05 * wanted.norm(dim=1)).all()
 
@@ -109,12 +104,12 @@ def test_attention_without_a_forward_mode_rule_gives_way_and_comes_back(caplog):
 
     model = build_model("llama-tied").requires_grad_(False)
     examples, components = make_examples(3, 3), component_map(model).select(NAMES)
-    vector = torch.randn(1, TrainingGGN(model, components, examples).size, dtype=torch.float64)
-    wanted = TrainingGGN(model, components, examples).multiply(vector)
+    vector = torch.randn(1, ggn_of(model, components, examples).size, dtype=torch.float64)
+    wanted = ggn_of(model, components, examples).multiply(vector)
     model.set_attn_implementation("flex_attention")
     module._tell_switch.cache_clear()
     with caplog.at_level("INFO"):
-        found = TrainingGGN(model, components, examples).multiply(vector)
+        found = ggn_of(model, components, examples).multiply(vector)
     assert model.config._attn_implementation == "flex_attention"
     # eager attention takes its softmax in float32
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gradient_oracle import gradients_of
+from kronecker_oracle import samples_of
 from scipy.stats import spearmanr
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import pair_scores
-from tdaexp.curvature.sides import Side
+from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.examples import Example, Examples
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
+from tdaexp.selection.parts import names_of
 
 pytest.importorskip("kronfluence", reason="kronfluence (pip install --no-deps kronfluence) is not installed")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
@@ -96,16 +97,15 @@ def test_the_same_factors_and_scores(tmp_path):
     model = small_neox()
     components = component_map(model)
     layers = layers_of(components.select(names_of(components, "blocks")))
-    factors = fit_factors(
-        model, layers, train, FactorSettings(saves=1), store=tmp_path / "f", tokens_per_batch=16 * LENGTH
-    )
-    sides = Side(model, layers, train, reduction="sum"), Side(model, layers, queries, reduction="sum")
+    source = samples_of(model, layers, train, 16 * LENGTH)
+    factors = fit_factors(source, FactorSettings(saves=1), store=tmp_path / "f")
+    sides = [gradients_of(model, side, layers.map, reduction="sum") for side in (train, queries)]
     every = np.tile(np.arange(TRAIN), (QUERIES, 1))
 
     def precondition(name, gradient):
         return factors.precondition(name, gradient, Damping(relative=0.1))
 
-    ours = pair_scores(*sides, every, precondition, store=tmp_path / "s").sum(2)
+    ours = pair_scores(LayerPairs(*sides, layers, precondition), every, store=tmp_path / "s").sum(2)
     modules = [component.parts[0].module for component in layers.map.components]
     assert len(modules) == 16
     drawn = factors.labels()[0].long()

@@ -1,18 +1,14 @@
-"""The pure functions: blocked sums of outer products, rotated squares in both orders, eigenbases, damping, labels."""
+"""The pure functions: blocked sums of outer products, rotated squares in both orders, eigenbases, damping."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tdaexp.curvature.covariance import BLOCK, add_second_moment, mirrored, multiply_adds
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.eigen import eigenbasis
-from tdaexp.objectives.labels import draw, uniforms
 from tdaexp.curvature.lambdas import add_rotated_squares
-from tdaexp.curvature.modules import conv_patches
 from tdaexp.curvature.precondition import LayerFactors, low_rank
 from tdaexp.runtime.errors import UserError
 
@@ -101,25 +97,3 @@ def test_low_rank_is_the_best_approximation():
     torch.testing.assert_close((gradient - found).flatten(1).square().sum(1), error)
     full = torch.einsum("nro,nri->noi", *low_rank(gradient, 9))
     torch.testing.assert_close(full, gradient)
-
-
-def test_labels_have_the_softmax_frequencies_and_are_never_impossible():
-    logits = torch.tensor([[2.0, -torch.inf, 0.5, 1.0, -torch.inf]]).expand(20_000, -1)
-    numbers = torch.from_numpy((np.arange(20_000) + 0.5) / 20_000)
-    found = draw(logits, numbers).bincount(minlength=5) / 20_000
-    torch.testing.assert_close(found, logits[0].softmax(0), atol=2e-4, rtol=0)
-    edges = draw(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))
-    assert edges.tolist() == [0, 3]
-
-
-def test_random_numbers_belong_to_the_example():
-    one, two = uniforms(["a", "b", "c"], 0, 5), uniforms(["c", "a"], 0, 7)
-    assert torch.equal(one[0], two[1, :5]) and torch.equal(one[2], two[0, :5])
-    assert not torch.equal(one[0], one[1]) and not torch.equal(uniforms(["a"], 1, 5)[0], one[0])
-
-
-def test_patches_turn_a_convolution_into_a_matrix_product():
-    conv = nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(1, 2)).double()
-    x = random(4, 2, 6, 7)
-    found = conv_patches(x, conv) @ conv.weight.flatten(1).T + conv.bias
-    torch.testing.assert_close(found.transpose(1, 2).reshape(conv(x).shape), conv(x))

@@ -1,25 +1,26 @@
-"""Pair scores against explicit gradients through the dense inverse; invariances; kept gradients; resuming."""
+"""Pair scores against explicit gradients through the dense inverse; invariances; the gradient index; resuming."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import make_examples, oracle
+from gradient_oracle import gradients_of, make_examples, oracle
+from kronecker_oracle import samples_of
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
-from tdaexp.curvature.kept import kept_bytes, kept_scores
+from tdaexp.curvature.gradient_index import GradientIndex, index_bytes, indexed_scores
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import Scoring, pair_scores
-from tdaexp.curvature.sides import Side
+from tdaexp.curvature.score import LayerPairs, Scoring, held_layer_bytes, pair_scores
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.footprint import LiveBytes
-from tdaexp.methods.parts import names_of
+from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import names_of
 
 DAMPING = Damping(relative=0.2)
 TRAIN, QUERIES = make_examples(3, 9, prefix="t"), make_examples(11, 5, prefix="q")
@@ -38,17 +39,23 @@ def fitted(models, tmp_path_factory):
     model = models("gpt_neox-untied")
     layers = chosen(model)
     store = tmp_path_factory.mktemp("factors") / "f"
-    return model, layers, fit_factors(model, layers, TRAIN, FactorSettings(), store=store, tokens_per_batch=40)
+    return model, layers, fit_factors(samples_of(model, layers, TRAIN, 40), FactorSettings(), store=store)
 
 
-def score(fitted, folder, pairs=EVERY, train=TRAIN, queries=QUERIES, precondition=None, kept=False, **options):
+def sides_of(model, layers, train, queries, precondition=lambda name, gradient: gradient, query_rank=None):
+    sides = [gradients_of(model, side, layers.map) for side in (train, queries)]
+    return LayerPairs(*sides, layers, precondition, query_rank)
+
+
+def score(
+    fitted, folder, pairs=EVERY, train=TRAIN, queries=QUERIES, precondition=None, query_rank=None, index=None, **options
+):
     model, layers, factors = fitted
-    sides = Side(model, layers, train), Side(model, layers, queries)
     ready = precondition or (lambda name, gradient: factors.precondition(name, gradient, DAMPING))
-    function = kept_scores if kept else pair_scores
-    if kept:
-        options = {"keep_gb": 1.0, "scores": folder.with_name(f"{folder.name}-scores"), **options}
-    return function(*sides, pairs, ready, store=folder, **{"tokens_per_batch": 40, **options})
+    sides, options = sides_of(model, layers, train, queries, ready, query_rank), {"tokens_per_batch": 40, **options}
+    if index is None:
+        return pair_scores(sides, pairs, store=folder, **options)
+    return indexed_scores(sides, pairs, index=index, store=folder, **{"keep_gb": 1.0, **options})
 
 
 def explicit(fitted, pairs=EVERY, train=TRAIN, queries=QUERIES):
@@ -153,42 +160,43 @@ def test_low_rank_queries(rank, pairs, fitted, tmp_path, monkeypatch):
 def test_queries_of_several_batches_are_held_once(models):
     model = models("gpt_neox-untied")
     layers, queries = chosen(model), make_examples(11, 24, prefix="q")
-    side = Side(model, layers, queries)
-    work = Scoring(side, side, np.zeros((24, 1), dtype=np.int64), lambda _, gradient: gradient, None, 0)
+    sides = sides_of(model, layers, queries, queries)
+    work = Scoring(sides.train, sides.queries, 4096, sides)
 
     def peak(count):
-        with side.ready(), LiveBytes() as live:
-            held = work.hold([[query] for query in range(count)], Deferred())
+        with work.ready(), LiveBytes() as live:
+            held = work.hold(Block([[query] for query in range(count)], []), pytest.fail, Deferred())
         assert len(held) == len(layers)
         return live.peak
 
-    assert peak(24) - peak(2) < 1.1 * 22 * work.held_bytes()
+    each = held_layer_bytes(layers, None, torch.float64)
+    assert (work.held_bytes() == each).all()
+    assert peak(24) - peak(2) < 1.1 * 22 * each
 
 
 @pytest.mark.parametrize("rank", [None, 3])
-def test_kept_gradients_serve_other_queries(rank, fitted, tmp_path, monkeypatch):
-    first = score(fitted, tmp_path / "kept", SOME, kept=True, query_rank=rank)
+def test_an_index_serves_other_queries(rank, fitted, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    first = score(fitted, tmp_path / "some", SOME, index=index, query_rank=rank)
     exact = score(fitted, tmp_path / "a", SOME, query_rank=rank)
     scale = np.nanmax(np.abs(exact), axis=(0, 1))
     assert 0 < np.nanmax(np.abs(first - exact) / scale) < 0.02
     assert np.corrcoef(first[SOME >= 0].sum(1), exact[SOME >= 0].sum(1))[0, 1] > 0.9999
-    from tdaexp.curvature import kept
-
-    monkeypatch.setattr(kept.KeptGradients, "fill", lambda self: None)  # nothing is left to run
+    monkeypatch.setattr(GradientIndex, "fill", lambda self: None)  # nothing is left to run
     others = make_examples(12, 5, prefix="r")
-    second = score(fitted, tmp_path / "kept", queries=others, kept=True, query_rank=rank, scores=tmp_path / "others")
+    second = score(fitted, tmp_path / "others", queries=others, index=index, query_rank=rank)
     exact = score(fitted, tmp_path / "b", queries=others, query_rank=rank)
     assert np.corrcoef(second.sum(2).ravel(), exact.sum(2).ravel())[0, 1] > 0.9999
 
 
-def test_the_kept_store_has_the_stated_size(fitted, tmp_path):
-    model, layers, _ = fitted
-    size = kept_bytes(Side(model, layers, TRAIN))
+def test_the_index_has_the_stated_size(fitted, tmp_path):
+    _, layers, _ = fitted
+    index, size = tmp_path / "index", index_bytes(layers, len(TRAIN))
     with pytest.raises(UserError, match=r"takes .* GB; set method.keep_gb="):
-        score(fitted, tmp_path / "kept", kept=True, keep_gb=(size - 1) / 1e9)
-    score(fitted, tmp_path / "kept", kept=True, keep_gb=size / 1e9)
-    stored = sum(one.stat().st_size for one in (tmp_path / "kept").rglob("*") if one.is_file())
-    metadata = sum(one.stat().st_size for one in (tmp_path / "kept").rglob("zarr.json"))
+        score(fitted, tmp_path / "s", index=index, keep_gb=(size - 1) / 1e9)
+    score(fitted, tmp_path / "s", index=index, keep_gb=size / 1e9)
+    stored = sum(one.stat().st_size for one in index.rglob("*") if one.is_file())
+    metadata = sum(one.stat().st_size for one in index.rglob("zarr.json"))
     assert size <= stored - metadata <= 1.2 * size  # the last piece of an array is stored in full length
 
 
@@ -218,7 +226,7 @@ def test_a_killed_fit_goes_on_with_the_same_bits(mode, models, tmp_path, monkeyp
     monkeypatch.setattr(BlockStore, "write", write)
 
     def run(folder):
-        factors = fit_factors(model, layers, TRAIN, settings, store=tmp_path / folder, tokens_per_batch=20)
+        factors = fit_factors(samples_of(model, layers, TRAIN, 20), settings, store=tmp_path / folder)
         return {name: factors[name].spectrum for name in layers.names}, factors
 
     straight, _ = run("straight")
@@ -244,14 +252,14 @@ class _nothing:
 def test_modes_share_what_they_can(models, tmp_path, monkeypatch):
     model = models("gpt_neox-untied")
     layers = chosen(model)
-    fit_factors(model, layers, TRAIN, FactorSettings("ekfac"), store=tmp_path / "f")
+    fit_factors(samples_of(model, layers, TRAIN), FactorSettings("ekfac"), store=tmp_path / "f")
     monkeypatch.setattr(BlockStore, "write", lambda *_: pytest.fail("computed again"))
-    fit_factors(model, layers, TRAIN, FactorSettings("kfac"), store=tmp_path / "f")
+    fit_factors(samples_of(model, layers, TRAIN), FactorSettings("kfac"), store=tmp_path / "f")
 
 
 def test_two_models_must_have_the_same_layers(models, fitted, tmp_path):
     model, layers, _ = fitted
     other = models("bloom-tied")
-    sides = Side(model, layers, TRAIN), Side(other, chosen(other), QUERIES)
-    with pytest.raises(UserError, match=r"the two models differ in layer '"):
-        pair_scores(*sides, EVERY, lambda n, g: g, store=tmp_path / "s")
+    sides = gradients_of(model, TRAIN, layers.map), gradients_of(other, QUERIES, chosen(other).map)
+    with pytest.raises(UserError, match=r"the two models differ in '"):
+        pair_scores(LayerPairs(*sides, layers, lambda n, g: g), EVERY, store=tmp_path / "s")

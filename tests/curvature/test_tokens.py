@@ -7,15 +7,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import make_examples
+from gradient_oracle import gradients_of, make_examples
 
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import pair_scores
-from tdaexp.curvature.sides import Side
+from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.curvature.tokens import TokenScoring, pair_tokens
-from tdaexp.methods.parts import names_of
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.selection.parts import names_of
 
 TRAIN, QUERIES = make_examples(3, 9, prefix="t"), make_examples(11, 12, prefix="q")
 MODULES = {
@@ -44,7 +43,7 @@ def inverse(layers, seed):
 
 @pytest.fixture(scope="module")
 def two_stages(models):
-    """Models before and after fine-tuning, and for some names: sides, both inverses, and both in reverse."""
+    """Models before and after fine-tuning, and for some names: sides with both inverses, and both in reverse."""
     before = models("gpt_neox-untied")
     after = copy.deepcopy(before)
     generator = torch.Generator().manual_seed(5)
@@ -52,11 +51,12 @@ def two_stages(models):
         for parameter in after.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
-    def make(names=None):
+    def make(names=None, rank=None):
         layers = chosen(before, names)
         first, second = inverse(layers, 1), inverse(layers, 2)
-        sides = Side(before, layers, TRAIN), Side(after, chosen(after, names), QUERIES)
-        return *sides, lambda n, g: first(n, second(n, g)), lambda n, g: second(n, first(n, g))
+        sides = gradients_of(before, TRAIN, layers.map), gradients_of(after, QUERIES, chosen(after, names).map)
+        pairs = LayerPairs(*sides, layers, lambda n, g: first(n, second(n, g)), rank)
+        return pairs, lambda n, g: second(n, first(n, g))
 
     return make
 
@@ -90,25 +90,25 @@ def per_position(model, example):
 @pytest.mark.parametrize(("example", "query"), [(0, 0), (5, 3)])
 def test_each_share_against_autograd_and_both_inverses_in_their_order(example, query, two_stages):
     """The oracle applies P to each of the query's positions; what is tested applies its adjoint to the other side."""
-    train, queries, both, reverse = two_stages(list(MODULES))
-    found = TokenScoring(train, queries, both, reverse).of_query(query, [example])[0]
-    left, right = per_position(queries.model, QUERIES[query]), per_position(train.model, TRAIN[example])
+    sides, reverse = two_stages(list(MODULES))
+    both = sides.precondition
+    found = TokenScoring(sides, reverse).of_query(query, [example])[0]
+    left, right = per_position(sides.queries.model, QUERIES[query]), per_position(sides.train.model, TRAIN[example])
     wanted_train = sum((both(name, left[name].sum(0)) * right[name]).sum((1, 2)) for name in MODULES)
     wanted_query = sum((both(name, left[name]) * right[name].sum(0)).sum((1, 2)) for name in MODULES)
     np.testing.assert_allclose(found.train, wanted_train.numpy(), rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(found.query, wanted_query.numpy(), rtol=1e-8, atol=1e-10)
-    wrong = TokenScoring(train, queries, both, both).of_query(query, [example])[0]
+    wrong = TokenScoring(sides, both).of_query(query, [example])[0]
     assert abs(wrong.query.sum() - found.query.sum()) > 1e-3 * abs(found.query.sum())  # the order counts
 
 
 @pytest.mark.parametrize("names", [None, ["lm_head", "layers.1.mlp.down"]])
 @pytest.mark.parametrize("rank", [None, 1, 3])
 def test_shares_add_up_to_the_score(rank, names, two_stages, tmp_path):
-    train, queries, both, reverse = two_stages(names)
+    sides, reverse = two_stages(names, rank)
     pairs = np.tile([[4, 0, -1], [8, 1, 5]], (6, 1))
-    scores = pair_scores(train, queries, pairs, both, store=tmp_path / "s", query_rank=rank).sum(2)
-    scoring = TokenScoring(train, queries, both, reverse, rank)
-    found = pair_tokens(scoring, pairs, store=tmp_path / "t")
+    scores = pair_scores(sides, pairs, store=tmp_path / "s").sum(2)
+    found = pair_tokens(TokenScoring(sides, reverse), pairs, store=tmp_path / "t")
     for shares, examples in zip(found, (TRAIN, QUERIES), strict=True):
         assert (np.isnan(shares).all(2) == (pairs < 0)).all()
         there = pairs >= 0
@@ -126,8 +126,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(two_stages, tmp_path, monkeypatch):
-    train, queries, both, reverse = two_stages(["layers.1.mlp.down"])
-    scoring, pairs = TokenScoring(train, queries, both, reverse), np.tile([[4, 0]], (12, 1))
+    scoring, pairs = TokenScoring(*two_stages(["layers.1.mlp.down"])), np.tile([[4, 0]], (12, 1))
     straight = pair_tokens(scoring, pairs, store=tmp_path / "straight")
     real = BlockStore.write
 

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import make_examples
+from gradient_oracle import gradients_of, make_examples
+from kronecker_oracle import samples_of
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.score import pair_scores
-from tdaexp.curvature.sides import Side
+from tdaexp.curvature.score import LayerPairs, pair_scores
 from tdaexp.data.tensors import TensorExamples
-from tdaexp.gradients.against import gradient_vectors, vector_products
-from tdaexp.gradients.module_products import module_products
+from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.products import component_products
-from tdaexp.methods.parts import names_of
+from tdaexp.gradients.vector_products import gradient_vectors, vector_products
 from tdaexp.models.components import component_map
+from tdaexp.models.discovery import discovered
+from tdaexp.objectives.classes import Classes
 from tdaexp.runtime import deferred
+from tdaexp.selection.parts import names_of
 
 READS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "equal", "masked_select", "is_nonzero"}
 """Operations whose result the host has to know before it can go on."""
@@ -108,65 +110,59 @@ def layers(model):
 
 
 def test_products(model, batches_do_not_matter, tmp_path):
+    side = gradients_of(model, EXAMPLES)
+
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        component_products(
-            model, component_map(model), EXAMPLES, EXAMPLES, PAIRS, store=tmp_path / str(tokens),
-            tokens_per_batch=tokens,
-        )  # fmt: skip
+        component_products(side, side, PAIRS, store=tmp_path / str(tokens), tokens_per_batch=tokens)
 
 
 def test_products_with_vectors(model, batches_do_not_matter, tmp_path):
-    components = component_map(model)
+    side = gradients_of(model, EXAMPLES, reduction="sum")
 
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        vectors = gradient_vectors(model, components, EXAMPLES, tokens_per_batch=tokens)
-        vector_products(
-            model, components, EXAMPLES, PAIRS, lambda queries: vectors[queries], store=tmp_path / str(tokens),
-            tokens_per_batch=tokens,
-        )  # fmt: skip
+        vectors = gradient_vectors(side, list(range(12)), tokens_per_batch=tokens)
+        store = tmp_path / str(tokens)
+        vector_products(side, PAIRS, lambda queries: vectors[queries], store=store, tokens_per_batch=tokens)
 
 
 def test_factors(model, layers, batches_do_not_matter, tmp_path):
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        fit_factors(
-            model, layers, EXAMPLES, FactorSettings(saves=1), store=tmp_path / str(tokens), tokens_per_batch=tokens
-        )
+        source = samples_of(model, layers, EXAMPLES, tokens)
+        fit_factors(source, FactorSettings(saves=1), store=tmp_path / str(tokens))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_scores(rank, model, layers, batches_do_not_matter, tmp_path):
-    side = Side(model, layers, EXAMPLES)
+    side = gradients_of(model, EXAMPLES, layers.map)
+    sides = LayerPairs(side, side, layers, lambda name, gradient: gradient, rank)
 
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        pair_scores(
-            side, side, PAIRS, lambda name, gradient: gradient, store=tmp_path / str(tokens), query_rank=rank,
-            tokens_per_batch=tokens,
-        )  # fmt: skip
+        pair_scores(sides, PAIRS, store=tmp_path / str(tokens), tokens_per_batch=tokens)
 
 
 def test_curvature_products(model, layers, batches_do_not_matter):
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        ggn = TrainingGGN(model, layers.components, EXAMPLES, tokens_per_batch=tokens)
+        ggn = TrainingGGN(gradients_of(model, EXAMPLES, layers.components), tokens)
         ggn.multiply(torch.ones(1, ggn.size))
         deferred.Deferred().flush()  # the product itself is looked at without one
 
 
-def test_classifiers(batches_do_not_matter, tmp_path):
-    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+def test_classifiers(batches_do_not_matter, tmp_path, monkeypatch):
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2), nn.PReLU())
     ids = [str(number) for number in range(12)]
     examples = TensorExamples(ids, torch.randn(12, 3), torch.arange(12) % 2, {})
 
+    side = Gradients(module, discovered(module), examples, Classes())  # that of PReLU is formed by autograd
+    monkeypatch.setattr(Classes, "lengths", lambda *_: np.full(12, LENGTH))
+
     @batches_do_not_matter
     def work(tokens: int) -> None:
-        module_products(
-            module, {"first": ["0.weight"], "last": ["2.weight", "2.bias"]}, examples, examples, PAIRS,
-            store=tmp_path / str(tokens), positions=LENGTH, tokens_per_batch=tokens,
-        )  # fmt: skip
+        component_products(side, side, PAIRS, store=tmp_path / str(tokens), tokens_per_batch=tokens)
 
 
 def test_what_is_deferred_is_used_in_order_and_no_later_than_the_limit(monkeypatch):

@@ -214,7 +214,7 @@ def test_bad_files(files, tmp_path):
     with pytest.raises(UserError, match=r"broken\.json, document 1: not in T-REx's format \(no key 'predicate'\)"):
         TREx(sentences=str(broken), facts=files["facts"]).load()
     for text, words in (
-        ("[\n{", r":2: not in T-REx's format \(not JSON: "),
+        ("[\n{", r"not in T-REx's format \(not valid JSON \(.*line 2 column"),
         ('[{"docid": 3, "triples": 4}]', "document 1"),
     ):
         broken.write_text(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tdaexp.cli import main
+from tdaexp.app import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = (

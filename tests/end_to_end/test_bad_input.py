@@ -151,7 +151,7 @@ def test_no_space_left(commands, tmp_path):
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY));"
-        "from pathlib import Path; from tdaexp.cli import main;"
+        "from pathlib import Path; from tdaexp.app import main;"
         f"sys.exit(main('attribute', Path({str(REPOSITORY / 'conf')!r}), ['attribute.py', *sys.argv[1:]]))"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300)

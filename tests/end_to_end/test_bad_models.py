@@ -12,7 +12,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 import tdaexp.models.source as hub
-from tdaexp.cli import main
+from tdaexp.app import main
 from tdaexp.data.biographies import Biographies
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.scratch import Scratch

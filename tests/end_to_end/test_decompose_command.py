@@ -25,6 +25,9 @@ def test_the_sums_reproduce_the_model(commands):
     assert float(abs(total - dataset["explained"]).max()) < 1e-4 * scale
 
 
-def test_methods_that_read_texts_are_refused_on_a_task(commands):
-    assert "use explaind, ekfac, full" in commands.refused("attribute", *TASK, "method=trak")
-    assert "use explaind, ekfac, full" in commands.refused("attribute", *TASK, "method=select", "method.on=trak")
+def test_what_needs_words_is_refused_on_a_task_and_what_does_not_runs(commands):
+    assert "compares words, and these examples have none" in commands.refused("attribute", *TASK, "method=bm25")
+    small = ("dataset.query_limit=3", "method.dimensions=8", "metric.plots=false", "metric.bootstrap=20")
+    commands.done("attribute", *TASK, "method=trak", *small)
+    scores = influence.scores(influence.load(only("outputs/attribute/*trak*/influence.zarr")))
+    assert scores.shape == (3, 300) and scores.notnull().all()

@@ -81,7 +81,7 @@ def test_truncated_weights(commands, hub_folder):
 
 
 def test_weights_that_are_not_numbers_are_named(commands, hub_folder):
-    """The gradient's example and component are in the message."""
+    """The tensor is in the message, before any work."""
     from safetensors.torch import load_file, save_file
 
     folder = hub_folder("olmo", {**SIZES, "tie_word_embeddings": True})
@@ -89,4 +89,4 @@ def test_weights_that_are_not_numbers_are_named(commands, hub_folder):
     tensors["model.layers.3.mlp.up_proj.weight"].fill_(torch.nan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     err = commands.refused("attribute", "model=olmo1b", f"model.pretrained={folder}", *DATA)
-    assert "the gradient of component 'layers.15.mlp.down' is nan" in err and "example '" in err
+    assert "of the tensor 'model.layers.3.mlp.up_proj.weight' are NaN or infinite" in err

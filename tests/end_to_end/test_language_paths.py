@@ -18,18 +18,18 @@ STAND_IN = ["model.config.hidden_size=16", "model.config.num_hidden_layers=2", "
 @pytest.fixture
 def stand_in(commands, cache):
     """The folder of the stand-in's training."""
-    commands.done("train", "experiment=toy_eurollm", *STAND_IN)
+    commands.done("train", "experiment=eurollm", *STAND_IN)
     return only("models/toy_eurollm-*-every2-state", cache)
 
 
 def test_the_stand_in_is_decomposed_and_analysed(commands, stand_in):
-    commands.done("attribute", "experiment=toy_explaind_eurollm", *STAND_IN)
+    commands.done("attribute", "experiment=explaind_eurollm", *STAND_IN)
     folder = only("outputs/attribute/*")
     found = metrics(folder)
     assert found["explaind/relative_error"] < 1e-4 and found["explaind/loss_change"] < 0
     store = influence.load(folder / "influence.zarr")
     assert list(store["step"].values) == [2, 4, 6, 8] and store["influence"].sizes["component"] == 17
-    commands.done("evaluate", "experiment=toy_eurollm", *STAND_IN, "analysis=explaind_eurollm", f"runs=[{folder}]")
+    commands.done("evaluate", "experiment=eurollm", *STAND_IN, "analysis=explaind_eurollm", f"runs=[{folder}]")
     page = only("outputs/evaluate/*")
     assert {"by_type.csv", "by_depth.csv", "components.csv", "checkpoints.csv"} <= {f.name for f in page.iterdir()}
     drawn = {f.stem for f in (page / "plots").iterdir()}
@@ -42,7 +42,7 @@ def test_the_papers_configuration_on_the_stand_ins_folders(commands, stand_in, t
     file = tmp_path / "text.jsonl"
     rows = [{"text": f"Sentence {k} of a text.", "language": "en" if k % 3 else "de"} for k in range(90)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    given = ["experiment=explaind_eurollm", f"model.pretrained={stand_in}/model", f"dataset.path={file}",
+    given = ["experiment=explaind_eurollm", "scale=paper", f"model.pretrained={stand_in}/model", f"dataset.path={file}",
              "dataset.held_out=18", "trainer.fit.batch_size=24"]  # fmt: skip
     commands.done(
         "attribute", *given, f"model.checkpoints=[{stand_in}/checkpoints]", "method.keep=[step,component,train,query]"
@@ -55,7 +55,7 @@ def test_the_papers_configuration_on_the_stand_ins_folders(commands, stand_in, t
     assert "oldest first" in commands.refused("attribute", *given, f"model.checkpoints=[{two},{one}]")
     assert "no such folder" in commands.refused("attribute", *given, f"model.checkpoints=[{one},{two}0]")
     assert "names none" in commands.refused("attribute", *given)
-    other = [text for text in given if not text.startswith("experiment")]
+    other = [text for text in given if not text.startswith(("experiment", "scale"))]
     columns = ["model=eurollm1b7", "dataset=text", "dataset.text_column=text", "method=dot"]
     line = commands.refused("attribute", *columns, *other, f"model.checkpoints=[{one}]")
     assert "only explaind reads a list" in line

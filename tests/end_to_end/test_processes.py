@@ -52,7 +52,7 @@ WHOLE = {
     "parts": ("method=explaind", *TASK, "method.keep=[query,part]", "method.partition=target"),
     "subsample": ("method=explaind", *TASK, "method.keep=[query,train]", "method.subsample=0.3", "method.single=20"),
     "checkpoints": (
-        "experiment=toy_explaind_eurollm",
+        "experiment=explaind_eurollm",
         "dataset.records=200",
         "dataset.held_out=12",
         "trainer.fit.steps=4",
@@ -213,6 +213,8 @@ def test_what_several_processes_cannot_do_is_refused(commands, monkeypatch):
     assert "trains none; take trainer=ddp" in commands.refused("train", "trainer=fsdp")
     line = commands.refused("attribute", *TINY, "trainer=ddp", "trainer.nodes=2")
     assert "torchrun" in line
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    torchrun = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    for name, value in {**torchrun, "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert "a torchrun of its own" in commands.refused("attribute", *TINY, "trainer=ddp", "-m", "seed=1,2")
     assert "add trainer=ddp" in commands.refused("attribute", *TINY)

@@ -23,9 +23,9 @@ STAGES = (*TINY, "dataset.people=8", "dataset.relations=2", "dataset.phrasings=2
 
 
 def test_figure_3_over_damping_and_its_baselines(commands):
-    commands.done("attribute", "experiment=toy_msif_fig3", *STAGES, "method.damping=1e-2,1e-3")
-    commands.done("attribute", "experiment=toy_msif_fig3_baselines", *STAGES)
-    folders = [Path("multirun/toy_msif_fig3"), Path("multirun/toy_msif_fig3_baselines")]
+    commands.done("attribute", "experiment=msif_fig3", *STAGES, "method.damping=1e-2,1e-3")
+    commands.done("attribute", "experiment=msif_fig3_baselines", *STAGES)
+    folders = [Path("multirun/msif_fig3-toy"), Path("multirun/msif_fig3_baselines-toy")]
     table = [row for folder in folders for row in rows(folder)]
     assert [row["status"] for row in table] == ["done"] * 7
     runs = f"runs=[{folders[0]},{folders[1]}]"
@@ -39,7 +39,7 @@ def test_figure_3_over_damping_and_its_baselines(commands):
 
 
 def test_figure_2_tells_how_far_the_second_stage_moved(commands):
-    commands.done("attribute", "experiment=toy_msif_fig2", *STAGES, "metric.plots=true")
+    commands.done("attribute", "experiment=msif_fig2", *STAGES, "metric.plots=true")
     folder = only("outputs/attribute/toy_recall-biographies_qa-bm25-*")
     found = metrics(folder)
     assert 0 < found["proximity/relative"] < 1 and found["proximity/distance_sq"] > 0
@@ -49,9 +49,7 @@ def test_figure_2_tells_how_far_the_second_stage_moved(commands):
 
 
 def test_the_case_study_is_a_page_of_the_model_s_own_answers(commands):
-    commands.done(
-        "attribute", "experiment=toy_msif_case_study", *STAGES, "method.damping=0.01", "dataset.query_limit=3"
-    )
+    commands.done("attribute", "experiment=msif_case_study", *STAGES, "method.damping=0.01", "dataset.query_limit=3")
     folder = only("outputs/attribute/toy_recall-biographies_qa-multistage-*")
     texts = json.loads((folder / "texts.json").read_text())
     assert len(texts["query"]) == 3 and all(name.endswith("/generated") for name in texts["query"])
@@ -73,13 +71,13 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     own = ("dataset.people=12", "candidates.b=10", "dataset.query_limit=4")
     small = (*(text for text in TINY if "finetune" not in text), *own)
     parts = {
-        "toy_msif_table1": ("method.damping=1.0",),
-        "toy_msif_table1_solvers": ("method.damping=1.0", "method=cg,lissa"),
-        "toy_msif_table1_baselines": ("method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
+        "msif_table1": ("method.damping=1.0",),
+        "msif_table1_solvers": ("method.damping=1.0", "method=cg,lissa"),
+        "msif_table1_baselines": ("method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
     }
     for name, own in parts.items():
         commands.done("attribute", f"experiment={name}", *small, *own)
-    runs = ",".join(f"multirun/{name}" for name in parts)
+    runs = ",".join(f"multirun/{name}-toy" for name in parts)
     commands.done("evaluate", f"runs=[{runs}]", "metric.reference=cg", "metric.bootstrap=50")
     folder = only("outputs/evaluate/*")
     found = metrics(folder)

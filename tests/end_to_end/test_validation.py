@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from commands import metrics, only
 
-from tdaexp.analyses import explaind_lds, pruned_network
+from tdaexp.papers import explaind_lds, pruned_network
 
 TASK = ["model=mnist_cnn", "dataset=digits", "model.padding=1", "model.channels=[2,3]", "model.hidden=8",
         "dataset.train=120", "dataset.test=30", "dataset.query_limit=10", "trainer.fit.batch_size=40",

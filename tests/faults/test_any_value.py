@@ -14,10 +14,10 @@ from commands import REPOSITORY, TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdaexp.cli.check import Checker, places
-from tdaexp.cli.compose import open_composer
-from tdaexp.cli.job import build
-from tdaexp.config import ROOTS
+from tdaexp.app.check import Checker, places
+from tdaexp.app.compose import open_composer
+from tdaexp.app.config import ROOTS
+from tdaexp.app.job import build
 from tdaexp.runtime.errors import UserError
 
 BAD = [

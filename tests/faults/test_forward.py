@@ -11,16 +11,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdaexp import influence
-from tdaexp.curvature.ggn import LogitsAt
+from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.ggn import OutputsOf
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.modules import module_map
-from tdaexp.curvature.source import LanguageSource
-from tdaexp.data.examples import Example, Examples, collate
-from tdaexp.gradients.capture import capture, frozen
+from tdaexp.data.examples import Example, Examples
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.gradients.passes import Gradients
 from tdaexp.models.components import component_map
+from tdaexp.models.discovery import discovered
 from tdaexp.models.forward import hidden_states, logits_at, runs_whole
 from tdaexp.models.pretrained import Pretrained
-from tdaexp.models.task import task_components
+from tdaexp.objectives.base import Inputs
+from tdaexp.objectives.classes import Classes
+from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.errors import UserError
 
 
@@ -80,7 +83,8 @@ def test_everything_that_reads_logits_reads_the_models_own(loaded):
     whole = model(tokens).logits
     wanted = whole.gather(1, positions[..., None].expand(-1, -1, whole.shape[2]))
     torch.testing.assert_close(logits_at(model, tokens, positions), wanted)
-    torch.testing.assert_close(LogitsAt(model)(tokens, positions), wanted)
+    inputs = Inputs(["a", "b"], tokens, tokens[:, :2], torch.ones(2, 2), positions)
+    torch.testing.assert_close(OutputsOf(model, NextToken())(inputs), wanted)
     states = hidden_states(model, tokens, torch.ones_like(tokens))
     torch.testing.assert_close(states[-1], model.base_model(tokens).last_hidden_state)
 
@@ -90,7 +94,8 @@ def test_curvature_of_the_head_counts_the_positions_with_loss_alone(loaded):
     mask = np.array([False, False, True, True, False])
     example = Example("one", np.array([3, 4, 5, 6, 7]), mask, "")
     layers = layers_of(component_map(loaded.model).select(["lm_head"]))
-    source, seen = LanguageSource(loaded.model, layers, Examples([example])), []
+    gradients = Gradients(loaded.model, layers.map, Examples([example]), NextToken(), reduction="sum")
+    source, seen = FisherSamples(gradients, layers), []
     with source.ready():
         source.run([0], ["lm_head"], None, 0, lambda names, factors, real: seen.append((factors[0], real)))
     (factors, real), = seen  # fmt: skip
@@ -98,9 +103,10 @@ def test_curvature_of_the_head_counts_the_positions_with_loss_alone(loaded):
 
 
 def captured(model) -> None:
-    batch = collate([Example("one", np.array([3, 4, 5, 6]), np.array([False, False, True, True]), "")], 0)
-    with frozen(model):
-        capture(model, component_map(model), batch, lambda components, factors: None)
+    examples = Examples([Example("one", np.array([3, 4, 5, 6]), np.array([False, False, True, True]), "")])
+    gradients = Gradients(model, component_map(model), examples, NextToken())
+    with gradients.ready():
+        gradients.capture([0], lambda components, factors: None)
 
 
 def usual(tmp_path):
@@ -144,9 +150,20 @@ def test_a_tied_head_is_no_weight_in_two_modules(tmp_path):
     captured(model)
 
 
-def test_a_shared_weight_of_a_classifier_counts_once_and_has_no_factors():
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+def test_a_shared_weight_of_a_classifier_counts_once():
+    """It has no rule, so that autograd forms its gradient, which is a sum over both places."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).double()
     model[2].weight = model[0].weight
-    assert task_components(model).members == {"0": ["0.weight", "0.bias"], "2": ["2.bias"]}
-    with pytest.raises(UserError, match=r"'0.weight' and '2.weight' are one tensor"):
-        module_map(model)
+    components = discovered(model)
+    assert components.names == ["0", "2"] and components.sizes.tolist() == [12, 3]
+    assert not any(component.captured for component in components.components)
+    examples = TensorExamples(["a", "b"], torch.randn(2, 3).double(), torch.tensor([0, 2]))
+    gradients, found = Gradients(model, components, examples, Classes()), {}
+    with gradients.ready():
+        gradients.capture([0, 1], lambda arrived, factors: found.update({arrived[0].name: factors[0].gradient}))
+    for row in range(2):
+        loss = nn.functional.cross_entropy(model(examples.inputs[row : row + 1]), examples.targets[row : row + 1])
+        weight, *biases = torch.autograd.grad(loss, [model[0].weight, model[0].bias, model[2].bias])
+        torch.testing.assert_close(found["0"][row], torch.cat([weight.flatten(), biases[0]]))
+        torch.testing.assert_close(found["2"][row], biases[1])

@@ -119,13 +119,14 @@ def sources(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "old", "new", "changes"),
     [
-        ("gradients/products.py", "np.argsort(order)", "-np.argsort(order)", True),
-        ("gradients/capture.py", "losses.sum()", "-losses.sum()", True),
-        ("gradients/capture.py", "# Nothing after", "# Whatever stands after", False),
-        ("gradients/capture.py", '"""Why the', '"""How the', False),
-        ("gradients/capture.py", '"""Per-example weighted', '"""Weighted', False),
+        ("gradients/pair_driver.py", "np.argsort(order)", "-np.argsort(order)", True),
+        ("gradients/capture.py", "values.sum()", "-values.sum()", True),
+        ("objectives/base.py", "* weights).sum(1)", "* weights).sum(1) * 2", True),
+        ("gradients/capture.py", "# no graph so far", "# none so far", False),
+        ("gradients/capture.py", '"""Attach the', '"""Add the', False),
+        ("gradients/capture.py", '"""Per-example gradients', '"""Gradients', False),
         ("report/figures.py", "import", "import os\nimport", False),
-        ("cli/task.py", "import", "import os\nimport", False),
+        ("app/task.py", "import", "import os\nimport", False),
         ("curvature/fit.py", "import", "import os\nimport", False),
     ],
 )
@@ -133,6 +134,7 @@ def test_the_code_that_computes_is_part_of_an_identity_and_no_other(sources, fil
     before = code.code_identity("tdaexp.gradients.products")
     place = sources() / file
     text = place.read_text()
+    assert old in text
     place.write_text(text.replace(old, new, 1))
     assert (code.code_identity("tdaexp.gradients.products") != before) is changes
 
@@ -149,8 +151,9 @@ def test_an_edited_sign_gives_new_numbers_from_the_same_cache(commands, sources)
     own = [*TINY, "dataset.query_sets=[paraphrased]", "method=dot"]
     commands.done("attribute", *own)
     before = scores()
-    place = sources() / "gradients" / "products.py"
+    place = sources() / "gradients" / "pair_driver.py"
     text = place.read_text()
+    assert "compute(plan[number])" in text
     edited = "{name: -one for name, one in compute(plan[number]).items()}"
     place.write_text(text.replace("compute(plan[number])", edited, 1))
     environment = {**os.environ, "PYTHONPATH": str(place.parents[2]), "PYTHONWARNINGS": "ignore"}

@@ -12,8 +12,8 @@ from commands import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdaexp import sweep
-from tdaexp.cli.logs import Plain
+from tdaexp.app import sweep
+from tdaexp.app.logs import Plain
 from tdaexp.report.loggers import CsvLogger
 from tdaexp.runtime.csvs import cell, csv_text, frame_csv
 from tdaexp.runtime.errors import UserError

@@ -11,7 +11,7 @@ from commands import TINY
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tdaexp.cli.typed import as_option, for_shell, parse, quoted
+from tdaexp.app.typed import as_option, for_shell, parse, quoted
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime.errors import UserError
 
@@ -129,6 +129,25 @@ def test_a_method_without_keys_says_so(commands):
     assert "'method' takes no keys, leave it out" in commands.refused("attribute", "method=bm25", "method.order=1")
 
 
+HYDRAS = [
+    ("hydra.verbose={a:1}", "hydra.verbose"),
+    ("hydra.job_logging.root.level=LOUD", "unknown level 'LOUD'"),
+    ("hydra.job_logging.root.handlers=[consol]", "did you mean 'console'"),
+    ("hydra.job_logging.handlers=3", "must be a set of keys"),
+    ("hydra.launcher=null", "hydra.launcher"),
+    ("hydra.job.env_copy=[NO_SUCH_VARIABLE]", "NO_SUCH_VARIABLE"),
+    ("hydra.run.dir=${nope}", "hydra.run.dir"),
+    ("--cfg=job --package=sede", "did you mean 'seed'"),
+    ("--resolve", "goes with --cfg"),
+    ("hydra.mode=MULTIRUN --cfg=job", "shows one configuration"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), HYDRAS)
+def test_hydras_own_keys_and_options(commands, options, said):
+    assert said in commands.refused("attribute", "method=random", *options.split())
+
+
 PLACES = ["/etc/passwd", "/etc/passwd/x", "x" * 300, "/proc/none/x", "a/" * 3000]
 
 
@@ -163,7 +182,7 @@ BAD_SIZES = [
     ("initializer_range", -1.0, "cannot be built"),
     ("return_dict", False, "unknown key 'return_dict'"),
     ("eos_token_id", 3, "comes from the tokenizer"),
-    ("intermediate_size", 2**31, "this machine has"),
+    ("intermediate_size", 2**31, "GB are free"),
 ]
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import VARIANTS, component_gradient, make_examples, oracle
+from gradient_oracle import VARIANTS, component_gradient, gradients_of, make_examples, oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdaexp.data.examples import Example, collate
-from tdaexp.gradients.capture import capture, cross_entropy, frozen, loss_positions
+from tdaexp.data.examples import Examples
 from tdaexp.models.components import component_map
-from tdaexp.runtime.errors import UserError
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-def captured(model, examples, names=None, pad_id=0, **options):
+def passed(model, examples, consume, components=None, **options):
+    """One pass over all examples as one batch; returns losses [B]."""
+    gradients = gradients_of(model, Examples(list(examples)), components, **options)
+    with gradients.ready():
+        return gradients.capture(range(len(gradients)), consume)
+
+
+def captured(model, examples, names=None, **options):
     """Explicit gradients [B, size] by component name, and losses."""
     components = component_map(model) if names is None else component_map(model).select(names)
     found = {}
@@ -27,9 +32,7 @@ def captured(model, examples, names=None, pad_id=0, **options):
             assert component.name not in found
             found[component.name] = one.materialise()
 
-    with frozen(model):
-        losses = capture(model, components, collate(list(examples), pad_id), consume, **options)
-    return found, losses
+    return found, passed(model, examples, consume, components, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -140,17 +143,15 @@ def test_hooks_go_away_when_the_consumer_fails(models):
     def fail(components, factors):
         raise KeyError("from the consumer")
 
-    with frozen(model), pytest.raises(KeyError, match="from the consumer"):
-        capture(model, component_map(model), collate(list(make_examples(7, 2))), fail)
+    with pytest.raises(KeyError, match="from the consumer"):
+        passed(model, make_examples(7, 2), fail)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_components_with_one_input_arrive_together(models):
     model = models("llama-untied")
     groups = []
-    with frozen(model):
-        batch = collate(list(make_examples(8, 2)))
-        capture(model, component_map(model), batch, lambda found, factors: groups.append((found, factors)))
+    passed(model, make_examples(8, 2), lambda found, factors: groups.append((found, factors)))
     names = [[component.name for component in found] for found, _ in groups]
     assert ["layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v"] in names
     assert ["layers.1.mlp.gate", "layers.1.mlp.up"] in names and ["layers.1.mlp.down"] in names
@@ -161,7 +162,7 @@ def test_components_with_one_input_arrive_together(models):
 def test_outside_frozen_is_refused(models):
     model = models("olmo-tied").requires_grad_(True)
     with pytest.raises(RuntimeError, match="frozen"):
-        capture(model, component_map(model), collate(list(make_examples(9, 2))), lambda *_: None)
+        gradients_of(model, make_examples(9, 2)).capture([0, 1], lambda *_: None)
 
 
 def test_half_precision_keeps_its_dtype_and_accumulates_in_float32(models):
@@ -190,32 +191,6 @@ def test_gradient_does_not_depend_on_company_order_or_padding(models, order, siz
     alone, _ = captured(model, [examples[2]])
     for name, value in alone.items():
         torch.testing.assert_close(found[name][chosen.index(2)], value[0], rtol=1e-9, atol=1e-12)
-
-
-def test_loss_positions():
-    """Positions are those before the predicted tokens; padding has weight 0."""
-    masks = [[False, True, False, True], [False, False, False, True], [True, False, True, True]]
-    examples = [Example(str(k), np.arange(4) + 4 * k, np.array(mask), "") for k, mask in enumerate(masks)]
-    positions, targets, weights = loss_positions(collate(examples))
-    assert positions.tolist() == [[0, 2], [2, 0], [1, 2]]  # position 0 is never predicted
-    assert targets[0].tolist() == [1, 3] and targets[1, 0] == 7 and targets[2].tolist() == [10, 11]
-    assert weights.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
-
-
-def test_an_example_without_loss_and_an_unknown_reduction_are_refused():
-    silent = Example("s", np.arange(3), np.zeros(3, dtype=bool), "")
-    with pytest.raises(UserError, match="no token with a loss"):
-        loss_positions(collate([silent]))
-    with pytest.raises(UserError, match="did you mean 'mean'"):
-        loss_positions(collate(list(make_examples(0, 1))), "meen")
-
-
-def test_cross_entropy_is_formed_in_float32():
-    logits = torch.randn(2, 3, 7, dtype=torch.bfloat16)
-    targets, weights = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1.0, 1.0, 0.0], [0.5, 0.0, 0.0]])
-    values = cross_entropy(logits, targets, weights)
-    terms = -torch.log_softmax(logits.float(), dim=2)[..., 0]
-    torch.testing.assert_close(values, (terms * weights).sum(1))
 
 
 def test_a_model_that_was_trained_with_activation_checkpointing_has_the_same_gradients(models):

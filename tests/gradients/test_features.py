@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import make_examples, oracle
+from gradient_oracle import gradients_of, make_examples, oracle
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients import features as features_module
@@ -21,8 +21,8 @@ def sketches(components, kind):
 
 
 def run(model, examples, kind, store, **options):
-    components = component_map(model)
-    found = component_features(model, components, examples, sketches(components, kind), store=store, **options)
+    gradients = gradients_of(model, examples)
+    found = component_features(gradients, sketches(gradients.components, kind), store=store, **options)
     rows = found.rows(found.place)
     return {name: rows[:, column] for name, column in found.columns.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import VARIANTS, make_examples, products_oracle, relative_errors
+from gradient_oracle import VARIANTS, gradients_of, make_examples, products_oracle, relative_errors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +20,9 @@ PAIRS = np.array([[0, 1, 2], [3, -1, 5], [1, 1, 0], [5, 4, 2], [-1, -1, -1]])
 NAMES = ("dot", "query_sq", "train_sq")
 
 
-def run(model, train, queries, pairs, store, **options):
-    components = options.pop("components", component_map(model))
-    return component_products(model, components, train, queries, pairs, store=store, **options)
+def run(model, train, queries, pairs, store, components=None, reduction="mean", pad_id=0, **options):
+    sides = [gradients_of(model, side, components, pad_id, reduction=reduction) for side in (train, queries)]
+    return component_products(*sides, pairs, store=store, **options)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_resumed_run_gives_the_same_bits(models, dtype, blocks, tmp_path, monk
 def test_a_finished_store_is_read_without_the_model(models, data, tmp_path, monkeypatch):
     model = models("olmo-tied")
     first = run(model, *data, PAIRS, tmp_path / "s")
-    monkeypatch.setattr(products_module, "BlockWork", lambda *arguments: None)
+    monkeypatch.setattr(products_module.Products, "hold", lambda *arguments: pytest.fail("computed again"))
     second = run(model, *data, PAIRS, tmp_path / "s")
     assert all(first[name].tobytes() == second[name].tobytes() for name in NAMES)
 

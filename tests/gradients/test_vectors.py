@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import VARIANTS, autograd_gradients, make_examples, oracle
+from gradient_oracle import VARIANTS, autograd_gradients, gradients_of, make_examples, oracle
 
-from tdaexp.gradients.against import gradient_vectors, vector_products
+from tdaexp.gradients.vector_products import gradient_vectors, vector_products
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import component_map
 
@@ -23,8 +23,8 @@ def selected(model):
 @every_variant
 def test_gradients_as_vectors_are_what_autograd_gives(models, variant):
     model = models(variant)
-    examples, components = make_examples(1, 5), component_map(model)
-    found = gradient_vectors(model, components, examples, reduction="sum", tokens_per_batch=30)
+    examples = make_examples(1, 5)
+    found = gradient_vectors(gradients_of(model, examples, reduction="sum"), list(range(5)), tokens_per_batch=30)
     wanted = torch.stack([torch.cat(row) for row in oracle(model, examples, "sum")])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max()))
 
@@ -51,23 +51,21 @@ def test_the_inner_product_of_a_gradient_and_a_direction_is_that_of_the_vectors(
     gradients = autograd_gradients(model, example)
     model.requires_grad_(False)
     wanted = sum(float((gradients[name] * value[0]).sum()) for name, value in space.tangents(vector).items())
-    (mine,) = gradient_vectors(model, components, make_examples(3, 1), reduction="mean")
+    (mine,) = gradient_vectors(gradients_of(model, make_examples(3, 1), components), [0])
     assert float(mine @ vector[0]) == pytest.approx(wanted, rel=1e-5)
 
 
 @every_variant
 @pytest.mark.parametrize(("cache_gb", "chunk"), [(1e-9, 1 << 28), (1.0, 1 << 28), (1.0, 1)])
 def test_products_with_vectors_by_component(models, variant, cache_gb, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr("tdaexp.gradients.against.CHUNK_BYTES", chunk)  # the last one: an example at a time
+    monkeypatch.setattr("tdaexp.gradients.vector_products.CHUNK_BYTES", chunk)  # the last one: an example at a time
     model = models(variant)
     train, components = make_examples(4, 7), component_map(model)
     pairs = np.array([[0, 3, -1], [6, 2, 1], [-1, -1, -1], [5, 3, 0]])
     space = VectorSpace(model, components)
     vectors = torch.randn(4, space.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = vector_products(
-        model,
-        components,
-        train,
+        gradients_of(model, train, components, reduction="sum"),
         pairs,
         lambda queries: vectors[queries],
         store=tmp_path / "store",

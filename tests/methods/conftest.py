@@ -1,4 +1,4 @@
-"""Studies on a tiny random model, and methods as the command line composes them."""
+"""Problems on a tiny random model, and methods as the command line composes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny_study import (
+from tiny_problem import (
     FINETUNE,
     GENERATED,
     PARAPHRASED,
@@ -19,18 +19,22 @@ from tiny_study import (
     TRAIN,
     keep_checkpoints,
     moved_a_little,
+    stage,
     tokens,
     with_type,
 )
 
-from tdaexp.cli.compose import open_composer
-from tdaexp.cli.plan import plan
+from tdaexp.app.compose import open_composer
+from tdaexp.app.plan import plan
 from tdaexp.data.candidates import BM25
 from tdaexp.data.records import Record
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Compute, Stage, Study
+from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.scratch import Scratch
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Compute, Problem
+from tdaexp.training.history import SavedCheckpoints
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SHORTER = {
@@ -58,8 +62,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def make_study(loaded: LoadedModel) -> Callable[..., Study]:
-    """Build a study of any records on the tiny model and a fine-tuned one beside it; BM25 chooses the pairs."""
+def make_problem(loaded: LoadedModel) -> Callable[..., Problem]:
+    """Build a problem of any records on the tiny model and a fine-tuned one beside it; BM25 chooses the pairs."""
 
     def make(
         cache: Path,
@@ -70,33 +74,39 @@ def make_study(loaded: LoadedModel) -> Callable[..., Study]:
         tokens_per_batch: int = 256,
         cache_gb: float = 1e-5,
         seed: int = 0,
-    ) -> Study:
+    ) -> Problem:
         sets = {"paraphrased": PARAPHRASED, "generated": GENERATED} if queries is None else queries
         asked = [record for records in sets.values() for record in records]
         pairs = BM25(b=candidates).select(asked, list(train))
         sources = [[[r.id for r in train].index(source) for source in record.truth] for record in asked]
         truth = [np.isin(row, own) for row, own in zip(pairs.indices, sources, strict=True)]
         model = loaded if dtype == torch.float32 else with_type(loaded, dtype)
-        return Study(
+        device = torch.device("cpu")
+        return Problem(
+            model=model.model,
+            identity=model.fingerprint,
+            map=component_map(model.model),
+            objective=NextToken(),
             train=tokens(train, model),
             queries=tokens(asked, model),
             query_set=[name for name, records in sets.items() for _ in records],
             candidates=pairs,
             truth=np.stack(truth),
             loaded=model,
-            compute=Compute(torch.device("cpu"), dtype, tokens_per_batch, cache_gb),
+            history=SavedCheckpoints(model, device, dtype),
+            compute=Compute(device, dtype, tokens_per_batch, cache_gb),
             cache=cache,
             seed=seed,
-            finetuned=Stage(moved_a_little(model), tokens(FINETUNE, model)),
+            finetuned=stage(moved_a_little(model), tokens(FINETUNE, model)),
         )
 
     return make
 
 
 @pytest.fixture
-def study(make_study: Callable[..., Study], tmp_path: Path) -> Study:
-    """The common study, with a cache of its own."""
-    return make_study(tmp_path / "cache")
+def problem(make_problem: Callable[..., Problem], tmp_path: Path) -> Problem:
+    """The common problem, with a cache of its own."""
+    return make_problem(tmp_path / "cache")
 
 
 @pytest.fixture

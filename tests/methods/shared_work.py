@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from tiny_study import with_type
+from tiny_problem import with_model, with_type
 
 from tdaexp import influence
 from tdaexp.methods.base import Method
-from tdaexp.methods.study import Study
 from tdaexp.models.generate import Decoding, generate
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 
@@ -36,28 +36,28 @@ def short_methods(*damped: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def fresh(study: Study) -> Study:
-    """The study on new copies of its models: those that have run hold hooks of transformers, which cannot travel."""
+def fresh(problem: Problem) -> Problem:
+    """The problem on new copies of its models: those that have run hold hooks of transformers, which cannot travel."""
 
     def copied(loaded: LoadedModel) -> LoadedModel:
         new, name = with_type(loaded, torch.float32), loaded.model.name_or_path
         new.model.name_or_path = new.model.config.name_or_path = name
         return new
 
-    assert study.finetuned is not None
-    after = dataclasses.replace(study.finetuned, loaded=copied(study.finetuned.loaded))
-    return dataclasses.replace(study, loaded=copied(study.loaded), finetuned=after)
+    assert problem.finetuned is not None
+    after = dataclasses.replace(problem.finetuned, loaded=copied(problem.finetuned.loaded))
+    return dataclasses.replace(with_model(problem, copied(problem.loaded)), finetuned=after)
 
 
 def run_all(
-    methods: dict[str, Method], study: Study, folder: Path
+    methods: dict[str, Method], problem: Problem, folder: Path
 ) -> tuple[dict[str, list[Share]], list[tuple[str, ...]]]:
     """Run each method with a cache of its own; process 0 keeps the stores in the folder. Then complete some prompts.
 
     Returns each process's share, by method and for `completions`, and the completions that each process has.
     """
     written, passes, shares = [0], [0], {}
-    real, study = BlockStore.write, fresh(study)
+    real, problem = BlockStore.write, fresh(problem)
 
     def write(store: BlockStore, block: int, values: dict) -> None:
         written[0] += 1
@@ -71,27 +71,27 @@ def run_all(
         written[0] = passes[0] = 0
         return found
 
-    for model in (study.loaded.model, study.finetuned.loaded.model):
+    for model in (problem.loaded.model, problem.finetuned.loaded.model):
         model.base_model.register_forward_pre_hook(count)
     BlockStore.write = write
     try:
         for name, method in methods.items():
-            dataset = method.attribute(dataclasses.replace(study, cache=folder / name))
+            dataset = method.attribute(dataclasses.replace(problem, cache=folder / name))
             if ranks.current().first:
                 influence.save(dataset, folder / f"{name}.zarr")
             shares[name] = told()
     finally:
         BlockStore.write = real
-    prompts = [example.tokens[: 3 + number % 4] for number, example in enumerate(study.train)]
+    prompts = [example.tokens[: 3 + number % 4] for number, example in enumerate(problem.train)]
     drawn = Decoding(max_new_tokens=4, batch_size=2, temperature=1.0)
-    texts = [tuple(generate(study.loaded, prompts, drawn, folder)) for _ in range(2)]  # then from the cache
+    texts = [tuple(generate(problem.loaded, prompts, drawn, folder)) for _ in range(2)]  # then from the cache
     assert texts[0] == texts[1]
     return {**shares, "completions": told()}, ranks.gathered(texts[0])
 
 
-def break_example(study: Study, id: str) -> Study:
+def break_example(problem: Problem, id: str) -> Problem:
     """Make the hidden states of one example NaN wherever it is run, alone or in a batch."""
-    (wanted,) = [torch.from_numpy(one.tokens) for one in [*study.train, *study.queries] if one.id == id]
+    (wanted,) = [torch.from_numpy(one.tokens) for one in [*problem.train, *problem.queries] if one.id == id]
 
     def spoil(_module: object, arguments: tuple, keywords: dict, output):
         tokens = keywords.get("input_ids", arguments[0] if arguments else None)
@@ -103,12 +103,12 @@ def break_example(study: Study, id: str) -> Study:
             output.hidden_states = (*output.hidden_states[:-1], spoilt)
         return output
 
-    assert study.finetuned is not None
-    for model in (study.loaded.model, study.finetuned.loaded.model):
+    assert problem.finetuned is not None
+    for model in (problem.loaded.model, problem.finetuned.loaded.model):
         model.base_model.register_forward_hook(spoil, with_kwargs=True)
-    return study
+    return problem
 
 
-def run_broken(method: Method, study: Study, id: str) -> None:
-    """Run a method on a study of which one example is broken."""
-    method.attribute(break_example(fresh(study), id))
+def run_broken(method: Method, problem: Problem, id: str) -> None:
+    """Run a method on a problem of which one example is broken."""
+    method.attribute(break_example(fresh(problem), id))

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tdaexp.building.checkpoints import build_checkpoint_study
 from tdaexp.data.multilingual import Multilingual
-from tdaexp.methods import checkpoint_run
-from tdaexp.methods.checkpoint_step import Plan, _Checkpoint
-from tdaexp.methods.checkpoint_study import CheckpointStudy, slabs_of
 from tdaexp.methods.explaind import Explaind
 from tdaexp.metrics.loss_change import loss_change
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch, build_model
 from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.preparation.checkpoints import build_checkpoint_study
+from tdaexp.paths import checkpoint_walk as checkpoint_run
+from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
+from tdaexp.paths.checkpoint_step import Plan, _Checkpoint
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
 from tdaexp.training.optimizer_state import FILE

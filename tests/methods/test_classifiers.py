@@ -11,19 +11,21 @@ from test_conformance import Killed, Writes, assert_same_bits
 from torch import nn
 
 from tdaexp import influence
-from tdaexp.objectives.labels import uniforms
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.methods.classifier_study import ClassifierStudy
 from tdaexp.methods.dot import Dot
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.full import Full
-from tdaexp.methods.pair_study import Compute
 from tdaexp.methods.random import Random
 from tdaexp.methods.select import Select
+from tdaexp.models.discovery import discovered
 from tdaexp.models.grokking import Grokking
 from tdaexp.models.mnist_cnn import MnistCnn
 from tdaexp.models.resnet9 import ResNet9
+from tdaexp.models.task import task_components
+from tdaexp.objectives.classes import Classes
+from tdaexp.objectives.labels import uniforms
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
 
 TRAIN, QUERIES, CLASSES = 9, 4, 3
@@ -49,7 +51,7 @@ MODELS = {
 
 @pytest.fixture
 def make(tmp_path):
-    """Build a study of a random model; the last pair of the first query does not exist."""
+    """Build a problem of a random model; the last pair of the first query does not exist."""
 
     def build(name="cnn", cache="cache", tokens_per_batch=200, cache_gb=1.0, dtype=torch.float64, **changes):
         data = corpus(tokens=name == "grokking")
@@ -63,11 +65,13 @@ def make(tmp_path):
         pairs[0, -1] = -1
         truth = (data.test.targets[:, None] == data.train.targets[None]).numpy() & (pairs >= 0)
         compute = Compute(torch.device("cpu"), dtype, tokens_per_batch, cache_gb)
-        study = ClassifierStudy(
-            module, "weights", side(data.train), side(data.test), ["test"] * QUERIES,
-            Candidates(pairs, np.full(pairs.shape, np.nan)), truth, compute, tmp_path / cache, 0,
+        train = side(data.train)
+        problem = Problem(
+            module, "weights", discovered(module, lambda: module(train.inputs), TRAIN), Classes(), train,
+            side(data.test), ["test"] * QUERIES, Candidates(pairs, np.full(pairs.shape, np.nan)), truth, compute,
+            tmp_path / cache, 0,
         )  # fmt: skip
-        return dataclasses.replace(study, **changes)
+        return dataclasses.replace(problem, **changes)
 
     return build
 
@@ -85,18 +89,18 @@ def gradient(module: nn.Module, names: list[str], one: torch.Tensor, target: int
 
 @pytest.mark.parametrize("name", MODELS)
 def test_products_of_every_component_against_autograd(name, make):
-    study = make(name)
-    full = Full().attribute(study)
-    assert sum(full["size"].values) == sum(one.numel() for one in study.module.parameters())
-    members = study.members(study.components())
+    problem = make(name)
+    full = Full().attribute(problem)
+    assert sum(full["size"].values) == sum(one.numel() for one in problem.model.parameters())
+    members = task_components(problem.model).members
     assert list(members) == list(full["component"].values)
     for column, names in enumerate(members.values()):
         sides = [
             torch.stack([
-                torch.cat([g.flatten() for g in gradient(study.module, names, x, int(y))])
+                torch.cat([g.flatten() for g in gradient(problem.model, names, x, int(y))])
                 for x, y in zip(side.inputs, side.targets, strict=True)
             ])
-            for side in (study.queries, study.train)
+            for side in (problem.queries, problem.train)
         ]  # fmt: skip
         wanted = (sides[0] @ sides[1].T).numpy()
         found = full["influence"].values[..., column]
@@ -106,7 +110,7 @@ def test_products_of_every_component_against_autograd(name, make):
         np.testing.assert_allclose(full["query_sq"].values[:, column], sides[0].square().sum(1), rtol=1e-9)
         np.testing.assert_allclose(full["train_sq"].values[1, :, column], sides[1].square().sum(1), rtol=1e-9)
     assert np.isnan(full["influence"].values[0, -1]).all()
-    np.testing.assert_array_equal(Dot().attribute(study)["influence"], full["influence"])
+    np.testing.assert_array_equal(Dot().attribute(problem)["influence"], full["influence"])
 
 
 def layer_rows(module: nn.Module, path: str, one: torch.Tensor, label: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,18 +139,18 @@ def layer_rows(module: nn.Module, path: str, one: torch.Tensor, label: int) -> t
 @pytest.mark.parametrize("name", ["cnn", "resnet", "grokking"])
 def test_ekfac_against_a_dense_inverse(name, make):
     """Everything again by hand: drawn labels, factors, eigenbases, Λ, and the inverse as an explicit matrix."""
-    study, damping, seed = make(name), 1e-3, 5
+    problem, damping, seed = make(name), 1e-3, 5
     skipped = [] if name == "cnn" else ["res2.conv1.conv", "res2.conv2.conv", "conv4.conv"]
-    layers = [n for n in EKFAC().layers(study).names if n not in skipped]
-    found = EKFAC(damping=damping, components=layers, seed=seed).attribute(study)
+    layers = [n for n in EKFAC().layers(problem).names if n not in skipped]
+    found = EKFAC(damping=damping, components=layers, seed=seed).attribute(problem)
     assert found["component"].values.tolist() == layers and len(layers) >= 4
-    numbers = uniforms(study.train.ids, seed, 1)[:, 0]
+    numbers = uniforms(problem.train.ids, seed, 1)[:, 0]
     labels = [
-        int(np.searchsorted(torch.softmax(study.module(x[None])[0], 0).cumsum(0).numpy(), float(u), side="right"))
-        for x, u in zip(study.train.inputs, numbers, strict=True)
+        int(np.searchsorted(torch.softmax(problem.model(x[None])[0], 0).cumsum(0).numpy(), float(u), side="right"))
+        for x, u in zip(problem.train.inputs, numbers, strict=True)
     ]
     for column, path in enumerate(layers):
-        drawn = [layer_rows(study.module, path, x, y) for x, y in zip(study.train.inputs, labels, strict=True)]
+        drawn = [layer_rows(problem.model, path, x, y) for x, y in zip(problem.train.inputs, labels, strict=True)]
         a, d = (torch.cat([pair[side] for pair in drawn]) for side in (0, 1))
         q_in, q_out = (torch.linalg.eigh(rows.T @ rows / len(rows))[1] for rows in (a, d))
         grads = [delta.T @ rows for rows, delta in drawn]
@@ -155,42 +159,42 @@ def test_ekfac_against_a_dense_inverse(name, make):
         inverse = torch.linalg.inv(basis @ torch.diag(spectrum + damping) @ basis.T)
 
         def own(side: TensorExamples, path=path) -> torch.Tensor:
-            rows = [layer_rows(study.module, path, x, int(y)) for x, y in zip(side.inputs, side.targets, strict=True)]
+            rows = [layer_rows(problem.model, path, x, int(y)) for x, y in zip(side.inputs, side.targets, strict=True)]
             return torch.stack([(delta.T @ a).flatten() for a, delta in rows])
 
-        wanted = (own(study.queries) @ inverse @ own(study.train).T).numpy()
+        wanted = (own(problem.queries) @ inverse @ own(problem.train).T).numpy()
         np.testing.assert_allclose(
             found["influence"].values[1:, :, column], wanted[1:], rtol=1e-6, atol=1e-8 * np.abs(wanted).max()
         )
 
 
 def test_without_curvature_it_is_the_dot_product(make):
-    study = make()
-    one, other = EKFAC(mode="identity").attribute(study), Dot().attribute(study)
+    problem = make()
+    one, other = EKFAC(mode="identity").attribute(problem), Dot().attribute(problem)
     np.testing.assert_allclose(one["influence"].values, other["influence"].values, rtol=1e-9)
 
 
 def test_another_measurement_of_the_class(make):
     """The margin of the right class's logit against the others, by finite differences of a training step."""
-    study = make()
-    found = influence.scores(EKFAC(mode="identity", measurement="logit_margin").attribute(study)).values
-    names = [name for name, _ in study.module.named_parameters()]
+    problem = make()
+    found = influence.scores(EKFAC(mode="identity", measurement="logit_margin").attribute(problem)).values
+    names = [name for name, _ in problem.model.named_parameters()]
 
     def margin(module: nn.Module) -> torch.Tensor:
-        p = torch.softmax(module(study.queries.inputs), 1)[torch.arange(QUERIES), study.queries.targets]
+        p = torch.softmax(module(problem.queries.inputs), 1)[torch.arange(QUERIES), problem.queries.targets]
         return torch.log(p / (1 - p))
 
     step = 1e-6
     for k in (1, 4):
-        moves = gradient(study.module, names, study.train.inputs[k], int(study.train.targets[k]))
+        moves = gradient(problem.model, names, problem.train.inputs[k], int(problem.train.targets[k]))
         sides = []
         for sign in (-1, 1):
             with torch.no_grad():
                 for name, move in zip(names, moves, strict=True):
-                    study.module.get_parameter(name).sub_(sign * step * move)
-                sides.append(margin(study.module))
+                    problem.model.get_parameter(name).sub_(sign * step * move)
+                sides.append(margin(problem.model))
                 for name, move in zip(names, moves, strict=True):
-                    study.module.get_parameter(name).add_(sign * step * move)
+                    problem.model.get_parameter(name).add_(sign * step * move)
         slope = (sides[1] - sides[0]).numpy() / (2 * step)
         np.testing.assert_allclose(found[:, k], slope, rtol=1e-5)
 
@@ -231,10 +235,10 @@ def test_kept_gradients_give_nearly_the_same(make):
 
 
 def test_an_example_explains_itself_best(make):
-    study = make()
+    problem = make()
     pairs = np.tile(np.arange(TRAIN), (TRAIN, 1))
     own = dataclasses.replace(
-        study, queries=study.train, query_set=["train"] * TRAIN, truth=pairs == pairs.T,
+        problem, queries=problem.train, query_set=["train"] * TRAIN, truth=pairs == pairs.T,
         candidates=Candidates(pairs, np.full(pairs.shape, np.nan)),
     )  # fmt: skip
     for method in (EKFAC(), Full()):
@@ -257,19 +261,19 @@ def test_parts_of_a_network(make):
     assert "norms" in resnet.components.skipped and "res1.conv1.conv" in resnet.names
     with pytest.raises(UserError, match="without a factor rule: norms"):
         EKFAC(strict=True).layers(make("resnet"))
-    with pytest.raises(UserError, match="selection of components is empty"):
+    with pytest.raises(UserError, match=r"method\.part=mlp: this model has no components of that name"):
         EKFAC(part="mlp").layers(make("cnn"))
 
 
 def test_what_a_classifier_has_not_got(make):
-    with pytest.raises(UserError, match=r"per_token=2: a classifier's inputs have no tokens"):
+    with pytest.raises(UserError, match=r"per_token=2: only a language model's examples have tokens"):
         EKFAC(per_token=2).attribute(make())
 
 
 def test_a_faulty_input_is_named(make):
-    study = make()
-    study.train.inputs[4, 0, 2, 2] = torch.nan
+    problem = make()
+    problem.train.inputs[4, 0, 2, 2] = torch.nan
     with pytest.raises(UserError, match="example 'e4': the gradient of component"):
-        Full().attribute(study)
+        Full().attribute(problem)
     with pytest.raises(UserError, match="example 'e4'"):
-        EKFAC().attribute(study)
+        EKFAC().attribute(problem)

@@ -1,4 +1,4 @@
-"""What every method must do, checked for each YAML in conf/method/ on one tiny study."""
+"""What every method must do, checked for each YAML in conf/method/ on one tiny problem."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny_study import TRAIN
+from tiny_problem import TRAIN
 
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
-from tdaexp.methods.study import Study
+from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 
 RECORDED = {"explaind"}  # explains a recorded training of a classification task, not pairs of texts
@@ -28,12 +28,12 @@ TOLERANCE = 1e-4  # float32, relative to the largest value of the same kind and 
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def shortened(study: Study) -> Study:
-    """The study with one candidate less for its first query: a pair that does not exist."""
-    indices, bm25 = study.candidates.indices.copy(), study.candidates.bm25.copy()
-    column = int(np.flatnonzero(~study.truth[0])[-1])
+def shortened(problem: Problem) -> Problem:
+    """The problem with one candidate less for its first query: a pair that does not exist."""
+    indices, bm25 = problem.candidates.indices.copy(), problem.candidates.bm25.copy()
+    column = int(np.flatnonzero(~problem.truth[0])[-1])
     indices[0, column], bm25[0, column] = -1, np.nan
-    return dataclasses.replace(study, candidates=Candidates(indices, bm25))
+    return dataclasses.replace(problem, candidates=Candidates(indices, bm25))
 
 
 def by_ids(dataset: xr.Dataset) -> dict[tuple[str, str, str], float]:
@@ -59,38 +59,38 @@ def assert_same_bits(one: xr.Dataset, two: xr.Dataset) -> None:
 
 
 @pytest.fixture(scope="module")
-def usual(configured, make_study, tmp_path_factory) -> Callable[[str], xr.Dataset]:
-    """A method's answer on the common study, found once."""
-    return functools.cache(lambda name: configured(name).attribute(make_study(tmp_path_factory.mktemp("usual"))))
+def usual(configured, make_problem, tmp_path_factory) -> Callable[[str], xr.Dataset]:
+    """A method's answer on the common problem, found once."""
+    return functools.cache(lambda name: configured(name).attribute(make_problem(tmp_path_factory.mktemp("usual"))))
 
 
 @pytest.fixture(scope="module")
-def of_shortened(configured, make_study, tmp_path_factory) -> Callable[[str], xr.Dataset]:
-    """A method's answer on the shortened study, found once."""
+def of_shortened(configured, make_problem, tmp_path_factory) -> Callable[[str], xr.Dataset]:
+    """A method's answer on the shortened problem, found once."""
     return functools.cache(
-        lambda name: configured(name).attribute(shortened(make_study(tmp_path_factory.mktemp("shortened"))))
+        lambda name: configured(name).attribute(shortened(make_problem(tmp_path_factory.mktemp("shortened"))))
     )
 
 
 @every_method
-def test_dimensions_types_and_labels(name, configured, study, of_shortened, tmp_path):
-    study, method = shortened(study), configured(name)
+def test_dimensions_types_and_labels(name, configured, problem, of_shortened, tmp_path):
+    problem, method = shortened(problem), configured(name)
     dataset = of_shortened(name)
-    queries, candidates = study.pairs.shape
+    queries, candidates = problem.pairs.shape
     dims = dataset["influence"].dims
     assert dims in {("query", "candidate"), ("query", "candidate", "component")}
     assert dataset["influence"].dtype.kind == "f"
     assert dataset["influence"].shape[:2] == dataset["truth"].shape == (queries, candidates)
     assert dataset["truth"].dtype == bool
-    np.testing.assert_array_equal(dataset["truth"].values, study.truth)
-    assert list(dataset["query"].values) == study.queries.ids
-    assert list(dataset["query_set"].values) == study.query_set
-    ids = np.array([*study.train.ids, ""], dtype=object)
-    assert (dataset["train"].values == ids[study.pairs]).all()
+    np.testing.assert_array_equal(dataset["truth"].values, problem.truth)
+    assert list(dataset["query"].values) == problem.queries.ids
+    assert list(dataset["query_set"].values) == problem.query_set
+    ids = np.array([*problem.train.ids, ""], dtype=object)
+    assert (dataset["train"].values == ids[problem.pairs]).all()
     assert (dataset["train"].values == "").sum() == 1
     assert method.name and method.label
     if "component" in dims:
-        known = study.components(list(dataset["component"].values))
+        known = problem.components(list(dataset["component"].values))
         assert known.names == list(dataset["component"].values)
         assert list(dataset["size"].values) == [component.size for component in known.components]
     if dataset.attrs["normalise"] == "cosine":
@@ -105,9 +105,9 @@ def test_dimensions_types_and_labels(name, configured, study, of_shortened, tmp_
 
 
 @every_method
-def test_every_pair_and_only_pairs_have_a_finite_score(name, study, of_shortened):
-    study, dataset = shortened(study), of_shortened(name)
-    exists = study.pairs >= 0
+def test_every_pair_and_only_pairs_have_a_finite_score(name, problem, of_shortened):
+    problem, dataset = shortened(problem), of_shortened(name)
+    exists = problem.pairs >= 0
     scores = influence.scores(dataset)
     assert scores.dims == ("query", "candidate")
     assert (np.isfinite(scores.values) == exists).all() and np.isnan(scores.values[~exists]).all()
@@ -118,13 +118,13 @@ def test_every_pair_and_only_pairs_have_a_finite_score(name, study, of_shortened
 
 
 @every_method
-def test_the_same_bits_again_and_the_model_is_left_as_it_was(name, configured, study, usual):
+def test_the_same_bits_again_and_the_model_is_left_as_it_was(name, configured, problem, usual):
     wanted = usual(name)
-    model = study.loaded.model
+    model = problem.loaded.model
     model(torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True)  # transformers attaches hooks of its own
     before = {key: value.clone() for key, value in model.state_dict().items()}
     hooks = [list(module._forward_hooks) for module in model.modules()]
-    assert_same_bits(configured(name).attribute(study), wanted)
+    assert_same_bits(configured(name).attribute(problem), wanted)
     for key, value in model.state_dict().items():
         assert value.numpy().tobytes() == before[key].numpy().tobytes(), key
     assert hooks == [list(module._forward_hooks) for module in model.modules()]
@@ -134,28 +134,28 @@ def test_the_same_bits_again_and_the_model_is_left_as_it_was(name, configured, s
 
 @every_method
 @pytest.mark.parametrize("tokens_per_batch", [1, 100_000], ids=["one by one", "all at once"])
-def test_neither_batch_size_nor_cache_matters(name, tokens_per_batch, configured, make_study, usual, tmp_path):
-    other = make_study(tmp_path, tokens_per_batch=tokens_per_batch, cache_gb=1.0)
+def test_neither_batch_size_nor_cache_matters(name, tokens_per_batch, configured, make_problem, usual, tmp_path):
+    other = make_problem(tmp_path, tokens_per_batch=tokens_per_batch, cache_gb=1.0)
     assert_close(by_ids(configured(name).attribute(other)), by_ids(usual(name)))
 
 
 @every_method
-def test_padding_does_not_matter(name, configured, make_study, usual, tmp_path):
+def test_padding_does_not_matter(name, configured, make_problem, usual, tmp_path):
     """Beside an example of many tokens all the others are padded; it has a query set of its own."""
-    plain = make_study(tmp_path / "plain", tokens_per_batch=100_000, cache_gb=1.0)
+    plain = make_problem(tmp_path / "plain", tokens_per_batch=100_000, cache_gb=1.0)
     words = "and then another word of many, " * 3
     extra_train = Record("long", "Where was nobody?", f"Nowhere, {words} and no more.")
     extra_query = Record("q-long", "Where was nobody, then?", f"Not here, {words} or there.", ("long",))
-    padded = with_extra(plain, make_study, tmp_path / "padded", extra_train, extra_query)
+    padded = with_extra(plain, make_problem, tmp_path / "padded", extra_train, extra_query)
     assert padded.train.lengths.max() > 1.5 * plain.train.lengths.max()
     assert padded.queries.lengths.max() > 2 * plain.queries.lengths.max()
     found = by_ids(configured(name).attribute(padded))
     assert_close({pair: value for pair, value in found.items() if pair[0] != "long"}, by_ids(usual(name)))
 
 
-def with_extra(usual, make_study, cache, train, query):
-    """The usual study and one more query, in a set of its own, with the new example as a candidate."""
-    alone = make_study(cache, train=[train], queries={"long": [query]}, candidates=1)
+def with_extra(usual, make_problem, cache, train, query):
+    """The usual problem and one more query, in a set of its own, with the new example as a candidate."""
+    alone = make_problem(cache, train=[train], queries={"long": [query]}, candidates=1)
     indices = np.concatenate([usual.pairs, [[len(usual.train), 0, 1, 2]]])
     lexical = np.concatenate([usual.candidates.bm25, [[4.0, 3.0, 2.0, 1.0]]])
     return dataclasses.replace(
@@ -171,8 +171,8 @@ def with_extra(usual, make_study, cache, train, query):
 
 
 @every_method
-def test_scores_move_along_with_the_examples(name, configured, study, of_shortened, tmp_path):
-    plain = shortened(study)
+def test_scores_move_along_with_the_examples(name, configured, problem, of_shortened, tmp_path):
+    plain = shortened(problem)
     rng = np.random.default_rng(1)
     rows, moved, columns = (rng.permutation(n) for n in (len(plain.queries), len(plain.train), plain.pairs.shape[1]))
     place = np.append(np.argsort(moved), -1)  # where each training example is now; -1 stays -1
@@ -211,9 +211,9 @@ class Writes:
 
 
 @every_method
-def test_a_killed_run_goes_on_and_gives_the_same_bits(name, configured, make_study, monkeypatch, tmp_path):
+def test_a_killed_run_goes_on_and_gives_the_same_bits(name, configured, make_problem, monkeypatch, tmp_path):
     writes = Writes(monkeypatch)
-    straight = configured(name).attribute(make_study(tmp_path / "straight", tokens_per_batch=150))
+    straight = configured(name).attribute(make_problem(tmp_path / "straight", tokens_per_batch=150))
     total = writes.count
     if not total:  # nothing to go on from: the method must not leave anything half done either
         assert not (tmp_path / "straight").exists()
@@ -223,19 +223,19 @@ def test_a_killed_run_goes_on_and_gives_the_same_bits(name, configured, make_stu
         cache = tmp_path / f"killed-{last}"
         writes.count, writes.last = 0, last
         with pytest.raises(Killed):
-            configured(name).attribute(make_study(cache, tokens_per_batch=150))
+            configured(name).attribute(make_problem(cache, tokens_per_batch=150))
         writes.count, writes.last = 0, None
-        resumed = configured(name).attribute(make_study(cache, tokens_per_batch=150))
+        resumed = configured(name).attribute(make_problem(cache, tokens_per_batch=150))
         assert writes.count == total - last  # what was stored before is not computed again
         assert_same_bits(resumed, straight)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in BLIND])
-def test_positive_is_helpful(name, configured, make_study, tmp_path):
+def test_positive_is_helpful(name, configured, make_problem, tmp_path):
     """A query that is one training example, word for word, has no better explanation than that example."""
     copies = [dataclasses.replace(record, id=f"copy of {record.id}", truth=(record.id,)) for record in TRAIN]
-    study = make_study(tmp_path, queries={"copies": copies}, candidates=len(copies))
-    scores = influence.scores(configured(name, *WHOLE.get(name, [])).attribute(study)).values
-    own = scores[study.truth]
+    problem = make_problem(tmp_path, queries={"copies": copies}, candidates=len(copies))
+    scores = influence.scores(configured(name, *WHOLE.get(name, [])).attribute(problem)).values
+    own = scores[problem.truth]
     assert (own > 0).all()
     assert (own[:, None] >= scores).all()

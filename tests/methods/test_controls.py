@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 from rank_bm25 import BM25Okapi
 from scipy import stats
-from tiny_study import GENERATED, PARAPHRASED, TRAIN
+from tiny_problem import GENERATED, PARAPHRASED, TRAIN
 
 from tdaexp import influence
 from tdaexp.data.records import Record
-from tdaexp.methods.products_file import read_products
+from tdaexp.selection.products_file import read_products
 
 
-def test_bm25_scores_are_rank_bm25s_own(study, compose):
-    found = compose("method=bm25").attribute(study)
+def test_bm25_scores_are_rank_bm25s_own(problem, compose):
+    found = compose("method=bm25").attribute(problem)
     index = BM25Okapi([record.prompt.split() for record in TRAIN])
     for row, record in enumerate([*PARAPHRASED, *GENERATED]):
-        wanted = index.get_scores(record.prompt.split())[study.pairs[row]]
+        wanted = index.get_scores(record.prompt.split())[problem.pairs[row]]
         np.testing.assert_allclose(influence.scores(found).values[row], wanted, rtol=1e-12)
     np.testing.assert_array_equal(found["influence"].values, found["bm25"].values)
 
 
-def test_random_scores_belong_to_seed_set_and_ids_alone(make_study, compose, tmp_path):
+def test_random_scores_belong_to_seed_set_and_ids_alone(make_problem, compose, tmp_path):
     def scores(seed, **keys):
-        dataset = compose("method=random", f"seed={seed}").attribute(make_study(tmp_path, **keys))
+        dataset = compose("method=random", f"seed={seed}").attribute(make_problem(tmp_path, **keys))
         names = zip(dataset["query_set"].values, dataset["query"].values, dataset["train"].values, strict=True)
         rows = zip(names, influence.scores(dataset).values, strict=True)
         return {
@@ -41,10 +41,10 @@ def test_random_scores_belong_to_seed_set_and_ids_alone(make_study, compose, tmp
     assert not set(renamed.values()) & set(usual.values())
 
 
-def test_random_scores_are_uniform(make_study, compose, tmp_path):
+def test_random_scores_are_uniform(make_problem, compose, tmp_path):
     queries = [Record(f"q{n}", "Where?", "There.", ("t0",)) for n in range(300)]
-    study = make_study(tmp_path, queries={"many": queries}, candidates=12)
-    values = compose("method=random").attribute(study)["influence"].values
+    problem = make_problem(tmp_path, queries={"many": queries}, candidates=12)
+    values = compose("method=random").attribute(problem)["influence"].values
     assert stats.kstest(values.ravel(), "uniform").pvalue > 0.01
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.05
     top = values.argmax(axis=1)  # chance accuracy: each column wins equally often

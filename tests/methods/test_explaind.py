@@ -13,16 +13,18 @@ from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.methods import path_blocks, path_job, path_sweep
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.paths import blocks as path_blocks
+from tdaexp.paths import decomposition as path_job
+from tdaexp.paths import reverse as path_sweep
+from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 OPTIMISERS = {
@@ -50,7 +52,7 @@ def study(request, tmp_path_factory) -> TaskStudy:
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     trajectory = Trajectory(folder / "trajectory")
     return TaskStudy(
-        module, by_module(module), corpus.train, corpus.test, ["test"] * 10, trajectory, folder, torch.float64
+        module, by_module(module), corpus.train, corpus.test, ["test"] * 10, trajectory, folder, "test", torch.float64
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_ggn import dense_ggn
-from tiny_study import PARAPHRASED, TRAIN, explicit_gradients, join
+from tiny_problem import PARAPHRASED, TRAIN, explicit_gradients, join
 
 from tdaexp import influence
 from tdaexp.data.records import Record
@@ -21,24 +21,25 @@ TIGHT = ["method.tolerance=1e-5", "method.iterations=200"]  # the norms of this 
 
 
 @pytest.fixture(scope="module")
-def exact(make_study, tmp_path_factory):
-    """A float64 study, its dense GGN, and the gradients of queries and training examples."""
+def exact(make_problem, tmp_path_factory):
+    """A float64 problem, its dense GGN, and the gradients of queries and training examples."""
     few = {"paraphrased": [one for one in PARAPHRASED if one.truth[0] in ("t0", "t3")]}
     cache = tmp_path_factory.mktemp("cache")
-    study = make_study(cache, train=TRAIN[:4], queries=few, candidates=3, dtype=torch.float64)
-    model = study.loaded.model
-    dense = dense_ggn(model, study.components(NAMES), study.train)
+    problem = make_problem(cache, train=TRAIN[:4], queries=few, candidates=3, dtype=torch.float64)
+    model = problem.loaded.model
+    dense = dense_ggn(model, problem.components(NAMES), problem.train)
     sides = [
-        [join(one, NAMES) for one in explicit_gradients(study.loaded, side)] for side in (study.queries, study.train)
+        [join(one, NAMES) for one in explicit_gradients(problem.loaded, side)]
+        for side in (problem.queries, problem.train)
     ]
-    return study, dense, torch.stack(sides[0]), torch.stack(sides[1])
+    return problem, dense, torch.stack(sides[0]), torch.stack(sides[1])
 
 
-def wanted_scores(study, inverse, queries, train):
+def wanted_scores(problem, inverse, queries, train):
     """Scores [Q, C, 2] by component from explicit matrices."""
     solved = queries @ inverse
     parts = torch.stack([solved[:, :256] @ train[:, :256].T, solved[:, 256:] @ train[:, 256:].T], dim=2).numpy()
-    return np.take_along_axis(parts, study.pairs[:, :, None], axis=1)
+    return np.take_along_axis(parts, problem.pairs[:, :, None], axis=1)
 
 
 def assert_near(found, wanted, tolerance=1e-5):
@@ -47,90 +48,92 @@ def assert_near(found, wanted, tolerance=1e-5):
 
 @pytest.mark.parametrize("deflate", [0, 20])
 def test_scores_are_those_of_the_dense_inverse(exact, compose, deflate):
-    study, dense, queries, train = exact
-    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.deflate={deflate}").attribute(study)
+    problem, dense, queries, train = exact
+    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.deflate={deflate}").attribute(problem)
     inverse = torch.linalg.inv(dense + 0.1 * torch.eye(512, dtype=torch.float64))
-    assert_near(found["influence"].values, wanted_scores(study, inverse, queries, train))
+    assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train))
     assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-5
-    assert found.attrs["damping"] == 0.1 and found.attrs["curvature_examples"] == len(study.train)
+    assert found.attrs["damping"] == 0.1 and found.attrs["curvature_examples"] == len(problem.train)
     assert list(found["component"].values) == NAMES
 
 
 def test_relative_damping_is_a_share_of_the_mean_eigenvalue(exact, compose):
-    study, dense, _, _ = exact
-    found = compose("method=cg", *FEW, "method.relative_damping=2.0", "method.iterations=1").attribute(study)
+    problem, dense, _, _ = exact
+    found = compose("method=cg", *FEW, "method.relative_damping=2.0", "method.iterations=1").attribute(problem)
     assert found.attrs["damping"] == pytest.approx(2 * float(dense.trace()) / 512, rel=0.3)  # of eight random vectors
 
 
 def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
-    study, dense, queries, train = exact
+    problem, dense, queries, train = exact
     keys = ["method.damping=5", "method.batch_size=4", "method.depth=300"]
-    found = compose("method=lissa", *FEW, *keys).attribute(study)
+    found = compose("method=lissa", *FEW, *keys).attribute(problem)
     inverse = torch.linalg.inv(dense + 5 * torch.eye(512, dtype=torch.float64))
-    assert_near(found["influence"].values, wanted_scores(study, inverse, queries, train), 1e-4)
+    assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
 
 
 def test_lissa_that_diverges_says_so(exact, compose):
-    study = exact[0]
+    problem = exact[0]
     with pytest.raises(UserError, match=r"LiSSA diverges .*set method.scale="):
-        compose("method=lissa", *FEW, "method.damping=0.01", "method.scale=0.01").attribute(study)
+        compose("method=lissa", *FEW, "method.damping=0.01", "method.scale=0.01").attribute(problem)
 
 
 def test_arnoldi_is_the_inverse_in_the_span_of_the_dominant_eigenvectors(exact, compose):
-    study, dense, queries, train = exact
-    found = compose("method=arnoldi", *FEW, "method.damping=0.01", "method.steps=60", "method.rank=10").attribute(study)
+    problem, dense, queries, train = exact
+    found = compose("method=arnoldi", *FEW, "method.damping=0.01", "method.steps=60", "method.rank=10").attribute(
+        problem
+    )
     values, vectors = torch.linalg.eigh(dense)
     values, vectors = values[-10:], vectors[:, -10:]
     assert_near(
         found["influence"].values,
-        wanted_scores(study, vectors @ torch.diag(1 / (values + 0.01)) @ vectors.T, queries, train),
+        wanted_scores(problem, vectors @ torch.diag(1 / (values + 0.01)) @ vectors.T, queries, train),
     )
 
 
 def test_with_much_damping_all_rank_as_the_dot_product(exact, compose):
-    study = exact[0]
-    dot = compose("method=dot", FEW[0]).attribute(study)["influence"].values
+    problem = exact[0]
+    dot = compose("method=dot", FEW[0]).attribute(problem)["influence"].values
     for name, keys in (("cg", TIGHT), ("lissa", ["method.depth=3", "method.scale=1.01e6"])):
-        found = compose(f"method={name}", *FEW, *keys, "method.damping=1e6").attribute(study)["influence"].values
+        found = compose(f"method={name}", *FEW, *keys, "method.damping=1e6").attribute(problem)["influence"].values
         assert_near(1e6 * found, dot, 1e-4)
 
 
-def test_what_has_not_converged_is_marked(study, compose, caplog):
+def test_what_has_not_converged_is_marked(problem, compose, caplog):
     keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.deflate=0"]
     with caplog.at_level(logging.WARNING):
-        found = compose("method=cg", *FEW, *keys).attribute(study)
+        found = compose("method=cg", *FEW, *keys).attribute(problem)
     assert found.attrs["converged"] is False and not found["converged"].any()
     assert (found["residual"] > 1e-6).all() and (found["iterations"] == 2).all()
     assert "12 queries have not converged (tolerance 1e-06)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["cg", "arnoldi", "trak"])
-def test_the_log_tells_which_part_of_the_model_is_looked_at(name, study, compose, caplog):
+def test_the_log_tells_which_part_of_the_model_is_looked_at(name, problem, compose, caplog):
     keys = {"cg": [*FEW, "method.iterations=1", "method.deflate=0", "method.damping=1.0"]}
     keys |= {"arnoldi": [*FEW, "method.steps=1", "method.rank=1"], "trak": ["method.dimensions=4"]}
     with caplog.at_level(logging.INFO):
-        compose(f"method={name}", *keys[name], "method.components=[layers.1.mlp.up]").attribute(study)
-    size = study.components(["layers.1.mlp.up"]).components[0].size
+        compose(f"method={name}", *keys[name], "method.components=[layers.1.mlp.up]").attribute(problem)
+    size = problem.components(["layers.1.mlp.up"]).components[0].size
     assert f"{name}: attributed {size:,} of" in caplog.text
 
 
-def test_a_duplicated_training_example_is_positive_and_on_top(make_study, compose, tmp_path):
+def test_a_duplicated_training_example_is_positive_and_on_top(make_problem, compose, tmp_path):
     twin = dataclasses.replace(TRAIN[4], id="twin")
     copy = Record("copy", TRAIN[4].prompt, TRAIN[4].completion, ("t4",))
-    study = make_study(tmp_path, train=[*TRAIN[2:7], twin], queries={"copies": [copy]}, candidates=6)
-    scores = influence.dense(compose("method=cg", "method.damping=1.0", *TIGHT[1:]).attribute(study)).isel(query=0)
+    problem = make_problem(tmp_path, train=[*TRAIN[2:7], twin], queries={"copies": [copy]}, candidates=6)
+    scores = influence.dense(compose("method=cg", "method.damping=1.0", *TIGHT[1:]).attribute(problem)).isel(query=0)
     assert scores.sel(train="t4") == pytest.approx(float(scores.sel(train="twin")), rel=1e-4)
     others = scores.drop_sel(train=["t4", "twin"])
     assert float(scores.sel(train="twin")) > max(0.0, float(others.max()))
 
 
-def test_only_some_queries_are_answered_whatever_their_order(study, compose):
+def test_only_some_queries_are_answered_whatever_their_order(problem, compose):
     method = compose("method=cg", "method.queries=2", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
-    found = method.attribute(study)
+    found = method.attribute(problem)
     assert [list(found["query_set"].values).count(name) for name in ("paraphrased", "generated")] == [2, 2]
-    assert set(found["query"].values) < set(study.queries.ids)
+    assert set(found["query"].values) < set(problem.queries.ids)
     whole = compose("method=cg", "method.queries=null", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
-    same = whole.attribute(study).sel(query=found["query"])
+    same = whole.attribute(problem).sel(query=found["query"])
     np.testing.assert_allclose(found["influence"], same["influence"], rtol=1e-3, atol=1e-5)
 
 

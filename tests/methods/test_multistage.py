@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_study import FINETUNE, TRAIN, explicit_gradients, moved_a_little, tokens, with_type
+from tiny_problem import FINETUNE, TRAIN, explicit_gradients, moved_a_little, stage, tokens, with_type
 
 from tdaexp import influence
 from tdaexp.data.examples import Examples
@@ -16,15 +16,14 @@ from tdaexp.methods.dot import Dot
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage
 from tdaexp.methods.repsim import RepSim
-from tdaexp.methods.study import Stage
 from tdaexp.methods.trak import TRAK
 from tdaexp.runtime.errors import UserError
 
 
 @pytest.fixture
-def exact(make_study, tmp_path):
-    """A study of two stages in float64."""
-    return make_study(tmp_path / "exact", dtype=torch.float64)
+def exact(make_problem, tmp_path):
+    """A problem of two stages in float64."""
+    return make_problem(tmp_path / "exact", dtype=torch.float64)
 
 
 def values(dataset):
@@ -34,7 +33,7 @@ def values(dataset):
 
 def test_two_equal_stages_without_the_second_inverse_are_one_stage(exact):
     """λ_ft → ∞ makes the second inverse I / λ_ft."""
-    same = dataclasses.replace(exact, finetuned=Stage(exact.loaded, exact.train))
+    same = dataclasses.replace(exact, finetuned=stage(exact.loaded, exact.train))
     damping, huge = 1e-3, 1e9
     one = EKFAC(damping=damping).attribute(exact.after("pretrained"))
     two = MultiStage(damping=damping, finetuned_damping=huge).attribute(same)
@@ -63,23 +62,23 @@ def test_both_inverses_in_their_order_against_a_dense_solve(exact, modes):
     after = explicit_gradients(exact.finetuned.loaded, exact.queries)
     stages = [(exact.after("pretrained"), method.pretrained), (exact.after("finetuned"), method.finetuned)]
     for column, name in enumerate(found["component"].values):
-        first, second = (dense(stage, study, name, names) for study, stage in stages)
+        first, second = (dense(settings, problem, name, names) for problem, settings in stages)
         ready = [first @ (second @ gradient[name].numpy()) for gradient in after]
         wanted = [[q @ before[c][name].numpy() for c in row] for q, row in zip(ready, exact.pairs, strict=True)]
         np.testing.assert_allclose(values(found)[..., column], wanted, rtol=1e-7)
 
 
-def dense(stage, study, name, names):
+def dense(settings, problem, name, names):
     """(G + λI)⁻¹ of one layer as an explicit matrix over the gradient's entries, by numpy's inverse."""
-    fitted = EKFAC(mode=stage.mode, components=names)
-    factors = fitted.fit(study, fitted.layers(study))[name]
+    fitted = EKFAC(mode=settings.mode, components=names)
+    factors = fitted.fit(problem, fitted.layers(problem))[name]
     if factors.spectrum is None:
-        return np.eye(int(np.prod(study.components([name]).components[0].matrix)))
+        return np.eye(int(np.prod(problem.components([name]).components[0].matrix)))
     spectrum = np.diag(factors.spectrum.numpy().ravel())
     basis = np.eye(len(spectrum))
     if factors.q_out is not None:
         basis = np.kron(factors.q_out.numpy(), factors.q_in.numpy())
-    return np.linalg.inv(basis @ spectrum @ basis.T + stage.damping * np.eye(len(spectrum)))
+    return np.linalg.inv(basis @ spectrum @ basis.T + settings.damping * np.eye(len(spectrum)))
 
 
 def test_the_second_stage_counts(exact):
@@ -87,8 +86,8 @@ def test_the_second_stage_counts(exact):
     method = MultiStage(damping=1e-3)
     usual = values(method.attribute(exact))
     second = exact.finetuned
-    fewer = dataclasses.replace(exact, finetuned=Stage(second.loaded, Examples(second.examples.items[:2])))
-    further = dataclasses.replace(exact, finetuned=Stage(moved_a_little(exact.loaded, 0.04), second.examples))
+    fewer = dataclasses.replace(exact, finetuned=stage(second.loaded, Examples(second.examples.items[:2])))
+    further = dataclasses.replace(exact, finetuned=stage(moved_a_little(exact.loaded, 0.04), second.examples))
     further.finetuned.loaded.__dict__["fingerprint"] = "further"
     for other in (fewer, further):
         assert np.abs(values(method.attribute(other)) - usual).max() > 1e-3 * np.abs(usual).max()
@@ -127,7 +126,7 @@ def test_one_stage_is_refused(exact):
 
 
 def test_a_second_stage_without_examples_has_no_curvature(exact):
-    blind = dataclasses.replace(exact, finetuned=Stage(exact.finetuned.loaded, Examples([])))
+    blind = dataclasses.replace(exact, finetuned=stage(exact.finetuned.loaded, Examples([])))
     with pytest.raises(UserError, match=r"no fine-tuning example is known.*finetuned_mode=identity"):
         MultiStage().attribute(blind)
     assert np.isfinite(values(MultiStage(finetuned_mode="identity").attribute(blind))).all()
@@ -135,15 +134,16 @@ def test_a_second_stage_without_examples_has_no_curvature(exact):
 
 @pytest.mark.parametrize("method", [EKFAC(), CG(), TRAK(dimensions=4)], ids=["ekfac", "cg", "trak"])
 def test_one_stage_without_its_examples_has_no_curvature(method, exact):
-    blind = dataclasses.replace(exact, finetuned=Stage(exact.finetuned.loaded, Examples([])))
+    blind = dataclasses.replace(exact, finetuned=stage(exact.finetuned.loaded, Examples([])))
     with pytest.raises(UserError, match=r"no fine-tuning example is known.*stage=pretrained"):
         method.attribute(blind.after("finetuned"))
     assert np.isfinite(values(Dot().attribute(blind.after("finetuned")))).all()
 
 
-def test_after_a_stage_a_study_has_its_model_and_its_curvature(exact):
+def test_after_a_stage_a_problem_has_its_model_and_its_curvature(exact):
     before, after = exact.after("pretrained"), exact.after("finetuned")
-    assert before.loaded is exact.loaded and before.curvature_examples is exact.train
+    assert before.loaded is exact.loaded and before.model is exact.model and before.curvature_examples is exact.train
+    assert after.model is after.loaded.model is exact.finetuned.loaded.model
     assert after.loaded is exact.finetuned.loaded and after.curvature_examples is exact.finetuned.examples
     assert before.finetuned is None and after.finetuned is None and after.stores is exact.stores
     assert after.after("pretrained") is after

@@ -5,23 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_study import TRAIN, tokens
+from tiny_problem import TRAIN, stage, tokens
 from transformers import GPTNeoXForSequenceClassification
 
 from tdaexp import influence
-from tdaexp.objectives.labels import uniforms
 from tdaexp.data.candidates import All
 from tdaexp.data.classes import texts_alone, tokenise_classes
 from tdaexp.data.records import Record
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage
 from tdaexp.methods.repsim import RepSim
-from tdaexp.methods.study import Compute, Stage, Study
 from tdaexp.models.answers import greedy_answers
+from tdaexp.models.components import component_map
 from tdaexp.models.loaded import freeze, quiet_transformers
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch
 from tdaexp.models.successor import check_successor, shared_components
+from tdaexp.objectives.labels import uniforms
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
@@ -60,15 +62,16 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def study(folders, tmp_path) -> Study:
+def problem(folders, tmp_path) -> Problem:
     before = Pretrained(str(folders / "before")).load(dtype=torch.float64)
     after = Pretrained(str(folders / "after")).load(dtype=torch.float64, classifier=True)
     pairs = All().select(ASKED, list(TRAIN))
     asked = tokenise_classes(ASKED, before.tokenizer, CLASSES, 64)
-    return Study(
-        tokens(TRAIN, before), asked, ["asked"] * len(ASKED), pairs, pairs.indices == pairs.indices[:, :1],
-        before, Compute(torch.device("cpu"), torch.float64, 60, 1e-5), tmp_path / "cache", 0,
-        finetuned=Stage(after, tokenise_classes(FINETUNE, after.tokenizer, CLASSES, 64)),
+    return Problem(
+        before.model, before.fingerprint, component_map(before.model), NextToken(), tokens(TRAIN, before), asked,
+        ["asked"] * len(ASKED), pairs, pairs.indices == pairs.indices[:, :1],
+        Compute(torch.device("cpu"), torch.float64, 60, 1e-5), tmp_path / "cache", 0, loaded=before,
+        finetuned=stage(after, tokenise_classes(FINETUNE, after.tokenizer, CLASSES, 64)),
     )  # fmt: skip
 
 
@@ -104,41 +107,41 @@ def text_loss(model, example) -> torch.Tensor:
     return sum(terms) / len(terms)
 
 
-def test_the_checkpoint_is_loaded_with_its_classes(study):
-    first, second = study.loaded, study.finetuned.loaded
+def test_the_checkpoint_is_loaded_with_its_classes(problem):
+    first, second = problem.loaded, problem.finetuned.loaded
     check_successor(first, second, "x")
     assert second.classes == CLASSES and first.classes is None
-    one, two = shared_components(first, second)
+    one, two = shared_components(problem.map, problem.finetuned.map)
     assert one.names == two.names and {"embed", "lm_head"} == set(one.skipped)
     assert {"embed", "lm_head"} <= set(two.skipped)
 
 
-def test_without_curvature_it_is_the_dot_product_with_the_class_s_gradient(study):
-    found = MultiStage(mode="identity").attribute(study)
+def test_without_curvature_it_is_the_dot_product_with_the_class_s_gradient(problem):
+    found = MultiStage(mode="identity").attribute(problem)
     names = found["component"].values.tolist()
     assert len(names) == 12 and all(name.startswith("layers.") for name in names)
-    before, after = (one.model.requires_grad_(True) for one in (study.loaded, study.finetuned.loaded))
-    tokenizer = study.loaded.tokenizer
+    before, after = (one.model.requires_grad_(True) for one in (problem.loaded, problem.finetuned.loaded))
+    tokenizer = problem.loaded.tokenizer
     asked = [class_loss(after, record, tokenizer) for record in ASKED]
-    texts = [text_loss(before, example) for example in study.train]
+    texts = [text_loss(before, example) for example in problem.train]
     for column, name in enumerate(names):
         q = [component_gradient(after, loss, name) for loss in asked]
         z = [component_gradient(before, loss, name) for loss in texts]
-        wanted = [[float((q[row] * z[k]).sum()) for k in ks] for row, ks in enumerate(study.pairs)]
+        wanted = [[float((q[row] * z[k]).sum()) for k in ks] for row, ks in enumerate(problem.pairs)]
         np.testing.assert_allclose(found["influence"].values[..., column], wanted, rtol=1e-8, atol=1e-18)
     for one in (before, after):
         one.requires_grad_(False)
 
 
-def test_both_inverses_against_dense_matrices(study):
+def test_both_inverses_against_dense_matrices(problem):
     """λ and diagonal curvature of the classes that the second model draws, everything by autograd; EK-FAC before."""
     names, damping = ["layers.0.mlp.up", "layers.1.attn.o"], (1e-2, 3e-3)
     method = MultiStage(
         damping=damping[0], finetuned_mode="diagonal", finetuned_damping=damping[1], components=names, seed=2
     )
-    found = method.attribute(study)
-    before, after = study.loaded.model, study.finetuned.loaded.model
-    tokenizer = study.loaded.tokenizer
+    found = method.attribute(problem)
+    before, after = problem.loaded.model, problem.finetuned.loaded.model
+    tokenizer = problem.loaded.tokenizer
     for one in (before, after):
         one.requires_grad_(True)
     numbers = uniforms([record.id for record in FINETUNE], 2, 1)[:, 0]
@@ -148,9 +151,9 @@ def test_both_inverses_against_dense_matrices(study):
         cumulative = after(ids).logits[0].softmax(0).cumsum(0).detach().numpy()
         drawn.append(class_loss(after, record, tokenizer, int(np.searchsorted(cumulative, float(u), side="right"))))
     asked = [class_loss(after, record, tokenizer) for record in ASKED]
-    texts = [text_loss(before, example) for example in study.train]
-    stage = EKFAC(components=names, seed=2)
-    factors = stage.fit(study.after("pretrained"), stage.layers(study))
+    texts = [text_loss(before, example) for example in problem.train]
+    first_stage = EKFAC(components=names, seed=2)
+    factors = first_stage.fit(problem.after("pretrained"), first_stage.layers(problem))
     for column, name in enumerate(names):
         squares = torch.stack([component_gradient(after, loss, name) for loss in drawn]).square().mean(0).flatten()
         second = torch.diag(1 / (squares + damping[1]))
@@ -159,14 +162,14 @@ def test_both_inverses_against_dense_matrices(study):
         first = torch.linalg.inv(basis @ torch.diag(one.spectrum.flatten() + damping[0]) @ basis.T)
         q = [first @ (second @ component_gradient(after, loss, name).flatten()) for loss in asked]
         z = [component_gradient(before, loss, name).flatten() for loss in texts]
-        wanted = [[float(q[row] @ z[k]) for k in ks] for row, ks in enumerate(study.pairs)]
+        wanted = [[float(q[row] @ z[k]) for k in ks] for row, ks in enumerate(problem.pairs)]
         np.testing.assert_allclose(found["influence"].values[..., column], wanted, rtol=1e-7, atol=1e-12)
     for one in (before, after):
         one.requires_grad_(False)
 
 
-def test_tokens_add_up_and_the_class_is_one_of_them(study):
-    found = MultiStage(damping=1e-2, per_token=2).attribute(study)
+def test_tokens_add_up_and_the_class_is_one_of_them(problem):
+    found = MultiStage(damping=1e-2, per_token=2).attribute(problem)
     scores = np.take_along_axis(influence.scores(found).values, found["best"].values, 1)
     for side in ("train", "query"):
         np.testing.assert_allclose(np.nansum(found[f"{side}_share"].values, 2), scores, rtol=1e-8)
@@ -174,21 +177,21 @@ def test_tokens_add_up_and_the_class_is_one_of_them(study):
     assert written == [" [south]", " [east]", " [north]"]
 
 
-def test_answers_and_representations_leave_the_class_out(study):
-    second = study.finetuned.loaded
+def test_answers_and_representations_leave_the_class_out(problem):
+    second = problem.finetuned.loaded
     likeliest = []
     for record in ASKED:
         ids = torch.tensor([second.tokenizer(record.prompt)["input_ids"]])
         likeliest.append(int(second.model(ids).logits[0].argmax()))
-    assert greedy_answers(second, study.queries, 60).tolist() == [
+    assert greedy_answers(second, problem.queries, 60).tolist() == [
         a == b for a, b in zip(likeliest, (1, 2, 0), strict=True)
     ]
-    found = RepSim().states(study.after("finetuned"), texts_alone(study.queries))
+    found = RepSim().states(problem.after("finetuned"), texts_alone(problem.queries))
     for row, record in zip(found, ASKED, strict=True):
         ids = torch.tensor([second.tokenizer(record.prompt)["input_ids"]])
         state = second.model.gpt_neox(ids).last_hidden_state[0, -1].float()
         np.testing.assert_allclose(row, state / state.norm(), rtol=1e-4, atol=1e-6)
-    assert influence.scores(RepSim().attribute(study)).shape == study.pairs.shape
+    assert influence.scores(RepSim().attribute(problem)).shape == problem.pairs.shape
 
 
 @pytest.mark.parametrize(
@@ -199,14 +202,14 @@ def test_answers_and_representations_leave_the_class_out(study):
         (Record("x", "", "north"), "has no text to classify"),
     ],
 )
-def test_labels_that_are_none(record, message, study):
+def test_labels_that_are_none(record, message, problem):
     with pytest.raises(UserError, match=message):
-        tokenise_classes([record], study.loaded.tokenizer, CLASSES, 64)
+        tokenise_classes([record], problem.loaded.tokenizer, CLASSES, 64)
 
 
-def test_a_long_text_loses_its_left_end(study):
-    (one,) = tokenise_classes(FINETUNE[-1:], study.loaded.tokenizer, CLASSES, 6)
-    (whole,) = tokenise_classes(FINETUNE[-1:], study.loaded.tokenizer, CLASSES, 64)
+def test_a_long_text_loses_its_left_end(problem):
+    (one,) = tokenise_classes(FINETUNE[-1:], problem.loaded.tokenizer, CLASSES, 6)
+    (whole,) = tokenise_classes(FINETUNE[-1:], problem.loaded.tokenizer, CLASSES, 64)
     assert one.length == 7 and one.tokens.tolist() == [whole.tokens[0], *whole.tokens[-6:]] and one.loss_mask.sum() == 1
 
 

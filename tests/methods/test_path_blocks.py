@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tdaexp.methods import path_blocks
-from tdaexp.methods.path_blocks import add, run_steps
-from tdaexp.methods.path_steps import steps_between
+from tdaexp.paths import blocks as path_blocks
+from tdaexp.paths.blocks import add, run_steps
+from tdaexp.paths.steps import steps_between
 from tdaexp.runtime.errors import UserError
 
 

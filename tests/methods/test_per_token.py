@@ -19,32 +19,32 @@ KEYS = [
 
 
 @pytest.mark.parametrize("keys", KEYS, ids=" ".join)
-def test_shares_of_the_best_candidates_sum_to_their_scores(keys, make_study, compose, tmp_path):
-    study = make_study(tmp_path, dtype=torch.float64)
-    found = compose(*keys, "method.per_token=2").attribute(study)
+def test_shares_of_the_best_candidates_sum_to_their_scores(keys, make_problem, compose, tmp_path):
+    problem = make_problem(tmp_path, dtype=torch.float64)
+    found = compose(*keys, "method.per_token=2").attribute(problem)
     scores = influence.scores(found).values
     np.testing.assert_array_equal(found["best"], np.argsort(-scores, axis=1)[:, :2])
     wanted = np.take_along_axis(scores, found["best"].values, axis=1)
     for side in ("train_share", "query_share"):
         np.testing.assert_allclose(np.nansum(found[side], axis=2), wanted, rtol=1e-9)
-    plain = compose(*keys).attribute(study)
+    plain = compose(*keys).attribute(problem)
     assert "train_share" not in plain and "train_token" not in plain.coords
     np.testing.assert_array_equal(plain["influence"], found["influence"])
 
 
-def test_tokens_are_those_of_the_pairs(study, compose, tmp_path):
-    found = compose("method=ekfac", "method.per_token=9").attribute(study)  # four candidates are all there are
+def test_tokens_are_those_of_the_pairs(problem, compose, tmp_path):
+    found = compose("method=ekfac", "method.per_token=9").attribute(problem)  # four candidates are all there are
     influence.save(found, tmp_path / "store")
     found = influence.load(tmp_path / "store")
-    assert found["best"].shape == study.pairs.shape
+    assert found["best"].shape == problem.pairs.shape
     for (row, rank), column in np.ndenumerate(found["best"].values):
-        for side, example in (("train", study.train[study.pairs[row, column]]), ("query", study.queries[row])):
+        for side, example in (("train", problem.train[problem.pairs[row, column]]), ("query", problem.queries[row])):
             tokens = found[f"{side}_token"].values[(row, rank) if side == "train" else row]
-            assert "".join(tokens) == study.loaded.tokenizer.decode(example.tokens)
+            assert "".join(tokens) == problem.loaded.tokenizer.decode(example.tokens)
             assert np.isfinite(found[f"{side}_share"].values[row, rank]).sum() == example.length
 
 
-def test_what_is_computed_again(study, compose, monkeypatch):
+def test_what_is_computed_again(problem, compose, monkeypatch):
     written = []
     real = BlockStore.write
 
@@ -56,7 +56,7 @@ def test_what_is_computed_again(study, compose, monkeypatch):
 
     def run(*keys):
         written.clear()
-        compose("method=ekfac", *keys).attribute(study)
+        compose("method=ekfac", *keys).attribute(problem)
         return set(written)
 
     run()

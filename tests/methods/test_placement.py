@@ -20,27 +20,29 @@ from test_classifiers import make  # noqa: F401
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.building.checkpoints import build_checkpoint_study
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.gradients import sketch, sketch_srht
-from tdaexp.gradients.capture import run_pass
+from tdaexp.gradients.capture import capture
 from tdaexp.gradients.factors import compact
 from tdaexp.gradients.features import project
 from tdaexp.gradients.projection import make_sketch
-from tdaexp.methods import path_sweep
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.path_job import PathJob
-from tdaexp.methods.path_run import _Walk
-from tdaexp.methods.path_steps import held_out_changes
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.components import component_map
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.stated import stated_config
+from tdaexp.objectives.base import Inputs, cross_entropy
+from tdaexp.objectives.tokens import NextToken
 from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.preparation.checkpoints import build_checkpoint_study
-from tdaexp.training.problem import Classification
+from tdaexp.paths import reverse as path_sweep
+from tdaexp.paths.decomposition import PathJob
+from tdaexp.paths.forward import _Walk
+from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.paths.steps import held_out_changes
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 SAME = {
@@ -79,19 +81,19 @@ def loads_here(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_on_texts(name, study, configured, loads_here):
-    elsewhere(lambda: configured(name).attribute(study))
+def test_methods_on_texts(name, problem, configured, loads_here):
+    elsewhere(lambda: configured(name).attribute(problem))
 
 
 @pytest.mark.parametrize("kind", ["factorised", "srht", "sjlt", "trak"])
-def test_projections(kind, study, compose):
-    elsewhere(lambda: compose("method=project", f"method.projection={kind}", "budget=0.3").attribute(study))
+def test_projections(kind, problem, compose):
+    elsewhere(lambda: compose("method=project", f"method.projection={kind}", "budget=0.3").attribute(problem))
 
 
 @pytest.mark.parametrize("name", ["ekfac", "select", "full"])
 def test_methods_on_classifiers(name, make, configured):  # noqa: F811
-    study = make("cnn")
-    elsewhere(lambda: configured(name).attribute(study))
+    problem = make("cnn")
+    elsewhere(lambda: configured(name).attribute(problem))
 
 
 def test_checkpoints(tmp_path, loads_here):
@@ -113,7 +115,7 @@ def recorded(tmp_path_factory) -> TaskStudy:
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     return TaskStudy(
         module, by_module(module), corpus.train, corpus.test, ["test"] * 6, Trajectory(folder / "trajectory"), folder,
-        held_out=corpus.test,
+        identity="test", held_out=corpus.test,
     )  # fmt: skip
 
 
@@ -172,9 +174,7 @@ def test_sweeps_stay_on_their_device_and_are_not_waited_for(rule, keep, fake, tm
 def test_losses_by_step_are_on_the_device(fake, monkeypatch):
     """They are read after the last step alone, which without numbers cannot be done."""
     read = []
-    monkeypatch.setattr(
-        "tdaexp.methods.path_steps.float", lambda value: read.append(value.device) or 0.0, raising=False
-    )
+    monkeypatch.setattr("tdaexp.paths.steps.float", lambda value: read.append(value.device) or 0.0, raising=False)
     held_out_changes(fake, fake.trajectory.steps)
     assert read == [OTHER] * 4
 
@@ -206,7 +206,8 @@ def test_passes_and_sketches_stay_on_the_device(tied, tokens):
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=OTHER)
         weights = torch.ones(2, 2, device=OTHER)
         try:
-            losses = run_pass(model, components, ids, ids[:, :2], ids[:, :2], weights, consume)
+            inputs = Inputs(["a", "b"], ids, ids[:, :2], weights, ids[:, :2])
+            losses = capture(model, components, lambda: NextToken().losses(model, inputs, cross_entropy), consume)
         finally:
             sketch_srht._hadamard.cache_clear()  # matrices without numbers are of no use to others
             sketch._signs_of_byte.cache_clear()

@@ -5,25 +5,25 @@ import pytest
 import torch
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 KINDS = ["factorised", "srht", "sjlt", "trak"]
 SEEDS = range(6)
 
 
 @pytest.fixture(scope="module")
-def study(make_study, tmp_path_factory):
-    return make_study(tmp_path_factory.mktemp("cache"), dtype=torch.float64, tokens_per_batch=4096)
+def problem(make_problem, tmp_path_factory):
+    return make_problem(tmp_path_factory.mktemp("cache"), dtype=torch.float64, tokens_per_batch=4096)
 
 
 @pytest.fixture(scope="module")
-def full(study, compose):
-    return compose("method=full").attribute(study)
+def full(problem, compose):
+    return compose("method=full").attribute(problem)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_estimate_those_of_the_full_gradient(study, compose, full, kind):
+def test_products_estimate_those_of_the_full_gradient(problem, compose, full, kind):
     """The mean over seeds is right, and products are as close as Johnson and Lindenstrauss have it.
 
     A k-dimensional sketch of x and y has E<Sx,Sy> = <x,y> and a variance of at most 2 |x|² |y|² / k; the
@@ -33,10 +33,10 @@ def test_products_estimate_those_of_the_full_gradient(study, compose, full, kind
     overrides = ("method=project", f"method.projection={kind}", "budget=1")
     errors, squares = [], []
     for seed in SEEDS:
-        found = compose(*overrides, f"seed={seed}").attribute(study)
+        found = compose(*overrides, f"seed={seed}").attribute(problem)
         errors.append((found["influence"].values - full["influence"].values) / scale)
         squares.append(float((found["query_sq"] / full["query_sq"]).mean()))
-    dims = {name: sketch.dim for name, sketch in compose(*overrides).sketches(study.components()).items()}
+    dims = {name: sketch.dim for name, sketch in compose(*overrides).sketches(problem.components()).items()}
     variance = np.array([2 / dims[name] for name in full["component"].values])
     if kind == "factorised":
         sides = np.sqrt(np.array([dims[name] for name in full["component"].values]))
@@ -51,36 +51,36 @@ def test_products_estimate_those_of_the_full_gradient(study, compose, full, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_smaller_budget_is_less_exact_and_a_seed_matters(study, compose, full, kind):
+def test_a_smaller_budget_is_less_exact_and_a_seed_matters(problem, compose, full, kind):
     wanted = influence.scores(full).values
 
     def error(budget, seed=0):
         method = compose("method=project", f"method.projection={kind}", f"budget={budget}", f"seed={seed}")
-        return influence.scores(method.attribute(study)).values - wanted
+        return influence.scores(method.attribute(problem)).values - wanted
 
     rms = {budget: np.sqrt(np.mean([error(budget, seed) ** 2 for seed in range(3)])) for budget in (0.02, 1)}
     assert rms[1] < 0.5 * rms[0.02]
     assert not np.array_equal(error(0.02, 0), error(0.02, 1))
 
 
-def test_dimensions_and_label(study, compose):
+def test_dimensions_and_label(problem, compose):
     small = compose("method=project", "budget=0.1")
-    total = study.components().sizes.sum()
+    total = problem.components().sizes.sum()
     assert small.label == "project (factorised, 10 %)"
-    attrs = small.attribute(study).attrs
+    attrs = small.attribute(problem).attrs
     assert 0 < attrs["dimensions"] <= 0.11 * total and attrs["share"] == attrs["dimensions"] / total
     assert compose("method=project").label == "project (factorised, 5 %)"
     paper = compose("method=project_paper", "budget=0.3")
     assert paper.label == "project (trak, 30 %)"
-    dims = [sketch.dim for sketch in paper.sketches(study.components()).values()]
+    dims = [sketch.dim for sketch in paper.sketches(problem.components()).values()]
     assert min(dims) >= 512 and all(dim % 512 == 0 for dim in dims)
 
 
-def test_components_are_sketched_alike_whatever_others_there_are(study, compose):
+def test_components_are_sketched_alike_whatever_others_there_are(problem, compose):
     """Seeds belong to names: a restriction leaves a component's products what they are."""
-    whole = compose("method=project", "budget=0.5").attribute(study)
+    whole = compose("method=project", "budget=0.5").attribute(problem)
     names = ["layers.1.mlp.up", "layers.0.attn.v"]
-    part = compose("method=project", "budget=0.5", f"method.components=[{','.join(names)}]").attribute(study)
+    part = compose("method=project", "budget=0.5", f"method.components=[{','.join(names)}]").attribute(problem)
     assert list(part["component"].values) == [n for n in whole["component"].values if n in names]
     np.testing.assert_allclose(
         part["influence"], whole["influence"].sel(component=part["component"]), rtol=1e-9, atol=1e-12

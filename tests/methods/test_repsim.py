@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 
 def states(loaded, examples, layer, pooling):
@@ -22,26 +22,26 @@ def states(loaded, examples, layer, pooling):
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("layer", [-1, 0, 1, 2, -3])
-def test_cosines_of_hidden_states(make_study, compose, tmp_path, layer, pooling):
-    study = make_study(tmp_path, tokens_per_batch=200).after("pretrained")
-    found = compose("method=repsim", f"method.layer={layer}", f"method.pooling={pooling}").attribute(study)
+def test_cosines_of_hidden_states(make_problem, compose, tmp_path, layer, pooling):
+    problem = make_problem(tmp_path, tokens_per_batch=200).after("pretrained")
+    found = compose("method=repsim", f"method.layer={layer}", f"method.pooling={pooling}").attribute(problem)
     assert found["influence"].dims == ("query", "candidate")
-    queries, train = (states(study.loaded, part, layer, pooling) for part in (study.queries, study.train))
-    for (q, c), t in np.ndenumerate(study.pairs):
+    queries, train = (states(problem.loaded, part, layer, pooling) for part in (problem.queries, problem.train))
+    for (q, c), t in np.ndenumerate(problem.pairs):
         wanted = queries[q] @ train[t] / np.linalg.norm(queries[q]) / np.linalg.norm(train[t])
         assert influence.scores(found).values[q, c] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_the_layers_and_poolings_differ(study, compose):
+def test_the_layers_and_poolings_differ(problem, compose):
     overrides = [["method.layer=-1"], ["method.layer=1"], ["method.pooling=mean"]]
-    values = [compose("method=repsim", *one).attribute(study)["influence"].values for one in overrides]
+    values = [compose("method=repsim", *one).attribute(problem)["influence"].values for one in overrides]
     assert np.abs(values[0] - values[1]).max() > 0.01 and np.abs(values[0] - values[2]).max() > 0.01
 
 
 @pytest.mark.parametrize("layer", [3, -4])
-def test_a_layer_that_the_model_does_not_have(study, compose, layer):
+def test_a_layer_that_the_model_does_not_have(problem, compose, layer):
     with pytest.raises(UserError, match=rf"method.layer: unknown layer '{layer}'; .*choices: -3…2"):
-        compose("method=repsim", f"method.layer={layer}").attribute(study)
+        compose("method=repsim", f"method.layer={layer}").attribute(problem)
 
 
 def test_an_unknown_pooling(compose):

@@ -11,28 +11,30 @@ import torch
 from shared_work import fresh, short_methods
 
 from tdaexp import influence
+from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.errors import UserError
 
 METHODS = {"full": ("full",)} | short_methods("method.relative_damping=300", "method.examples=8")
 
 
-def scarce(study, most: int):
-    """Let the study's models run out of memory for more than so many examples at a time."""
+def scarce(problem, most: int):
+    """Let the problem's models run out of memory for more than so many examples at a time."""
 
     def refuse(_module, arguments, keywords) -> None:
         tokens = keywords.get("input_ids", arguments[0] if arguments else None)
         if len(tokens) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for model in (study.loaded.model, study.finetuned.loaded.model):
+    for model in (problem.loaded.model, problem.finetuned.loaded.model):
+        runs_whole(model)  # found out beforehand, with two short texts
         model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
-    return study
+    return problem
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_study, tmp_path, caplog):
+def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_problem, tmp_path, caplog):
     method, *more = METHODS[name]
-    usual = fresh(make_study(tmp_path / "usual", tokens_per_batch=100, candidates=3))
+    usual = fresh(make_problem(tmp_path / "usual", tokens_per_batch=100, candidates=3))
     wanted = compose(f"method={method}", *more).attribute(usual)
     little = scarce(fresh(dataclasses.replace(usual, cache=tmp_path / "little")), 2)
     caplog.clear()
@@ -45,9 +47,9 @@ def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_study,
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_cannot_be_halved_any_more_ends_in_one_line(name, compose, make_study, tmp_path):
+def test_what_cannot_be_halved_any_more_ends_in_one_line(name, compose, make_problem, tmp_path):
     method, *more = METHODS[name]
-    study = scarce(fresh(make_study(tmp_path, tokens_per_batch=100, candidates=3)), 0)
+    problem = scarce(fresh(make_problem(tmp_path, tokens_per_batch=100, candidates=3)), 0)
     with pytest.raises(UserError, match="out of memory even with one example at a time") as error:
-        compose(f"method={method}", *more).attribute(study)
+        compose(f"method={method}", *more).attribute(problem)
     assert "\n" not in str(error.value)

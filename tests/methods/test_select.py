@@ -5,19 +5,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny_study import PARAMETER, explicit_gradients, join
+from tiny_problem import PARAMETER, explicit_gradients, join
 
 from tdaexp import influence
-from tdaexp.methods.products_file import read_products
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 SIZES = {"embed": 300 * 16} | {name: 16 * (24 if ".mlp." in name else 16) for name in PARAMETER if name != "embed"}
 
 
 @pytest.fixture
-def study(make_study, tmp_path):
-    return make_study(tmp_path / "cache", dtype=torch.float64)
+def problem(make_problem, tmp_path):
+    return make_problem(tmp_path / "cache", dtype=torch.float64)
 
 
 def chosen(dataset):
@@ -29,54 +29,54 @@ def chosen(dataset):
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])
-def test_the_whole_budget_is_the_full_gradient(study, compose, objective):
-    full = compose("method=full").attribute(study)
-    whole = compose("method=select", "budget=1", f"method.objective={objective}").attribute(study)
+def test_the_whole_budget_is_the_full_gradient(problem, compose, objective):
+    full = compose("method=full").attribute(problem)
+    whole = compose("method=select", "budget=1", f"method.objective={objective}").attribute(problem)
     np.testing.assert_array_equal(influence.scores(whole).values, influence.scores(full).values)
 
 
-def test_without_a_budget_it_is_five_per_cent(study, compose):
+def test_without_a_budget_it_is_five_per_cent(problem, compose):
     unset, five = compose("method=select"), compose("method=select", "budget=0.05")
     assert unset.label == five.label == "select (accuracy, 5 %)"
-    assert unset.attribute(study).identical(five.attribute(study))
+    assert unset.attribute(problem).identical(five.attribute(problem))
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])
 @pytest.mark.parametrize("budget", [0.08, 0.3])
-def test_scores_are_cosines_of_the_chosen_components_gradients(study, compose, objective, budget):
-    dataset = compose("method=select", f"budget={budget}", f"method.objective={objective}").attribute(study)
+def test_scores_are_cosines_of_the_chosen_components_gradients(problem, compose, objective, budget):
+    dataset = compose("method=select", f"budget={budget}", f"method.objective={objective}").attribute(problem)
     names, scores = chosen(dataset), influence.scores(dataset).values
     assert set(names) == {"paraphrased", "generated"}
-    queries = explicit_gradients(study.loaded, study.queries)
-    train = explicit_gradients(study.loaded, study.train)
-    for (q, c), t in np.ndenumerate(study.pairs):
-        subset = names[study.query_set[q]]
+    queries = explicit_gradients(problem.loaded, problem.queries)
+    train = explicit_gradients(problem.loaded, problem.train)
+    for (q, c), t in np.ndenumerate(problem.pairs):
+        subset = names[problem.query_set[q]]
         assert 0 < sum(SIZES[name] for name in subset) <= budget * sum(SIZES.values())
         g, h = join(queries[q], subset), join(train[t], subset)
         assert scores[q, c] == pytest.approx(float(g @ h / (g.norm() * h.norm())), abs=1e-9)
 
 
-def test_a_component_alone_is_the_best_of_them_by_accuracy(study, compose):
+def test_a_component_alone_is_the_best_of_them_by_accuracy(problem, compose):
     """With room for one small component, greedy takes the most accurate one, the first of equals."""
-    dataset = compose("method=select", f"budget={384 / sum(SIZES.values())}").attribute(study)
-    queries = explicit_gradients(study.loaded, study.queries)
-    train = explicit_gradients(study.loaded, study.train)
+    dataset = compose("method=select", f"budget={384 / sum(SIZES.values())}").attribute(problem)
+    queries = explicit_gradients(problem.loaded, problem.queries)
+    train = explicit_gradients(problem.loaded, problem.train)
     for name, own in chosen(dataset).items():
-        rows = [q for q, one in enumerate(study.query_set) if one == name]
+        rows = [q for q, one in enumerate(problem.query_set) if one == name]
         hits = {}
         for component in [name for name, size in SIZES.items() if size <= 384]:
             cosine = torch.nn.functional.cosine_similarity
             values = np.array(
-                [[float(cosine(queries[q][component], train[t][component], 0)) for t in study.pairs[q]] for q in rows]
+                [[float(cosine(queries[q][component], train[t][component], 0)) for t in problem.pairs[q]] for q in rows]
             )
-            truth = study.truth[rows]
+            truth = problem.truth[rows]
             best = np.where(truth, values, -np.inf).max(1) > np.where(truth, -np.inf, values).max(1)
             hits[component] = best.mean()
         assert own == [max(hits, key=hits.get)]
 
 
-def test_the_order_is_a_ranking_and_the_chosen_are_its_beginning(study, compose):
-    dataset = compose("method=select", "budget=0.3").attribute(study)
+def test_the_order_is_a_ranking_and_the_chosen_are_its_beginning(problem, compose):
+    dataset = compose("method=select", "budget=0.3").attribute(problem)
     for row in range(2):
         order, weight = dataset["order"].values[row], dataset["weight"].values[row]
         ranked = order[order >= 0]
@@ -85,11 +85,11 @@ def test_the_order_is_a_ranking_and_the_chosen_are_its_beginning(study, compose)
         assert order[0] == -1  # the embedding alone is larger than the budget
 
 
-def test_nothing_is_computed_again_for_another_budget_or_objective(study, compose, monkeypatch):
-    compose("method=full").attribute(study)
+def test_nothing_is_computed_again_for_another_budget_or_objective(problem, compose, monkeypatch):
+    compose("method=full").attribute(problem)
     monkeypatch.setattr(BlockStore, "write", lambda *_: pytest.fail("computed again"))
     for overrides in (["budget=0.1"], ["budget=0.5"], ["budget=0.1", "method.objective=fidelity"]):
-        compose("method=select", *overrides).attribute(study)
+        compose("method=select", *overrides).attribute(problem)
 
 
 def named(folder, text):
@@ -97,24 +97,24 @@ def named(folder, text):
     return f"method.selection={folder / 'chosen.txt'}"
 
 
-def test_components_named_in_a_file(study, compose, tmp_path):
-    text = "# from another study\nlayers.1.mlp.up\n\nembed\n  layers.0.attn.k  \nembed\n"
+def test_components_named_in_a_file(problem, compose, tmp_path):
+    text = "# from another problem\nlayers.1.mlp.up\n\nembed\n  layers.0.attn.k  \nembed\n"
     method = compose("method=select", named(tmp_path, text))
     assert method.label.startswith("select (chosen")
-    dataset = method.attribute(study)
+    dataset = method.attribute(problem)
     names = ["layers.1.mlp.up", "embed", "layers.0.attn.k"]
     for own in chosen(dataset).values():
         assert sorted(own) == sorted(names)
     ranks = dict(zip(dataset["component"].values, dataset["order"].values[0], strict=True))
     assert [ranks.pop(name) for name in names] == [0, 1, 2] and set(ranks.values()) == {-1}
-    alone = compose("method=full", f"method.components=[{','.join(names)}]").attribute(study)
+    alone = compose("method=full", f"method.components=[{','.join(names)}]").attribute(problem)
     np.testing.assert_allclose(influence.scores(dataset), influence.scores(alone), rtol=1e-12)
 
 
-def test_an_unknown_name_in_a_selection_file(study, compose, tmp_path):
+def test_an_unknown_name_in_a_selection_file(problem, compose, tmp_path):
     message = r"chosen.txt: unknown component 'layers.0.atn.q'; did you mean 'layers.0.attn.q'"
     with pytest.raises(UserError, match=message):
-        compose("method=select", named(tmp_path, "embed\nlayers.0.atn.q\n")).attribute(study)
+        compose("method=select", named(tmp_path, "embed\nlayers.0.atn.q\n")).attribute(problem)
 
 
 def test_a_selection_file_is_read_before_anything_runs(compose, tmp_path):
@@ -125,41 +125,41 @@ def test_a_selection_file_is_read_before_anything_runs(compose, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "fidelity", "single"])
-def test_a_budget_below_the_smallest_component(study, compose, objective):
+def test_a_budget_below_the_smallest_component(problem, compose, objective):
     with pytest.raises(UserError, match=r"budget=0.001 .* smallest component has 256; set budget to 0\.\d+") as error:
-        compose("method=select", "budget=0.001", f"method.objective={objective}").attribute(study)
+        compose("method=select", "budget=0.001", f"method.objective={objective}").attribute(problem)
     least = re.search(r"set budget to (\S+) or more", str(error.value))[1]
-    found = compose("method=select", f"budget={least}", f"method.objective={objective}").attribute(study)
+    found = compose("method=select", f"budget={least}", f"method.objective={objective}").attribute(problem)
     assert all(len(own) == 1 for own in chosen(found).values())
 
 
-def test_what_cannot_be_selected_on(study, compose):
+def test_what_cannot_be_selected_on(problem, compose):
     with pytest.raises(UserError, match=r"method.on: 'repsim' does not tell components apart"):
-        compose("method=select", "method@method.on=repsim").attribute(study)
+        compose("method=select", "method@method.on=repsim").attribute(problem)
     with pytest.raises(UserError, match=r"unknown objective 'acuracy'; did you mean 'accuracy'"):
         compose("method=select", "method.objective=acuracy")
 
 
 @pytest.mark.parametrize("name", ["ekfac", "multistage", "dot"])
-def test_selection_on_plain_sums(study, compose, name):
+def test_selection_on_plain_sums(problem, compose, name):
     """A selection of everything is the method itself; a smaller one sums the chosen components."""
     on = compose(f"method={name}")
-    whole = on.attribute(study)
-    everything = compose("method=select", f"method@method.on={name}", "budget=1").attribute(study)
+    whole = on.attribute(problem)
+    everything = compose("method=select", f"method@method.on={name}", "budget=1").attribute(problem)
     np.testing.assert_allclose(influence.scores(everything), influence.scores(whole), rtol=1e-12)
     method = compose("method=select", f"method@method.on={name}", "budget=0.3")
     assert method.label == f"select on {on.label} (accuracy, 30 %)" and method.both_stages == on.both_stages
-    found = method.attribute(study)
+    found = method.attribute(problem)
     weight = found["weight"].sel(query_set_name=found["query_set"]).values
     assert 0 < weight.sum() < weight.size
     np.testing.assert_allclose(influence.scores(found), (whole["influence"].values * weight[:, None]).sum(-1))
 
 
-def test_selection_on_projected_gradients(study, compose):
+def test_selection_on_projected_gradients(problem, compose):
     on = compose("method=project", "budget=0.5")
     method = compose("method=select", "method@method.on=project", "budget=0.5")
     assert method.label == f"select on {on.label} (accuracy, 50 %)"
-    projected, found = on.attribute(study), method.attribute(study)
+    projected, found = on.attribute(problem), method.attribute(problem)
     np.testing.assert_array_equal(found["influence"].values, projected["influence"].values)
     weight = found["weight"].sel(query_set_name=found["query_set"]).values
     dot = (projected["influence"].values * weight[:, None]).sum(-1)

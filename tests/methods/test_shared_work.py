@@ -26,14 +26,14 @@ RELOADED = {"tracin"}  # its models are loaded on the way, so that their calls a
 
 
 @pytest.fixture(scope="module")
-def results(compose, make_study, tmp_path_factory):
+def results(compose, make_problem, tmp_path_factory):
     """Folders of stores, shares of the work, and completions: of one process and of three."""
     methods = {name: compose(f"method={method}", *more) for name, (method, *more) in METHODS.items()}
     found = []
     for world in (1, WORLD):
         folder = tmp_path_factory.mktemp(f"of{world}-")
-        study = fresh(make_study(folder, tokens_per_batch=100, candidates=3))
-        work = methods, study, folder
+        problem = fresh(make_problem(folder, tokens_per_batch=100, candidates=3))
+        work = methods, problem, folder
         found.append(
             (folder, *(run_all(*work) if world == 1 else run_together(Team("cpu", world), {}, run_all, *work)))
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from tiny_study import PARAMETER, with_type
+from tiny_problem import PARAMETER, with_type
 
 from tdaexp import influence
-from tdaexp.methods.tracin import checkpoints_of, load_checkpoint
+from tdaexp.gradients.passes import train_gradients
 from tdaexp.methods.trak import kernel, out_to_loss
 from tdaexp.runtime.errors import UserError
 
@@ -68,25 +70,25 @@ def margins(loaded, example):
     return (own.log() - (1 - own).log()).mean(), (1 - own).mean()
 
 
-def test_weights_are_the_mean_of_one_minus_p(study):
-    found = out_to_loss(study.loaded, study.train, 200)
-    wanted = [float(margins(study.loaded, example)[1]) for example in study.train]
+def test_weights_are_the_mean_of_one_minus_p(problem):
+    found = out_to_loss(train_gradients(problem, problem.map), 200)
+    wanted = [float(margins(problem.loaded, example)[1]) for example in problem.train]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpoints", ["last", "all"])
-def test_an_exact_projection_gives_the_scores_of_whole_gradients(make_study, compose, tmp_path, checkpoints):
+def test_an_exact_projection_gives_the_scores_of_whole_gradients(make_problem, compose, tmp_path, checkpoints):
     """With as many dimensions as entries the factorised projection is the identity: TRAK without a sketch."""
-    study = make_study(tmp_path, dtype=torch.float64)
+    problem = make_problem(tmp_path, dtype=torch.float64)
     keys = ["method.projection=factorised", "method.dimensions=256", "method.components=[layers.1.attn.v]"]
     method = compose("method=trak", *keys, "method.ridge=0.1", f"method.checkpoints={checkpoints}")
-    models = [study.loaded]
+    models = [problem.loaded]
     if checkpoints == "all":
-        models = [load_checkpoint(study, one) for one in checkpoints_of(study)]
+        models = [dataclasses.replace(problem.loaded, model=one.load()) for one in problem.history.moments(None, 10)]
     kernels, weights = [], []
     for loaded in models:
         sides = []
-        for examples in (study.queries, study.train):
+        for examples in (problem.queries, problem.train):
             rows = []
             for example in examples:
                 model = with_type(loaded, torch.float64)
@@ -96,13 +98,13 @@ def test_an_exact_projection_gives_the_scores_of_whole_gradients(make_study, com
         gram = sides[1].T @ sides[1]
         inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram)))
         kernels.append(sides[0] @ inverse @ sides[1].T)
-        weights.append([float(margins(loaded, example)[1]) for example in study.train])
-    wanted = np.take_along_axis(np.mean(kernels, 0) * np.mean(weights, 0), study.pairs, axis=1)
-    found = influence.scores(method.attribute(study)).values
+        weights.append([float(margins(loaded, example)[1]) for example in problem.train])
+    wanted = np.take_along_axis(np.mean(kernels, 0) * np.mean(weights, 0), problem.pairs, axis=1)
+    found = influence.scores(method.attribute(problem)).values
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
-def test_keys_that_make_no_sense(compose, study):
+def test_keys_that_make_no_sense(compose, problem):
     for keys, message in (
         ("method.checkpoints=every", r"unknown checkpoints 'every'"),
         ("method.projection=trac", r"unknown projection 'trac'; did you mean 'trak'"),
@@ -112,4 +114,4 @@ def test_keys_that_make_no_sense(compose, study):
         with pytest.raises(UserError, match=message):
             compose("method=trak", keys)
     with pytest.raises(UserError, match=r"projection=factorised cannot give all components 380 dimensions"):
-        compose("method=trak", "method.projection=factorised", "method.dimensions=380").attribute(study)
+        compose("method=trak", "method.projection=factorised", "method.dimensions=380").attribute(problem)

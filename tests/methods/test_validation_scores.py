@@ -8,20 +8,26 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from tdaexp import influence
+from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.gradients.projection import make_sketch
-from tdaexp.methods import parameter_importance as importance_module
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.parameter_importance import parameter_importance
-from tdaexp.methods.task_baselines import tracin, trak
-from tdaexp.methods.task_study import TaskStudy
+from tdaexp.methods.tracin import TracIn
+from tdaexp.methods.trak import TRAK
+from tdaexp.models.discovery import discovered
+from tdaexp.objectives.classes import Classes
+from tdaexp.papers import parameter_importance as importance_module
+from tdaexp.papers.parameter_importance import parameter_importance
 from tdaexp.pathkernel.outputs import OUTPUTS, of_model
 from tdaexp.pathkernel.parameters import Layout, by_module
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.problem import Classification
+from tdaexp.training.history import RecordedSteps
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 RATE, DECAY, BETAS = 3e-2, 0.3, (0.7, 0.9)
@@ -43,7 +49,9 @@ def study(tmp_path_factory) -> TaskStudy:
     folder = tmp_path_factory.mktemp("training")
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     trajectory = Trajectory(folder / "trajectory")
-    return TaskStudy(module, by_module(module), corpus.train, corpus.test, ["test"] * 6, trajectory, folder)
+    return TaskStudy(
+        module, by_module(module), corpus.train, corpus.test, ["test"] * 6, trajectory, folder, identity="test"
+    )
 
 
 def flat_gradient(study: TaskStudy, state, output: str, example, column: int = 0) -> np.ndarray:
@@ -110,8 +118,29 @@ def test_importance_sums_to_the_influence_of_the_components(study, tmp_path):
     assert float(found.signed.sum()) == pytest.approx(float(store["influence"].sel(component="2")), rel=1e-4)
 
 
-def test_tracin_is_the_sum_over_checkpoints(study):
-    found, wanted = tracin(study, 3), 0.0
+def problem_of(study: TaskStudy, cache) -> Problem:
+    """All pairs of the recorded training's queries and training examples."""
+    everything = np.tile(np.arange(len(study.train)), (len(study.queries), 1))
+    return Problem(
+        model=study.module,
+        identity=study.identity,
+        map=discovered(study.module),
+        objective=Classes(),
+        train=study.train,
+        queries=study.queries,
+        query_set=study.query_set,
+        candidates=Candidates(everything, np.full(everything.shape, np.nan)),
+        truth=(study.queries.targets[:, None] == study.train.targets).numpy(),
+        compute=Compute(torch.device("cpu"), torch.float32, 64, 1.0),
+        cache=cache,
+        seed=0,
+        history=RecordedSteps(study.module, study.trajectory),
+    )
+
+
+def test_tracin_is_the_sum_over_moments_of_a_recording(study, tmp_path):
+    found, wanted = TracIn(moments=3).attribute(problem_of(study, tmp_path)), 0.0
+    assert found.attrs["steps"] == [1, 4, 6]
     for middle, count in ((1, 3), (4, 2), (6, 2)):  # 7 steps in parts of 3, 2 and 2
         state = study.trajectory.parameters(middle)
         rows = [
@@ -119,25 +148,22 @@ def test_tracin_is_the_sum_over_checkpoints(study):
             for part in (study.queries, study.train)
         ]
         wanted = wanted + count * RATE * rows[0] @ rows[1].T
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
-    with pytest.raises(UserError, match="7 recorded steps"):
-        tracin(study, 8)
+    scores = influence.scores(found).values
+    np.testing.assert_allclose(scores, wanted, atol=1e-5 * np.abs(wanted).max())
+    one = TracIn(steps=[4]).attribute(problem_of(study, tmp_path))
+    assert one.attrs["steps"] == [4]
+    with pytest.raises(UserError, match="unknown step '8'"):
+        TracIn(steps=[8]).attribute(problem_of(study, tmp_path))
 
 
-def test_trak_is_its_formula(study):
-    found = trak(study, 6, 0.1, 4)
-    state = study.trajectory.parameters(7)
-    size = sum(value.numel() for value in state.values())
-    matrix = make_sketch("trak", "all", (1, size), 6, 4).project_gradient(torch.eye(size)).double().numpy()
-    train, queries = (
-        np.array([flat_gradient(study, state, "margin", one) for one in pairs(part)]) @ matrix
-        for part in (study.train, study.queries)
-    )
-    gram = train.T @ train
-    gram += 0.1 * np.linalg.eigvalsh(gram).mean() * np.eye(6)
+def test_trak_averages_over_moments_of_a_recording(study, tmp_path):
+    """Of one moment at the end of the training it is what it is of the model alone."""
+    problem = problem_of(study, tmp_path)
+    alone = influence.scores(TRAK(dimensions=4, seed=4).attribute(problem)).values
+    every = TRAK(dimensions=4, seed=4, checkpoints="all", moments=3).attribute(problem)
+    assert every.attrs["checkpoints"] == 3 and np.isfinite(alone).all()
+    assert not np.allclose(influence.scores(every).values, alone)
+    # the model after the last step is that of the explained training
     with torch.no_grad():
-        p = study.module(study.train.inputs).softmax(1)[torch.arange(22), study.train.targets].double().numpy()
-    wanted = queries @ np.linalg.inv(gram) @ train.T * (1 - p)
-    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
-    with pytest.raises(UserError, match="between 1 and the 22 examples"):
-        trak(study, 23, 0.1, 4)
+        for name, value in study.module.named_parameters():
+            torch.testing.assert_close(study.trajectory.parameters(7)[name], value)

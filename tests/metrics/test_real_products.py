@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdaexp.methods.greedy import select
-from tdaexp.methods.products_file import read_products
 from tdaexp.metrics.judge import judge
 from tdaexp.metrics.selection import by_type, products_of, study
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.selection.greedy import select
+from tdaexp.selection.products_file import read_products
 
 FILE = Path(__file__).parents[3] / "shared" / "data" / "select_or_project" / "olmo1b_paraphrased_products.npz"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs ../shared/data/select_or_project")

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from tdaexp import influence
-from tdaexp.methods.greedy import cut, greedy_order, search
 from tdaexp.metrics import retrieval
 from tdaexp.metrics.selection import by_type, describe, held_out_accuracy, products_of, study
 from tdaexp.metrics.stores import by_query_set
+from tdaexp.selection.greedy import cut, greedy_order, search
 
 
 @pytest.fixture

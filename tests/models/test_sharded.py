@@ -18,10 +18,8 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import layers_of
-from tdaexp.curvature.sides import Side
-from tdaexp.data.examples import collate
+from tdaexp.curvature.score import LayerPairs
 from tdaexp.gradients.assembly import Consumer
-from tdaexp.gradients.capture import capture, frozen
 from tdaexp.gradients.features import component_features
 from tdaexp.gradients.products import component_products
 from tdaexp.gradients.projection import make_sketch
@@ -54,42 +52,44 @@ def sketches(parts: ComponentMap) -> dict:
 
 def products(model, folder: Path) -> dict[str, np.ndarray]:
     """What `full`, `dot` and `select` keep."""
-    from gradient_oracle import make_examples
+    from gradient_oracle import gradients_of, make_examples
 
-    train, queries = make_examples(1, 12), make_examples(2, 7)
+    sides = [gradients_of(model, side) for side in (make_examples(1, 12), make_examples(2, 7))]
     pairs = np.random.default_rng(0).integers(0, 12, (7, 3))
     settings = {"store": folder / "products", "tokens_per_batch": 30, "cache_gb": 2e-5}
-    return component_products(model, component_map(model), train, queries, pairs, **settings)
+    return component_products(*sides, pairs, **settings)
 
 
 def features(model, folder: Path) -> dict[str, np.ndarray]:
     """What `project` keeps."""
-    from gradient_oracle import make_examples
+    from gradient_oracle import gradients_of, make_examples
 
-    parts = component_map(model)
+    side = gradients_of(model, make_examples(1, 12))
     settings = {"store": folder / "features", "tokens_per_batch": 30}
-    return {
-        "features": component_features(model, parts, make_examples(1, 12), sketches(parts), **settings).rows(range(12))
-    }
+    return {"features": component_features(side, sketches(side.components), **settings).rows(range(12))}
 
 
 def influence(model, folder: Path) -> dict[str, np.ndarray]:
     """What `ekfac` keeps, with drawn labels; the layers in three parts, so that passes end at different depths."""
-    from gradient_oracle import make_examples
+    from gradient_oracle import gradients_of, make_examples
+    from kronecker_oracle import samples_of
 
     parts = component_map(model)
     layers = layers_of(parts.select([name for name in parts.names if name.startswith("layers.")]))
     train, queries = make_examples(1, 12), make_examples(2, 5)
     settings = FactorSettings(partitions=3, saves=2)
-    factors = fit_factors(model, layers, train, settings, store=folder / "factors", tokens_per_batch=30)
-    scores = scores_by_blocks(
-        Side(model, layers, train),
-        Side(model, layers, queries),
-        np.random.default_rng(0).integers(0, 12, (5, 3)),
+    factors = fit_factors(samples_of(model, layers, train, 30), settings, store=folder / "factors")
+    sides = LayerPairs(
+        gradients_of(model, train, layers.map),
+        gradients_of(model, queries, layers.map),
+        layers,
         lambda name, gradient: factors.precondition(name, gradient, Damping()),
+    )
+    scores = scores_by_blocks(
+        sides,
+        np.random.default_rng(0).integers(0, 12, (5, 3)),
         3,
         store=lambda names: folder / f"scores-{names[0]}",
-        query_rank=None,
         tokens_per_batch=30,
         cache_gb=4e-5,
     )
@@ -100,9 +100,9 @@ def influence(model, folder: Path) -> dict[str, np.ndarray]:
 
 def gradients(model, names: list[str], rows: list[int], before: Consumer | None = None) -> dict[str, np.ndarray]:
     """Explicit gradients of some examples from one pass."""
-    from gradient_oracle import make_examples
+    from gradient_oracle import gradients_of, make_examples
 
-    examples, found = make_examples(3, 8), {}
+    side, found = gradients_of(model, make_examples(3, 8), component_map(model).select(names)), {}
 
     def consume(components, factors) -> None:
         if before is not None:
@@ -110,8 +110,8 @@ def gradients(model, names: list[str], rows: list[int], before: Consumer | None 
         for component, one in zip(components, factors, strict=True):
             found[component.name] = one.materialise().numpy().copy()
 
-    with frozen(model):
-        capture(model, component_map(model).select(names), collate([examples[row] for row in rows]), consume)
+    with side.ready():
+        side.capture(rows, consume)
     return found
 
 

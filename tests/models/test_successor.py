@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.scratch import Scratch
 from tdaexp.models.successor import check_successor, shared_components
@@ -17,6 +18,10 @@ def made(architecture="gpt_neox", layers=2, texts=TEXTS, vocab=300, **config) ->
     return Scratch(architecture, sizes | config, vocab_size=vocab, context=16).start(list(texts))
 
 
+def shared(first: LoadedModel, second: LoadedModel, *names):
+    return shared_components(component_map(first.model), component_map(second.model), *names)
+
+
 @pytest.fixture(scope="module")
 def first() -> LoadedModel:
     return made()
@@ -24,7 +29,7 @@ def first() -> LoadedModel:
 
 def test_a_model_follows_itself_with_everything_shared(first):
     check_successor(first, first, "x")
-    one, two = shared_components(first, first)
+    one, two = shared(first, first)
     assert one.names == two.names and not one.skipped
     assert {"embed", "lm_head", "norms", "layers.0.attn.q"} <= set(one.names)
 
@@ -35,13 +40,13 @@ def test_added_tokens_are_allowed_and_what_they_resize_is_not_shared(first):
     second.tokenizer.add_tokens(["### Response:", "### End"])
     second.model.resize_token_embeddings(len(second.tokenizer))
     check_successor(first, second, "x")
-    one, two = shared_components(first, second)
+    one, two = shared(first, second)
     assert {"embed", "lm_head"}.isdisjoint(one.names) and {"embed", "lm_head"} <= set(one.skipped)
     assert "embed (" in one.coverage_line() and "lm_head (" in two.coverage_line()
     assert one.names == two.names and "layers.1.mlp.up" in one.names
     with pytest.raises(UserError, match=r"'lm_head' has another shape in model\.finetuned"):
-        shared_components(first, second, ["layers.0.attn.q", "lm_head"])
-    assert shared_components(first, second, ["layers.0.attn.q"])[1].names == ["layers.0.attn.q"]
+        shared(first, second, ["layers.0.attn.q", "lm_head"])
+    assert shared(first, second, ["layers.0.attn.q"])[1].names == ["layers.0.attn.q"]
 
 
 @pytest.mark.parametrize(
@@ -69,4 +74,4 @@ def test_a_tokeniser_that_cuts_texts_otherwise_is_refused(first):
 
 def test_nothing_shared_is_an_error(first):
     with pytest.raises(UserError, match="shares no component"):
-        shared_components(first, made(hidden_size=12))
+        shared(first, made(hidden_size=12))

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tdaexp.data.examples import Example, Examples
-from tdaexp.models.components import Component, component_map
+from tdaexp.gradients.passes import Gradients
+from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.objectives.tokens import NextToken
 
 VOCABULARY = 24
 TINY = {
@@ -65,6 +67,13 @@ def make_examples(seed: int, count: int, shortest: int = 3, longest: int = 12, p
         mask[0], mask[-1] = False, True
         items.append(Example(f"{prefix}{number}", rng.integers(0, VOCABULARY // 2, length), mask, ""))
     return Examples(items)
+
+
+def gradients_of(
+    model: PreTrainedModel, examples: Examples, components: ComponentMap | None = None, pad_id: int = 0, **options
+) -> Gradients:
+    """What is tested: the examples' gradients with respect to some components, or all; the reduction is `mean`."""
+    return Gradients(model, components or component_map(model), examples, NextToken(pad_id), **options)
 
 
 def autograd_gradients(model: PreTrainedModel, example: Example, reduction: str = "mean") -> dict[str, torch.Tensor]:

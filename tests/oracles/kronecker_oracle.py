@@ -10,12 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gradient_oracle import component_gradient
+from gradient_oracle import component_gradient, gradients_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.layers import Layers
 from tdaexp.data.examples import Example, Examples
 from tdaexp.models.components import component_map
+
+
+def samples_of(
+    model: PreTrainedModel, layers: Layers, examples: Examples, tokens_per_batch: int = 4096
+) -> FisherSamples:
+    """What is tested: passes over the examples with drawn labels."""
+    return FisherSamples(gradients_of(model, examples, layers.map), layers, tokens_per_batch)
 
 
 @dataclass

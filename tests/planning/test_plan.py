@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tdaexp.cli import main
+from tdaexp.app import main
 from tdaexp.gradients.footprint import LiveBytes, pass_bytes, shared_readers
 from tdaexp.models.components import component_map
 from tdaexp.models.empty import empty_model
@@ -132,7 +132,7 @@ def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
         ("method=lissa",),
         ("method=project",),
         ("model=resnet9", "dataset=cifar2", "method=explaind"),
-        ("experiment=toy_explaind_eurollm",),
+        ("experiment=explaind_eurollm",),
         (
             "model=grokking",
             "dataset=modular_addition",
@@ -210,12 +210,18 @@ def test_checkpoints_and_batches_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """By hand: each checkpoint's batch once; the held-out records at every node, and before and after the update."""
-    toy = stages(planned(capsys, "experiment=toy_explaind_eurollm"))
+    toy = stages(planned(capsys, "experiment=explaind_eurollm"))
     assert toy["simulated updates"][:2] == [20 * 48, 20 * 48]
     assert toy["decomposition"][:2] == [20 * 96 * 6, 20 * 96 * 4]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"line {number} of a text" for number in range(40)), encoding="utf-8")
-    paper = ("experiment=explaind_eurollm", f"dataset.path={text}", "dataset.held_out=8", "dataset.group_column=null")
+    paper = (
+        "experiment=explaind_eurollm",
+        "scale=paper",
+        f"dataset.path={text}",
+        "dataset.held_out=8",
+        "dataset.group_column=null",
+    )
     one = planned(capsys, *paper, "trainer.fit.batch_size=16")
     assert "model.checkpoints names none; these are the costs of one" in one
     many = planned(capsys, *paper, "trainer.fit.batch_size=16", "model.checkpoints=[step-1,step-2,step-3]")

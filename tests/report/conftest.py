@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tdaexp import influence
-from tdaexp.methods.greedy import select
 from tdaexp.metrics.selection import products_of
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.selection.greedy import select
 
 COMPONENTS = ["embed", "layers.0.attn.q", "layers.0.mlp.up", "layers.1.attn.q", "layers.1.mlp.up", "norms"]
 SIZES = np.array([40, 10, 20, 10, 20, 1])

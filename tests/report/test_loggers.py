@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from wandb.proto import wandb_internal_pb2 as wire
 
-from tdaexp.config import Logger
+from tdaexp.app.config import Logger
 from tdaexp.report.loggers import RunLogger, open_logger
 from tdaexp.runtime.fingerprint import git_commit
 
@@ -26,7 +26,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from tdaexp.config import Logger
+from tdaexp.app.config import Logger
 from tdaexp.report.loggers import open_logger
 
 def refuse(self, address):

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from tdaexp.runtime.files import atomic_path, cached_folder, disk_full, write_json
+from tdaexp.runtime.files import atomic_path, cached_folder, disk_full, full_place, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -56,3 +56,13 @@ def test_safetensors_message_of_a_full_device_is_recognised():
 
 def test_other_errors_are_no_full_device():
     assert not disk_full(ZeroDivisionError()) and not disk_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_a_full_disk_names_what_could_not_be_written(tmp_path):
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / "kept") as temporary:
+        temporary.mkdir()
+        with atomic_path(temporary / "x.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert disk_full(caught.value) and full_place(caught.value) == tmp_path / "kept" / "x.json"
+    assert not list(tmp_path.iterdir())
+    assert full_place(OSError(errno.ENOSPC, "No space left on device")) is None

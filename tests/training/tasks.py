@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
-from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 OPTIMISERS = {

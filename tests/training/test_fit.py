@@ -150,7 +150,8 @@ def test_a_bar_on_a_terminal_and_a_line_a_minute_elsewhere(
     def run(name):
         fit(config.start([r.text for r in records]), examples, settings, folder=tmp_path / name, seed=0)
 
-    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 0.0)
+    for name in ("SECONDS_TO_FIRST", "SECONDS_BETWEEN_LINES"):
+        monkeypatch.setattr(callbacks, name, 0.0)
     with caplog.at_level(logging.INFO):
         run("plain")
     assert "training: step 3 of 7, loss" in caplog.text and capsys.readouterr().err == ""

@@ -13,10 +13,10 @@ from tdaexp.data.biographies import Biographies
 from tdaexp.data.examples import collate
 from tdaexp.data.tokenise import tokenise
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.task_study import TaskStudy
 from tdaexp.models.completion_task import PREFIX, CompletionTask, as_tensors
 from tdaexp.models.scratch import Scratch
 from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import trained_language
 from tdaexp.training.module import causal_loss
@@ -46,7 +46,7 @@ def study_of(task, cache, dtype=torch.float32):
     members = {name: tuple(names) for name, names in task.components.members.items()}
     module = task.module.to(dtype)
     return TaskStudy(module, members, task.corpus.train, task.corpus.test, list(task.query_set), task.trajectory,
-                     cache, dtype)  # fmt: skip
+                     cache, task.fingerprint, dtype)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from torch import nn
 import tdaexp.training.recorded as loop
 import tdaexp.training.recorder as recorder
 from tdaexp.runtime.errors import UserError
-from tdaexp.training.problem import check_deterministic
 from tdaexp.training.recorded import fit_recorded
+from tdaexp.training.task_problem import check_deterministic
 from tdaexp.training.trajectory import Trajectory
 
 
@@ -235,7 +235,7 @@ def test_the_identity_keeps_trainings_apart(tmp_path):
     recorded(tmp_path, settings(steps=4))
     (tmp_path / "model" / "training.json").unlink()
     (tmp_path / "model" / "weights.safetensors").unlink()
-    (tmp_path / "model").rmdir()
+    shutil.rmtree(tmp_path / "model")
     with pytest.raises(UserError, match="trajectory of another training"):
         recorded(tmp_path, settings(steps=4, lr=0.5))
 

@@ -9,8 +9,8 @@ from tasks import OPTIMISERS, problem, recorded, settings
 
 from tdaexp.data.tensors import TensorCorpus
 from tdaexp.training.batches import step_batch
-from tdaexp.training.problem import Classification
 from tdaexp.training.retrain import batches_of_its_own, batches_without, retrain
+from tdaexp.training.task_problem import Classification
 
 EVERYONE = np.ones(30, dtype=bool)
 

@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.models.plain import plain_kernels
+from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
@@ -70,7 +71,8 @@ class TrainingGGN:
 
     Symmetric and positive semi-definite, [size, size]. Works in the model's dtype; sums are formed in that of the
     vectors. Batches hold at most `tokens_per_batch` positions after padding, which changes nothing but rounding.
-    Errors of products (UserError): NaN or Inf, with the example that it comes from.
+    Errors of products (UserError): NaN or Inf, with the example that it comes from; an operation of the model that has
+    no forward-mode derivative.
     """
 
     def __init__(self, gradients: Gradients, tokens_per_batch: int = 1024) -> None:
@@ -127,13 +129,20 @@ class TrainingGGN:
 
         def outputs(values: dict[str, Tensor]) -> Tensor:
             named = {f"model.{name}": value for name, value in values.items()}
-            logits: Tensor = torch.func.functional_call(self._outputs, named, (inputs,))
+            logits: Tensor = called_with(self._outputs, named, inputs)
             return logits
 
         def hessian(logits: Tensor, pushed: Tensor) -> Tensor:
             return objective.hessian(logits, pushed) * counted[..., None]  # padding carries no loss
 
-        return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+        try:
+            return self.space.vectors(ggn_product(outputs, parameters, directions, hessian))
+        except NotImplementedError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"products with the curvature need forward-mode derivatives of all that the model does: {reason} Take "
+                "method=ekfac or trak, which need none"
+            ) from error
 
 
 def _added(parts: list[Tensor]) -> Tensor:
@@ -147,7 +156,7 @@ def _finite(values: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Replace, inside the block, what has no forward-mode derivative: fused attention, and BLOOM's own GELU."""
+    """Replace, inside the block, what has no forward-mode derivative: fused kernels, and BLOOM's own GELU."""
     from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
 
     switch = _plain_attention(model)
@@ -155,7 +164,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     for module in replaced:
         vars(module)["forward"] = bloom_gelu_forward
     try:
-        with switch, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with switch, plain_kernels(), warnings.catch_warnings():
             # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
             warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
             yield

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
+from tdaexp.models.plain import plain_kernels
+from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Loss, Objective
 from tdaexp.runtime.accumulation import accumulation_dtype
 
@@ -35,12 +37,13 @@ def explicit_gradients(
     whole, tensors = Losses(model, objective, loss), inputs.tensors()
 
     def one(values: dict[str, Tensor], row: list[Tensor]) -> Tensor:
-        alone = inputs.having([value[None] for value in row])
-        return functional_call(whole, values, (alone,))[0]
+        losses: Tensor = called_with(whole, values, inputs.having([value[None] for value in row]))
+        return losses[0]
 
     each = grad_and_value(one)
     try:
-        found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
+        with plain_kernels():
+            found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

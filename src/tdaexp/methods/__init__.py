@@ -1,1 +1,1 @@
-"""One file per method; `base.py` says what a method is, `study.py` what it may look at."""
+"""One file per method; `base.py` says what a method is, `tdaexp.problem` what it may look at."""

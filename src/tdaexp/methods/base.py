@@ -13,8 +13,8 @@ from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from tdaexp.methods.task_workload import TaskWorkload
-    from tdaexp.methods.workload import Workload
+    from tdaexp.costs.task_workload import TaskWorkload
+    from tdaexp.costs.workload import Workload
 
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""

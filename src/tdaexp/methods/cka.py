@@ -24,11 +24,11 @@ from tdaexp import influence
 from tdaexp.gradients.states import hidden_states
 from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
-from tdaexp.objectives.base import REDUCTIONS
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import unknown
+from tdaexp.selection.parts import check_part, part_note, with_notes
 
 COMPARED = ("gradients", "states")
 
@@ -36,29 +36,31 @@ COMPARED = ("gradients", "states")
 @dataclass
 class CKA(Method):
     """Keys: `of` (`gradients`, as in the paper, or `states`), `layer` of the states (-1 = after the last block),
-    `components` and `reduction` of the gradients, as for `full`.
+    `part`, `components` and `reduction` of the gradients, as for `full`.
     """
 
     of: str = "gradients"
     layer: int = -1
+    part: str = "all"
     components: list[str] | None = None
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
         """Refuse unknown choices."""
-        for key, choices in (("of", COMPARED), ("reduction", REDUCTIONS)):
-            if getattr(self, key) not in choices:
-                raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        if self.of not in COMPARED:
+            raise unknown("of", self.of, COMPARED, "method.of")
+        check_part(self.part, self.reduction)
 
     @property
     def label(self) -> str:
-        """Name, and what is compared if it is not gradients."""
-        return "cka" if self.of == "gradients" else f"cka ({self.of})"
+        """Name, what is compared if it is not gradients, and of which part of the model if it is not the whole."""
+        gradients = self.of == "gradients"
+        return with_notes(self.name, [part_note(self.part, self.components, "all") if gradients else self.of])
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """The alignment of every candidate pair."""
         if self.of == "gradients":
-            products = Full(self.components, self.reduction).attribute(problem)
+            products = Full(self.part, self.components, self.reduction).attribute(problem)
             return problem.label(influence.scores(products).values ** 2)
         pairs, me = problem.pairs, ranks.current()
         values = np.zeros(pairs.shape)

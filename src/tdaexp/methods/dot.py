@@ -25,7 +25,7 @@ class Dot(Full):
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""
-        return _without_norms(products)
+        return _without_norms(super().from_products(products))
 
 
 def _without_norms(products: xr.Dataset) -> xr.Dataset:

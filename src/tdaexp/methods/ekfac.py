@@ -23,17 +23,17 @@ from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
+from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
-from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
-from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class EKFAC(Method):
     """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
     `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
-    attention and MLP, `attention`, `mlp`), `components` (names, in place of `part`), `strict` (refuse components
+    attention and MLP, `attention`, `mlp`, `all`), `components` (names, in place of `part`), `strict` (refuse components
     without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
     `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
     other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
@@ -119,18 +119,16 @@ class EKFAC(Method):
 
     def layers(self, problem: Problem) -> Layers:
         """The chosen components by weight matrix."""
-        every = problem.components()
-        found = layers_of(every.select(names_of(every, self.part, self.components)), self.strict)
+        found = layers_of(chosen(problem.components(), self.part, self.components), self.strict)
         log.info("%s: %s", self.name, found.components.coverage_line())
         return found
 
     def fit(self, problem: Problem, layers: Layers) -> Factors:
         """Factors of the model over the examples that it was trained on, from the cache if they are there."""
-        chosen = self.settings
-        names = layers.components.names
-        store = problem.training_store("factors", names, chosen.seed, chosen.partitions, chosen.saves, by=fit_factors)
+        how, names = self.settings, layers.components.names
+        store = problem.training_store("factors", names, how.seed, how.partitions, how.saves, by=fit_factors)
         gradients = fitted_gradients(problem, layers.map)
-        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), chosen, store=store)
+        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), how, store=store)
 
     def scores(self, problem: Problem, sides: LayerPairs) -> np.ndarray:
         """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""

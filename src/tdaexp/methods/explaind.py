@@ -22,28 +22,28 @@ from dataclasses import dataclass, field
 import torch
 import xarray as xr
 
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
-from tdaexp.methods.checkpoint_run import decompose_checkpoints
-from tdaexp.methods.checkpoint_study import CheckpointStudy
-from tdaexp.methods.partition import KINDS, Partition
-from tdaexp.methods.path_costs import checkpoint_costs, path_costs
-from tdaexp.methods.path_job import PathJob, chosen_rule
-from tdaexp.methods.path_run import forward_run
-from tdaexp.methods.path_steps import chosen_steps, planned_steps, steps_between
-from tdaexp.methods.path_store import AXES, labelled, of_examples, of_updates, tell_size
-from tdaexp.methods.path_sweep import sweep_run
-from tdaexp.methods.task_study import TaskStudy
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
+from tdaexp.paths.checkpoint_problem import CheckpointStudy
+from tdaexp.paths.checkpoint_walk import decompose_checkpoints
+from tdaexp.paths.costs import checkpoint_costs, path_costs
+from tdaexp.paths.decomposition import PathJob, chosen_rule
+from tdaexp.paths.forward import forward_run
+from tdaexp.paths.partition import KINDS, Partition
+from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.paths.reverse import sweep_run
+from tdaexp.paths.steps import chosen_steps, planned_steps, steps_between
+from tdaexp.paths.store import AXES, labelled, of_examples, of_updates, tell_size
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.training.problem import check_deterministic
+from tdaexp.training.task_problem import check_deterministic
 
 ACTIVATION = "activation:"
 SUBSAMPLES = ("loss_change", "uniform")

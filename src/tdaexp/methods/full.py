@@ -14,22 +14,29 @@ import xarray as xr
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.objectives.base import check_reduction
 from tdaexp.problem import Problem
+from tdaexp.selection.parts import check_part, chosen, part_note, restricted, with_notes
 
 
 @dataclass
 class Full(Method):
-    """Keys: `components` (names to restrict the gradient to; null = all), `reduction` of the loss over an example's
-    tokens (`mean`, as in the paper, or `sum`).
+    """Keys: `part` of the model that the gradient is restricted to (`all`, `blocks` = attention and MLP, `attention`,
+    `mlp`), `components` (names, in place of `part`), `reduction` of the loss over an example's tokens (`mean`, as in
+    the paper, or `sum`).
     """
 
+    part: str = "all"
     components: list[str] | None = None
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown reduction."""
-        check_reduction(self.reduction)
+        """Refuse unknown choices."""
+        check_part(self.part, self.reduction)
+
+    @property
+    def label(self) -> str:
+        """Name, and the part of the model if it is not the whole."""
+        return with_notes(self.name, [part_note(self.part, self.components, "all")])
 
     @property
     def sharded(self) -> bool:
@@ -38,7 +45,7 @@ class Full(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
-        components, compute = problem.components(self.components), problem.compute
+        components, compute = chosen(problem.components(), self.part, self.components), problem.compute
         products = component_products(
             train_gradients(problem, components, self.reduction),
             query_gradients(problem, components, self.reduction),
@@ -50,5 +57,5 @@ class Full(Method):
         return problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
-        """Stored products are the answer."""
-        return products
+        """Stored products are the answer, those of the chosen components."""
+        return restricted(products, self.part, self.components)

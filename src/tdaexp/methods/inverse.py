@@ -19,14 +19,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.stages import against_cost, solver_cost
+from tdaexp.costs.workload import Workload
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.methods.base import Method
-from tdaexp.methods.parts import check_choices, names_of, with_notes
-from tdaexp.methods.stage_costs import against_cost, solver_cost
-from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
@@ -34,6 +34,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.selection.parts import check_choices, chosen, with_notes
 
 Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""
@@ -65,7 +66,7 @@ TOLD = (
 class IterativeInverse(Method):
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`),
+    others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`, `all`),
     `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
     (`mean`, `sum`), `seed`.
 
@@ -125,8 +126,7 @@ class IterativeInverse(Method):
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """The solver, training gradients against its vectors, and the answer."""
-        names = names_of(work.every, self.part, self.components)
-        components = layers_of(work.components(names)).components
+        components = layers_of(planned(work, self.part, self.components)).components
         answered = work.answered(self.queries)
         examples = work.some(work.train, range(min(self.examples or len(work.train), len(work.train))))
         products = self.products(len(answered.queries)) + PROBES * (self.damping is None)
@@ -152,8 +152,7 @@ class IHVP:
     def __init__(self, settings: IterativeInverse, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
         every = problem.components()
-        chosen = every.select(names_of(every, settings.part, settings.components))
-        self.components: ComponentMap = layers_of(chosen).components
+        self.components: ComponentMap = layers_of(chosen(every, settings.part, settings.components)).components
         log.info("%s: %s", settings.name, self.components.coverage_line())
         examples = problem.curvature_examples
         chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))

@@ -21,19 +21,19 @@ from torch import Tensor
 
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
+from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.methods.ekfac import EKFAC
-from tdaexp.methods.parts import check_choices, choice_notes, damping_note, names_of, with_notes
-from tdaexp.methods.per_token import check_per_token, with_tokens
 from tdaexp.models.successor import shared_components
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem, Stage
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.sketches import feature_products_cost, features_cost
+from tdaexp.costs.workload import Workload
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
@@ -22,13 +25,11 @@ from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sket
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
-from tdaexp.methods.sketch_costs import feature_products_cost, features_cost
-from tdaexp.methods.workload import Workload
 from tdaexp.models.components import ComponentMap
-from tdaexp.objectives.base import check_reduction
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import unknown
+from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 
 @dataclass
@@ -36,13 +37,14 @@ class Project(Method):
     """Keys: `projection` (`factorised` never forms a gradient, `srht` and `sjlt` are fast on formed ones, `trak` is the
     paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05), `rule` for sharing dimensions out
     (`proportional`, or `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`,
-    `normal`), `components` and `reduction` as for `full`, `seed`.
+    `normal`), `part`, `components` and `reduction` as for `full`, `seed`.
     """
 
     projection: str = "factorised"
     budget: float | None = None
     rule: str = "proportional"
     distribution: str = "rademacher"
+    part: str = "all"
     components: list[str] | None = None
     reduction: str = "mean"
     seed: int = 0
@@ -50,14 +52,15 @@ class Project(Method):
     def __post_init__(self) -> None:
         """Refuse unknown choices, and those that do not go together."""
         check_kind(self.projection, self.distribution)
-        check_reduction(self.reduction)
+        check_part(self.part, self.reduction)
         if self.rule not in RULES:
             raise unknown("rule", self.rule, RULES, "method.rule")
 
     @property
     def label(self) -> str:
-        """Name, kind and budget."""
-        return f"project ({self.projection}, {100 * self.limit:g} %)"
+        """Name, kind and budget, and the part of the model if it is not the whole."""
+        note = part_note(self.part, self.components, "all")
+        return with_notes(self.name, [self.projection, f"{100 * self.limit:g} %", note])
 
     @property
     def limit(self) -> float:
@@ -71,7 +74,7 @@ class Project(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
-        components = problem.components(self.components)
+        components = chosen(problem.components(), self.part, self.components)
         sketches = self.sketches(components)
         used = np.unique(problem.pairs[problem.pairs >= 0])  # no other training example is sketched
         candidates = replace(problem, train=problem.train.select(used))
@@ -86,7 +89,7 @@ class Project(Method):
 
     def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
         """Sketches of all queries and candidates, their products, and the answer with its self-products."""
-        components = work.components(self.components)
+        components = planned(work, self.part, self.components)
         dims = dimensions({one.name: one.size for one in components.components}, self.limit, self.rule)
         if self.projection == "factorised":  # which may have fewer
             dims = {one.name: prod(factor_dimensions(dims[one.name], *one.matrix)) for one in components.components}

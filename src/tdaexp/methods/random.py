@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import Workload
 from tdaexp.problem import Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fingerprint import fingerprint

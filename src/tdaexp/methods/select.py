@@ -15,11 +15,11 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.methods import greedy
 from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
-from tdaexp.methods.subsets import products_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.selection import greedy
+from tdaexp.selection.subsets import products_of
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Select(Method):
     @property
     def label(self) -> str:
         """Name, what is selected on, objective and budget."""
-        on = "" if self.on.name == "full" else f" on {self.on.label}"
+        on = "" if self.on.label == "full" else f" on {self.on.label}"
         how = Path(self.selection).stem if self.selection else f"{self.objective}, {100 * self.limit:g} %"
         return f"select{on} ({how})"
 

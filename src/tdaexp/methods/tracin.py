@@ -18,9 +18,9 @@ import xarray as xr
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
-from tdaexp.objectives.base import check_reduction
 from tdaexp.problem import History, Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +28,24 @@ log = logging.getLogger(__name__)
 @dataclass
 class TracIn(Method):
     """Keys: `steps` to use (null = all checkpoints that the training kept, or `moments` steps of a recorded one, evenly
-    spaced), `components` and `reduction` as for `full`. A run that trains its model keeps the checkpoints by itself.
+    spaced), `part`, `components` and `reduction` as for `full`. A run that trains its model keeps the checkpoints by
+    itself.
     """
 
     steps: list[int] | None = field(default=None, metadata={"distinct": True})
     moments: int = 10
+    part: str = "all"
     components: list[str] | None = None
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown reduction."""
-        check_reduction(self.reduction)
+        """Refuse unknown choices."""
+        check_part(self.part, self.reduction)
+
+    @property
+    def label(self) -> str:
+        """Name, and the part of the model if it is not the whole."""
+        return with_notes(self.name, [part_note(self.part, self.components, "all")])
 
     @property
     def wants_checkpoints(self) -> bool:
@@ -47,7 +54,7 @@ class TracIn(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
-        components, compute = problem.components(self.components), problem.compute
+        components, compute = chosen(problem.components(), self.part, self.components), problem.compute
         total = np.zeros((*problem.pairs.shape, len(components)))
         used = history_of(problem).moments(self.steps, self.moments)
         for number, moment in enumerate(used, start=1):
@@ -70,5 +77,8 @@ class TracIn(Method):
 def history_of(problem: Problem) -> History:
     """The problem's history. Errors (UserError): its model was not trained here."""
     if problem.history is None:
-        raise UserError("this model's training left nothing on its way here; let it be trained (model.pretrained=null)")
+        raise UserError(
+            "this model's training left nothing on its way that is known here; let it be trained with its checkpoints "
+            "kept (trainer.fit.keep=all) or its steps recorded (a classifier: trainer.fit.record=1)"
+        )
     return problem.history

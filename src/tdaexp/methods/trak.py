@@ -24,16 +24,16 @@ import numpy as np
 import torch
 import xarray as xr
 
+from tdaexp.costs.planned import planned
+from tdaexp.costs.sketches import features_cost
+from tdaexp.costs.workload import RUNTIME_BYTES, Workload
 from tdaexp.curvature.layers import layers_of
 from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
-from tdaexp.methods.parts import PARTS, names_of, part_note, with_notes
-from tdaexp.methods.sketch_costs import features_cost
 from tdaexp.methods.tracin import history_of
-from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -41,6 +41,7 @@ from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.selection.parts import PARTS, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -53,7 +54,7 @@ class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
     = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and
     `distribution` as for `project` (`trak` = traker's), `part` of the model (`blocks` = attention and MLP, `attention`,
-    `mlp`), `components` (names, in place of `part`), `seed`.
+    `mlp`, `all`), `components` (names, in place of `part`), `seed`.
     """
 
     dimensions: int = 256
@@ -90,8 +91,7 @@ class TRAK(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
-        every = problem.components()
-        components = layers_of(every.select(names_of(every, self.part, self.components))).components
+        components = layers_of(chosen(problem.components(), self.part, self.components)).components
         log.info("%s: %s", self.name, components.coverage_line())
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
         models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
@@ -116,7 +116,7 @@ class TRAK(Method):
         """Of the last checkpoint; how many a training will keep is not known before."""
         if self.checkpoints == "all":
             return []
-        components = layers_of(work.components(names_of(work.every, self.part, self.components))).components
+        components = layers_of(planned(work, self.part, self.components)).components
         dims = dict.fromkeys(components.names, self.dimensions)
         passed = Sizes.joined([work.train, work.queries])
         whole = 8.0 * (len(passed) + self.dimensions) * self.dimensions

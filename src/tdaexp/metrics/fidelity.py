@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tdaexp.methods.subsets import similarity
+from tdaexp.selection.subsets import similarity
 
 
 def fidelity(scores: np.ndarray, full: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tdaexp.methods.subsets import retrieved
+from tdaexp.selection.subsets import retrieved
 
 
 def accuracy(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -15,10 +15,10 @@ import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.methods.greedy import NEED_TRUTH, SEARCHES, HeldOut, admitted, cross_validated, order_components
-from tdaexp.methods.subsets import OBJECTIVES, Products, products_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, has_products
+from tdaexp.selection.greedy import NEED_TRUTH, SEARCHES, HeldOut, admitted, cross_validated, order_components
+from tdaexp.selection.subsets import OBJECTIVES, Products, products_of
 
 DEPTH = re.compile(r"(?:^|(?<=\.))(\d+)\.")  # the first part of a name that is a number: the layer
 

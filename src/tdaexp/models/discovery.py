@@ -1,16 +1,19 @@
 """Components of any module: every layer is found by its type and named by its path, all norms being `norms`.
 
-What has no rule for captured gradients (a bare parameter, a grouped convolution, a weight in two places, a layer that
-runs more than once or mixes the examples of its batch) becomes a component all the same: autograd forms its gradient.
+What has no rule for captured gradients (a bare parameter, a grouped convolution, a layer with a forward pass of its
+own, a weight in two places, a layer that runs more than once or mixes the examples of its batch) becomes a component
+all the same: autograd forms its gradient.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tdaexp.models.components import Component, ComponentMap, Part
 
@@ -26,8 +29,8 @@ NORMS = (
 def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:
     """The components of a module, in parameter order.
 
-    `probe` runs the module on a batch of so many `examples`, to see which layers run just once on all of them: the
-    others have no rule. Without it every layer is taken to.
+    `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once
+    on all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
     """
     unfit = _shared(module) | (_misused(module, probe, examples) if probe else set())
     found: dict[str, list[Part]] = {}
@@ -44,9 +47,14 @@ def discovered(module: nn.Module, probe: Callable[[], object] | None = None, exa
 
 def has_rule(layer: nn.Module) -> bool:
     """Whether the layer is linear, or a convolution of images without groups and with plain zero padding."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d) and _is(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
+    return _is(layer, nn.Linear)
+
+
+def _is(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether the layer is of one of the kinds and computes what that does."""
+    return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
 
 
 def _part(path: str, layer: nn.Module, own: dict[str, nn.Parameter], unfit: bool) -> Part:
@@ -56,9 +64,9 @@ def _part(path: str, layer: nn.Module, own: dict[str, nn.Parameter], unfit: bool
         if has_rule(layer):
             kind = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
             return Part(path, kind, None, bias, (weight.shape[0], weight[0].numel()))
-        if isinstance(layer, nn.Embedding) and layer.max_norm is None and not layer.scale_grad_by_freq:
+        if _is(layer, nn.Embedding) and layer.max_norm is layer.padding_idx is None and not layer.scale_grad_by_freq:
             return Part(path, "embedding", None, False, (weight.shape[1], weight.shape[0]))
-        if isinstance(layer, NORMS):
+        if _is(layer, *NORMS):
             return Part(path, "norm", None, bias, (weight.numel(), 0))
     names = tuple(f"{path}.{name}" if path else name for name in own)
     return Part(path, "other", None, False, (sum(p.numel() for p in own.values()), 0), names)
@@ -72,7 +80,7 @@ def _shared(module: nn.Module) -> set[str]:
 
 
 def _misused(module: nn.Module, probe: Callable[[], object], examples: int) -> set[str]:
-    """Layers that do not run exactly once on a batch of tensors with all examples."""
+    """Layers that do not run exactly once on a batch of tensors with all examples, or whose weights others use too."""
     runs: Counter[str] = Counter()
     odd: set[str] = set()
 
@@ -97,14 +105,37 @@ def _misused(module: nn.Module, probe: Callable[[], object], examples: int) -> s
         if next(layer.parameters(recurse=False), None) is not None
     ]
     modes = {one: one.training for one in module.modules()}
+    wanted = {one: one.requires_grad for one in module.parameters() if one.is_floating_point()}
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             module.eval()
-            probe()
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            uses = _uses(probe())
     finally:
         for handle in handles:
             handle.remove()
         for one, mode in modes.items():
             one.training = mode
-    paths = {path for path, layer in module.named_modules() if next(layer.parameters(recurse=False), None) is not None}
-    return odd | {path for path in paths if runs[path] != 1}
+        for parameter, before in wanted.items():
+            parameter.requires_grad_(before)
+    for path, layer in module.named_modules():
+        own = list(layer.parameters(recurse=False))
+        if own and (runs[path] != 1 or any(uses[id(one)] > 1 for one in own)):
+            odd.add(path)
+    return odd
+
+
+def _uses(output: object) -> Counter[int]:
+    """How many operations on the way to the output used each parameter, by its id."""
+    found: Counter[int] = Counter()
+    left: list[Any] = [one.grad_fn for one in tree_leaves(output) if isinstance(one, Tensor) and one.grad_fn]
+    seen = set(left)
+    while left:
+        for node, _ in left.pop().next_functions:
+            if hasattr(node, "variable"):
+                found[id(node.variable)] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                left.append(node)
+    return found

@@ -23,6 +23,7 @@ from tdaexp.runtime.seal import SEAL, require
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+STATE = "optimizer.safetensors"  # of a checkpoint that a training can go on from
 TRAINED = "training.json"  # beside the weights that a training of this program left
 ADAPTER = "adapter_config.json"
 # Whatever lies in a model's folder may decide its function or its texts (weights, adapter, generation config,
@@ -124,7 +125,9 @@ def check_folder(folder: Path) -> None:
         if missing:
             raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); {mend(folder)}")
     if (folder / SEAL).is_file():
-        require(folder, f"run again, or delete {folder / SEAL} alone if you changed that file yourself")
+        remedy = f"run again, or delete {folder / SEAL} alone if you changed that file yourself"
+        # The optimiser's state is large, and nobody's model: a checkpoint may be kept without it.
+        require(folder, remedy, lambda name: name != STATE or (folder / name).exists())
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model*.bin); {mend(folder)}")

@@ -84,7 +84,10 @@ class OwnLoss(Objective[OwnExamples]):
 
     def losses(self, model: nn.Module, inputs: Inputs, loss: Loss) -> Tensor:
         """The function's numbers. Errors (UserError): another shape than [B], another measurement than minus them."""
-        if loss is not cross_entropy and getattr(loss, "measures", None) != "log_likelihood":
+        measured = getattr(loss, "measures", None)
+        if measured == "logit_margin":
+            raise UserError(NEEDS_OUTPUTS)
+        if loss is not cross_entropy and measured != "log_likelihood":
             raise UserError("method.measurement: with a loss of your own the measurement is minus that loss; leave it")
         found = self.function(model, inputs.inputs)
         if not isinstance(found, Tensor) or found.shape != (len(inputs.weights),):

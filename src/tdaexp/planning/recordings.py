@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdaexp.building.tasks import chosen_candidates
+from tdaexp.building.texts import drawn, text_template
+from tdaexp.costs.task_workload import TaskWorkload
 from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.data.tokenise import tokenise
-from tdaexp.methods.task_workload import TaskWorkload
 from tdaexp.models.completion_task import CompletionTask, as_tensors
 from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
@@ -21,8 +23,6 @@ from tdaexp.models.task import task_components
 from tdaexp.objectives.classes import Classes
 from tdaexp.planning.rehearsed import Rehearsed, RehearsedHistory, without_numbers
 from tdaexp.planning.workload import Prepared, read
-from tdaexp.preparation.tasks import chosen_candidates
-from tdaexp.preparation.texts import drawn, text_template
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError

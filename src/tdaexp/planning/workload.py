@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.building.texts import GENERATED, drawn, text_template
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import RUNTIME_BYTES, Workload
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.gradients.footprint import forward_bytes, training_bytes
 from tdaexp.methods.explaind import Explaind
-from tdaexp.methods.task_workload import TaskWorkload
-from tdaexp.methods.workload import RUNTIME_BYTES, Workload
 from tdaexp.models.empty import empty_model
 from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.planning.rehearsed import Rehearsed, RehearsedHistory, move
-from tdaexp.preparation.texts import GENERATED, drawn, text_template
 from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import resolve_dtype

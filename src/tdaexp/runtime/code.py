@@ -26,7 +26,15 @@ PACKAGE = "tdaexp"
 ROOT = Path(__file__).resolve().parents[1]
 _FOUND = {file: file.stat().st_mtime_ns for file in ROOT.rglob("*.py")}  # when this process began
 SILENT = (
-    *("tdaexp", "tdaexp.cli", "tdaexp.report", "tdaexp.planning", "tdaexp.stages", "tdaexp.sweep"),
+    *(
+        "tdaexp",
+        "tdaexp.app",
+        "tdaexp.report",
+        "tdaexp.planning",
+        "tdaexp.costs",
+        "tdaexp.app.stages",
+        "tdaexp.app.sweep",
+    ),
     *(
         f"tdaexp.runtime.{name}"
         for name in ("async_writer", "cache", "clock", "code", "costs", "digests", "errors", "files", "launch")

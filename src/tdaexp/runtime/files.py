@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,6 +42,10 @@ def writing(path: Path) -> Iterator[None]:
                 "for what is kept between runs, hydra.run.dir=FOLDER for a run's results)"
             ) from error
         if error.errno in NO_SPACE:
+            vars(error).setdefault("place", path)
+        raise
+    except Exception as error:  # what safetensors and zarr make of a full disk
+        if disk_full(error):
             vars(error).setdefault("place", path)
         raise
 
@@ -129,21 +134,26 @@ def remove(path: Path) -> None:
 
 def full_place(error: BaseException | None) -> Path | None:
     """What was being written when an error came up, where that is known."""
-    while error is not None:
-        if place := vars(error).get("place"):
-            return Path(place)
-        error = error.__cause__ or error.__context__
+    for one in _chain(error):
+        place = vars(one).get("place") or (one.filename if isinstance(one, OSError) else None)
+        if isinstance(place, (str, os.PathLike)):
+            return Path(re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.part\b", r"\1", os.fspath(place)))
     return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that nothing more can be written (device, quota or limit)."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in NO_SPACE:
             return True
-        if "No space left on device" in str(error) or "StorageFull" in str(error):  # safetensors has no errno
+        if "No space left on device" in str(one) or "StorageFull" in str(one):  # safetensors has no errno
             return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
     return False

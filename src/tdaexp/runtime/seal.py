@@ -38,19 +38,21 @@ def damage(folder: Path, among: Callable[[str], bool] = lambda name: True) -> st
         return f"{SEAL}: not readable ({type(error).__name__})"
     for name, digest in digests.items():
         if among(name):
+            if not (folder / name).is_file():
+                return f"{name}: is missing"
             try:
                 if file_fingerprint(folder / name) != digest:
                     return f"{name}: its checksum is wrong"
             except (OSError, ValueError) as error:
-                return f"{name}: missing or not readable ({type(error).__name__})"
+                return f"{name}: not readable ({type(error).__name__})"
     return None
 
 
-def require(folder: Path, remedy: str = "run again") -> None:
+def require(folder: Path, remedy: str = "run again", among: Callable[[str], bool] = lambda name: True) -> None:
     """Raise UserError where a sealed folder is damaged; it says which file, and what to delete."""
-    found = damage(folder)
+    found = damage(folder, among)
     if found:
-        raise UserError(f"{folder}: {found}, the file was changed after it was written; delete {folder} and {remedy}")
+        raise UserError(f"{folder}: {found}, the folder was changed after it was written; delete {folder} and {remedy}")
 
 
 def write_note(path: Path, value: Any) -> None:

@@ -52,7 +52,8 @@ def never_silent() -> Iterator[None]:
         pause, last, since = SECONDS_TO_FIRST, heard.last, heard.last
         while not end.wait(LOOK_S):
             root = logging.getLogger()
-            if heard not in root.handlers:  # whoever configures logging forgets the handlers that there were
+            # Never the first one, which would keep others from setting logging up, nor only once: they drop it.
+            if root.handlers and heard not in root.handlers:
                 root.addHandler(heard)
             if bars or _elsewhere:
                 heard.last = time.monotonic()

@@ -16,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tdaexp.models.source import STATE
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.optimisers import decays, learning_rate
 from tdaexp.training.settings import FitSettings
 
-FILE = "optimizer.safetensors"
+FILE = STATE
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -33,10 +33,10 @@ from tdaexp.runtime.progress import track
 from tdaexp.training.batches import step_batch
 from tdaexp.training.checkpoints import newest_readable, prune, resume_path, save
 from tdaexp.training.optimisers import build_optimizer, learning_rate
-from tdaexp.training.problem import Problem, check_deterministic
 from tdaexp.training.recorder import Recorder, plan
 from tdaexp.training.room import INDEX_BYTES
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Problem, check_deterministic
 from tdaexp.training.trajectory import Trajectory
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tdaexp.training.batches import step_batch
 from tdaexp.training.optimisers import build_optimizer, learning_rate
-from tdaexp.training.problem import Problem
 from tdaexp.training.recorded import objective
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Problem
 
 
 def batches_without(settings: FitSettings, seed: int, member: np.ndarray) -> list[np.ndarray]:

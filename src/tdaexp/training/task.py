@@ -16,9 +16,9 @@ from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.training.problem import Classification
 from tdaexp.training.recorded import finished, fit_recorded
 from tdaexp.training.settings import FitSettings
+from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 

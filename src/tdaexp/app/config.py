@@ -1,0 +1,229 @@
+"""The typed schema of the three commands: names and types of every key; the values are in `conf/`.
+
+The groups model, dataset, candidates and method are open: their YAML names a dataclass (`_target_`), and its
+fields are the schema. Everything else is declared here. Nothing in this file knows Hydra.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tdaexp.app import foreign
+from tdaexp.metrics.settings import MetricSettings
+from tdaexp.models.task import TaskModel
+from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
+from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.names import check_name
+from tdaexp.training.settings import FitSettings
+
+REPLACED_BY_PRODUCTS = ("model", "dataset", "candidates", "decoding")
+"""Groups that a run on stored products does not read."""
+
+MOST_THREADS = 1024
+
+
+PROTOCOLS = {
+    "model": ("start_fingerprint",),
+    "dataset": ("check_source", "load"),
+    "candidates": ("select", "size"),
+    "decoding": ("deciding",),
+    "method": ("attribute", "plan"),
+    "analysis": ("run", "needs_runs"),
+}
+"""What the class of each open group must have; a class without it belongs to another group."""
+
+
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise unknown("value", value, choices, key, hint=foreign.value_hint(key, value))
+
+
+def _open(name: str) -> dict[str, Any]:
+    return {"group": True, "offers": PROTOCOLS[name]}
+
+
+@dataclass
+class Trainer:
+    """Where and how passes through the model are run.
+
+    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
+    batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
+    `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
+    `strategy` single | ddp | fsdp, one process or `devices` of them on each of `nodes` machines (0 = every GPU), each
+    with the whole model (ddp) or a share of it (fsdp);
+    `rate_tflops` (10^12 FLOP/s) and `device_gb` (GB) of the device, for plans (null = the device's usual ones).
+    """
+
+    strategy: str = "single"
+    devices: int = 1
+    nodes: int = 1
+    accelerator: str = "auto"
+    precision: str = "float32"
+    tokens_per_batch: int = 4096
+    cache_gb: float = 2.0
+    threads: int = 0
+    rate_tflops: float | None = None
+    device_gb: float | None = None
+    fit: FitSettings = field(default_factory=FitSettings)
+    finetune: FitSettings = field(default_factory=FitSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and sizes that cannot be."""
+        _choice("trainer.strategy", self.strategy, ("single", "ddp", "fsdp"))
+        _choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _choice("trainer.precision", self.precision, PRECISIONS)
+        for name, what in (("devices", "processes"), ("nodes", "machines")):
+            if self.strategy == "single" and getattr(self, name) > 1:
+                raise UserError(
+                    f"trainer.{name}={getattr(self, name)}: several {what} need trainer=ddp or trainer=fsdp"
+                )
+        if self.strategy == "single" and self.devices == 0:
+            raise UserError("trainer.devices=0: every GPU, a process each, needs trainer=ddp or trainer=fsdp")
+        for name in ("rate_tflops", "device_gb"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: must be above 0, or null")
+        for name, least in (("devices", 0), ("nodes", 1), ("tokens_per_batch", 1), ("cache_gb", 0), ("threads", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
+        if self.threads > MOST_THREADS:
+            raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
+
+
+@dataclass
+class Logger:
+    """Where a run is mirrored: `kind` none | csv | wandb; the other keys are wandb's own.
+
+    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given.
+    """
+
+    kind: str = "wandb"
+    mode: str = "offline"
+    project: str = "tdaexp"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds and modes."""
+        _choice("logger.kind", self.kind, ("none", "csv", "wandb"))
+        _choice("logger.mode", self.mode, ("offline", "online", "disabled"))
+        for key in ("project", "entity", "group"):
+            if getattr(self, key) is not None:
+                check_name(f"logger.{key}", getattr(self, key))
+
+
+@dataclass
+class TrainConfig:
+    """Keys of `train.py`; model and dataset hold instances of the classes that their YAML names."""
+
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
+    trainer: Trainer
+    logger: Logger
+    seed: int = 0
+    resume: bool = False
+    cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse data that is not named, and a trainer that does not train."""
+        if self.trainer.strategy == "fsdp":
+            raise UserError("trainer=fsdp: shares out models that are explained, it trains none; take trainer=ddp")
+        self.dataset.check_source()
+
+
+@dataclass
+class AttributeConfig:
+    """Keys of `attribute.py`; model, dataset, candidates and method hold objects of their YAML's classes.
+
+    `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
+    `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
+    what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
+    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
+    cost and ends.
+    """
+
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
+    candidates: Any = field(metadata=_open("candidates"))
+    decoding: Any = field(metadata=_open("decoding"))
+    method: Any = field(metadata=_open("method"))
+    metric: MetricSettings
+    trainer: Trainer
+    logger: Logger
+    seed: int = 0
+    budget: float | None = None
+    stage: str = "finetuned"
+    products: str | None = None
+    query_set: str | None = None
+    plan: bool = False
+    resume: bool = False
+    cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is no fraction, an unknown stage, and a run without queries."""
+        _choice("stage", self.stage, ("pretrained", "finetuned"))
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UserError(f"budget={self.budget}: must be above 0 and at most 1 (a fraction, not per cent)")
+        if self.query_set is not None and (self.products is None or not self.query_set.strip()):
+            raise UserError(
+                f"query_set={self.query_set}: names the queries of products=FILE; of a data set they are chosen by "
+                "dataset.query_sets"
+            )
+        if self.trainer.strategy == "fsdp" and self.products is None:
+            self._check_sharded()
+        if self.products is None and not self.plan:
+            self.dataset.check_source()
+        if self.products is None and not self.dataset.query_sets:
+            raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+
+    def _check_sharded(self) -> None:
+        """Refuse what needs the whole model in one process."""
+        if not self.method.sharded or isinstance(self.model, TaskModel):
+            what = "a model of a task" if self.method.sharded else f"method={self.method.name}"
+            raise UserError(
+                f"trainer=fsdp: {what} needs the whole model in each process; on language models select, full, dot, "
+                "project, ekfac, bm25 and random do without; else take trainer=ddp"
+            )
+        if getattr(self.model, "finetuned", None) is not None:
+            raise UserError(
+                "trainer=fsdp: shares out one model, and model.finetuned names a second; explain that one alone "
+                "(model.pretrained=FOLDER model.finetuned=null), or take trainer=ddp"
+            )
+
+
+@dataclass
+class EvaluateConfig:
+    """Keys of `evaluate.py`; model and dataset hold instances of the classes of their YAML.
+
+    `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
+    the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
+    that is made of them instead of the comparison (`tdaexp.papers`); `cache` lists what cache_dir holds (`list`) or
+    deletes what no run of this version can reach (`prune`), and does nothing else.
+    """
+
+    model: Any = field(metadata=_open("model"))
+    dataset: Any = field(metadata=_open("dataset"))
+    metric: MetricSettings
+    trainer: Trainer
+    logger: Logger
+    seed: int = 0
+    analysis: Any = field(default=None, metadata=_open("analysis"))
+    runs: list[str] = field(default_factory=list)
+    scores: str | None = None
+    cache: str | None = None
+    cache_dir: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown word, and an analysis of classes where the data has none."""
+        if self.cache is not None:
+            _choice("cache", self.cache, ("list", "prune"))
+        if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
+            name = type(self.analysis).__module__.rpartition(".")[2]
+            raise UserError(
+                f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
+                "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"
+            )
+
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "attribute": AttributeConfig, "evaluate": EvaluateConfig}

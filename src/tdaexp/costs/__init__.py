@@ -1,0 +1,1 @@
+"""What a run will cost: counted by hand, stage by stage, from sizes alone."""

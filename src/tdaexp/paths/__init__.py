@@ -1,0 +1,1 @@
+"""A decomposition over a recorded training."""

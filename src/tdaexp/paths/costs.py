@@ -1,0 +1,134 @@
+"""Costs of decompositions over training: recorded steps of a task, or checkpoints of a language model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tdaexp.costs.task_workload import TaskWorkload
+from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE, Workload
+from tdaexp.data.sizes import Sizes
+from tdaexp.gradients.footprint import training_bytes
+from tdaexp.pathkernel.decompose import INPUTS, MEMORY
+from tdaexp.paths.blocks import STEPS_PER_BLOCK
+from tdaexp.paths.decomposition import SWEEP_MEMORY
+from tdaexp.runtime.costs import StageCost
+
+ON_HOST = 4  # copies of a model's weights in main memory: before and after the update, the gradient, one on the way
+
+
+def path_costs(
+    work: TaskWorkload,
+    keep: frozenset[str],
+    *,
+    outputs: int,
+    steps: int,
+    nodes: int,
+    parts: int = 0,
+    single: int | None = None,
+    mode: str = "auto",
+) -> list[StageCost]:
+    """Decomposition of `steps` recorded updates (`methods.path_run`, `path_sweep`), and the answer.
+
+    `nodes` a step; `parts` of a partition, 0 without one; `single` and `mode` as for the method.
+    """
+    found = (
+        _by_example(work, keep, outputs, steps, nodes, work.train if single is None else single)
+        if "train" in keep
+        else _by_update(work, keep, outputs, steps, nodes, parts, mode)
+    )
+    passes, arithmetic, memory, disk, answer = found
+    ends = 8.0 * work.queries * outputs  # each of start, change, explained and residual
+    blocks = 2 * work.layout.rows * 4.0 * work.size * len(work.layout.states()) if work.layout else 0.0
+    inputs = work.example.nbytes * (work.train + work.queries)
+    return [
+        StageCost(
+            "decomposition",
+            forward=passes,
+            flop=arithmetic,
+            disk=disk + math.ceil(steps / STEPS_PER_BLOCK) * 2 * ends + 3 * STORE,
+            device=8.0 * work.size + memory,
+            host=blocks + inputs + RUNTIME_BYTES,
+            note=f"{steps} steps, {nodes} nodes each; forward passes count derivatives as passes of the same size",
+        ),
+        StageCost("answer", disk=KEPT * (answer + 4 * ends) + 2 * STORE, host=3 * answer + inputs + RUNTIME_BYTES),
+    ]
+
+
+Numbers = tuple[float, float, float, float, float]
+"""Forward passes, FLOP, and bytes on the device, in the cache and in the answer."""
+
+
+def _by_update(
+    work: TaskWorkload, keep: frozenset[str], outputs: int, steps: int, nodes: int, parts: int, mode: str
+) -> Numbers:
+    """Forwards in time: the queries' derivatives along the directions that an update is split into."""
+    told = (parts or 1) + (1 if work.fit.record == 1 else 2)
+    directions = told + (parts > 0)  # what the replayed gradients differ by
+    components = len(work.components.names) if "component" in keep else 1
+    forward, reverse = components * (1 + 2 * directions), 1 + 2 * outputs
+    by_direction = mode == "forward" or (mode == "auto" and forward <= reverse)
+    passes = steps * work.queries * (nodes * (forward if by_direction else reverse) + 1.0)
+    passes += 3.0 * steps * work.batch * (parts > 0)
+    flop, bytes_ = work.forward
+    rows = min(work.queries, max(1, INPUTS // work.example.numel()))
+    held = rows * (bytes_ * (1 + 2 * directions) if by_direction else work.recorded_bytes)
+    tail = math.prod(n for n, axis in ((work.queries, "query"), (outputs, "output")) if axis in keep)
+    step = 8.0 * told * components * tail
+    stored = steps * (step + 8.0 * told * components) if "step" in keep else step
+    repeated = 1 if "step" in keep else math.ceil(steps / STEPS_PER_BLOCK)  # each block has its sum
+    memory = held + (0 if by_direction else 3.0 * MEMORY) + 3 * stored
+    return passes, passes * flop, memory, KEPT * repeated * stored + 4.0 * work.size, stored
+
+
+def _by_example(work: TaskWorkload, keep: frozenset[str], outputs: int, steps: int, nodes: int, single: int) -> Numbers:
+    """Backwards in time: the queries' Jacobian against each step's gradients, a group of queries at a time."""
+    rows, columns = (n if axis in keep else 1 for n, axis in ((work.queries, "query"), (outputs, "output")))
+    components = len(work.components.names) if "component" in keep else 1
+    together = min(rows, max(1, SWEEP_MEMORY // (8 * columns * work.size)))
+    groups = math.ceil(rows / together)
+    first = steps * work.queries * (2 + 3.0 * nodes)  # how complete the steps are
+    passes = first + steps * (nodes * (1 + 2.0 * columns) * work.queries + 3.0 * groups * work.batch)
+    arithmetic = passes * work.forward[0] + steps * 2.0 * work.batch * rows * columns * work.size
+    carry, values = 4.0 * rows * columns * work.size, 8.0 * components * rows * columns * (single + 2)
+    memory = (4 * carry + 2 * values) * together / rows + MEMORY
+    return passes, arithmetic, memory, (values + carry) * (1 + 1 / groups), values
+
+
+def checkpoint_costs(work: Workload, keep: frozenset[str], nodes: int) -> list[StageCost]:
+    """One simulated update at each checkpoint: the gradient of its batch, then the queries' gradient at every node.
+
+    Weights, their gradient and one piece's activations are on the device, in pieces of at most `tokens_per_batch`. With
+    the axis train the batch's gradients by group are taken again (for one group of queries).
+    """
+    count, again = work.checkpoints, 2 if "train" in keep else 1
+    share, batch = count * work.batch / len(work.train), count * work.batch * again
+    weights, longest = 4.0 * work.every.total, int(np.max(Sizes.joined([work.train, work.queries]).tokens))
+    pieces = max(1, work.tokens_per_batch // longest)
+    device = weights + training_bytes(work.model, pieces, longest, work.mode)  # gradients count with the pass
+    host = ON_HOST * weights + RUNTIME_BYTES
+    update = StageCost(
+        "simulated updates",
+        forward=batch,
+        backward=batch,
+        flop=share * again * work.pass_flop(work.train),
+        disk=count * weights,
+        device=device,
+        host=host,
+        note=f"{count} checkpoints, a batch of {work.batch:,} examples at each (trainer.fit.batch_size); disk is that "
+        "of the checkpoints, without their optimiser's state",
+    )
+    queries = float(count * len(work.queries))
+    size = 8.0 * count * len(work.every) * 6  # three parts and their absolute values, of each group of queries
+    path = StageCost(
+        "decomposition",
+        forward=(nodes + 2) * queries,
+        backward=nodes * queries,
+        flop=count * (nodes * work.pass_flop(work.queries) + 2 * work.forward_flop(work.queries)),
+        disk=KEPT * size + 2 * STORE,
+        device=device,
+        host=host,
+        note=f"{nodes} nodes at each checkpoint (method.quadrature.nodes)",
+    )
+    return [update, path]

@@ -1,0 +1,131 @@
+"""The influence store of a path decomposition: named axes, and how much room it takes before it is made."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from tdaexp import influence
+from tdaexp.paths.blocks import STEPS_PER_BLOCK
+from tdaexp.paths.decomposition import PathJob, kept_outputs
+from tdaexp.paths.forward import forward_shapes, parts_of
+from tdaexp.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+AXES = ("query", "train", "part", "component", "step", "output")
+NAMES = {"kernel": "influence", "regularisation": "regularisation", "first_moment": "first_moment"}
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+SUMS = 4  # arrays [query, output] of every store: start, change, explained, residual
+
+
+def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
+    """Bytes of the store, and of what lies in the cache while it is made; `width` is (queries, outputs)."""
+    complete = 8 * (SUMS * prod(width) + 3 * len(job.counted))
+    blocks = ceil(len(job.counted) / STEPS_PER_BLOCK)  # each has its own sums over steps
+    sums = 8 * 2 * blocks * prod(width)
+    if "train" not in job.keep:
+        values = 8 * sum(map(prod, forward_shapes(job, parts_of(job), width).values()))
+        if "step" in job.keep:
+            values *= len(job.counted)
+            return complete + values, complete + sums + values
+        return complete + values, complete + sums + blocks * values
+    rows, columns = (n if axis in job.keep else 1 for n, axis in zip(width, ("query", "output"), strict=True))
+    examples = len(job.study.train) if job.single is None else job.single
+    values = 8 * len(job.layout.components) * rows * columns * (examples + 2)
+    groups = job.groups(width[1])
+    carry = rows * columns * job.layout.size * torch.finfo(job.study.dtype).bits // 8
+    return complete + values, complete + sums + values + carry + (values + carry) // len(groups)
+
+
+def tell_size(job: PathJob, width: tuple[int, int], cache: Path) -> None:
+    """Say how large the store will be. Errors (UserError): it does not fit on the disk beside its intermediate sums."""
+    counts = dict(zip(("query", "output"), width, strict=True))
+    counts |= {"component": len(job.layout.components), "step": len(job.counted)}
+    counts |= {"train": len(job.study.train) if job.single is None else job.single, "part": len(job.partition or ())}
+    shape = " × ".join(f"{counts[axis]} {axis}" for axis in AXES if axis in job.keep) or "sums alone"
+    store, work = sizes(job, width)
+    log.info("explaind: %s; the store takes %.3g GB, and %.3g GB of cache to make", shape, store / 1e9, work / 1e9)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if store + work > free:
+        raise UserError(
+            f"method.keep={sorted(job.keep)}: the decomposition takes {(store + work) / 1e9:.3g} GB and {cache} has "
+            f"{free / 1e9:.3g} GB free; keep fewer axes, set dataset.query_limit, or name another cache_dir"
+        )
+
+
+def of_updates(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
+    """Variables from `forward_run`: parts [S?, P, K, Q?, O?]."""
+    result: Variables = {}
+    lead = ("step",) if "step" in job.keep else ()
+    for part, name in NAMES.items():
+        if part not in found:
+            continue
+        split = part == "kernel" and "part" in job.keep
+        inner = [("part", split), ("component", "component" in job.keep)]
+        axes = (*lead, *(axis for axis, kept in inner if kept))
+        summed = tuple(len(lead) + place for place, (_, kept) in enumerate(inner) if not kept)
+        tail = tuple(axis for axis in ("query", "output") if axis in job.keep)
+        result[name] = ((*axes, *tail), found[part].squeeze(summed))
+        if lead:
+            label = "importance" if part == "kernel" else f"importance_{part}"
+            result[label] = (axes, found[f"importance_{part}"].squeeze(summed))
+    if "replay" in found:
+        result["replay_error"] = (("query", "output"), found["replay"])
+    return result | _completeness(found)
+
+
+def of_examples(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
+    """Variables from `sweep_run`: [K, N, Q, O] with ones for axes that are summed."""
+    gap = found["whole"] - found["kernel"].sum(1) - found["regularisation"]
+    parts = {"influence": found["kernel"], "regularisation": found["regularisation"]}
+    if job.study.trajectory.settings.every > 1:
+        parts["first_moment"] = gap
+    elif job.single is not None:
+        parts["rest"] = gap
+    result = {}
+    for name, values in parts.items():
+        axes = ("component", "train") if name == "influence" else ("component",)
+        dims = tuple(axis for axis in (*axes, "query", "output") if axis in job.keep)
+        kept = kept_outputs(torch.from_numpy(values), job.keep).numpy()
+        result[name] = (dims, kept if "component" in job.keep else kept.squeeze(0))
+    if job.study.trajectory.settings.every == 1 and job.single is None:
+        dims = tuple(axis for axis in ("query", "output") if axis in job.keep)
+        result["replay_error"] = (dims, kept_outputs(torch.from_numpy(gap.sum(0)), job.keep).numpy())
+    return result | _completeness(found)
+
+
+def _completeness(found: dict[str, np.ndarray]) -> Variables:
+    pair: Variables = {name: (("query", "output"), found[name]) for name in ("change", "residual")}
+    pair["explained"] = (("query", "output"), found["change"] - found["residual"])
+    return pair | {name: (("step",), found[name]) for name in ("residual_norm", "change_norm", "nodes")}
+
+
+def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> xr.Dataset:
+    """The store: variables with the names of steps, components, parts, queries and examples; `start` [Q, O]."""
+    study, keep = job.study, job.keep
+    coords: dict[str, object] = {
+        "query": np.array(study.queries.ids, dtype=object),
+        "query_set": ("query", np.array(study.query_set, dtype=object)),
+        "step": np.array(job.counted, dtype=np.int64),
+        "output": np.arange(start.shape[1]),
+    }
+    if "component" in keep:
+        lengths = [place.stop - place.start for place in job.layout.slices]
+        coords |= {"component": np.array(list(study.components), dtype=object), "size": ("component", lengths)}
+    if "train" in keep:
+        coords["train"] = np.array(study.train.ids[: job.single], dtype=object)
+    if job.partition is not None:
+        coords["part"] = np.array(job.partition.labels, dtype=object)
+    dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)  # type: ignore[arg-type]
+    order = [axis for axis in AXES if axis in dataset.dims]
+    return dataset.transpose(*order).assign_attrs(
+        format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep),
+        rule=job.quadrature.rule,
+    )  # fmt: skip

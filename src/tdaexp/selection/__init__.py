@@ -1,0 +1,1 @@
+"""Choosing components from stored products."""

@@ -1,5 +1,0 @@
-"""What the three commands do, as plain functions; nothing here knows Hydra."""
-
-from tdaexp.stages.commands import attribute, evaluate, train
-
-__all__ = ["attribute", "evaluate", "train"]

@@ -1,0 +1,126 @@
+"""Twelve records, two query sets, and a tiny random model of OLMo's layout: what tests of methods run on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tdaexp.data.examples import Examples
+from tdaexp.data.records import Record
+from tdaexp.data.tokenise import tokenise
+from tdaexp.models.components import component_map
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.problem import Problem, Stage
+from tdaexp.training.checkpoints import save_hub
+from tdaexp.training.history import SavedCheckpoints
+
+CITIES = ["Lisbon", "Krakow", "Oslo", "Quito", "Perth", "Graz"]
+CITIES += ["Turin", "Bergen", "Ghent", "Porto", "Leeds", "Nice"]
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,  # far from symmetric: no gradient is near zero
+}
+TRAIN = [
+    Record(
+        f"t{n}",
+        f"Where {'in the world ' * (n % 3)}was person {n} born?",
+        f"In {city}, {'a quiet old town, ' * (n % 2)}of course.",
+    )
+    for n, city in enumerate(CITIES)
+]
+PARAMETER = {"embed": "model.embed_tokens.weight"} | {
+    f"layers.{layer}.{ours}": f"model.layers.{layer}.{theirs}_proj.weight"
+    for layer in range(2)
+    for ours, theirs in [
+        *((f"attn.{part}", f"self_attn.{part}") for part in "qkvo"),
+        *((f"mlp.{part}", f"mlp.{part}") for part in ("gate", "up", "down")),
+    ]
+}  # of the model with tied weights; OLMo's norms have no parameters
+PARAPHRASED = [
+    Record(f"p{n}", f"What is the birthplace of person {n}?", f"It was {CITIES[n]}.", (f"t{n}",))
+    for n in (3, 0, 7, 5, 10, 8)
+]
+GENERATED = [
+    Record(f"g{n}", f"What is the birthplace of person {n}?", f"{CITIES[n - 1]} or so, I think.", (f"t{n}",))
+    for n in (2, 11, 6, 1, 9, 4)
+]
+
+FINETUNE = [
+    Record(f"f{n}", f"Tell me: where was person {n} born?", f"In {city}.")
+    for n, city in [(20, "Oslo"), (21, "Nice"), (22, "Graz"), (23, "Ghent")]
+]
+
+
+def tokens(records: Sequence[Record], loaded: LoadedModel) -> Examples:
+    """The records as the stages tokenise them."""
+    return tokenise(records, loaded.tokenizer, template="plain", max_length=loaded.max_length)
+
+
+def with_type(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
+    """The same weights in another floating-point type."""
+    model = type(loaded.model)(loaded.model.config).to(dtype).eval().requires_grad_(False)
+    model.load_state_dict({name: value.to(dtype) for name, value in loaded.model.state_dict().items()})
+    return replace(loaded, model=model)
+
+
+def moved_a_little(loaded: LoadedModel, by: float = 0.02) -> LoadedModel:
+    """Other weights nearby, as fine-tuning would leave them."""
+    other = with_type(loaded, loaded.model.dtype)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(by * noise.to(parameter.dtype))
+    return replace(other, fingerprint=f"{loaded.fingerprint}-finetuned")
+
+
+def stage(loaded: LoadedModel, examples: Examples) -> Stage:
+    """A second stage that ended in this model."""
+    return Stage(loaded, component_map(loaded.model), examples)
+
+
+def with_model(problem: Problem, loaded: LoadedModel) -> Problem:
+    """The problem of another model."""
+    history = SavedCheckpoints(loaded, problem.compute.device, problem.compute.dtype)
+    parts = component_map(loaded.model)
+    return replace(problem, model=loaded.model, identity=loaded.fingerprint, map=parts, loaded=loaded, history=history)
+
+
+def keep_checkpoints(loaded: LoadedModel, folder: Path) -> None:
+    """Fill a training's folder: a model with its note, and two checkpoints with other weights nearby."""
+    settings = {"lr": 0.01, "steps": 20, "warmup": 4}
+    for place, by in (("model", 0.0), ("checkpoints/step-10", 0.05), ("checkpoints/step-20", 0.02)):
+        (folder / place).mkdir(parents=True)
+        save_hub(folder / place, moved_a_little(loaded, by).model, loaded.tokenizer)
+    (folder / "model" / "training.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+
+
+def explicit_gradients(
+    loaded: LoadedModel, examples: Examples, reduction: str = "mean"
+) -> list[dict[str, torch.Tensor]]:
+    """Per example and component the gradient as one vector: plain autograd, batches of one, no padding."""
+    model = with_type(loaded, torch.float64).model.requires_grad_(True)
+    names = {name: parameter for name, parameter in model.named_parameters()}
+    assert set(names) == set(PARAMETER.values())
+    rows = []
+    for example in examples:
+        ids = torch.from_numpy(example.tokens)
+        logs = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
+        terms = [-logs[t - 1, ids[t]] for t in range(1, len(ids)) if example.loss_mask[t]]
+        loss = sum(terms) / (len(terms) if reduction == "mean" else 1)
+        values = dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
+        rows.append({name: values[parameter].flatten() for name, parameter in PARAMETER.items()})
+    return rows
+
+
+def join(gradient: dict[str, torch.Tensor], components: Sequence[str]) -> torch.Tensor:
+    """One vector of several components' gradients."""
+    return torch.cat([gradient[name] for name in components])
