@@ -22,6 +22,7 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import repeated
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
         basis[0] = start / torch.linalg.vector_norm(start)
         if done:
             basis[1 : done + 1] = torch.from_numpy(blocks.group["next"][:done]).to(start)
-        for step in track(range(done, steps), "Arnoldi", steps, done, stoppable=True):
+        for step in track(repeated(range(done, steps)), "Arnoldi", steps, done, stoppable=True):
             scale = max(blocks.group["alpha"][:step], default=0.0)
             alpha, beta, following = _extend(multiply, basis[: step + 1], scale)
             basis[step + 1] = following

@@ -35,10 +35,6 @@ class Arnoldi(IterativeInverse):
         if not 1 <= self.rank <= self.steps:
             raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
 
-    def products(self, queries: int) -> float:
-        """One for each step."""
-        return float(self.steps)
-
     def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
         """Find the eigenvectors, then project each query when it is asked for."""
         pairs, damping = eigenpairs(task, self.steps, self.rank), task.damping

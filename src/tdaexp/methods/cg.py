@@ -93,10 +93,6 @@ class CG(IterativeInverse):
             )
         return vectors, {**notes, "converged": ("query", reached)}
 
-    def products(self, queries: int) -> float:
-        """Arnoldi's steps, and every iteration of every query."""
-        return float(self.deflate + queries * self.iterations)
-
     def _preconditioner(self, task: IHVP) -> Product | None:
         if not self.deflate:
             return None

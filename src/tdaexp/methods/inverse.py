@@ -19,9 +19,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.costs.planned import planned
-from tdaexp.costs.stages import against_cost, solver_cost
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
@@ -31,7 +28,6 @@ from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.selection.parts import check_choices, chosen, with_notes
@@ -119,26 +115,6 @@ class IterativeInverse(Method):
         )
         dataset = task.problem.label(values, task.components).assign(notes)
         return dataset.assign_attrs(damping=task.damping, curvature_examples=len(task.ggn.examples))
-
-    def products(self, queries: int) -> float:
-        """How many products with the curvature solving for so many queries takes, at most."""
-        return float(queries)
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """The solver, training gradients against its vectors, and the answer."""
-        components = layers_of(planned(work, self.part, self.components)).components
-        answered = work.answered(self.queries)
-        examples = work.some(work.train, range(min(self.examples or len(work.train), len(work.train))))
-        products = self.products(len(answered.queries)) + PROBES * (self.damping is None)
-        solver = solver_cost(
-            answered,
-            int(components.sizes.sum()),
-            examples,
-            products,
-            len(answered.queries),
-            getattr(self, "at_once", 1),
-        )
-        return [solver, against_cost(answered, components), answered.answer(len(components), self_products=False)]
 
     def identity(self) -> list[object]:
         """Everything that decides the answer, for the names of stores."""

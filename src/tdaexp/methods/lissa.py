@@ -19,6 +19,7 @@ from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes, solve_in_blocks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import repeated
 from tdaexp.training.batches import batch_indices
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,6 @@ class LiSSA(IterativeInverse):
 
         return solve_in_blocks(task, self.at_once, {}, solver)
 
-    def products(self, queries: int) -> float:
-        """In products over all of `examples`, of which a step takes `batch_size`; without the estimate of the scale."""
-        share = 1.0 if self.examples is None else min(1.0, self.batch_size / self.examples)
-        return queries * self.depth * self.repeats * share
-
     def _scale(self, task: IHVP, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
@@ -78,7 +74,9 @@ class LiSSA(IterativeInverse):
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:
-                found = [largest_eigenvalue(partial(multiply, step), task.random("start")) for step in range(TRIED)]
+                found = [
+                    largest_eigenvalue(partial(multiply, step), task.random("start")) for step in repeated(range(TRIED))
+                ]
                 kept.write(0, {"largest": np.array([max(found)])})
         scale = SAFETY * float(kept.read()["largest"][0]) + task.damping
         log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)

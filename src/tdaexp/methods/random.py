@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.rehearsal import repeated
 
 
 @dataclass
@@ -31,10 +29,6 @@ class Random(Method):
         ids = np.array([*problem.train.ids, ""], dtype=object)[problem.pairs]
         return problem.label(self._draw(problem.queries.ids, problem.query_set, ids))
 
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """The answer, one number of float64 for each pair."""
-        return [work.answer(2, self_products=False)]
-
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Uniform scores on the pairs of the products file."""
         scores = products.drop_vars(["influence", "query_sq", "train_sq"])
@@ -44,8 +38,11 @@ class Random(Method):
 
     def _draw(self, queries, sets, train: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
         """Scores [Q, C] from a hash of (seed, query set, query id, training id)."""
-        rows = zip(sets, queries, train, strict=True)
-        return np.array([[self._uniform(f"{s}/{q}/{name}") for name in names] for s, q, names in rows])
+        values = np.empty(train.shape)
+        for row in repeated(range(len(train))):
+            keys = [f"{sets[row]}/{queries[row]}/{name}" for name in train[row]]
+            values[row] = [self._uniform(key) for key in keys]
+        return values
 
     def _uniform(self, key: str) -> float:
         return int(fingerprint(self.seed, key), 16) / 2.0**64

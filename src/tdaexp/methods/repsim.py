@@ -22,6 +22,7 @@ from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.rehearsal import arithmetic, repeated
 
 POOLINGS = ("mean", "last")
 
@@ -50,7 +51,11 @@ class RepSim(Method):
         texts = texts_alone(problem.queries) if problem.classes else problem.queries
         queries = self.states(problem.after("finetuned"), texts)
         train = self.states(problem.after("pretrained"), problem.train)
-        return problem.label(np.einsum("qd,qcd->qc", queries, train[problem.pairs]))
+        values = np.empty(problem.pairs.shape, dtype=np.float32)
+        arithmetic(2.0 * values.size * queries.shape[1])
+        for row in repeated(range(len(values))):
+            values[row] = np.einsum("d,cd->c", queries[row], train[problem.pairs[row]])
+        return problem.label(values)
 
     def states(self, problem: Problem, examples: Any) -> np.ndarray:
         """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +12,29 @@ import torch
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.task import TaskModel
-from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_problem, task_workload
-from tdaexp.planning.rehearsed import rehearse, tiled
-from tdaexp.planning.workload import Prepared, processes, text_problem, text_workload
+from tdaexp.planning.before import of_task, of_texts
+from tdaexp.planning.paths import of_checkpoints, of_recording
+from tdaexp.planning.rehearsed import rehearse
+from tdaexp.planning.task_work import TaskWork
+from tdaexp.planning.tasks import NotAtHand, recorded_work, task_work
+from tdaexp.planning.texts import processes, text_work
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.runtime.rehearsed_store import rehearsing
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Stages of the method and those `before` it, what is known of the sizes, and what was assumed of them."""
+
+    stages: list[StageCost]
+    before: list[StageCost]
+    summary: str
+    assumed: list[str]
 
 
 def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
@@ -29,51 +44,43 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     """
     if config.products is not None:
         raise UserError("plan: a run on stored products runs no model and needs no plan; leave plan=true out")
-    machine, task = machine_of(config.trainer), check_pair(config.model, config.dataset)
-    if config.method.hand_planned:
-        stages, work, before, assumed = _by_hand(config, corpus, task)
-    else:
-        stages, work, before, assumed = _rehearsed(config, corpus, task)
+    found = planned(config, corpus)
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
-    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
+    return CostPlan(
+        f"{title}, {config.trainer.precision}; {found.summary}",
+        [*found.before, *found.stages],
+        machine_of(config.trainer),
+        found.assumed,
+    )
 
 
-Planned = tuple[list[StageCost], Any, list[StageCost], list[str]]
-"""The method's stages, the sizes, the stages before it, and what was assumed."""
-OF_TASKS = ("explaind", "random")
+def planned(config: Any, corpus: Corpus | None = None) -> Planned:
+    """What an attribute run does, on tensors without numbers; `corpus` as for `plan_of`."""
+    rehearsal, explains = Rehearsal(), isinstance(config.method, Explaind)
+    if check_pair(config.model, config.dataset):
+        return _of_task(config, *task_work(config, rehearsal))
+    if explains and config.trainer.fit.record:
+        return _of_task(config, recorded_work(config, corpus, rehearsal), [])
+    work, assumed = text_work(config, corpus, rehearsal)
+    with rehearsing(rehearsal):
+        before = of_texts(config, work)
+        if explains:
+            return Planned(of_checkpoints(config.method, work), before, work.summary, assumed)
+        both, problem = config.method.both_stages, work.problem(config.seed)
+        problem = problem if both else problem.after(config.stage)
+        stages = rehearse(config.method, problem, rehearsal, work.weights * (1 + both))
+        return Planned(stages, before, work.summary, assumed)
 
 
-def _by_hand(config: Any, corpus: Corpus | None, task: bool) -> Planned:
-    """What a method tells of itself."""
-    method = config.method
-    if task:
-        prepared: Prepared = task_workload(config)
-    elif isinstance(method, Explaind) and config.trainer.fit.record:
-        prepared = recorded_workload(config, corpus)
-    else:
-        prepared = text_workload(config, corpus)
-    work, before, assumed = prepared
-    stages = method.rehearsed.plan(work) if not task or method.name in OF_TASKS else []
-    if not stages:
-        where = "on a classification task" if task else "with these settings"
-        assumed.append(f"method '{method.name}' states no costs of its own {where}; its stages are left out")
-    return stages, work, before, assumed
-
-
-def _rehearsed(config: Any, corpus: Corpus | None, task: bool) -> Planned:
-    """What a method does on fake tensors."""
-    with rehearsing() as rehearsal:
-        if task:
-            known, before, assumed = task_workload(config)
-            problem, loaded, inputs = task_problem(config, known, rehearsal), 4.0 * known.size, known.inputs
-            work: Any = known
-        else:
-            both = config.method.both_stages
-            work, before, assumed = text_workload(config, corpus, rehearsal.fake)
-            problem, loaded, inputs = text_problem(config, work, rehearsal), work.weights * (1 + both), 0.0
-            problem = problem if both else problem.after(config.stage)
-        rehearsal.same_candidates = tiled(problem.pairs)
-        return rehearse(config.method, problem, rehearsal, loaded, inputs), work, before, assumed
+def _of_task(config: Any, work: TaskWork, assumed: list[str]) -> Planned:
+    """A recorded training, or scores of a classifier's pairs."""
+    with rehearsing(work.rehearsal):
+        before = of_task(work)
+        if isinstance(config.method, Explaind):
+            return Planned(of_recording(config.method, work), before, work.summary, assumed)
+        problem = work.problem(config.dataset.query_sets[0], config.seed)
+        stages = rehearse(config.method, problem, work.rehearsal, work.weights, work.inputs)
+        return Planned(stages, before, work.summary, assumed)
 
 
 def tell_plan(config: Any, corpus: Corpus | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
@@ -20,9 +21,11 @@ from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Moment, Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
-from tdaexp.runtime.rehearsal import DEVICE, Rehearsal, StageTaken
+from tdaexp.runtime.fake_device import DEVICE
+from tdaexp.runtime.rehearsal import Rehearsal, StageTaken, aside
 from tdaexp.runtime.rehearsed_store import KEPT, STORE, TILED
 
+M = TypeVar("M", bound=nn.Module)
 RUNTIME_BYTES = 0.1e9
 """Batches, allocator and libraries beside the tensors that are counted."""
 PAIR_BYTES = 520.0
@@ -48,11 +51,12 @@ class Rehearsed(Problem):
         return Problem.label(self.of_queries(rows), values[first], components, *squares)
 
 
-def move(model: nn.Module) -> None:
+def on_device(model: M) -> M:
     """Let a model of fake tensors be on the rehearsal's device."""
     for one in [*model.parameters(), *model.buffers()]:
         if isinstance(one, FakeTensor):
             one.fake_device = DEVICE
+    return model
 
 
 def without_numbers(model: nn.Module, rehearsal: Rehearsal) -> nn.Module:
@@ -65,8 +69,24 @@ def without_numbers(model: nn.Module, rehearsal: Rehearsal) -> nn.Module:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = rehearsal.fake.from_tensor(buffer)
-    move(copied)
-    return copied
+    return on_device(copied)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """FLOP of a pass, and the most `bytes` of tensors that it makes."""
+
+    flop: float
+    bytes: float
+
+
+def pass_of(rehearsal: Rehearsal, run: Callable[[], object]) -> Pass:
+    """What a pass takes, which counts for no stage."""
+    with aside():
+        rehearsal.begin()
+        before = rehearsal.device.now
+        run()
+        return Pass(rehearsal.flop, rehearsal.device.peak - before)
 
 
 @dataclass(frozen=True)
@@ -82,23 +102,25 @@ class RehearsedHistory:
         return [Moment(step, 1.0, f"moment {step}", lambda: self.model) for step in numbers]
 
 
-def rehearse(method: Method, problem: Problem, rehearsal: Rehearsal, weights: float, inputs: float) -> list[StageCost]:
+def rehearse(
+    method: Method, problem: Problem, rehearsal: Rehearsal, weights: float, inputs: float = 0.0
+) -> list[StageCost]:
     """Stages of `method.attribute(problem)`, the answer last; the problem's model is on `DEVICE`.
 
     `weights`: bytes of the parameters of all models that are loaded; `inputs`: bytes of examples in main memory.
     """
-    with tempfile.TemporaryDirectory() as cache, _unheard(), ranks.acting_as(ranks.ALONE):
+    rehearsal.same_candidates = tiled(problem.pairs)
+    with tempfile.TemporaryDirectory() as cache, unheard(), ranks.acting_as(ranks.ALONE):
         found = method.rehearsed.attribute(replace(problem, cache=Path(cache)))
-    if rehearsal.left.flop or rehearsal.left.forward:
-        with rehearsal.stage("scores"):
-            pass
+    if rehearsal.flop or rehearsal.forward:
+        rehearsal.end("scores")
     host = inputs + RUNTIME_BYTES
     stages = [_cost(name, one, weights, host) for name, one in rehearsal.stages.items()]
     return [*stages, _answer(found, problem, weights, host)]
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def unheard() -> Iterator[None]:
     """What a method tells as it goes is not told of a rehearsal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -111,7 +133,7 @@ def _unheard() -> Iterator[None]:
 def _cost(name: str, taken: StageTaken, weights: float, host: float) -> StageCost:
     spent, blocks = taken.spent, taken.blocks
     note = f"{blocks} blocks, the tensors of one take at most {taken.device / 1e9:.3g} GB" if blocks > 1 else ""
-    sums = spent.forward, spent.backward, spent.flop, taken.disk
+    sums = spent.forward, spent.backward, spent.flop, spent.disk
     return StageCost(name, *sums, weights + taken.device, host + taken.host, note)
 
 

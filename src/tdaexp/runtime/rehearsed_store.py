@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.rehearsal import Rehearsal, blank, current
+from tdaexp.runtime.fake_device import blank
+from tdaexp.runtime.rehearsal import Rehearsal, current
 
 KEPT = 0.93
 """Of their size is what float32 numbers take after lossless compression."""
@@ -58,20 +59,25 @@ class RehearsedStore(BlockStore):
         self.group: dict[str, BlankArray] = {name: BlankArray(*one) for name, one in arrays.items()}
         self.ready: set[int] = self.rehearsal.stores.setdefault(path, (self.group, set()))[1]
         self.rows = rows
-        self.name = ""
+        self.name = path.parent.name
 
     @contextlib.contextmanager
     def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
-        """Blocks that no one has asked for before."""
+        """Blocks that no one has asked for before; what is done for them is a stage of the store's name."""
         wanted = [n for n in range(len(self.blocks)) if n not in self.ready and (among is None or n in among)]
         first = not self.ready
+        self.rehearsal.begin()
         yield wanted
         self.ready.update(wanted)
-        if wanted and first:
-            name = self.name or next(reversed(self.rehearsal.stages), self.path.parent.name)
-            with self.rehearsal.stage(name) as stage:
-                stage.disk += self.size()
-                stage.blocks += len(self.blocks)
+        if not wanted:
+            return
+        stage = self.rehearsal.end(self.name)
+        rows = max(one.stop - one.start for one in self.blocks)
+        whole = max(one.stop for one in self.blocks)  # a block's values, and what is made of them on their way
+        stage.host = max(stage.host, 2 * rows / whole * sum(one.nbytes for one in self.group.values()))
+        if first:
+            stage.spent.disk += self.size()
+            stage.blocks += len(self.blocks)
 
     def each(
         self,
@@ -83,12 +89,8 @@ class RehearsedStore(BlockStore):
         """The largest block, which stands for all."""
         self.name = description
         size = size or (lambda number: float(self.blocks[number].stop - self.blocks[number].start))
-        with self.rehearsal.stage(description) as stage:
-            yield from self.rehearsal.sample(numbers, size, examples or size) if numbers else ()
-        rows = max((one.stop - one.start for one in self.blocks), default=0)
-        whole = max((one.stop for one in self.blocks), default=1)
-        if numbers:  # a block's values, and what is made of them on their way to the disk
-            stage.host = max(stage.host, 2 * rows / whole * sum(one.nbytes for one in self.group.values()))
+        if numbers:
+            yield from self.rehearsal.sample(numbers, size, examples or size)
 
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Nothing is written."""
@@ -108,8 +110,8 @@ class RehearsedStore(BlockStore):
 
     def read(self) -> dict[str, np.ndarray]:
         """Ones; the real ones are in main memory, one of them twice while it is put in order."""
-        if self.name:
-            stage = self.rehearsal.stages[self.name]
+        stage = self.rehearsal.stages.get(self.name)
+        if stage is not None:
             sizes = [array.nbytes for array in self.group.values()]
             stage.host = max(stage.host, sum(sizes) + max(sizes))
         return {name: array[:] for name, array in self.group.items()}
@@ -133,12 +135,11 @@ def _going_on() -> Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsing(same_candidates: bool = False) -> Iterator[Rehearsal]:
-    """A rehearsal, in which no store is written; `same_candidates`: all queries have the same ones."""
+def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
+    """Rehearse what is done inside the block; no store is written."""
     BlockStore.stand_in = RehearsedStore
     try:
-        with Rehearsal() as rehearsal:
-            rehearsal.same_candidates = same_candidates
-            yield rehearsal
+        with rehearsal:
+            yield
     finally:
         BlockStore.stand_in = None

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from tdaexp.building.tasks import chosen_candidates
 from tdaexp.building.texts import drawn, text_template
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
-from tdaexp.data.tensors import TensorCorpus, TensorExamples
+from tdaexp.data.tensors import TensorCorpus
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.completion_task import CompletionTask, as_tensors
-from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
 from tdaexp.models.task import task_components
-from tdaexp.objectives.classes import Classes
-from tdaexp.planning.rehearsed import Rehearsed, RehearsedHistory, without_numbers
-from tdaexp.planning.workload import Prepared, read
-from tdaexp.problem import Compute, Problem
-from tdaexp.runtime.costs import StageCost
+from tdaexp.planning.task_work import TaskWork
+from tdaexp.planning.texts import read
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.rehearsal import DEVICE, Rehearsal, aside
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.language import WATCHED
 
 SOME = 32  # examples that a network is built with
@@ -39,9 +28,9 @@ class NotAtHand(UserError):
         super().__init__(f"plan: {what}")
 
 
-def task_workload(config: Any) -> tuple[TaskWorkload, list[StageCost], list[str]]:
-    """A classification task's recorded training."""
-    dataset, fit = config.dataset, config.trainer.fit
+def task_work(config: Any, rehearsal: Rehearsal) -> tuple[TaskWork, list[str]]:
+    """A classification task's sizes, and what had to be assumed."""
+    dataset = config.dataset
     corpus = dataset.load() if dataset.at_hand else dataset.blank()
     assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
     few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
@@ -49,43 +38,14 @@ def task_workload(config: Any) -> tuple[TaskWorkload, list[StageCost], list[str]
     parts = {"train": corpus.train, "test": corpus.test}
     limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
     queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
-    selector = config.candidates  # as `preparation.tasks` takes it: words are what a task has none of
-    work = TaskWorkload(
-        module, task_components(module), corpus.train, queries, corpus.classes, fit,
-        min(selector.b, len(corpus.train)) if isinstance(selector, Sample) else len(corpus.train),
-        config.trainer.tokens_per_batch, config.trainer.cache_gb,
+    work = TaskWork(
+        module, rehearsal, task_components(module), corpus.train, queries, corpus.classes, config.trainer.fit,
+        config.candidates, config.trainer.tokens_per_batch, config.trainer.cache_gb,
     )  # fmt: skip
-    return work, [work.training()], assumed
+    return work, assumed
 
 
-def task_problem(config: Any, work: TaskWorkload, rehearsal: Rehearsal) -> Problem:
-    """The problem of a classification task's sizes."""
-    dataset, objective, train = config.dataset, Classes(), work.examples
-    model = without_numbers(work.module, rehearsal)
-    rehearsal.watch(model)
-    batch = objective.batch(train, range(min(2, len(train)))).to(DEVICE)
-    with aside():
-        parts = discovered(model, lambda: objective.outputs(model, batch), len(batch.ids))
-    queries = train.select(np.arange(work.queries) % len(train))
-    candidates = chosen_candidates(config.candidates, work.queries, len(train))
-    return Rehearsed(
-        model=model,
-        identity="model",
-        map=parts,
-        objective=objective,
-        train=train,
-        queries=TensorExamples([f"q{k}" for k in range(work.queries)], queries.inputs, queries.targets),
-        query_set=[dataset.query_sets[0]] * work.queries,
-        candidates=candidates,
-        truth=np.ones(candidates.indices.shape, dtype=bool),
-        compute=Compute(DEVICE, torch.float32, work.tokens_per_batch, work.cache_gb),
-        cache=Path(),
-        seed=config.seed,
-        history=RehearsedHistory(model, work.fit.steps if work.fit.record else 1),
-    )
-
-
-def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
+def recorded_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> TaskWork:
     """A language model's recorded training, as a network of random weights on the records themselves.
 
     Errors: `NotAtHand`, of data or a tokenizer.
@@ -106,5 +66,4 @@ def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
     tensors = as_tensors(examples, max(example.length for example in examples))
     module = CompletionTask(random_model(shape))
     train = tensors.select(range(len(corpus.train)))
-    work = TaskWorkload(module, module.components(), train, len(asked), 2, config.trainer.fit, watched=WATCHED)
-    return work, [work.training()], []
+    return TaskWork(module, rehearsal, module.components(), train, len(asked), 2, config.trainer.fit, watched=WATCHED)
