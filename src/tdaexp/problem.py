@@ -227,7 +227,8 @@ class Problem:
     ) -> xr.Dataset:
         """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN."""
         absent = self.pairs < 0
-        values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
+        if absent.any():
+            values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
         ids = np.array([*self.train.ids, ""], dtype=object)
         return influence.build(
             values,

@@ -20,7 +20,7 @@ from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import each_of, padded, sampled
 
 Use = Callable[[Tensor, Tensor], list[Tensor]]
-"""States [B, T, d] and which positions are real [B, T] to a tensor for each example."""
+"""States [B, T, d] and which positions are real [B, T], these on the host, to a tensor for each example."""
 
 
 def hidden_states(

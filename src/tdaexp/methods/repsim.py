@@ -21,6 +21,7 @@ from tdaexp.gradients.states import hidden_states
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
 from tdaexp.runtime.rehearsal import arithmetic, repeated
 
@@ -71,6 +72,7 @@ class RepSim(Method):
         """[B, T, d] and [B, T] to B times [d]."""
         states = states.float()
         if self.pooling == "last":
-            return list(states[torch.arange(len(states), device=states.device), real.sum(1) - 1])
-        weight = real.unsqueeze(-1).float()
+            last = send(real.sum(1) - 1, states.device)
+            return list(states[torch.arange(len(states), device=states.device), last])
+        weight = send(real.unsqueeze(-1), states.device).float()
         return list((states * weight).sum(1) / weight.sum(1))

@@ -17,7 +17,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tdaexp.methods.base import Method
-from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Moment, Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
@@ -30,25 +29,6 @@ RUNTIME_BYTES = 0.1e9
 """Batches, allocator and libraries beside the tensors that are counted."""
 PAIR_BYTES = 520.0
 """Of main memory for each pair beside its numbers: ids, and the tables that the report is made of."""
-SHOWN = 2
-"""Queries of an answer that is made up: the others are as large."""
-
-
-class Rehearsed(Problem):
-    """A problem whose answers are made up, and cut to the first queries."""
-
-    def label(
-        self,
-        values: np.ndarray,
-        components: ComponentMap | None = None,
-        query_sq: np.ndarray | None = None,
-        train_sq: np.ndarray | None = None,
-    ) -> xr.Dataset:
-        """As `Problem.label`, of the first queries."""
-        rows = range(min(SHOWN, len(self.queries)))
-        first = slice(0, len(rows))
-        squares = [None if one is None else one[first] for one in (query_sq, train_sq)]
-        return Problem.label(self.of_queries(rows), values[first], components, *squares)
 
 
 def on_device(model: M) -> M:
@@ -139,8 +119,7 @@ def _cost(name: str, taken: StageTaken, weights: float, host: float) -> StageCos
 
 def _answer(found: xr.Dataset, problem: Problem, weights: float, host: float) -> StageCost:
     """What writing the answer takes: the run's own influence store."""
-    share = len(problem.queries) / found.sizes["query"]
-    sizes = {name: share * one.nbytes for name, one in found.data_vars.items() if one.dtype.kind == "f"}
+    sizes = {name: one.nbytes for name, one in found.data_vars.items() if one.dtype.kind == "f"}
     sizes.pop("bm25", None)
     packing = {"train_sq": TILED if tiled(problem.pairs) else KEPT}
     disk = sum(packing.get(str(name), KEPT) * size for name, size in sizes.items()) + 2 * STORE

@@ -16,7 +16,7 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.discovery import discovered
 from tdaexp.models.task import TaskComponents
 from tdaexp.objectives.classes import Classes
-from tdaexp.planning.rehearsed import Pass, Rehearsed, RehearsedHistory, pass_of, unheard, without_numbers
+from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of, unheard, without_numbers
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.fake_device import DEVICE
 from tdaexp.runtime.rehearsal import Rehearsal, aside
@@ -141,7 +141,7 @@ class TaskWork:
         with aside():
             parts = discovered(model, lambda: objective.outputs(model, batch), len(batch.ids))
         queries = train.select(np.arange(self.queries) % len(train))
-        return Rehearsed(
+        return Problem(
             model=model,
             identity="model",
             map=parts,

@@ -16,7 +16,7 @@ from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.sharded import units_of
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.planning.rehearsed import Pass, Rehearsed, RehearsedHistory, pass_of
+from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of
 from tdaexp.problem import Compute, Problem, Stage
 from tdaexp.runtime.fake_device import DEVICE
 from tdaexp.runtime.rehearsal import Rehearsal
@@ -96,14 +96,14 @@ class TextWork:
 
     def problem(self, seed: int) -> Problem:
         """The problem of these sizes."""
-        self.rehearsal.watch(head(self.model))
+        self.rehearsal.watch(self.model.base_model)
         truth = np.zeros(self.pairs.shape, dtype=bool)
         truth[:, 0] = True
         second = None
         if self.finetune is not None:
             loaded = LoadedModel(self.model, None, "finetuned", "", 0)  # type: ignore[arg-type]
             second = Stage(loaded, self.every, self.finetune.examples("f"))
-        return Rehearsed(
+        return Problem(
             model=self.model,
             identity="model",
             map=self.every,

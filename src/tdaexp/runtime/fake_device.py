@@ -52,11 +52,13 @@ class FakeDevice(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operation: on real tensors of the host as it is, else without numbers."""
+        """Run one operation: on real tensors of the host as it is, else without numbers, which are taken for ones."""
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if function is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()
+        if function is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
+            return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if not _without_numbers(tensors, args, kwargs):
             result = function(*args, **kwargs)
         else:
@@ -94,9 +96,11 @@ def _without_numbers(tensors: list[Tensor], args: Sequence[Any], kwargs: dict[st
 
 
 class _Values(TorchFunctionMode):
-    """Where numbers of tensors that have none are asked for, they are ones."""
+    """Where numbers of tensors that have none are asked for, they are ones; numbers that are sent there are lost."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.tensor and kwargs and kwargs.get("device") is not None:
+            return torch.tensor(*args, **{**kwargs, "device": HOST}).to(kwargs["device"])
         if function is Tensor.numpy and (isinstance(args[0], FakeTensor) or _is_blank(args[0])):
             return blank(args[0].shape, str(args[0].dtype).removeprefix("torch."))
         if function is Tensor.cpu and isinstance(args[0], FakeTensor):

@@ -128,18 +128,19 @@ class Rehearsal(FakeDevice):
         """Set what was done since the last stage."""
         self.forward, self.backward, self.flop = spent.forward, spent.backward, spent.flop
 
-    def watch(self, top: nn.Module) -> None:
-        """Count passes by the module that a model's outputs come from."""
+    def watch(self, model: nn.Module) -> None:
+        """Count passes by a module that runs in each of them, and whose first output has a row for every example."""
 
         def arrived(gradient: Tensor) -> None:
             self.backward += len(gradient)
 
-        def ran(_: nn.Module, __: Any, output: Tensor) -> None:
-            self.forward += len(output)
-            if output.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output):
-                output.register_hook(arrived)
+        def ran(_: nn.Module, __: Any, output: Any) -> None:
+            first = output if isinstance(output, Tensor) else output[0]
+            self.forward += len(first)
+            if first.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(first):
+                first.register_hook(arrived)
 
-        top.register_forward_hook(ran)
+        model.register_forward_hook(ran)
 
     def sample(self, items: Sequence[T], size: Callable[[T], float], examples: Callable[[T], float]) -> Iterator[T]:
         """The largest item, counted as often as all of them are large, in the stages too that end with it."""
