@@ -28,7 +28,7 @@ HOST = torch.device("cpu")
 SMALL = 1 << 16
 """Entries of a tensor on the host that is real."""
 EIGH_FLOP = 9.0
-"""Of a symmetric eigendecomposition with vectors, in cubes of its width: what torch's own counter leaves out."""
+"""Of a symmetric eigendecomposition with vectors, in cubes of its width."""
 
 
 class FakeDevice(TorchDispatchMode):
@@ -127,6 +127,14 @@ def _attention_backward_flop(
     return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
 
+def _added_flop(_: Tensor, left: Tensor, right: Tensor, *__: Any, out_val: Any, **___: Any) -> int:
+    return 2 * left.numel() * right.shape[-1]
+
+
+def _vector_flop(left: Tensor, *_: Any, out_val: Any, **__: Any) -> int:
+    return 2 * left.numel()
+
+
 def _eigh_flop(matrix: Tensor, *_: Any, out_val: Any, **__: Any) -> float:
     return EIGH_FLOP * matrix.shape[-1] ** 3 * math.prod(matrix.shape[:-2])
 
@@ -137,5 +145,8 @@ RULES: dict[Any, Callable[..., float]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
     _aten._linalg_eigh: _eigh_flop,
+    _aten.addmm_: _added_flop,
+    _aten.mv: _vector_flop,
+    _aten.dot: _vector_flop,
 }
-"""FLOP of operations."""
+"""FLOP of operations: those of torch's own counter, and what it leaves out."""

@@ -19,6 +19,8 @@ REPEATED = 0.5
 """Of their size is what the squared norms of candidates take (`train_sq`): they stand at each of their queries."""
 TILED = 0.1
 """The same where all queries have the same candidates."""
+WRITTEN = 2
+"""How often a block's values are in main memory: as they are, and on their way to the disk."""
 STORE = 3e4
 """Bytes of a store beside its numbers."""
 
@@ -59,7 +61,7 @@ class RehearsedStore(BlockStore):
         self.group: dict[str, BlankArray] = {name: BlankArray(*one) for name, one in arrays.items()}
         self.ready: set[int] = self.rehearsal.stores.setdefault(path, (self.group, set()))[1]
         self.rows = rows
-        self.name = path.parent.name
+        self.name, self.largest = path.parent.name, 0.0
 
     @contextlib.contextmanager
     def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
@@ -72,9 +74,7 @@ class RehearsedStore(BlockStore):
         if not wanted:
             return
         stage = self.rehearsal.end(self.name)
-        rows = max(one.stop - one.start for one in self.blocks)
-        whole = max(one.stop for one in self.blocks)  # a block's values, and what is made of them on their way
-        stage.host = max(stage.host, 2 * rows / whole * sum(one.nbytes for one in self.group.values()))
+        stage.host = max(stage.host, WRITTEN * self.largest)
         if first:
             stage.spent.disk += self.size()
             stage.blocks += len(self.blocks)
@@ -94,6 +94,7 @@ class RehearsedStore(BlockStore):
 
     def write(self, block: int, values: dict[str, np.ndarray]) -> None:
         """Nothing is written."""
+        self.largest = max(self.largest, sum(float(one.nbytes) for one in values.values()))
 
     @classmethod
     def known(cls, path: Path) -> Any:
