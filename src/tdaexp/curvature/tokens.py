@@ -31,8 +31,8 @@ from tdaexp.gradients.pair_driver import check_pairs
 from tdaexp.gradients.passes import Gradients
 from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.deferred import Deferred, send
+from tdaexp.runtime.rehearsal import repeated
 
 QUERIES_AT_ONCE = 8
 """Queries whose shares are saved together."""
