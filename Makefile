@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/python evaluate.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -123,13 +123,13 @@ def ours(count: int) -> dict:
 
         sides = LayerPairs(*both, layers, precondition)
         budget = {"tokens_per_batch": BATCH * LENGTH}
-        scores = clock.run("pairs", lambda: pair_scores(sides, every, store=root / "s", **budget)).sum(2)
+        scores = clock.run("pairs", lambda: pair_scores(sides, every, store=root / "s", **budget)[:]).sum(2)
         size = index_bytes(layers, count) / 1e9
         clock.run("keep", lambda: GradientIndex(both[0], layers, root / "k", size, BATCH * LENGTH).fill())
 
         def again():
             stores = {"index": root / "k", "store": root / "again"}
-            return indexed_scores(sides, every, **stores, keep_gb=size, **budget).sum(2)
+            return indexed_scores(sides, every, **stores, keep_gb=size, **budget)[:].sum(2)
 
         kept = clock.run("second query set", again)
         rank = np.corrcoef(kept.ravel(), scores.ravel())[0, 1]

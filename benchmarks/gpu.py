@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from transformers import AutoModelForCausalLM
 
 from tdaexp.app.compose import open_composer
@@ -52,7 +53,6 @@ from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
 from tdaexp.models.stated import stated_config
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from tdaexp.paths.checkpoint_step import Plan, decompose
 from tdaexp.planning.plan import planned
 from tdaexp.planning.text_work import TextWork

@@ -1,9 +1,11 @@
-"""Peak memory of the products that `select` and `project` work on, for 200 and for 2,000 queries, 5 candidates each.
+"""Peak memory of the products that `select` and `project` work on, for 200 and for 2,000 queries, 5 candidates each,
+and of a whole run of `full` over all pairs.
 
 `select`: OLMo architecture (4 layers, hidden 96, vocabulary 512), examples of 24 to 32 tokens. `project`: sketches of
 150,000 numbers, 30 components, on disk. As many training examples as queries, float32, one thread, a process of its own
 for each. Prints the peak above that before the call, the stated cache (`trainer.cache_gb`), and what the table of
-results takes.
+results takes. `all`: 60 and 600 queries × 20,000 short texts, `candidates=all`, one layer (8 components), with the CPU
+seconds of scoring and of the report; it takes several minutes.
 
     python benchmarks/memory.py
 """
@@ -17,10 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
 CACHE_GB, TOKENS_PER_BATCH, CANDIDATES = 0.1, 512, 5
+TEXTS, ALL_GB = 20_000, 2.0  # of a run over all pairs, and its stated cache
 ENTRIES, COMPONENTS = 150_000, 30  # of a sketch
 
 
@@ -51,7 +56,7 @@ def measure(count: int) -> dict[str, float]:
             [Example(f"{prefix}{k}", rng.integers(0, 512, n), np.arange(n) >= n - 8, "") for k, n in enumerate(lengths)]
         )
 
-    def run(number: int) -> dict[str, np.ndarray]:
+    def run(number: int) -> dict[str, Any]:
         # neighbours share candidates, as queries on one topic do
         pairs = (np.arange(number)[:, None] + np.arange(CANDIDATES)) % number
         with tempfile.TemporaryDirectory() as folder:
@@ -88,12 +93,57 @@ def measure_sketches(count: int) -> dict[str, float]:
         return peak(lambda: feature_products(queries, train, pairs, store=Path(folder) / "products", cache_gb=CACHE_GB))
 
 
-def peak(work: Callable[[], dict[str, np.ndarray]]) -> dict[str, float]:
+def measure_all(count: int) -> dict[str, float]:
+    """As `measure`, of a run of `full` from its command to its report; `scoring` and `report` are CPU seconds."""
+    from tdaexp.app import main as run
+    from tdaexp.app.stages import commands
+    from tdaexp.methods.full import Full
+
+    spent: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*arguments: Any) -> Any:
+            start = time.process_time()
+            found = work(*arguments)
+            spent[name] = time.process_time() - start
+            return found
+
+        return inner
+
+    def texts(number: int, prompt: str, step: int) -> str:
+        places = np.arange(number) * step % TEXTS
+        rows = [(f"r{k}", prompt.format(k), f" the river {k % 977} runs past town {k * 7 % 1301}") for k in places]
+        return "".join(json.dumps(dict(zip(("id", "prompt", "completion"), row, strict=True))) + "\n" for row in rows)
+
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}
+    with (
+        tempfile.TemporaryDirectory() as place,
+        mock.patch.multiple(commands, write_report=timed("report", commands.write_report)),
+        mock.patch.multiple(Full, attribute=timed("scoring", Full.attribute)),
+    ):
+        folder = Path(place)
+        (folder / "rows.jsonl").write_text(texts(TEXTS, "Where is mill {}?", 1))
+        (folder / "questions.jsonl").write_text(texts(count, "Tell me where mill {} is.", 31))
+        arguments = [
+            "dataset=text", "dataset.id_column=id", "dataset.prompt_column=prompt",
+            "dataset.completion_column=completion",
+            f"dataset.path={folder}/rows.jsonl", f"dataset.query_path={folder}/questions.jsonl",
+            "dataset.truth_column=id", "dataset.query_sets=[paraphrased]", "candidates=all", "method=full",
+            "candidates.index_with=bm25s", "trainer.fit.steps=20", "trainer.fit.warmup=2", f"trainer.cache_gb={ALL_GB}",
+            *(f"model.config.{key}={value}" for key, value in small.items()),
+            "logger=none", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run",
+        ]  # fmt: skip
+        conf = Path(__file__).resolve().parents[1] / "conf"
+        found = peak(lambda: {} if run("attribute", conf, ["attribute.py", *arguments]) == 0 else sys.exit(1))
+    return found | spent | {"results": count * TEXTS * 8 * 2 * 4 / 1e6}
+
+
+def peak(work: Callable[[], dict[str, Any]]) -> dict[str, float]:
     """Peak resident memory above that before the work, size of what it returns, both in MB; CPU seconds."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, start = status("VmRSS"), time.process_time()
     found = work()
-    results = sum(values.nbytes for values in found.values()) / 1e6
+    results = sum(np.prod(values.shape) * values.dtype.itemsize for values in found.values()) / 1e6
     return {"peak": status("VmHWM") - before, "results": results, "seconds": time.process_time() - start}
 
 
@@ -104,21 +154,22 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    kinds = {"select": measure, "project": measure_sketches}
+    kinds = {"select": measure, "project": measure_sketches, "all": measure_all}
     if len(sys.argv) > 1:
         print(json.dumps(kinds[(*sys.argv, "select")[2]](int(sys.argv[1]))))
         return
     print("| | queries | peak above what was there | stated cache | table of results | CPU seconds |")
     print("|---|---|---|---|---|---|")
-    for kind, count in ((kind, count) for kind in kinds for count in (200, 2000)):
+    counts = {"all": (60, 600)}
+    for kind, count in ((one, count) for one in kinds for count in counts.get(one, (200, 2000))):
         done = subprocess.run([sys.executable, __file__, str(count), kind], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        row = [
-            f"`{kind}`",
-            f"{count:,}",
-            *(f"{value:.0f} MB" for value in (found["peak"], CACHE_GB * 1000, found["results"])),
-        ]
-        print("| " + " | ".join([*row, f"{found['seconds']:.0f}"]) + " |")
+        cache = 1000 * (ALL_GB if kind == "all" else CACHE_GB)
+        sizes = [f"{value:.0f} MB" for value in (found["peak"], cache, found["results"])]
+        seconds = f"{found['seconds']:.0f}"
+        if "report" in found:
+            seconds += f" ({found['scoring']:.0f} scoring, {found['report']:.0f} report)"
+        print("| " + " | ".join([f"`{kind}`", f"{count:,}", *sizes, seconds]) + " |")
 
 
 if __name__ == "__main__":

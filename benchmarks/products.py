@@ -71,7 +71,7 @@ def ours(model, train, queries, pairs) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         return component_products(
             *sides, pairs, store=Path(folder) / "store", tokens_per_batch=TOKENS_PER_BATCH, cache_gb=CACHE_GB,
-        )["dot"]  # fmt: skip
+        )["dot"][:]  # fmt: skip
 
 
 def materialised(model, train, queries, pairs, size: int) -> np.ndarray:

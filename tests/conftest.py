@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from commands import Commands
+from nursery import intercept
+from parsing import parsed_once
+
+from tdaexp.runtime import digests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
+intercept()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Commands that run inside a test configure logging for the whole process: undo it after the test."""
+def as_before() -> Iterator[None]:
+    """Commands that run inside a test set up logging, and where digests are kept, for the process: undo it after it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -31,6 +37,35 @@ def own_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+    digests.keep_in(None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_yaml() -> Iterator[None]:
+    """Configuration files are parsed once."""
+    with parsed_once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for trained models and stored products, which whole runs share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def commands(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Commands:
+    """The commands, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Commands(cache, capfd)
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs begin as a user's do, by their own imports, not as forks of one that has done them (`nursery`)."""
+    monkeypatch.setenv("TDAEXP_NURSERY", "0")
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_missing_damaged_and_older_stores_are_named(dataset, tmp_path):
     with pytest.raises(UserError, match=r"damaged.zarr: not a readable influence store"):
         influence.load(tmp_path / "damaged.zarr")
     influence.save(dataset.assign_attrs(format_version=0), tmp_path / "older.zarr")
-    with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 2"):
+    with pytest.raises(UserError, match=r"older.zarr: written in format 0, this version reads 3"):
         influence.load(tmp_path / "older.zarr")
 
 

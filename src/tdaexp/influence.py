@@ -1,10 +1,13 @@
 """The influence tensor: one labelled array that every method fills and every metric reads, and its store.
 
-In memory it is an `xarray.Dataset`; on disk a zarr store. The whole tensor has the axes `query, train, component,
-step, output`; a method fills those that have a meaning for it. Most (query, train) pairs are never computed, so the
-train axis is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that names the training
-example ("" where a query has fewer candidates). `dense` gives the query × train form, in which a pair that was not
-computed is NaN.
+In memory it is an `xarray.Dataset`; on disk a zarr store (`influence_store`). The whole tensor has the axes `query,
+train, component, step, output`; a method fills those that have a meaning for it. Most (query, train) pairs are never
+computed, so the train axis is kept *compactly*: an axis `candidate` with a coordinate `train[query, candidate]` that
+names the training example ("" where a query has fewer candidates). `dense` gives the query × train form, in which a
+pair that was not computed is NaN.
+
+What has a value for each pair may be larger than memory: a method's answer and a store that was loaded are read when
+values are asked for. Whoever reads more than a few queries goes through `blocks`, and keeps what it needs of each.
 
 Variables (Q queries, C candidates, K components, S query sets):
 
@@ -34,52 +37,51 @@ Attributes: `method`, `label`, `normalise` ("cosine" or "none"), `format_version
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from tdaexp.runtime import seal
-from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import atomic_path
+from tdaexp.influence_store import FORMAT_VERSION, attributes, intact, load, save
+from tdaexp.runtime.rows import Rows, lazy, runs
 
-FORMAT_VERSION = 2
-ATTRIBUTES = ".zattrs"
+__all__ = ["FORMAT_VERSION", "attributes", "intact", "load", "save"]
 EPSILON = 1e-12  # the small constant in the denominator of Algorithm 2 (Select or Project)
 
 
 def build(
-    influence: np.ndarray,
+    influence: np.ndarray | Rows,
     *,
     query: list[str],
     query_set: list[str],
-    train: np.ndarray,
+    train: np.ndarray | Rows,
     truth: np.ndarray,
-    bm25: np.ndarray | None = None,
+    bm25: np.ndarray | Rows | None = None,
     component: list[str] | None = None,
     size: np.ndarray | None = None,
-    query_sq: np.ndarray | None = None,
-    train_sq: np.ndarray | None = None,
+    query_sq: np.ndarray | Rows | None = None,
+    train_sq: np.ndarray | Rows | None = None,
     truth_known: np.ndarray | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label raw arrays (shapes in the module's docstring) as an influence data set.
 
-    `train` [Q, C] holds training ids as strings, "" where there is no candidate; influence there must be NaN.
+    `train` [Q, C] holds training ids as strings, "" where there is no candidate; influence there must be NaN. `Rows`
+    stay where they are until values are asked for.
     The answer is a cosine when both self-products are given, else a plain sum over components.
     """
     dims = ("query", "candidate", "component")[: influence.ndim]
     data: dict[str, Any] = {
-        "influence": (dims, influence),
+        "influence": (dims, _held(influence)),
         "truth": (("query", "candidate"), truth.astype(bool)),
-        "bm25": (("query", "candidate"), np.full(train.shape, np.nan) if bm25 is None else bm25),
+        "bm25": (("query", "candidate"), np.full(train.shape, np.nan) if bm25 is None else _held(bm25)),
     }
     coords: dict[str, Any] = {
         "query": np.array(query, dtype=object),
         "query_set": ("query", np.array(query_set, dtype=object)),
-        "train": (("query", "candidate"), train.astype(object)),
+        "train": (("query", "candidate"), _held(train, object)),
     }
     if component is not None:
         coords["component"] = np.array(component, dtype=object)
@@ -87,9 +89,9 @@ def build(
     if truth_known is not None:
         data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
-    if cosine:
-        data["query_sq"] = (("query", "component"), query_sq)
-        data["train_sq"] = (("query", "candidate", "component"), train_sq)
+    if query_sq is not None and train_sq is not None:
+        data["query_sq"] = (("query", "component"), _held(query_sq))
+        data["train_sq"] = (("query", "candidate", "component"), _held(train_sq))
     attributes = {
         "format_version": FORMAT_VERSION,
         "normalise": "cosine" if cosine else "none",
@@ -98,14 +100,42 @@ def build(
     return xr.Dataset(data, coords, attributes)
 
 
+def blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
+    """The data set by runs of its queries, each of a few MB; one where there is no query. Nothing is read before."""
+    mine = [variable for variable in dataset.variables.values() if "query" in variable.dims]
+    count = dataset.sizes["query"]
+    for run in runs(count, sum(variable.nbytes for variable in mine) / max(count, 1)):
+        yield dataset.isel(query=run)
+
+
+def of_queries(dataset: xr.Dataset, places: np.ndarray) -> xr.Dataset:
+    """The data set with the queries at `places` [n], in their order; those that follow each other are read as a run."""
+    if len(places) and (np.diff(places) == 1).all():
+        return dataset.isel(query=slice(int(places[0]), int(places[-1]) + 1))
+    return dataset.isel(query=places)
+
+
+def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
+    """Another answer about the same pairs: scores [Q, C] without components."""
+    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25") if name in dataset}
+    coords = {name: dataset[name] for name in ("query", "query_set", "train")}
+    attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **attrs}
+    return xr.Dataset({"influence": (("query", "candidate"), values), **parts}, coords, attributes)
+
+
 def scores(dataset: xr.Dataset) -> xr.DataArray:
     """Return the method's answer [query, candidate]: the (weighted) sum over components, as a cosine if it is one."""
     if "component" not in dataset["influence"].dims:
         return dataset["influence"]
+    values = np.concatenate([_scores(part).values for part in blocks(dataset)])
+    return _labelled(dataset, values)
+
+
+def _scores(dataset: xr.Dataset) -> xr.Variable:
     weight = _weights(dataset)
     if dataset.attrs["normalise"] == "cosine":
-        return cosine(dataset, weight)
-    return (dataset["influence"] * weight).sum("component", skipna=False)
+        return _cosine(dataset, weight)
+    return (dataset["influence"].variable * weight).sum("component", skipna=False).transpose("query", "candidate")
 
 
 def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataArray:
@@ -113,10 +143,19 @@ def cosine(dataset: xr.Dataset, weight: xr.DataArray | float = 1.0) -> xr.DataAr
 
     `weight` [component] or [query, component] is 1 for the components in the subset, else 0.
     """
-    dot = (dataset["influence"].astype(np.float64) * weight).sum("component", skipna=False)
-    query_norm = np.sqrt((dataset["query_sq"].astype(np.float64) * weight).sum("component", skipna=False))
-    train_norm = np.sqrt((dataset["train_sq"].astype(np.float64) * weight).sum("component", skipna=False))
-    return (dot / (query_norm * train_norm + EPSILON)).transpose("query", "candidate")
+    return _labelled(dataset, _cosine(dataset, weight.variable if isinstance(weight, xr.DataArray) else weight))
+
+
+def _cosine(dataset: xr.Dataset, weight: xr.Variable | float) -> xr.Variable:
+    def total(name: str) -> xr.Variable:  # of variables: coordinates of every pair would be compared at each step
+        return (dataset[name].variable.astype(np.float64) * weight).sum("component", skipna=False)
+
+    norms = np.sqrt(total("query_sq")) * np.sqrt(total("train_sq"))
+    return (total("influence") / (norms + EPSILON)).transpose("query", "candidate")
+
+
+def _labelled(dataset: xr.Dataset, values: np.ndarray | xr.Variable) -> xr.DataArray:
+    return dataset["influence"].isel(component=0, drop=True).copy(deep=False, data=np.asarray(values))
 
 
 def truth_known(dataset: xr.Dataset) -> np.ndarray:
@@ -134,7 +173,7 @@ def truth_known(dataset: xr.Dataset) -> np.ndarray:
 def with_truth(dataset: xr.Dataset) -> xr.Dataset:
     """The data set with those of its queries alone whose sources are known."""
     known = truth_known(dataset)
-    return dataset if known.all() else dataset.isel(query=known)
+    return dataset if known.all() else of_queries(dataset, np.flatnonzero(known))
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
@@ -143,82 +182,36 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)
 
 
+def best(dataset: xr.Dataset, k: int) -> np.ndarray:
+    """Columns [Q, min(k, C)] of each query's best candidates, as `top` gives them."""
+    return np.concatenate([top(scores(part).values, k) for part in blocks(dataset)])
+
+
+def train_ids(dataset: xr.Dataset) -> list[str]:
+    """The ids of all training examples that are a candidate of any query, sorted."""
+    found: set[str] = set()
+    return sorted(found.union(*(pd.unique(part["train"].values.ravel()) for part in blocks(dataset))) - {""})
+
+
 def dense(dataset: xr.Dataset) -> xr.DataArray:
     """Return the answer as [query, train] over all training ids that occur, NaN where a pair was not computed."""
-    values, names = scores(dataset).values, dataset["train"].values
-    ids = sorted(set(names.ravel()) - {""})
-    column = {name: k for k, name in enumerate(ids)}
-    full = np.full((len(names), len(ids)), np.nan)
-    for row in range(len(names)):
-        for name, value in zip(names[row], values[row], strict=True):
-            if name:
-                full[row, column[name]] = value
+    ids = train_ids(dataset)
+    columns, full, done = pd.Index(ids), np.full((dataset.sizes["query"], len(ids)), np.nan), 0
+    for part in blocks(dataset):
+        names = part["train"].values
+        places = columns.get_indexer(names.ravel()).reshape(names.shape)
+        rows, there = np.nonzero(places >= 0)
+        full[done + rows, places[rows, there]] = scores(part).values[rows, there]
+        done += len(names)
     return xr.DataArray(full, dims=("query", "train"), coords={"query": dataset["query"].values, "train": ids})
 
 
-def save(dataset: xr.Dataset, path: Path) -> None:
-    """Write the data set as a zarr store, with a checksum of each of its files; it appears complete or not at all."""
-    plain = dataset.copy()
-    plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
-    with atomic_path(path) as temporary:
-        plain.to_zarr(temporary, zarr_format=2, consolidated=True)
-        seal.seal(temporary)
-
-
-def load(path: Path) -> xr.Dataset:
-    """Read a store; a missing, foreign, damaged or older one is a `UserError`."""
-    if not path.exists():
-        raise UserError(f"{path}: no such influence store; run attribute.py first or name another folder")
-    try:
-        written = _written(path).get("format_version")
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable influence store ({said}); delete it and run again") from error
-    broken = seal.damage(path)
-    if written != FORMAT_VERSION and (broken is None or not (path / seal.SEAL).exists()):
-        raise UserError(
-            f"{path}: written in format {written}, this version reads {FORMAT_VERSION}; "
-            "delete the store and run attribute.py again"
-        )
-    if broken:  # zarr reads a chunk that was lost as NaN, without a word
-        raise UserError(f"{path}: not a readable influence store ({broken}); delete it and run again")
-    try:
-        with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
-            dataset = _plain_strings(stored.load())
-        dataset.attrs = json.loads(dataset.attrs["tdaexp"])
-    except Exception as error:
-        raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
-    return dataset
-
-
-def intact(path: Path) -> bool:
-    """Whether a store is there, of this version, and each of its files reads as it was written."""
-    try:
-        return _written(path).get("format_version") == FORMAT_VERSION and seal.damage(path) is None
-    except Exception:  # whatever a file that was cut off, or another program's, makes of it
-        return False
-
-
-def attributes(path: Path) -> dict[str, Any]:
-    """Read a store's attributes alone; empty where there are none that can be read."""
-    try:
-        return {} if seal.damage(path, lambda name: name == ATTRIBUTES) else _written(path)
-    except Exception:  # `load` says what is wrong with it
-        return {}
-
-
-def _written(path: Path) -> dict[str, Any]:
-    return dict(json.loads(json.loads((path / ATTRIBUTES).read_text(encoding="utf-8"))["tdaexp"]))
-
-
-def _weights(dataset: xr.Dataset) -> xr.DataArray | float:
+def _weights(dataset: xr.Dataset) -> xr.Variable | float:
     """Per-query component weights: each query takes the subset of its own query set."""
     if "weight" not in dataset:
         return 1.0
-    return dataset["weight"].sel(query_set_name=dataset["query_set"]).drop_vars("query_set_name")
+    return dataset["weight"].sel(query_set_name=dataset["query_set"]).variable
 
 
-def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
-    """Zarr hands back numpy's StringDType, which few libraries know: use object arrays of str, as `build` does."""
-    strings = [name for name in dataset.variables if dataset[name].dtype.kind == "T"]
-    return dataset.assign_coords({name: (dataset[name].dims, dataset[name].values.astype(object)) for name in strings})
+def _held(values: np.ndarray | Rows, dtype: Any = None) -> Any:
+    return lazy(values) if isinstance(values, Rows) else values if dtype is None else values.astype(dtype)

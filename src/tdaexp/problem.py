@@ -26,6 +26,7 @@ from tdaexp.runtime.blockstore import BlockStore, stored_seconds
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.rows import Rows, rows_of
 
 Code = Work | list[Work]
 
@@ -85,10 +86,11 @@ class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
 
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
-    each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which
-    queries that is known (None: of all). `loaded` has the tokenizer where there is
-    one. `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked
-    for, `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
+    each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
+    that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
+    without pairs (C = 0). `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
+    use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
+    in, `spent` how much this process had put into stores before.
 
     A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
     stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.
@@ -97,7 +99,7 @@ class Problem:
     model: nn.Module
     identity: str
     map: ComponentMap
-    objective: Objective
+    objective: Objective[Any]
     train: Any
     queries: Any
     query_set: list[str]
@@ -185,6 +187,15 @@ class Problem:
         """Identity of the model, the training examples and the queries: that of every store of this problem."""
         return identity_of(self.identity, self.train, self.queries)
 
+    @property
+    def study(self) -> str:
+        """As `fingerprint`, of both models where there is a second stage."""
+        return (
+            self.fingerprint
+            if self.finetuned is None
+            else fingerprint(self.fingerprint, self.finetuned.loaded.fingerprint)
+        )
+
     def store(self, kind: str, *depends_on: Any, by: Code) -> Path:
         """Folder in the cache for results that depend on this problem's model, data and pairs and on `depends_on`.
 
@@ -220,22 +231,27 @@ class Problem:
 
     def label(
         self,
-        values: np.ndarray,
+        values: np.ndarray | Rows,
         components: ComponentMap | None = None,
-        query_sq: np.ndarray | None = None,
-        train_sq: np.ndarray | None = None,
+        query_sq: np.ndarray | Rows | None = None,
+        train_sq: np.ndarray | Rows | None = None,
     ) -> xr.Dataset:
-        """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN."""
-        absent = self.pairs < 0
-        if absent.any():
-            values = np.where(absent.reshape(*absent.shape, *[1] * (values.ndim - 2)), np.nan, values)
-        ids = np.array([*self.train.ids, ""], dtype=object)
+        """Label values [Q, C] or [Q, C, K] on this problem's pairs; pairs that do not exist become NaN.
+
+        What is given as `Rows` is read, and computed, when it is asked for.
+        """
+        values, ids = rows_of(values), np.array([*self.train.ids, ""], dtype=object)
+
+        def real(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            absent = self.pairs[rows] < 0
+            return np.where(absent.reshape(*absent.shape, *[1] * (found.ndim - 2)), np.nan, found)
+
         return influence.build(
-            values,
+            values.map(real, np.result_type(values.dtype, np.float16)),
             attrs=None if components is None else {"parameters": components.total},
             query=self.queries.ids,
             query_set=self.query_set,
-            train=ids[self.pairs],
+            train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),
             truth=self.truth,
             truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from nursery import popen
 
 from tdaexp.app import main
 
@@ -201,7 +202,7 @@ class Program:
         places = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
+        return popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
 
     def calls(self) -> list[str]:
         """Folders in which the attribute stage has come to its end, in order."""

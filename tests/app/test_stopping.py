@@ -85,7 +85,7 @@ def test_where_no_block_is_at_hand_a_run_ends_at_once(program, number):
     assert (row.status, row.error) == ("stopped", WORDS[number][1])
 
 
-def test_a_sweep_that_is_asked_before_its_first_job_starts_none(program):
+def test_a_sweep_that_is_asked_before_its_first_job_starts_none(program, executed):
     process = program.start("-m", "seed=1,2", "method=full", "method.do=blocks", "logger=none")
     while not caught(process.pid, signal.SIGTERM):
         assert process.poll() is None

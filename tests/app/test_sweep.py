@@ -126,7 +126,7 @@ def test_a_killed_sweep_resumes_where_it_stopped(program):
     assert after[: len(before)] == before and len(after) == 4 == len(set(after))
 
 
-@pytest.mark.parametrize("harm", ["deleted", "damaged", "metrics", "report"])
+@pytest.mark.parametrize("harm", ["deleted", "damaged", "metrics", "report", "code"])
 def test_resume_looks_at_what_lies_there_and_not_at_the_row(program, harm):
     assert program("-m", "budget=0.1,0.2")[0] == 0
     first, second = (Path(call) for call in program.calls())
@@ -135,6 +135,9 @@ def test_resume_looks_at_what_lies_there_and_not_at_the_row(program, harm):
     elif harm == "damaged":
         (chunk,) = (first / "influence.zarr" / "influence").glob("[0-9]*")
         chunk.write_bytes(b"\0" + chunk.read_bytes()[1:])
+    elif harm == "code":  # a row of another version of what computes
+        row = json.loads((first / "row.json").read_text())
+        (first / "row.json").write_text(json.dumps({**row, "code": "0" * 16}))
     else:
         (first / ("metrics.json" if harm == "metrics" else "report.html")).unlink()
     row = json.loads((second / "row.json").read_text())
@@ -218,7 +221,7 @@ def test_the_other_stages_run(program):
     assert json.loads(file.read_text()) == {"loss": 0.25}
 
 
-def test_the_configuration_can_be_shown_without_running(program, capfd):
+def test_the_configuration_can_be_shown_without_running(program, executed):
     argv = ["seed=5", "--cfg", "job"]
     done = program.process(*argv)
     assert done.returncode == 0 and "seed: 5" in done.stdout

@@ -11,7 +11,8 @@ import torch
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.plan import plan
-from tdaexp.building.texts import build_problem, drawn, load_model, load_successor, with_generated
+from tdaexp.building.language import build_problem, with_generated
+from tdaexp.building.texts import drawn, load_model, load_successor
 from tdaexp.data.records import Corpus, Record
 from tdaexp.runtime.errors import UserError
 from tdaexp.training import trained

@@ -54,8 +54,8 @@ def score(
     ready = precondition or (lambda name, gradient: factors.precondition(name, gradient, DAMPING))
     sides, options = sides_of(model, layers, train, queries, ready, query_rank), {"tokens_per_batch": 40, **options}
     if index is None:
-        return pair_scores(sides, pairs, store=folder, **options)
-    return indexed_scores(sides, pairs, index=index, store=folder, **{"keep_gb": 1.0, **options})
+        return pair_scores(sides, pairs, store=folder, **options)[:]
+    return indexed_scores(sides, pairs, index=index, store=folder, **{"keep_gb": 1.0, **options})[:]
 
 
 def explicit(fitted, pairs=EVERY, train=TRAIN, queries=QUERIES):

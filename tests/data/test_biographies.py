@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from tdaexp.data.biographies import MOST_PEOPLE, Biographies, draw_people
+from tdaexp.data.biographies import Biographies, draw_people
 from tdaexp.data.candidates import BM25
-from tdaexp.data.phrasings import FRAMES, TOPICS
+from tdaexp.data.vocabulary import people
 from tdaexp.runtime.errors import UserError
 
 
@@ -106,24 +106,24 @@ def test_fewer_facts_and_other_topics() -> None:
     corpus = Biographies(people=5, topics=6, facts=1).load()
     assert len(corpus.train) == 30
     assert all(len(record.meta["answer"]) == 1 for record in corpus.train)
-    assert {record.meta["topic"] for record in corpus.train} == {topic.name for topic in TOPICS}
+    assert {record.meta["topic"] for record in corpus.train} == {topic.name for topic in people().topics}
 
 
-@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+@pytest.mark.parametrize("topic", people().topics, ids=lambda topic: topic.name)
 def test_phrasings_are_usable(topic) -> None:
-    assert all("{theme}" in frame for frame in FRAMES)
+    assert all("{theme}" in frame for frame in people().frames)
     assert len(set(topic.themes)) == len(topic.themes) >= 2
     assert all(theme.count("{who}") == 1 for theme in topic.themes)
     assert len(topic.relations) == 3
     for relation in topic.relations:
-        assert len(set(relation.sentences)) == len(relation.sentences) == len(FRAMES)
+        assert len(set(relation.sentences)) == len(relation.sentences) == len(people().frames)
         assert all(s.count("{v}") == 1 and s.endswith(".") for s in relation.sentences)
         assert "{name}" in relation.question
 
 
 def test_the_first_relation_of_a_topic_always_names_the_person() -> None:
     """Else a completion would not say whom it is about."""
-    for topic in TOPICS:
+    for topic in people().topics:
         for sentence in topic.relations[0].sentences:
             assert re.search(r"\{[SsoPp]\}", sentence), sentence
 
@@ -145,7 +145,7 @@ def test_bm25_is_good_but_not_perfect(seed: int) -> None:
     ("keys", "message"),
     [
         ({"people": 1}, "dataset.people=1: must lie between 2 and"),
-        ({"people": MOST_PEOPLE + 1}, "dataset.people"),
+        ({"people": people().most_people + 1}, "dataset.people"),
         ({"topics": 7}, "between 1 and 6"),
         ({"facts": 0}, "between 1 and 3"),
         ({"query_sets": ["paraphrase"]}, "did you mean 'paraphrased'"),

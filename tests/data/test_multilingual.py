@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from tdaexp.data.groups import groups_of, stratified
-from tdaexp.data.multilingual import WORDS, Multilingual
+from tdaexp.data.multilingual import Multilingual
 from tdaexp.data.text import Text
+from tdaexp.data.vocabulary import scenes
 from tdaexp.runtime.errors import UserError
 
 
 def test_every_language_says_the_same_number_of_things():
-    assert {tuple(len(words) for words in lists) for lists in WORDS.values()} == {(8, 8, 8, 8)}
+    assert {tuple(len(words) for words in lists) for lists in scenes().values()} == {(8, 8, 8, 8)}
 
 
 def test_half_is_english_and_nothing_held_out_is_trained_on():
@@ -23,9 +24,9 @@ def test_half_is_english_and_nothing_held_out_is_trained_on():
     assert len(train) == 540 and len(held) == 60
     assert not {record.id for record in train} & {record.id for record in held}
     counts = Counter(groups_of([*train, *held]))
-    assert set(counts) == set(WORDS) and abs(counts["en"] - 300) < 40
+    assert set(counts) == set(scenes()) and abs(counts["en"] - 300) < 40
     shares = Counter(groups_of(held))
-    assert all(abs(shares[name] - counts[name] / 10) <= 1 for name in WORDS)
+    assert all(abs(shares[name] - counts[name] / 10) <= 1 for name in scenes())
     assert train[0].text.count(".") == 4 and train == Multilingual(records=600, held_out=60).train_records()
     assert Multilingual(languages=["de"], records=20, held_out=0).train_records()[3].meta == {"group": "de"}
 

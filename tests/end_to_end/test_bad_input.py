@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import REPOSITORY, TINY, only
+from nursery import popen
 
 from tdaexp import influence
 
@@ -154,8 +155,9 @@ def test_no_space_left(commands, tmp_path):
         "from pathlib import Path; from tdaexp.app import main;"
         f"sys.exit(main('attribute', Path({str(REPOSITORY / 'conf')!r}), ['attribute.py', *sys.argv[1:]]))"
     )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300)
-    line = commands.one_line(done.returncode, done.stderr, expected=1)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = popen([sys.executable, "-c", script, *arguments], **pipes)
+    line = commands.one_line(program.wait(timeout=300), program.communicate()[1], expected=1)
     assert "disk" in line or "space" in line or "written" in line
     assert not list(tmp_path.rglob("*.part"))
     commands.done("attribute", *TINY, "method=full", "metric.plots=false")

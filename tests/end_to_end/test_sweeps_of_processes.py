@@ -37,7 +37,7 @@ def test_the_second_budget_computes_no_product_again(commands):
 
 
 @pytest.mark.long
-def test_jobs_side_by_side_share_a_cache(commands):
+def test_jobs_side_by_side_share_a_cache(commands, executed):
     """With joblib: both want the same model and products, which are made once."""
     code, err = commands.process("attribute", *SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "cache_dir=c")
     assert code == 0 and "Traceback" not in err, err

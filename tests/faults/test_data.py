@@ -407,7 +407,7 @@ VALUES = some.recursive(
     max_leaves=5,
 )
 CALM = settings(
-    max_examples=120, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

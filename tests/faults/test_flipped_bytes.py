@@ -154,7 +154,7 @@ def same(one: object, other: object) -> bool:
     return True
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=16, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_a_changed_byte_never_gives_another_answer(kept, data):
     whole, wanted = kept

@@ -213,7 +213,7 @@ def test_hydras_own_classes_are_let_in(commands):
         ("decoding._target_=tdaexp.methods.random.Random", ["no class for 'decoding'"]),
         ("candidates._target_=tdaexp.data.digits.Digits", ["no class for 'candidates'"]),
         ("+dataset.paraphrase._target_=tdaexp.methods.dot.Dot", ["no class for 'dataset.paraphrase'"]),
-        ("method._target_=tdaexp.methods.inverse.IterativeInverse", ["a base for others"]),
+        ("dataset._target_=tdaexp.data.dataset.Dataset", ["a base for others"]),
         ("method._target_=pandas.read_pickle", ["is refused"]),
         ("method._target_=tdaexp.methods.dot:Dot", ["unknown class 'dot:Dot'"]),
     ],

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import CASES

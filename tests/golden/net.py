@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
 from cases import CASES, Case
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from matplotlib.figure import Figure
+from parsing import parsed_once
 from problems import write_problems
 
 from tdaexp import influence
 from tdaexp.app import main
+from tdaexp.planning import plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VALUES = Path(__file__).with_name("values.npz")
@@ -31,7 +32,6 @@ LEFT_OVER = re.compile(r"residual|replay_error|/(kl|error|error_std|relative_err
 CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|^iterations$")
 """Intervals, what a run took, and how many steps a solver needs until its residual is small: one more or less."""
 Found = dict[str, "Entry"]
-_PARSED: dict[tuple[str | bytes, str], Any] = {}
 _LISTED: dict[tuple[str, str, str], list[str]] = {}
 
 
@@ -104,8 +104,8 @@ class Net:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Leave out what takes most of a tiny run's time and no number comes from: drawing, and reading conf/ again."""
-    plain, load = ConfigLoaderImpl.get_group_options, yaml.load
+    """Leave out what takes most of a tiny run's time and no number comes from: drawing, costs, reading conf/ again."""
+    plain = ConfigLoaderImpl.get_group_options
 
     def options(self: Any, *arguments: Any, **keywords: Any) -> list[str]:
         key = (str(self.get_search_path()), str(arguments), str(keywords))
@@ -113,21 +113,15 @@ def quick() -> Iterator[None]:
             _LISTED[key] = plain(self, *arguments, **keywords)
         return list(_LISTED[key])
 
-    def parsed(stream: Any, Loader: Any) -> Any:
-        text = stream if isinstance(stream, (str, bytes)) else stream.read()
-        key = (text, Loader.__name__)  # OmegaConf makes a new class each time
-        if key not in _PARSED:
-            _PARSED[key] = load(text, Loader)
-        return copy.deepcopy(_PARSED[key])
-
     def blank(self: Figure, file: Any, **_: Any) -> None:
         file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
 
     with (
         mock.patch.object(ConfigLoaderImpl, "get_group_options", options),
         mock.patch.object(Hydra, "get_mode", lambda *_, **__: RunMode.RUN),
-        mock.patch.object(yaml, "load", parsed),
+        parsed_once(),
         mock.patch.object(Figure, "savefig", blank),
+        mock.patch.object(plan, "plan_of", lambda *_: SimpleNamespace(line=lambda: "plan: none", problems=[])),
     ):
         yield
 

@@ -33,6 +33,10 @@ def stored(folder, count, seed, dtype):
     return Features(blocks, place, columns), {name: values[:, column] for name, column in columns.items()}
 
 
+def products(*sides, **options):
+    return {name: rows[:] for name, rows in feature_products(*sides, **options).items()}
+
+
 @pytest.mark.parametrize("cache_gb", [1.0, 3e-5, 1e-9])
 @pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -41,7 +45,7 @@ def test_the_bits_of_products_in_memory(dtype, pairs, cache_gb, tmp_path, monkey
     train, known = stored(tmp_path / "t", TRAIN, 2, dtype)
     read, real = [], Features.rows
     monkeypatch.setattr(Features, "rows", lambda self, numbers: read.append(len(numbers)) or real(self, numbers))
-    found = feature_products(queries, train, pairs, store=tmp_path / "p", cache_gb=cache_gb)
+    found = products(queries, train, pairs, store=tmp_path / "p", cache_gb=cache_gb)
     for k, name in enumerate(DIMS):
         dot = np.stack([np.einsum("qk,qk->q", asked[name], known[name][column]) for column in pairs.T], axis=1)
         squares = (known[name] ** 2).sum(1)
@@ -56,9 +60,9 @@ def test_the_bits_of_products_in_memory(dtype, pairs, cache_gb, tmp_path, monkey
 def test_pairs_and_rows_are_taken_a_few_at_a_time(tmp_path, monkeypatch):
     queries, _ = stored(tmp_path / "q", QUERIES, 1, "float32")
     train, _ = stored(tmp_path / "t", TRAIN, 2, "float32")
-    whole = feature_products(queries, train, PAIRS["candidates"], store=tmp_path / "a")
+    whole = products(queries, train, PAIRS["candidates"], store=tmp_path / "a")
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
-    pieces = feature_products(queries, train, PAIRS["candidates"], store=tmp_path / "b")
+    pieces = products(queries, train, PAIRS["candidates"], store=tmp_path / "b")
     assert all(whole[name].tobytes() == pieces[name].tobytes() for name in whole)
 
 

@@ -22,7 +22,7 @@ NAMES = ("dot", "query_sq", "train_sq")
 
 def run(model, train, queries, pairs, store, components=None, reduction="mean", pad_id=0, **options):
     sides = [gradients_of(model, side, components, pad_id, reduction=reduction) for side in (train, queries)]
-    return component_products(*sides, pairs, store=store, **options)
+    return {name: rows[:] for name, rows in component_products(*sides, pairs, store=store, **options).items()}
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdaexp.building.checkpoints import build_checkpoint_study
+from tdaexp.building.checkpoints import Checkpoints
 from tdaexp.data.multilingual import Multilingual
 from tdaexp.methods.explaind import Explaind
 from tdaexp.metrics.loss_change import loss_change
+from tdaexp.models.components import component_map
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch, build_model
 from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.paths import checkpoint_walk as checkpoint_run
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from tdaexp.paths.checkpoint_step import Plan, _Checkpoint
+from tdaexp.paths.checkpoint_walk import slabs_of
+from tdaexp.problem import Problem
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices
 from tdaexp.training.optimizer_state import FILE
@@ -48,15 +51,19 @@ def config(cache, model=None, fit=FIT, precision="float32", **data):
     return SimpleNamespace(model=model or toy, dataset=dataset, trainer=trainer, cache_dir=str(cache), seed=0)
 
 
+def build(settings) -> Problem:
+    return Checkpoints(settings).problem(Clock())
+
+
 @pytest.fixture(scope="module")
-def study(cache) -> CheckpointStudy:
-    return build_checkpoint_study(config(cache))
+def study(cache) -> Problem:
+    return build(config(cache))
 
 
 @pytest.fixture
 def copied(study, tmp_path):
     """The checkpoints' folders, to be damaged."""
-    source = study.snapshots[0].model.pretrained
+    source = study.history.snapshots[0].model.pretrained
     for step in range(1, 5):
         shutil.copytree(source.replace("step-1", f"step-{step}"), tmp_path / f"step-{step}")
     return tmp_path
@@ -69,15 +76,15 @@ def explained(study, cache, *keep, nodes=4, **changes):
 
 def listed(cache, *entries, **changes):
     base = Pretrained("", checkpoints=[str(entry) for entry in entries], max_length=64, **changes)
-    return build_checkpoint_study(config(cache, base))
+    return build(config(cache, base))
 
 
 def test_the_update_is_the_one_that_training_made(study):
     """From step 2, with the batch that training took there, to step 3: clipping, rate and decay too."""
-    before, after = study.snapshots[1:3]
-    sizes, slabs = slabs_of(before.model.load().model)
-    plan = Plan(study, Quadrature(), {}, [], sizes, slabs)
-    batch = batch_indices(2, seed=0, examples=len(study.pool), batch_size=FIT.batch_size)
+    before, after = study.history.snapshots[1:3]
+    slabs = slabs_of(before.model.load().model, study.map)
+    plan = Plan(study, study.history, Quadrature(), {}, [], slabs)
+    batch = batch_indices(2, seed=0, examples=len(study.train), batch_size=FIT.batch_size)
     one = _Checkpoint(plan, before.model.load().model.requires_grad_(), [int(place) for place in batch])
     step, numbers = one.simulate(before)
     assert numbers["clipped"] < 1 and numbers["lr"] == FIT.lr
@@ -91,7 +98,7 @@ def test_the_update_is_the_one_that_training_made(study):
 def test_the_sums_are_the_change_in_float64(cache, tmp_path):
     """Of GPT-2, whose layers compute in the type that they are given; Llama's norms are float32 whatever it is."""
     toy = Scratch("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2}, vocab_size=320, context=64, name="smooth")
-    exact = in_float64(build_checkpoint_study(config(cache, toy)), tmp_path)
+    exact = in_float64(build(config(cache, toy)), tmp_path)
     assert loss_change(exact)["relative_error_max"] < 1e-8
     assert float(exact["change_norm"].min()) > 1e-3
 
@@ -116,7 +123,7 @@ def test_parts_of_llama(study, tmp_path):
 def test_the_change_is_that_of_the_mean_loss(study, tmp_path):
     """Of all held-out tokens, by transformers' own loss."""
     found = explained(study, tmp_path, "component")
-    loaded = study.snapshots[2].model.load().model
+    loaded = study.history.snapshots[2].model.load().model
     total, count = 0.0, 0
     for example in study.queries:
         labels = torch.from_numpy(np.where(example.loss_mask, example.tokens, -100))[None]
@@ -144,12 +151,13 @@ def test_groups_sum_to_the_whole(study, tmp_path):
 
 def test_a_groups_share_is_that_of_its_own_gradient(study, tmp_path):
     """Without the texts of one language in the gradient, with the moments as they were."""
-    one = dataclasses.replace(study, snapshots=study.snapshots[3:], cache=tmp_path)
+    history = dataclasses.replace(study.history, snapshots=study.history.snapshots[3:])
+    one = dataclasses.replace(study, history=history)
     found = explained(one, tmp_path, "train", nodes=2)["influence"].sel(step=4)
-    batch = one.batch(one.snapshots[0])
+    batch = history.batch(history.snapshots[0], one.seed)
     tokens = {name: 0.0 for name in found["train"].values}
     for place in batch:
-        tokens[one.pool_groups[place]] += one.pool[int(place)].loss_mask[1:].sum()
+        tokens[history.groups[place]] += one.train[int(place)].loss_mask[1:].sum()
     assert float(found.sum()) != 0 and all((float(found.sel(train=name)) != 0) == (n > 0) for name, n in tokens.items())
 
 
@@ -184,20 +192,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(study, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_components_cover_every_parameter_once(architecture, sizes):
     model = build_model(architecture, sizes, train_tokenizer(["a b c"], 300), context=32, seed=0)
-    found, slabs = slabs_of(model)
+    components = component_map(model).complete()
+    slabs = slabs_of(model, components)
     counts = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
-    totals = dict.fromkeys(range(len(found)), 0)
+    totals = dict.fromkeys(range(len(components)), 0)
     for slab in slabs:
         place = counts[slab.parameter]
         rows = torch.arange(place.shape[slab.axis]) if slab.rows is None else slab.rows
         counts[slab.parameter] = place.index_add(slab.axis, rows, torch.ones_like(place.index_select(slab.axis, rows)))
         totals[slab.component] += place.index_select(slab.axis, rows).numel()
     assert all((count == 1).all() for count in counts.values())
-    assert list(totals.values()) == list(found.values()) and sum(found.values()) == model.num_parameters()
+    assert list(totals.values()) == components.sizes.tolist() and components.sizes.sum() == model.num_parameters()
 
 
 def test_a_folder_of_checkpoints_stands_for_all(copied, cache):
-    found = listed(cache, copied).snapshots
+    found = listed(cache, copied).history.snapshots
     assert [one.step for one in found] == [1, 2, 3, 4] and all(one.state for one in found)
 
 
@@ -243,16 +252,17 @@ def test_settings_that_cannot_be_are_refused(study, cache, tmp_path):
         Explaind(keep=["step"]).attribute(study)
     with pytest.raises(UserError, match="one output, the loss"):
         Explaind(keep=["step", "output"], output="loss").attribute(study)
+    many = dataclasses.replace(FIT, batch_size=200)
     with pytest.raises(UserError, match=r"trainer.fit.batch_size=200: there are 96 records"):
-        explained(study, tmp_path, batch_size=200)
+        explained(study, tmp_path, history=dataclasses.replace(study.history, fit=many))
     with pytest.raises(UserError, match=r"dataset.held_out: .*there are none"):
-        build_checkpoint_study(config(cache, held_out=0))
+        build(config(cache, held_out=0))
     with pytest.raises(UserError, match="bfloat16: rounds away"):
-        build_checkpoint_study(config(cache, precision="bfloat16"))
+        build(config(cache, precision="bfloat16"))
     with pytest.raises(UserError, match=r"keep=all: method=explaind needs .*keep=state.*record=1"):
-        build_checkpoint_study(config(cache, fit=dataclasses.replace(FIT, keep="all")))
+        build(config(cache, fit=dataclasses.replace(FIT, keep="all")))
     with pytest.raises(UserError, match="checkpoint_every=9: the training of 4 steps left no checkpoint"):
-        build_checkpoint_study(config(cache, fit=dataclasses.replace(FIT, checkpoint_every=9)))
+        build(config(cache, fit=dataclasses.replace(FIT, checkpoint_every=9)))
 
 
 def test_a_state_of_another_model_is_refused(copied, cache, tmp_path):

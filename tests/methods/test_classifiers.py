@@ -22,7 +22,6 @@ from tdaexp.models.discovery import discovered
 from tdaexp.models.grokking import Grokking
 from tdaexp.models.mnist_cnn import MnistCnn
 from tdaexp.models.resnet9 import ResNet9
-from tdaexp.models.task import task_components
 from tdaexp.objectives.classes import Classes
 from tdaexp.objectives.labels import uniforms
 from tdaexp.problem import Compute, Problem
@@ -92,7 +91,7 @@ def test_products_of_every_component_against_autograd(name, make):
     problem = make(name)
     full = Full().attribute(problem)
     assert sum(full["size"].values) == sum(one.numel() for one in problem.model.parameters())
-    members = task_components(problem.model).members
+    members = problem.map.members(problem.model)
     assert list(members) == list(full["component"].values)
     for column, names in enumerate(members.values()):
         sides = [

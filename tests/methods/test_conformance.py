@@ -24,6 +24,7 @@ RECORDED = {"explaind"}  # explains a recorded training of a classification task
 METHODS = sorted({file.stem for file in Path(__file__).parents[2].glob("conf/method/*.yaml")} - RECORDED)
 BLIND = {"random"}  # does not look at the examples, so resemblance means nothing to it
 WHOLE = {"arnoldi": ["method.steps=50", "method.rank=40"]}  # a projection to few dimensions need not know an example
+BATCHES = {"tokens_per_batch": 150}  # several blocks of several passes
 TOLERANCE = 1e-4  # float32, relative to the largest value of the same kind and component
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -60,22 +61,16 @@ def assert_same_bits(one: xr.Dataset, two: xr.Dataset) -> None:
 
 @pytest.fixture(scope="module")
 def usual(configured, make_problem, tmp_path_factory) -> Callable[[str], xr.Dataset]:
-    """A method's answer on the common problem, found once."""
-    return functools.cache(lambda name: configured(name).attribute(make_problem(tmp_path_factory.mktemp("usual"))))
-
-
-@pytest.fixture(scope="module")
-def of_shortened(configured, make_problem, tmp_path_factory) -> Callable[[str], xr.Dataset]:
-    """A method's answer on the shortened problem, found once."""
+    """A method's answer on the common problem, found once; one pair there does not exist."""
     return functools.cache(
-        lambda name: configured(name).attribute(shortened(make_problem(tmp_path_factory.mktemp("shortened"))))
+        lambda name: configured(name).attribute(shortened(make_problem(tmp_path_factory.mktemp("usual"), **BATCHES)))
     )
 
 
 @every_method
-def test_dimensions_types_and_labels(name, configured, problem, of_shortened, tmp_path):
+def test_dimensions_types_and_labels(name, configured, problem, usual, tmp_path):
     problem, method = shortened(problem), configured(name)
-    dataset = of_shortened(name)
+    dataset = usual(name)
     queries, candidates = problem.pairs.shape
     dims = dataset["influence"].dims
     assert dims in {("query", "candidate"), ("query", "candidate", "component")}
@@ -105,8 +100,8 @@ def test_dimensions_types_and_labels(name, configured, problem, of_shortened, tm
 
 
 @every_method
-def test_every_pair_and_only_pairs_have_a_finite_score(name, problem, of_shortened):
-    problem, dataset = shortened(problem), of_shortened(name)
+def test_every_pair_and_only_pairs_have_a_finite_score(name, problem, usual):
+    problem, dataset = shortened(problem), usual(name)
     exists = problem.pairs >= 0
     scores = influence.scores(dataset)
     assert scores.dims == ("query", "candidate")
@@ -118,31 +113,16 @@ def test_every_pair_and_only_pairs_have_a_finite_score(name, problem, of_shorten
 
 
 @every_method
-def test_the_same_bits_again_and_the_model_is_left_as_it_was(name, configured, problem, usual):
-    wanted = usual(name)
-    model = problem.loaded.model
-    model(torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True)  # transformers attaches hooks of its own
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    hooks = [list(module._forward_hooks) for module in model.modules()]
-    assert_same_bits(configured(name).attribute(problem), wanted)
-    for key, value in model.state_dict().items():
-        assert value.numpy().tobytes() == before[key].numpy().tobytes(), key
-    assert hooks == [list(module._forward_hooks) for module in model.modules()]
-    assert not model.training
-    assert all(one.grad is None and not one.requires_grad for one in model.parameters())
+def test_neither_batch_size_nor_cache_nor_order_matters(name, configured, make_problem, usual, tmp_path):
+    """One example at a time, all examples and columns in another order."""
+    moved = permuted(shortened(make_problem(tmp_path, tokens_per_batch=1, cache_gb=1.0)))
+    assert_close(by_ids(configured(name).attribute(moved)), by_ids(usual(name)))
 
 
 @every_method
-@pytest.mark.parametrize("tokens_per_batch", [1, 100_000], ids=["one by one", "all at once"])
-def test_neither_batch_size_nor_cache_matters(name, tokens_per_batch, configured, make_problem, usual, tmp_path):
-    other = make_problem(tmp_path, tokens_per_batch=tokens_per_batch, cache_gb=1.0)
-    assert_close(by_ids(configured(name).attribute(other)), by_ids(usual(name)))
-
-
-@every_method
-def test_padding_does_not_matter(name, configured, make_problem, usual, tmp_path):
-    """Beside an example of many tokens all the others are padded; it has a query set of its own."""
-    plain = make_problem(tmp_path / "plain", tokens_per_batch=100_000, cache_gb=1.0)
+def test_neither_batch_size_nor_padding_matters(name, configured, make_problem, usual, tmp_path):
+    """All examples at once: beside one of many tokens all others are padded; it has a query set of its own."""
+    plain = shortened(make_problem(tmp_path / "plain", tokens_per_batch=100_000, cache_gb=1.0))
     words = "and then another word of many, " * 3
     extra_train = Record("long", "Where was nobody?", f"Nowhere, {words} and no more.")
     extra_query = Record("q-long", "Where was nobody, then?", f"Not here, {words} or there.", ("long",))
@@ -170,24 +150,19 @@ def with_extra(usual, make_problem, cache, train, query):
     )
 
 
-@every_method
-def test_scores_move_along_with_the_examples(name, configured, problem, of_shortened, tmp_path):
-    plain = shortened(problem)
+def permuted(plain: Problem) -> Problem:
+    """The same problem with queries, training examples and candidates in another order."""
     rng = np.random.default_rng(1)
     rows, moved, columns = (rng.permutation(n) for n in (len(plain.queries), len(plain.train), plain.pairs.shape[1]))
     place = np.append(np.argsort(moved), -1)  # where each training example is now; -1 stays -1
-    permuted = dataclasses.replace(
+    return dataclasses.replace(
         plain,
         train=Examples([plain.train[index] for index in moved]),
         queries=Examples([plain.queries[index] for index in rows]),
         query_set=[plain.query_set[index] for index in rows],
         candidates=Candidates(place[plain.pairs[rows][:, columns]], plain.candidates.bm25[rows][:, columns]),
         truth=plain.truth[rows][:, columns],
-        cache=tmp_path / "permuted",
     )
-    wanted = by_ids(of_shortened(name))
-    assert len(wanted) == plain.pairs.size - 1
-    assert_close(by_ids(configured(name).attribute(permuted)), wanted)
 
 
 class Killed(BaseException):
@@ -211,23 +186,35 @@ class Writes:
 
 
 @every_method
-def test_a_killed_run_goes_on_and_gives_the_same_bits(name, configured, make_problem, monkeypatch, tmp_path):
+def test_the_same_bits_again_also_after_kills_and_the_model_is_left_as_it_was(
+    name, configured, make_problem, usual, monkeypatch, tmp_path
+):
+    wanted, problem = usual(name), shortened(make_problem(tmp_path / "straight", **BATCHES))
+    model = problem.loaded.model
+    model(torch.zeros(1, 2, dtype=torch.int64), output_hidden_states=True)  # transformers attaches hooks of its own
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    hooks = [list(module._forward_hooks) for module in model.modules()]
     writes = Writes(monkeypatch)
-    straight = configured(name).attribute(make_problem(tmp_path / "straight", tokens_per_batch=150))
+    assert_same_bits(configured(name).attribute(problem), wanted)
+    for key, value in model.state_dict().items():
+        assert value.numpy().tobytes() == before[key].numpy().tobytes(), key
+    assert hooks == [list(module._forward_hooks) for module in model.modules()]
+    assert not model.training
+    assert all(one.grad is None and not one.requires_grad for one in model.parameters())
     total = writes.count
     if not total:  # nothing to go on from: the method must not leave anything half done either
         assert not (tmp_path / "straight").exists()
         return
     assert total >= 3
-    for last in (1, total - 1):
-        cache = tmp_path / f"killed-{last}"
+    again = shortened(make_problem(tmp_path / "killed", **BATCHES))
+    for last in (1, total - 2):  # in the second block, and in the last one
         writes.count, writes.last = 0, last
         with pytest.raises(Killed):
-            configured(name).attribute(make_problem(cache, tokens_per_batch=150))
-        writes.count, writes.last = 0, None
-        resumed = configured(name).attribute(make_problem(cache, tokens_per_batch=150))
-        assert writes.count == total - last  # what was stored before is not computed again
-        assert_same_bits(resumed, straight)
+            configured(name).attribute(dataclasses.replace(again))
+    writes.count, writes.last = 0, None
+    resumed = configured(name).attribute(dataclasses.replace(again))
+    assert writes.count == 1  # what was stored before is not computed again
+    assert_same_bits(resumed, wanted)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in BLIND])

@@ -9,17 +9,17 @@ import logging
 import numpy as np
 import pytest
 import torch
+from recorded_problem import having_model, recorded_problem
 from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.methods.explaind import Explaind
-from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.paths import blocks as path_blocks
 from tdaexp.paths import decomposition as path_job
 from tdaexp.paths import reverse as path_sweep
-from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.recorded import fit_recorded
@@ -35,7 +35,7 @@ FINE = Quadrature("gauss", 4)
 
 
 @pytest.fixture(scope="module", params=[(name, every) for name in OPTIMISERS for every in (1, 4)], ids=str)
-def study(request, tmp_path_factory) -> TaskStudy:
+def study(request, tmp_path_factory) -> Problem:
     name, every = request.param
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(40, 4, generator=generator)
@@ -51,23 +51,24 @@ def study(request, tmp_path_factory) -> TaskStudy:
     folder = tmp_path_factory.mktemp("training")
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
     trajectory = Trajectory(folder / "trajectory")
-    return TaskStudy(
-        module, by_module(module), corpus.train, corpus.test, ["test"] * 10, trajectory, folder, "test", torch.float64
-    )
+    return recorded_problem(module, corpus, trajectory, folder, dtype=torch.float64)
 
 
 @pytest.fixture
-def fresh(study, tmp_path) -> TaskStudy:
+def fresh(study, tmp_path) -> Problem:
     return dataclasses.replace(study, cache=tmp_path)
 
 
-def whole_change(study: TaskStudy) -> np.ndarray:
+def whole_change(study: Problem) -> np.ndarray:
     """The summed change of the logits in the recorded steps, by the module itself."""
     total = 0.0
-    for step in study.trajectory.steps:
-        for sign, state in ((-1, study.trajectory.parameters(step)), (1, study.trajectory.updated(step))):
+    for step in study.history.trajectory.steps:
+        for sign, state in (
+            (-1, study.history.trajectory.parameters(step)),
+            (1, study.history.trajectory.updated(step)),
+        ):
             named = {name: value.double() for name, value in state.items()}
-            total = total + sign * torch.func.functional_call(study.module, named, (study.queries.inputs.double(),))
+            total = total + sign * torch.func.functional_call(study.model, named, (study.queries.inputs.double(),))
     return total.detach().numpy()
 
 
@@ -101,7 +102,7 @@ def test_the_two_ways_agree_by_component(fresh):
     by_examples = Explaind(keep=["query", "train", "component", "output"], quadrature=FINE).attribute(fresh)
     scale = float(np.abs(by_steps["influence"]).max())
     for part in PARTS:
-        if part in by_steps and fresh.trajectory.settings.every == 1:
+        if part in by_steps and fresh.history.trajectory.settings.every == 1:
             other = by_examples[part].sum("train") if part == "influence" else by_examples[part]
             np.testing.assert_allclose(by_steps[part], other, atol=2e-6 * scale)
 
@@ -116,7 +117,7 @@ def test_importance_is_the_sum_of_absolute_values(fresh):
 
 
 def test_a_range_of_steps(fresh):
-    steps = fresh.trajectory.steps
+    steps = fresh.history.trajectory.steps
     whole = Explaind(keep=["query", "step", "output"]).attribute(fresh)
     part = Explaind(keep=["query", "step", "output"], steps=[steps[1], steps[2]]).attribute(fresh)
     np.testing.assert_allclose(part["influence"], whole["influence"].isel(step=slice(1, 3)), atol=1e-12)
@@ -146,7 +147,7 @@ def test_parts_sum_to_the_whole_and_are_sums_of_their_examples(fresh, keep):
             np.testing.assert_allclose(found[name].transpose(*whole[name].dims), whole[name], atol=1e-12 * scale)
     np.testing.assert_allclose(found["residual"], whole["residual"], atol=1e-10)
     assert float(np.abs(found["replay_error"]).max()) < 1e-5 * float(np.abs(whole["change"]).max())
-    if "step" not in keep and fresh.trajectory.settings.every == 1:
+    if "step" not in keep and fresh.history.trajectory.settings.every == 1:
         single = Explaind(keep=[*kept, "train"], quadrature=FINE).attribute(fresh)
         for number in range(3):
             mine = single["influence"].isel(train=np.flatnonzero(fresh.train.targets.numpy() == number)).sum("train")
@@ -192,18 +193,21 @@ def test_queries_in_groups_and_summed_axes_give_the_same_numbers(fresh, monkeypa
 
 
 def test_a_share_of_the_steps(fresh):
-    steps = fresh.trajectory.steps
-    study = dataclasses.replace(fresh, held_out=fresh.queries)
+    steps = fresh.history.trajectory.steps
+    history = dataclasses.replace(fresh.history, held_out=fresh.queries)
+    study = dataclasses.replace(fresh, history=history)
     keep = ["query", "step", "output"]
     whole = Explaind(keep=keep).attribute(study)
     part = Explaind(keep=keep, subsample=0.5).attribute(study)
 
     def loss(state):
         named = {name: value.double() for name, value in state.items()}
-        logits = torch.func.functional_call(fresh.module, named, (fresh.queries.inputs.double(),))
+        logits = torch.func.functional_call(fresh.model, named, (fresh.queries.inputs.double(),))
         return float(nn.functional.cross_entropy(logits, fresh.queries.targets))
 
-    changes = [abs(loss(fresh.trajectory.updated(k)) - loss(fresh.trajectory.parameters(k))) for k in steps]
+    changes = [
+        abs(loss(fresh.history.trajectory.updated(k)) - loss(fresh.history.trajectory.parameters(k))) for k in steps
+    ]
     count = -(-len(steps) // 2)
     wanted = sorted(sorted(steps, key=lambda k: -changes[steps.index(k)])[:count])
     assert list(part["step"].values) == wanted != steps[:count]
@@ -227,7 +231,7 @@ def test_the_store_s_size_is_told_and_must_fit(fresh, caplog, monkeypatch):
 
 def test_single_examples_are_those_columns_of_the_whole(fresh):
     keep = ["query", "train", "component", "output"]
-    if fresh.trajectory.settings.every > 1:
+    if fresh.history.trajectory.settings.every > 1:
         with pytest.raises(UserError, match="where every step was recorded"):
             Explaind(keep=keep, single=7).attribute(fresh)
         return
@@ -244,7 +248,7 @@ def test_single_examples_are_those_columns_of_the_whole(fresh):
 
 
 def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch):
-    if fresh.trajectory.settings.every > 1:
+    if fresh.history.trajectory.settings.every > 1:
         return
     counted = {"keep": ["query", "train", "output"], "steps": [9, 10]}
     whole = Explaind(**counted).attribute(fresh)
@@ -262,7 +266,7 @@ def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch
 
 def test_single_columns_of_the_first_step(fresh):
     """By autograd: −lr/(√v̂ + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
-    trajectory, train = fresh.trajectory, fresh.train
+    trajectory, train = fresh.history.trajectory, fresh.train
     found = Explaind(keep=["query", "train", "output"], steps=[0, 0], quadrature=Quadrature("left", 1)).attribute(fresh)
     leaves = {name: value.double().requires_grad_() for name, value in trajectory.parameters(0).items()}
 
@@ -276,10 +280,10 @@ def test_single_columns_of_the_first_step(fresh):
         moment = trajectory.second_moment(0)
         flat = torch.cat([moment[name].double().flatten() for name in leaves])
         rate = rate / ((flat / (1 - trajectory.settings.betas[1])).sqrt() + trajectory.settings.eps)
-    output = torch.func.functional_call(fresh.module, leaves, (fresh.queries.inputs.double(),))[3, 1]
+    output = torch.func.functional_call(fresh.model, leaves, (fresh.queries.inputs.double(),))[3, 1]
     direction, wanted = rate * gradient(output), np.zeros(len(train))
     for place, weight in zip(*trajectory.batch(0), strict=True):
-        logits = torch.func.functional_call(fresh.module, leaves, (train.inputs[[place]].double(),))
+        logits = torch.func.functional_call(fresh.model, leaves, (train.inputs[[place]].double(),))
         loss = nn.functional.cross_entropy(logits, train.targets[[place]])
         wanted[place] = -weight * float(direction @ gradient(loss))
     assert np.count_nonzero(wanted) == 8
@@ -292,7 +296,7 @@ class Killed(BaseException):
 
 
 def blocks_of(study):
-    return 2 if study.trajectory.settings.every == 1 else 1
+    return 2 if study.history.trajectory.settings.every == 1 else 1
 
 
 def test_a_killed_sweep_goes_on_and_gives_the_same_bits(study, tmp_path, monkeypatch):
@@ -371,7 +375,7 @@ def test_bad_settings_are_refused(fresh):
     with pytest.raises(UserError, match="need a sweep for each step"):
         Explaind(keep=["step", "train"]).attribute(fresh)
     with pytest.raises(UserError, match="needs a recorded training"):
-        Explaind().attribute(None)
+        Explaind().attribute(dataclasses.replace(fresh, history=None))
 
 
 KINKED = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
@@ -379,7 +383,7 @@ KINKED = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
 
 @pytest.mark.parametrize(("module", "rule", "said"), [(KINKED, "secant", "auto: secant"), (None, "gauss", "'gelu'")])
 def test_the_default_rule_goes_by_the_network_and_says_so(fresh, caplog, module, rule, said):
-    study = fresh if module is None else dataclasses.replace(fresh, module=module)
+    study = fresh if module is None else having_model(fresh, module)
     with caplog.at_level(logging.INFO):
         found = Explaind(keep=["query", "output", "component"]).attribute(study)
     assert found.attrs["rule"] == rule and said in caplog.text and (found["nodes"] == 1).all()
@@ -389,7 +393,7 @@ def test_the_default_rule_goes_by_the_network_and_says_so(fresh, caplog, module,
 
 
 def test_training_examples_by_the_secant_rule_sum_to_the_change(fresh):
-    study = dataclasses.replace(fresh, module=KINKED)
+    study = having_model(fresh, KINKED)
     found = Explaind(keep=["query", "train", "output"], quadrature=Quadrature("secant")).attribute(study)
     assert float(abs(found["residual"]).max()) < 1e-12
     total = sum(found[part].sum("train") if "train" in found[part].dims else found[part]
@@ -398,7 +402,7 @@ def test_training_examples_by_the_secant_rule_sum_to_the_change(fresh):
 
 
 def test_the_secant_rule_is_refused_for_a_network_that_has_none(fresh):
-    study = dataclasses.replace(fresh, module=nn.Sequential(nn.Linear(4, 6), nn.Softsign(), nn.Linear(6, 3)).eval())
+    study = having_model(fresh, nn.Sequential(nn.Linear(4, 6), nn.Softsign(), nn.Linear(6, 3)).eval())
     with pytest.raises(UserError, match="no rule for this use of the operation"):
         Explaind(quadrature=Quadrature("secant")).attribute(study)
     assert Explaind().attribute(study).attrs["rule"] == "gauss"

@@ -41,6 +41,6 @@ def test_damaged_sums_are_made_again(tmp_path, monkeypatch, harm):
 
 
 def test_the_nearest_step_is_nearest_by_number():
-    study = SimpleNamespace(trajectory=SimpleNamespace(steps=[0, 4, 8, 12]))
+    trajectory = SimpleNamespace(steps=[0, 4, 8, 12])
     with pytest.raises(UserError, match="step 99 was not recorded; the nearest is 12"):
-        steps_between(study, [4, 99])
+        steps_between(trajectory, [4, 99])

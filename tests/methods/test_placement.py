@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from recorded_problem import having_model, recorded_problem
+from test_checkpoint_updates import build
 from test_checkpoint_updates import config as checkpoint_config
 from test_classifiers import make  # noqa: F401
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdaexp.building.checkpoints import build_checkpoint_study
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.gradients import sketch, sketch_srht
 from tdaexp.gradients.capture import capture
@@ -33,13 +34,12 @@ from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.stated import stated_config
 from tdaexp.objectives.base import Inputs, cross_entropy
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.pathkernel.parameters import by_module
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.paths import reverse as path_sweep
-from tdaexp.paths.decomposition import PathJob
+from tdaexp.paths.decomposition import PathJob, tensors_of
 from tdaexp.paths.forward import _Walk
-from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.paths.steps import held_out_changes
+from tdaexp.problem import Problem
 from tdaexp.training.recorded import fit_recorded
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.task_problem import Classification
@@ -97,13 +97,13 @@ def test_methods_on_classifiers(name, make, configured):  # noqa: F811
 
 
 def test_checkpoints(tmp_path, loads_here):
-    listed = build_checkpoint_study(checkpoint_config(tmp_path))
+    listed = build(checkpoint_config(tmp_path))
     method = Explaind(keep=["step", "component", "train"], output="loss", quadrature=Quadrature(nodes=2))
     elsewhere(lambda: method.attribute(listed))
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> TaskStudy:
+def recorded(tmp_path_factory) -> Problem:
     """A network with products, a ReLU and a smooth operation, trained for four steps."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(20, 4, generator=generator)
@@ -113,10 +113,7 @@ def recorded(tmp_path_factory) -> TaskStudy:
     settings = FitSettings(steps=4, batch_size=8, clip=0.0, record=1, warmup=0)
     folder = tmp_path_factory.mktemp("training")
     fit_recorded(Classification(module, corpus), settings, folder=folder, seed=3, identity="test")
-    return TaskStudy(
-        module, by_module(module), corpus.train, corpus.test, ["test"] * 6, Trajectory(folder / "trajectory"), folder,
-        identity="test", held_out=corpus.test,
-    )  # fmt: skip
+    return recorded_problem(module, corpus, Trajectory(folder / "trajectory"), folder, held_out=True)
 
 
 @pytest.mark.parametrize("keep", STEP_AXES + TRAIN_AXES, ids=str)
@@ -128,24 +125,28 @@ def test_recorded_trainings(rule, keep, recorded, tmp_path):
 
 
 @pytest.fixture
-def fake(recorded) -> TaskStudy:
+def fake(recorded) -> Problem:
     """The recorded training on the other device, inside a mode in which nothing has numbers."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         with OTHER:
             module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 2)).eval()
-        yield dataclasses.replace(recorded, module=module, device=OTHER)
+        yield having_model(
+            dataclasses.replace(recorded, compute=dataclasses.replace(recorded.compute, device=OTHER)), module
+        )
 
 
-def job_of(study: TaskStudy, keep: list[str], rule: str, mode: str = "auto") -> PathJob:
-    method, every = Explaind(keep=keep), study.trajectory.steps
-    return PathJob(study, method._function(study), Quadrature(rule, 2), frozenset(keep), every, mode)
+def job_of(study: Problem, keep: list[str], rule: str, mode: str = "auto") -> PathJob:
+    method, trajectory = Explaind(keep=keep), study.history.trajectory
+    return PathJob(
+        study, trajectory, method._function(study), Quadrature(rule, 2), frozenset(keep), trajectory.steps, mode
+    )
 
 
 @pytest.mark.parametrize("keep", STEP_AXES[:2], ids=str)
 @pytest.mark.parametrize(("rule", "mode"), [("gauss", "forward"), ("gauss", "reverse"), ("secant", "auto")])
 def test_updates_stay_on_their_device_and_are_not_waited_for(rule, mode, keep, fake):
     walk, sums = _Walk(job_of(fake, keep, rule, mode)), {}
-    rows = [walk.step(number, sums) for number in fake.trajectory.steps]
+    rows = [walk.step(number, sums) for number in fake.history.trajectory.steps]
     assert {value.device for value in sums.values()} == {OTHER}
     assert all(value.device == OTHER for row in rows for name, value in row.items() if name != "nodes")
 
@@ -164,9 +165,9 @@ def test_sweeps_stay_on_their_device_and_are_not_waited_for(rule, keep, fake, tm
 
     # which examples a batch has is looked up in main memory, by numbers that are not there either
     monkeypatch.setattr(path_sweep, "_with_first", lambda step, count: step)
-    monkeypatch.setattr(PathJob, "examples", lambda job, ids: fake.batch(fake.train.select(range(len(ids)))))
+    monkeypatch.setattr(PathJob, "examples", lambda job, ids: tensors_of(fake, fake.train.select(range(len(ids)))))
     monkeypatch.setattr(path_sweep, "run_steps", run_steps)
-    nodes = dict.fromkeys(fake.trajectory.steps, 2)
+    nodes = dict.fromkeys(fake.history.trajectory.steps, 2)
     path_sweep._sweep_group(job_of(fake, keep, rule), nodes, tmp_path, "all")
     assert places == {OTHER}
 
@@ -175,7 +176,7 @@ def test_losses_by_step_are_on_the_device(fake, monkeypatch):
     """They are read after the last step alone, which without numbers cannot be done."""
     read = []
     monkeypatch.setattr("tdaexp.paths.steps.float", lambda value: read.append(value.device) or 0.0, raising=False)
-    held_out_changes(fake, fake.trajectory.steps)
+    held_out_changes(fake, fake.history, fake.history.trajectory.steps)
     assert read == [OTHER] * 4
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
 from tdaexp import influence
@@ -42,13 +43,14 @@ def test_fidelity_is_the_cosine_over_shared_candidates():
 def test_alignment_goes_by_names(products_dataset):
     shuffled = products_dataset.isel(query=np.arange(24)[::-1], candidate=[2, 0, 1])
     values = np.arange(72.0).reshape(24, 3)
-    found = aligned(shuffled, products_dataset, values)
+    numbered = products_dataset.assign(number=(("query", "candidate"), values))
+    found = aligned(shuffled, numbered, lambda part: part["number"])
     np.testing.assert_array_equal(found, values[::-1][:, [2, 0, 1]])
 
 
 def test_alignment_leaves_unknown_pairs_open(products_dataset):
     known = products_dataset.isel(query=slice(1, None), candidate=[0, 1])
-    found = aligned(products_dataset, known, np.ones((23, 2)))
+    found = aligned(products_dataset, known, lambda part: xr.ones_like(part["truth"], float))
     assert np.isnan(found[0]).all()
     assert np.isnan(found[1:, 2]).all()
     assert (found[1:, :2] == 1).all()

@@ -57,7 +57,7 @@ def products(model, folder: Path) -> dict[str, np.ndarray]:
     sides = [gradients_of(model, side) for side in (make_examples(1, 12), make_examples(2, 7))]
     pairs = np.random.default_rng(0).integers(0, 12, (7, 3))
     settings = {"store": folder / "products", "tokens_per_batch": 30, "cache_gb": 2e-5}
-    return component_products(*sides, pairs, **settings)
+    return {name: rows[:] for name, rows in component_products(*sides, pairs, **settings).items()}
 
 
 def features(model, folder: Path) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def influence(model, folder: Path) -> dict[str, np.ndarray]:
     )
     found = {f"A.{layer.name}": factors.covariance(layer.name).inputs.numpy() for layer in layers.layers}
     found |= {f"L.{layer.name}": factors[layer.name].spectrum.numpy() for layer in layers.layers}
-    return found | {"scores": scores}
+    return found | {"scores": scores[:]}
 
 
 def gradients(model, names: list[str], rows: list[int], before: Consumer | None = None) -> dict[str, np.ndarray]:

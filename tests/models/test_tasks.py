@@ -11,10 +11,10 @@ from torch import nn
 from tdaexp.data.digits import Digits
 from tdaexp.data.modular_addition import ModularAddition
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
+from tdaexp.models.discovery import discovered
 from tdaexp.models.grokking import Grokking
 from tdaexp.models.mnist_cnn import MnistCnn
 from tdaexp.models.resnet9 import ResNet9
-from tdaexp.models.task import task_components
 from tdaexp.runtime.errors import UserError
 
 
@@ -43,13 +43,13 @@ EXPECTED = {
 def test_components_are_disjoint_and_cover_every_parameter(name):
     config, corpus, size, names = EXPECTED[name]
     module = config.build(corpus)
-    components = task_components(module)
+    components = discovered(module)
     parameters = dict(module.named_parameters())
-    assert sorted(p for members in components.members.values() for p in members) == sorted(parameters)
-    for component, members in components.members.items():
-        assert components.sizes[component] == sum(parameters[member].numel() for member in members)
+    assert sorted(p for members in components.members(module).values() for p in members) == sorted(parameters)
+    for size_of_one, members in zip(components.sizes, components.members(module).values(), strict=True):
+        assert size_of_one == sum(parameters[member].numel() for member in members)
     assert set(components.names) == set(names.split())
-    assert size is None or sum(components.sizes.values()) == size
+    assert size is None or components.sizes.sum() == size
     assert module(corpus.train.inputs).shape == (len(corpus.train), corpus.classes) and not module.training
 
 

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.job import check
+from tdaexp.building.language import build_problem
 from tdaexp.building.tasks import build_problem as build_task
 from tdaexp.building.tasks import load_task
-from tdaexp.building.texts import build_problem, load_model
+from tdaexp.building.texts import load_model
 from tdaexp.planning.plan import planned
 from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP
 from tdaexp.runtime.rehearsal import Rehearsal, arithmetic, repeated, sampled

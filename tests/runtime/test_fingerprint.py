@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 
 
@@ -49,3 +50,8 @@ def test_a_folder_counts_by_names_and_bytes(tmp_path):
     second = file_fingerprint(tmp_path)
     (tmp_path / "b").write_text("y")
     assert len({first, second, file_fingerprint(tmp_path)}) == 3
+
+
+def test_of_a_path_that_is_not_there_is_no_digest(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        file_fingerprint(tmp_path / "moved")

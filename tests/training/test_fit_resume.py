@@ -1,13 +1,13 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from nursery import popen
 
 from tdaexp.runtime.files import disk_full
 from tdaexp.training.fit import fit
@@ -90,8 +90,8 @@ def test_sigkill_and_again_gives_the_same_bits(tmp_path, same):
     def command(folder):
         return [sys.executable, "-c", SCRIPT, str(folder), str(Path(__file__).parent)]
 
-    subprocess.run(command(tmp_path / "straight"), check=True, cwd=tmp_path)
-    process = subprocess.Popen(command(tmp_path / "cut"), cwd=tmp_path)
+    assert popen(command(tmp_path / "straight"), cwd=tmp_path).wait() == 0
+    process = popen(command(tmp_path / "cut"), cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not list((tmp_path / "cut").glob("resume/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -99,6 +99,6 @@ def test_sigkill_and_again_gives_the_same_bits(tmp_path, same):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # it was still at work
     assert not (tmp_path / "cut" / "model").exists()
-    subprocess.run(command(tmp_path / "cut"), check=True, cwd=tmp_path)
+    assert popen(command(tmp_path / "cut"), cwd=tmp_path).wait() == 0
     assert same(tmp_path / "cut" / "model", tmp_path / "straight" / "model")
     assert {path.name for path in tmp_path.iterdir()} == {"cut", "straight"}  # nothing beside the folders

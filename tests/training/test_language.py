@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from recorded_problem import recorded_problem
 from safetensors.torch import load_file
 
 from tdaexp.data.biographies import Biographies
@@ -16,7 +17,6 @@ from tdaexp.methods.explaind import Explaind
 from tdaexp.models.completion_task import PREFIX, CompletionTask, as_tensors
 from tdaexp.models.scratch import Scratch
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.language import trained_language
 from tdaexp.training.module import causal_loss
@@ -43,10 +43,8 @@ def recorded(cache, fit=FIT, **which):
 
 
 def study_of(task, cache, dtype=torch.float32):
-    members = {name: tuple(names) for name, names in task.components.members.items()}
     module = task.module.to(dtype)
-    return TaskStudy(module, members, task.corpus.train, task.corpus.test, list(task.query_set), task.trajectory,
-                     cache, task.fingerprint, dtype)  # fmt: skip
+    return recorded_problem(module, task.corpus, task.trajectory, cache, components=task.components, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +72,8 @@ def test_losses_are_those_of_training_whatever_the_padding(architecture, sizes):
     first = torch.zeros(5, dtype=torch.int64)
     losses = torch.nn.functional.cross_entropy(logits, first, reduction="none")
     torch.testing.assert_close(losses, task.token_losses(narrow).sum(1))
-    sizes_found = task.components().sizes
-    assert sum(sizes_found.values()) == start.model.num_parameters() and "layers.1.mlp.up" in sizes_found
+    components = task.components()
+    assert components.sizes.sum() == start.model.num_parameters() and "layers.1.mlp.up" in components.names
 
 
 def test_the_recorded_training_is_the_plain_one(cache):

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nursery import popen
 from safetensors.torch import load_file
 from tasks import LONG, OPTIMISERS, problem, recorded, settings
 from torch import nn
@@ -179,7 +179,7 @@ def test_sigkill_and_again_gives_the_same_trajectory(tmp_path):
     recorded(tmp_path / "straight", settings(**OPTIMISERS["adamw"], **LONG))
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut"), str(Path(__file__).parent)]
-        process = subprocess.Popen(command)
+        process = popen(command)
         known = {path.name for path in (tmp_path / "cut").glob("resume/*.ckpt")}
         deadline = time.monotonic() + 240
         while {path.name for path in (tmp_path / "cut").glob("resume/*.ckpt")} <= known:

@@ -7,11 +7,13 @@ their constructor, from checked values.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -62,7 +64,7 @@ class Checker:
             about = path or tuple(re.split(r"[^\w.]", str(error), maxsplit=1)[0].split("."))
             raise UserError(f"{error} ({self.origin(about)})") from error
 
-    def _value(self, field: dataclasses.Field, hint: Any, node: dict[str, Any], path: Path) -> Any:
+    def _value(self, field: dataclasses.Field[Any], hint: Any, node: dict[str, Any], path: Path) -> Any:
         """Return one field's checked value, or `dataclasses.MISSING` where the class's own default holds."""
         if field.name not in node:
             if _has_default(field):
@@ -86,23 +88,24 @@ class Checker:
             raise self._wrong(value, "a set of keys", path)
         leaf = self._leaf(value, hint, path)
         if isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct")):
-            check_distinct(leaf, f"{self.origin(path)}: '{'.'.join(path)}'")
+            check_distinct(leaf, lambda: f"{self.origin(path)}: '{'.'.join(path)}'")
         return leaf
 
-    def _check_protocol(self, cls: type, field: dataclasses.Field, nested: type | None, path: Path) -> None:
+    def _check_protocol(self, cls: type, field: dataclasses.Field[Any], nested: type | None, path: Path) -> None:
         """Refuse a class of another group than that of the key."""
         own = {f.name for f in dataclasses.fields(cls)}
         lacks = [name for name in field.metadata.get("offers", ()) if not hasattr(cls, name) and name not in own]
-        where = f"{self.origin((*path, '_target_'))}: _target_ '{cls.__module__}.{cls.__qualname__}'"
+        wrong = None
         if lacks or (nested is not None and not issubclass(cls, nested)):
             lack = f"it has no '{lacks[0]}'" if lacks else f"it is no {nested.__name__}"  # type: ignore[union-attr]
-            raise UserError(
-                f"{where} is no class for '{'.'.join(path)}' ({lack}); see conf/{path[-1]}/ for those that are"
-            )
-        if inspect.isabstract(cls):
-            raise UserError(f"{where} is a base for others and does nothing by itself; name one that derives from it")
+            wrong = f"is no class for '{'.'.join(path)}' ({lack}); see conf/{path[-1]}/ for those that are"
+        elif inspect.isabstract(cls):
+            wrong = "is a base for others and does nothing by itself; name one that derives from it"
+        if wrong:
+            where = self.origin((*path, "_target_"))
+            raise UserError(f"{where}: _target_ '{cls.__module__}.{cls.__qualname__}' {wrong}")
 
-    def _unknown(self, key: str, fields: dict[str, dataclasses.Field], path: Path) -> UserError:
+    def _unknown(self, key: str, fields: dict[str, dataclasses.Field[Any]], path: Path) -> UserError:
         here, place = ".".join(path), self.places.get(key)
         inside = f"'{here}'" if path else "the configuration"
         where = f"{self.origin((*path, key))}: in {inside}"
@@ -115,8 +118,7 @@ class Checker:
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
-            schema = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
-            leaf: Any = OmegaConf.to_object(OmegaConf.merge(schema, {"value": value}))
+            leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
         except OmegaConfBaseException as error:
             raise self._wrong(value, _name(hint), path) from error
         return leaf.value
@@ -130,20 +132,30 @@ class Checker:
 
     def target(self, node: dict[str, Any], path: Path) -> type:
         """Return the dataclass that `node["_target_"]` names."""
-        name, where = str(node["_target_"]), self.origin((*path, "_target_"))
+        name = str(node["_target_"])
+
+        def where() -> str:
+            return self.origin((*path, "_target_"))
+
         if name.split(".")[0] not in self.packages:
             allowed = " and ".join(self.packages)
-            raise UserError(f"{where}: _target_ '{name}' is refused; only classes of {allowed} can be named")
+            raise UserError(f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named")
         module_name, _, class_name = name.rpartition(".")
         module = _module(module_name, where)
         cls = getattr(module, class_name, None)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             choices = [n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-            raise unknown("class", class_name, choices, f"{where}: _target_ '{name}'")
+            raise unknown("class", class_name, choices, f"{where()}: _target_ '{name}'")
         return cls
 
 
-def _module(name: str, where: str) -> Any:
+@functools.cache
+def _schema(hint: Any) -> Any:
+    """One value of a type, as OmegaConf checks and converts it."""
+    return OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
+
+
+def _module(name: str, where: Callable[[], str]) -> Any:
     """Import a module; one that does not exist is the user's mistake, a fault inside it is not."""
     try:
         return importlib.import_module(name)
@@ -152,10 +164,10 @@ def _module(name: str, where: str) -> Any:
         if missing.split(".")[0] == name.split(".")[0] and not f"{name}.".startswith(f"{missing}."):
             raise
         if not f"{name}.".startswith(f"{missing}."):
-            raise UserError(f"{where}: '{name}' needs the package '{missing}'; pip install {missing}") from error
+            raise UserError(f"{where()}: '{name}' needs the package '{missing}'; pip install {missing}") from error
         parent = missing.rpartition(".")[0]
         found = pkgutil.iter_modules(getattr(importlib.import_module(parent), "__path__", [])) if parent else []
-        raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where) from error
+        raise unknown("module", missing, [f"{parent}.{m.name}" for m in found], where()) from error
 
 
 def places(root: type) -> dict[str, str]:
@@ -172,7 +184,7 @@ def places(root: type) -> dict[str, str]:
     return found
 
 
-def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
+def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field[Any]]:
     """Fields of the constructor, plain values first: where a group repeats one (`budget: ${budget}`), a
     message names the value's own place.
     """
@@ -181,7 +193,7 @@ def _fields(cls: type, hints: dict[str, Any]) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in fields}
 
 
-def _has_default(field: dataclasses.Field) -> bool:
+def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdaexp.app.foreign import choice_hint
 from tdaexp.app.gate import check_hydra, check_search
 from tdaexp.app.origin import OriginOf, one_line, shown
-from tdaexp.app.scale import spelt, store_scales
+from tdaexp.app.scale import GROUP, forget_scales, spelt, store_scales
 from tdaexp.app.typed import for_shell
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
@@ -35,10 +35,15 @@ class Composer:
 
     name: str
     loader: ConfigLoader
+    conf: Path
     extra: list[Path]  # folders searched after the main one
-    scaled: dict[str, tuple[Path, Any]] = field(default_factory=dict)  # experiments by scale: see `cli.scale`
     _files: dict[Path, Any] = field(default_factory=dict)
     _choices: dict[str, list[str]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def scaled(self) -> dict[str, tuple[Path, Any]]:
+        """Experiments by scale (`app.scale`), which reads all of their files: only where experiments matter."""
+        return store_scales([self.conf, *self.extra])
 
     @property
     def base(self) -> list[str]:
@@ -72,18 +77,21 @@ class Composer:
         return bool(self.choices(name))
 
     def choices(self, group: str) -> list[str]:
-        """The options of a group; none for what is not a group."""
+        """The options of a group; none for what is not a group, as no name with a dot is (asking Hydra takes long)."""
+        if "." in group:
+            return []
         if group not in self._choices:
             with self._user_errors():
                 found = self.loader.get_group_options(group, config_name=self.name, overrides=self.base)
             self._choices[group] = [
-                name for name in found if not name.startswith("_") and f"{group}/{name}" not in self.scaled
+                name for name in found if not name.startswith("_") and not self._at_scale(f"{group}/{name}")
             ]
         return self._choices[group]
 
     def spelt(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with `scale=` said in the way of Hydra's store."""
-        return spelt(overrides, self.scaled)
+        named = any(text.partition("=")[0] in (GROUP, "scale") for text in overrides)
+        return spelt(overrides, self.scaled if named else {})
 
     def compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
         """Compose one configuration, Hydra's own node included; a mistake in any file becomes a `UserError`.
@@ -96,10 +104,22 @@ class Composer:
     def _gated(self, opened: Sequence[str], mode: RunMode, overrides: Sequence[str]) -> DictConfig:
         """The one way to a configuration: composed, and what it says to Hydra is checked before anybody acts on it."""
         with self._user_errors():
-            config = self.loader.load_configuration(self.name, [*self.base, *opened], mode, from_shell=True)
+            config = self._loaded([*self.base, *opened], mode)
         lookup = functools.cache(lambda: self.origin(overrides))  # costs a composition
         check_hydra(config, lambda path: lookup()(path))
         return config
+
+    def _loaded(self, overrides: list[str], mode: RunMode) -> DictConfig:
+        try:
+            return self.loader.load_configuration(self.name, overrides, mode, from_shell=True)
+        except MissingConfigException as error:
+            if "scaled" in vars(self) or not self._at_scale(str(error.missing_cfg_file)):
+                raise
+        return self.loader.load_configuration(self.name, overrides, mode, from_shell=True)  # a file named a scale
+
+    def _at_scale(self, name: str) -> bool:
+        """Whether Hydra's name of a file is that of an experiment at a scale."""
+        return name.startswith(f"{GROUP}/") and name in self.scaled
 
     def launcher(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The launcher's values for the opened overrides of a sweep."""
@@ -133,8 +153,8 @@ class Composer:
             file = self._file(str(default.config_path))
             if file is not None:
                 package = tuple((default.package or "").split(".")) if default.package else ()
-                stored = self.scaled.get(str(default.config_path))
-                files.append((file, package, stored[1] if stored else self._load(file)))
+                name = str(default.config_path)
+                files.append((file, package, self.scaled[name][1] if self._at_scale(name) else self._load(file)))
         # the root file first, for a key that no file sets; Hydra's own groups before what refers to them
         files.sort(
             key=lambda one: 0 if one[0].stem == self.name and not one[1] else 1 if one[1][:1] == ("hydra",) else 2
@@ -152,7 +172,7 @@ class Composer:
             where = self._overriding(group, name) or self._named(parent[1] if parent else self.name)
             if group and not self.is_group(group):
                 raise unknown("group", group, self.loader.list_groups(""), where) from error
-            there = [one for one in error.options or [] if f"{group}/{one}" not in self.scaled]
+            there = [one for one in error.options or [] if not self._at_scale(f"{group}/{one}")]
             raise _no_such_choice(group, name, there, where) from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -167,7 +187,7 @@ class Composer:
 
     def _file(self, name: str) -> Path | None:
         """Find the file of a configuration that Hydra calls `name`."""
-        if name in self.scaled:
+        if self._at_scale(name):
             return self.scaled[name][0]
         return next((f for folder in self._folders() if (f := folder / f"{name}.yaml").exists()), None)
 
@@ -198,8 +218,8 @@ class Composer:
         sweep = override.is_discrete_sweep()
         for name in override.sweep_string_iterator() if sweep else [str(override.value())]:
             name = name.strip("'\"")
-            known = name in self.choices(group) or f"{group}/{name}" in self.scaled
-            if not known and not (group == "experiment" and name in ("null", "None")):
+            known = name in self.choices(group) or self._at_scale(f"{group}/{name}")
+            if not known and not (group == GROUP and name in ("null", "None")):
                 raise _no_such_choice(group, name, self.choices(group), f"option '{override.input_line}'")
 
 
@@ -215,7 +235,8 @@ def open_composer(name: str, conf: Path, extra: Path | None = None) -> Iterator[
     with initialize_config_dir(str(conf.resolve()), job_name=name, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         others = [extra] if extra else []
-        yield Composer(name, loader, others, store_scales([conf, *others]))
+        forget_scales()
+        yield Composer(name, loader, conf, others)
 
 
 def _spelt(error: BaseException | None) -> str:

@@ -119,7 +119,7 @@ def _check_keys(node: Any, schema: type, path: tuple[str, ...], origin: Origin) 
             raise unknown("key", str(key), hints, f"{origin((*path, str(key)))}: in '{'.'.join(path)}'")
         part = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
         if dataclasses.is_dataclass(hints[key]) and isinstance(part, DictConfig):
-            _check_keys(part, hints[key], (*path, str(key)), origin)  # type: ignore[arg-type]
+            _check_keys(part, hints[key], (*path, str(key)), origin)
     for part in ("launcher", "sweeper") if schema is HydraConf else ():
         known = _plugin_keys(part, node[part])
         for key in node[part] if known else ():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from tdaexp.app.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.app.gate import check_secrets
 from tdaexp.app.origin import Origin, one_line
 from tdaexp.app.values import check_values, expanded
+from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
 
@@ -38,10 +41,15 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides what the job computes."""
+        """Hash of what is asked: the values, and the contents of files that they name."""
         unread = () if self.values.get("products") is None else REPLACED_BY_PRODUCTS
         values = {key: value for key, value in deciding(self.values).items() if key not in unread}
         return fingerprint(values, _contents(values))
+
+    @property
+    def code(self) -> str:
+        """Identity of the code that it is asked of."""
+        return code_identity(*_classes(self.config))
 
     @property
     def name(self) -> str:
@@ -109,6 +117,14 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
 
             found[key] = sources(value)[0]
     return found
+
+
+def _classes(config: Any) -> list[type]:
+    """The classes that a configuration is built of, whichever depth they stand at."""
+    if not dataclasses.is_dataclass(config):
+        return []
+    parts = [_classes(getattr(config, one.name)) for one in dataclasses.fields(config)]
+    return [type(config), *itertools.chain(*parts)]
 
 
 def _content(path: Path) -> str:

@@ -7,6 +7,7 @@ once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged int
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     stored: dict[str, tuple[Path, Any]] = {}
     store = ConfigStore.instance()
-    store.repo.pop(GROUP, None)  # those of folders that were opened before
+    forget_scales()
     contents = {name: content for name, text in texts.items() if (content := _content(text)) is not None}
     scaled = {name for name in contents if _is_scaled(name, contents)}
     for name in sorted(scaled):
@@ -41,6 +42,11 @@ def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
             stored[f"{GROUP}/{name}-{scale}"] = (files[name], node)
             store.store(f"{name}-{scale}", node, GROUP, package[1] if package else None)
     return stored
+
+
+def forget_scales() -> None:
+    """Take out of Hydra's store what was put there from folders that were opened before."""
+    ConfigStore.instance().repo.pop(GROUP, None)
 
 
 def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
@@ -80,6 +86,7 @@ def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[s
     return there if f"{GROUP}/{there[0]}" in known else [name]
 
 
+@functools.cache
 def _content(text: str) -> dict[str, Any] | None:
     """What a file says; None where it is no set of keys, which Hydra tells when the file is chosen."""
     try:
@@ -112,7 +119,7 @@ def _merged(content: dict[str, Any], scale: str, scaled: set[str]) -> dict[str, 
     bases = [_at_scale(entry, scale, scaled) for entry in entries if not _overrides(entry) and entry != "_self_"]
     merged = OmegaConf.to_container(OmegaConf.merge(common, section), resolve=False)
     assert isinstance(merged, dict)
-    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}  # type: ignore[dict-item]
+    return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}
 
 
 def _at_scale(entry: Any, scale: str, scaled: set[str]) -> Any:

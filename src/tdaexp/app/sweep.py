@@ -32,7 +32,7 @@ BESIDE = ("JoblibLauncher", "LocalLauncher")
 class Row:
     """One job: `status` running | done | failed | stopped, `seconds` of wall time, `command` runs this job again.
 
-    `fingerprint` is of all that decides its result, `subject` of the model and data set alone.
+    `fingerprint` is of what was asked, `subject` of the model and data set alone, `code` of what computed the answer.
     """
 
     stage: str
@@ -46,6 +46,7 @@ class Row:
     overrides: str = ""
     error: str = ""
     seconds: float = 0.0
+    code: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
     def write(self, sweep: Path | None) -> None:
@@ -72,7 +73,7 @@ def finished(row: Row) -> Row | None:
     """
     folder = Path(row.folder)
     known = read_row(folder)
-    if known is None or known.fingerprint != row.fingerprint:
+    if known is None or (known.fingerprint, known.code) != (row.fingerprint, row.code):
         return None
     if not all(_left(folder / name) for name in LEFT[row.stage]):
         return None

@@ -97,6 +97,7 @@ class Task:
             folder=shown(folder),
             job=hydra.job.num if swept else None,
             overrides=" ".join(overrides),
+            code=job.code,
         )
         if getattr(job.config, "resume", False) and (known := sweep.finished(row)) is not None:
             known.write(top)

@@ -1,1 +1,1 @@
-"""From a checked configuration to a study: of texts, of a classification task, of a recording, of checkpoints."""
+"""From a checked configuration to a problem: of texts, of a classification task, of a recording, of checkpoints."""

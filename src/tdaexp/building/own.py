@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tdaexp.data.candidates import Candidates
+from tdaexp.building.parts import alike
 from tdaexp.gradients.capture import frozen
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.base import cross_entropy
@@ -52,7 +52,7 @@ def own_problem(
 
     with frozen(model):
         components = discovered(model, probe, len(two))
-    everything = np.tile(np.arange(len(train)), (len(queries), 1))
+    everything = alike(np.arange(len(train)), len(queries))
     return Problem(
         model=model,
         identity=_identity(model, loss),
@@ -61,8 +61,8 @@ def own_problem(
         train=lists["train"],
         queries=lists["queries"],
         query_set=["queries"] * len(queries),
-        candidates=Candidates(everything, np.full(everything.shape, np.nan)),
-        truth=np.zeros(everything.shape, dtype=bool),
+        candidates=everything,
+        truth=np.zeros(everything.indices.shape, dtype=bool),
         truth_known=np.zeros(len(queries), dtype=bool),
         compute=Compute(device, dtype, tokens_per_batch, cache_gb),
         cache=Path(cache),

@@ -1,30 +1,48 @@
-"""From a checked configuration to the study of a classification task: trained, its queries and pairs chosen."""
+"""From a checked configuration to the problem of a classification task: trained, its queries and pairs chosen."""
 
 from __future__ import annotations
 
 import copy
-import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
-from tdaexp.data.tensors import TensorExamples
+from tdaexp.building.parts import chosen_candidates, compute_of
+from tdaexp.building.settings import Asked, Named
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.paths.recorded_problem import CPU, TaskStudy
-from tdaexp.problem import Compute, Problem
-from tdaexp.runtime.device import resolve_device, resolve_dtype
-from tdaexp.runtime.errors import UserError
+from tdaexp.problem import Problem
+from tdaexp.runtime import ranks
+from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.device import resolve_device
 from tdaexp.training.history import RecordedSteps
 from tdaexp.training.task import TrainedTask, trained_task
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Tasks:
+    """Builds the problem of a classification task."""
+
+    config: Asked
+
+    @property
+    def corpus(self) -> None:
+        """None: a task has no texts."""
+
+    def problem(self, clock: Clock) -> Problem:
+        """The trained classifier; a recording is float32, and so is its decomposition."""
+        config = self.config
+        with ranks.first_alone():
+            task = load_task(config)
+        clock.stop("model")
+        if config.method.decomposes:
+            return build_problem(config, task, None, torch.float32)
+        return build_problem(config, task, config.candidates)
 
 
-def load_task(config: Any) -> TrainedTask:
+def load_task(config: Named) -> TrainedTask:
     """Train and record the configured classification task, or load it where it was trained before."""
     return trained_task(
         config.model,
@@ -36,77 +54,36 @@ def load_task(config: Any) -> TrainedTask:
     )
 
 
-def build_task_study(config: Any, task: TrainedTask, device: torch.device = CPU) -> TaskStudy:
-    """The recorded training with the queries that the data set's `query_sets` and `query_limit` name."""
-    names, queries = _queries(config, task)
-    return TaskStudy(
-        task.module.to(device),
-        {name: tuple(members) for name, members in task.components.members.items()},
-        task.corpus.train,
-        queries,
-        names,
-        task.trajectory,
-        Path(config.cache_dir),
-        identity=task.fingerprint,
-        held_out=task.corpus.test,
-        device=device,
-    )
+def build_problem(
+    config: Named,
+    task: TrainedTask,
+    selector: object = None,
+    dtype: torch.dtype | None = None,
+    components: ComponentMap | None = None,
+) -> Problem:
+    """The trained network with its queries and their candidates; the truth is that both are of one class.
 
-
-def build_problem(config: Any, task: TrainedTask, selector: Any = None) -> Problem:
-    """The trained classifier with its queries and their candidates; the truth is that both are of one class.
-
-    `selector` chooses the candidates: of the group `candidates`, null = all.
+    `selector` chooses the candidates: of the group `candidates`, None = no pair is scored. The model is of the
+    trainer's precision, or of the `dtype`; its `components` are found by their types where they are not given.
     """
-    trainer = config.trainer
-    device, dtype = resolve_device(trainer.accelerator), resolve_dtype(trainer.precision)
-    names, queries = _queries(config, task)
+    compute = compute_of(config.trainer, dtype)
+    names, queries = task.asked(config.dataset.query_sets, config.dataset.query_limit)
     train = task.corpus.train
-    candidates = chosen_candidates(selector or All(), len(queries), len(train))
-    model = copy.deepcopy(task.module).to(device, dtype)
-    objective, two = Classes(), range(min(2, len(train)))
+    candidates = chosen_candidates(selector, len(queries), len(train))
+    model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
+    few = train.inputs[:2].to(compute.device)
     return Problem(
         model=model,
         identity=task.fingerprint,
-        map=discovered(model, lambda: objective.outputs(model, objective.batch(train, two).to(device)), len(two)),
-        objective=objective,
+        map=components or discovered(task.module, lambda: task.module(few), len(few)),
+        objective=Classes(),
         train=train,
         queries=queries,
         query_set=names,
         candidates=candidates,
         truth=(queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
-        compute=Compute(device, dtype, trainer.tokens_per_batch, trainer.cache_gb),
+        compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
-        history=RecordedSteps(model, task.trajectory) if config.trainer.fit.record else None,
+        history=RecordedSteps(model, task.trajectory, task.held_out) if config.trainer.fit.record else None,
     )
-
-
-def chosen_candidates(selector: Any, queries: int, train: int) -> Candidates:
-    """Every training example for each query, or a random sample of them, the same for all queries.
-
-    Lexical candidates need words: the default, `candidates=bm25`, stands for all. Errors (UserError): others.
-    """
-    if isinstance(selector, Sample):
-        order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
-    elif isinstance(selector, All) or type(selector) is BM25:
-        order = np.arange(train)
-    else:
-        kind = type(selector).__name__.lower()
-        raise UserError(f"candidates={kind}: reads texts; of a classification task choose candidates=all or =sample")
-    log.info("candidates: %d of the %d training examples for each query", len(order), train)
-    indices = np.tile(order, (queries, 1))
-    return Candidates(indices, np.full(indices.shape, np.nan))
-
-
-def _queries(config: Any, task: TrainedTask) -> tuple[list[str], TensorExamples]:
-    """The query set of every query, and the queries: of each set the first `query_limit`."""
-    parts = {"train": task.corpus.train, "test": task.corpus.test}
-    limit = config.dataset.query_limit
-    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in config.dataset.query_sets]
-    queries = TensorExamples(
-        [one for _, examples in chosen for one in examples.ids],
-        torch.cat([examples.inputs for _, examples in chosen]),
-        torch.cat([examples.targets for _, examples in chosen]),
-    )
-    return [name for name, examples in chosen for _ in examples.ids], queries

@@ -47,7 +47,8 @@ class Eigenpairs:
         """An approximate inverse of G + `damping` I: exact on the span of U, 1 / (smallest μ + `damping`) elsewhere."""
         rest = 1 / (self.values[-1] + damping)
         weights = torch.from_numpy(1 / (self.values + damping) - rest).to(vectors)
-        return rest * vectors + (vectors @ self.vectors.T * weights) @ self.vectors
+        found: Tensor = rest * vectors + (vectors @ self.vectors.T * weights) @ self.vectors
+        return found
 
 
 def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: int, store: Path) -> Eigenpairs:

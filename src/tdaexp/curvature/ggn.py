@@ -55,7 +55,8 @@ def ggn_product(
     values, pull_back, *_ = torch.func.vjp(outputs, parameters)
 
     def push(direction: dict[str, Tensor]) -> Tensor:
-        return torch.func.jvp(outputs, (parameters,), (direction,))[1]
+        tangent: Tensor = torch.func.jvp(outputs, (parameters,), (direction,))[1]
+        return tangent
 
     pushed = torch.func.vmap(push)(directions)
     (pulled,) = torch.func.vmap(pull_back)(hessian(values, pushed))
@@ -204,7 +205,7 @@ def _tell_switch(usual: str) -> None:
 class OutputsOf(nn.Module):
     """A model's outputs for an objective's inputs, as a module of its own."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: Objective[Any]) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         objective.prepare(model)  # before anything is differentiated

@@ -27,6 +27,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, fetch, send
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, joined, two
+from tdaexp.runtime.rows import Rows
 
 LEVELS = 127
 CACHED_ENTRIES = 1 << 19
@@ -197,7 +198,7 @@ def indexed_scores(
     keep_gb: float,
     tokens_per_batch: int = 4096,
     cache_gb: float = 2.0,
-) -> np.ndarray:
+) -> Rows:
     """As `score.pair_scores`, from gradients that are kept for other query sets. Returns [Q, C, K] float32.
 
     `index` is a folder named after the model, the training set and its loss alone, `store` one named after all that the

@@ -14,6 +14,7 @@ import numpy as np
 
 from tdaexp.curvature.layers import cut
 from tdaexp.curvature.score import LayerPairs, pair_scores
+from tdaexp.runtime.rows import Rows
 
 
 def scores_by_blocks(
@@ -24,13 +25,21 @@ def scores_by_blocks(
     store: Callable[[list[str]], Path],
     tokens_per_batch: int,
     cache_gb: float,
-) -> np.ndarray:
+) -> Rows:
     """As `pair_scores`, [Q, C, K], in `blocks` blocks of layers; `store` names the folder for a block's components."""
-    found: dict[str, np.ndarray] = {}
+    names: list[str] = []
+    found: list[Rows] = []
     for part in cut(sides.layers, blocks):
         mine = part.components.names
-        values = pair_scores(
-            sides.part(part), pairs, store=store(mine), tokens_per_batch=tokens_per_batch, cache_gb=cache_gb
+        names += mine
+        found.append(
+            pair_scores(
+                sides.part(part), pairs, store=store(mine), tokens_per_batch=tokens_per_batch, cache_gb=cache_gb
+            )
         )
-        found |= {name: values[..., column] for column, name in enumerate(mine)}
-    return np.stack([found[name] for name in sides.layers.components.names], axis=-1)
+    columns = [names.index(name) for name in sides.layers.components.names]
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[rows] for values in found], axis=-1)[..., columns]
+
+    return Rows((*pairs.shape, len(columns)), found[0].dtype, read)

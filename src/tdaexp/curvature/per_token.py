@@ -29,7 +29,7 @@ def with_tokens(
     """
     if not count:
         return dataset
-    best = influence.top(influence.scores(dataset).values, count)
+    best = influence.best(dataset, count)
     pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs, best, axis=1))
     train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on, by=by))
 

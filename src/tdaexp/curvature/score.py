@@ -27,6 +27,7 @@ from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.rehearsal import sampled
+from tdaexp.runtime.rows import Rows
 
 Precondition = Callable[[str, Tensor], Tensor]
 """Layer name and query gradients [n, O, I] to what training gradients are dotted with, of the same shape."""
@@ -53,7 +54,7 @@ class LayerPairs:
 
 def pair_scores(
     sides: LayerPairs, pairs: np.ndarray, *, store: Path, tokens_per_batch: int = 4096, cache_gb: float = 2.0
-) -> np.ndarray:
+) -> Rows:
     """Scores [Q, C, K] of candidate pairs by component (`layers.components`), NaN where there is none.
 
     `pairs` [Q, C] int indexes the training examples, -1 for none. `store` is a folder named after all that the result

@@ -16,16 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tdaexp.data import names
 from tdaexp.data.dataset import Dataset, query_id
-from tdaexp.data.phrasings import CLUES, FRAMES, TOPICS, Relation, Topic
 from tdaexp.data.records import Corpus, Record
+from tdaexp.data.vocabulary import Relation, Topic, people
 from tdaexp.runtime.errors import UserError
 
 YEARS_OF_BIRTH = range(1940, 1980)
 SHE = {"S": "She", "s": "she", "o": "her", "P": "Her", "p": "her"}
 HE = {"S": "He", "s": "he", "o": "him", "P": "His", "p": "his"}
-MOST_PEOPLE = (len(names.FEMALE) + len(names.MALE)) * len(names.LAST)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Biographies(Dataset):
             UserError: a size that the vocabulary cannot serve.
         """
         super().__post_init__()
-        most = {"people": (2, MOST_PEOPLE), "topics": (1, len(TOPICS)), "facts": (1, 3)}
+        most = {"people": (2, people().most_people), "topics": (1, len(people().topics)), "facts": (1, 3)}
         for key, (low, high) in most.items():
             if not low <= getattr(self, key) <= high:
                 raise UserError(f"dataset.{key}={getattr(self, key)}: must lie between {low} and {high}")
@@ -98,7 +96,7 @@ class Biographies(Dataset):
                 {"person": person.name, "relation": relation.name, "answer": person.facts[relation.name]},
             )
             for person in draw_people(self.people, self.seed)
-            for topic in TOPICS[: self.topics]
+            for topic in people().topics[: self.topics]
             for relation in topic.relations[: self.facts]
         ]
 
@@ -106,11 +104,11 @@ class Biographies(Dataset):
         """Write every record twice, in phrasings that differ sentence by sentence."""
         train, paraphrased = [], []
         for person in draw_people(self.people, self.seed):
-            for topic in TOPICS[: self.topics]:
+            for topic in people().topics[: self.topics]:
                 name = record_id(person, topic)
                 rng = random.Random(f"{self.seed} {name}")
                 relations = topic.relations[: self.facts]
-                styles = rng.sample(range(len(FRAMES)), 2)
+                styles = rng.sample(range(len(people().frames)), 2)
                 first, second = two_prompts(person, topic, styles, rng)
                 stated, restated = (completion(person, relations, style) for style in styles)
                 meta = {
@@ -135,10 +133,11 @@ def two_prompts(person: Person, topic: Topic, styles: list[int], rng: random.Ran
     The clue is a fact from outside the topic. It stands in both prompts, as content words outlive a paraphrase.
     """
     inside = {relation.name for relation in topic.relations}
-    clue = rng.choice([relation for relation in CLUES if relation not in inside])
-    themes, wordings = rng.sample(topic.themes, 2), rng.sample(CLUES[clue], 2)
+    clues, frames = people().clues, people().frames
+    clue = rng.choice([relation for relation in clues if relation not in inside])
+    themes, wordings = rng.sample(topic.themes, 2), rng.sample(clues[clue], 2)
     who = [f"{person.name} {wording.format(v=person.facts[clue])}" for wording in wordings]
-    first, second = (FRAMES[styles[k]].format(theme=themes[k].format(who=who[k])) for k in (0, 1))
+    first, second = (frames[styles[k]].format(theme=themes[k].format(who=who[k])) for k in (0, 1))
     return first, second
 
 
@@ -160,40 +159,41 @@ def draw_people(count: int, seed: int) -> list[Person]:
     depend on how many topics or facts are written down.
     """
     rng = random.Random(f"{seed} people")
-    given = [(name, True) for name in names.FEMALE] + [(name, False) for name in names.MALE]
-    full = rng.sample([(f"{first} {last}", female) for first, female in given for last in names.LAST], count)
+    words = people().words
+    given = [(name, True) for name in words["female"]] + [(name, False) for name in words["male"]]
+    full = rng.sample([(f"{first} {last}", female) for first, female in given for last in words["last"]], count)
     friends, companions = (cyclic_order([name for name, _ in full], rng) for _ in range(2))
-    people = []
+    drawn = []
     for name, female in full:
         facts = draw_facts(rng)
-        people.append(Person(name, female, facts | {"friend": friends[name], "companion": companions[name]}))
-    return people
+        drawn.append(Person(name, female, facts | {"friend": friends[name], "companion": companions[name]}))
+    return drawn
 
 
-def cyclic_order(people: list[str], rng: random.Random) -> dict[str, str]:
+def cyclic_order(names: list[str], rng: random.Random) -> dict[str, str]:
     """Map every person to another one, along one random circle through all of them."""
-    circle = rng.sample(people, len(people))
+    circle = rng.sample(names, len(names))
     return dict(zip(circle, circle[1:] + circle[:1], strict=True))
 
 
 def draw_facts(rng: random.Random) -> dict[str, str]:
     """Draw the answers that do not name another person."""
-    born = rng.choice(YEARS_OF_BIRTH)
+    words, born = people().words, rng.choice(YEARS_OF_BIRTH)
     return {
-        "birth_city": rng.choice(names.CITIES),
+        "birth_city": rng.choice(words["cities"]),
         "birth_year": str(born),
-        "parent": rng.choice(names.PROFESSIONS),
-        "profession": rng.choice(names.PROFESSIONS),
-        "employer": rng.choice(names.EMPLOYERS),
-        "work_city": rng.choice(names.CITIES),
-        "street": rng.choice(names.STREETS),
-        "pet": rng.choice(names.PETS),
-        "hobby": rng.choice(names.HOBBIES),
-        "instrument": rng.choice(names.INSTRUMENTS),
-        "food": rng.choice(names.FOODS),
-        "subject": rng.choice(names.SUBJECTS),
-        "university_city": rng.choice(names.CITIES),
+        "parent": rng.choice(words["professions"]),
+        "profession": rng.choice(words["professions"]),
+        "employer": rng.choice(words["employers"]),
+        "work_city": rng.choice(words["cities"]),
+        "street": rng.choice(words["streets"]),
+        "pet": rng.choice(words["pets"]),
+        "hobby": rng.choice(words["hobbies"]),
+        "instrument": rng.choice(words["instruments"]),
+        "food": rng.choice(words["foods"]),
+        "subject": rng.choice(words["subjects"]),
+        "university_city": rng.choice(words["cities"]),
         "graduation_year": str(born + rng.randrange(21, 26)),
-        "country": rng.choice(names.COUNTRIES),
+        "country": rng.choice(words["countries"]),
         "travel_year": str(born + rng.randrange(26, 36)),
     }

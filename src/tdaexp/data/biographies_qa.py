@@ -12,14 +12,11 @@ import random
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tdaexp.data.biographies import MOST_PEOPLE, Person, draw_people
+from tdaexp.data.biographies import Person, draw_people
 from tdaexp.data.dataset import Dataset
-from tdaexp.data.phrasings import Relation
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.statements import STATEMENTS
+from tdaexp.data.vocabulary import Relation, people
 from tdaexp.runtime.errors import UserError
-
-PHRASINGS = min(len(relation.sentences) for relation in STATEMENTS)
 
 
 @dataclass
@@ -54,7 +51,9 @@ class BiographiesQA(Dataset):
             UserError: a size that the vocabulary cannot serve, or a share that leaves a stage empty.
         """
         super().__post_init__()
-        most = {"people": (4, MOST_PEOPLE), "relations": (1, len(STATEMENTS)), "phrasings": (1, PHRASINGS)}
+        known = people().statements
+        phrasings = min(len(relation.sentences) for relation in known)
+        most = {"people": (4, people().most_people), "relations": (1, len(known)), "phrasings": (1, phrasings)}
         for key, (low, high) in most.items():
             if not low <= getattr(self, key) <= high:
                 raise UserError(f"dataset.{key}={getattr(self, key)}: must lie between {low} and {high}")
@@ -89,7 +88,7 @@ class BiographiesQA(Dataset):
             self.finetune_records(),
         )
 
-    def _questions(self, people: list[Person]) -> list[Record]:
+    def _questions(self, asked: list[Person]) -> list[Record]:
         return [
             Record(
                 f"{fact_id(person, relation)}/question",
@@ -98,7 +97,7 @@ class BiographiesQA(Dataset):
                 tuple(document_id(person, relation, style) for style in range(self.phrasings)),
                 {"person": person.name, "relation": relation.name, "answer": person.facts[relation.name]},
             )
-            for person in people
+            for person in asked
             for relation in self._relations()
         ]
 
@@ -109,7 +108,7 @@ class BiographiesQA(Dataset):
         return round(self.taught * self.people)
 
     def _relations(self) -> tuple[Relation, ...]:
-        return STATEMENTS[: self.relations]
+        return people().statements[: self.relations]
 
 
 def fact_id(person: Person, relation: Relation) -> str:

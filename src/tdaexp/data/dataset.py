@@ -65,7 +65,7 @@ class Dataset(ABC):
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
-        check_distinct(self.query_sets, "dataset.query_sets")
+        check_distinct(self.query_sets, lambda: "dataset.query_sets")
         templates.check(self.template)
         check_limits(self, "query_limit")
         if self.loss_on not in LOSS_ON:

@@ -55,6 +55,11 @@ class Examples(Sequence[Example]):
         return [item.id for item in self.items]
 
     @property
+    def texts(self) -> list[str]:
+        """The records' texts in order."""
+        return [item.text for item in self.items]
+
+    @property
     def lengths(self) -> np.ndarray:
         """Token counts [N]."""
         return np.array([item.length for item in self.items], dtype=np.int64)

@@ -14,65 +14,11 @@ from typing import ClassVar
 from tdaexp.data.dataset import Dataset
 from tdaexp.data.groups import groups_of, stratified
 from tdaexp.data.records import Record
+from tdaexp.data.vocabulary import scenes
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.limits import refuse_beyond
 
 RECORD_BYTES, SENTENCE_BYTES = 1000, 100  # of a record in memory, about
-# per language: subjects, verbs (third person, past), objects, places and times; entries of equal index mean the same
-WORDS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
-    "en": (
-        ["the doctor", "the farmer", "my sister", "the old man", "a child", "the teacher", "our neighbour", "the cook"],
-        ["bought", "found", "forgot", "sold", "carried", "painted", "hid", "saw"],
-        ["the bread", "a letter", "the red hat", "two apples", "the key", "a small boat", "the table", "an old book"],
-        ["at the market", "in the garden", "yesterday", "on Sunday", "behind the house", "near the river",
-         "in the city", "before dinner"],
-    ),
-    "de": (
-        ["der Arzt", "der Bauer", "meine Schwester", "der alte Mann", "ein Kind", "die Lehrerin", "unser Nachbar",
-         "der Koch"],
-        ["kaufte", "fand", "vergaß", "verkaufte", "trug", "malte", "versteckte", "sah"],
-        ["das Brot", "einen Brief", "den roten Hut", "zwei Äpfel", "den Schlüssel", "ein kleines Boot", "den Tisch",
-         "ein altes Buch"],
-        ["auf dem Markt", "im Garten", "gestern", "am Sonntag", "hinter dem Haus", "am Fluss", "in der Stadt",
-         "vor dem Abendessen"],
-    ),
-    "fr": (
-        ["le médecin", "le paysan", "ma sœur", "le vieil homme", "un enfant", "la maîtresse", "notre voisin",
-         "le cuisinier"],
-        ["acheta", "trouva", "oublia", "vendit", "porta", "peignit", "cacha", "vit"],
-        ["le pain", "une lettre", "le chapeau rouge", "deux pommes", "la clé", "un petit bateau", "la table",
-         "un vieux livre"],
-        ["au marché", "dans le jardin", "hier", "dimanche", "derrière la maison", "près de la rivière", "en ville",
-         "avant le dîner"],
-    ),
-    "es": (
-        ["el médico", "el granjero", "mi hermana", "el anciano", "un niño", "la maestra", "nuestro vecino",
-         "el cocinero"],
-        ["compró", "encontró", "olvidó", "vendió", "llevó", "pintó", "escondió", "vio"],
-        ["el pan", "una carta", "el sombrero rojo", "dos manzanas", "la llave", "un barco pequeño", "la mesa",
-         "un libro viejo"],
-        ["en el mercado", "en el jardín", "ayer", "el domingo", "detrás de la casa", "cerca del río", "en la ciudad",
-         "antes de la cena"],
-    ),
-    "it": (
-        ["il medico", "il contadino", "mia sorella", "il vecchio", "un bambino", "la maestra", "il nostro vicino",
-         "il cuoco"],
-        ["comprò", "trovò", "dimenticò", "vendette", "portò", "dipinse", "nascose", "vide"],
-        ["il pane", "una lettera", "il cappello rosso", "due mele", "la chiave", "una piccola barca", "il tavolo",
-         "un vecchio libro"],
-        ["al mercato", "nel giardino", "ieri", "domenica", "dietro la casa", "vicino al fiume", "in città",
-         "prima di cena"],
-    ),
-    "pt": (
-        ["o médico", "o agricultor", "minha irmã", "o velho", "uma criança", "a professora", "nosso vizinho",
-         "o cozinheiro"],
-        ["comprou", "encontrou", "esqueceu", "vendeu", "levou", "pintou", "escondeu", "viu"],
-        ["o pão", "uma carta", "o chapéu vermelho", "duas maçãs", "a chave", "um barco pequeno", "a mesa",
-         "um livro velho"],
-        ["no mercado", "no jardim", "ontem", "no domingo", "atrás da casa", "perto do rio", "na cidade",
-         "antes do jantar"],
-    ),
-}  # fmt: skip
 ENGLISH_SHARE = 0.5  # of the records; the other languages share the rest equally
 
 
@@ -87,7 +33,7 @@ class Multilingual(Dataset):
 
     records: int = 1200
     held_out: int = 96
-    languages: list[str] = field(default_factory=lambda: list(WORDS))
+    languages: list[str] = field(default_factory=lambda: list(scenes()))
     sentences: int = 4
     seed: int = 0
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased"])
@@ -98,8 +44,8 @@ class Multilingual(Dataset):
         """Refuse unknown languages and sizes that leave nothing to train on."""
         super().__post_init__()
         for name in self.languages:
-            if name not in WORDS:
-                raise unknown("language", name, WORDS, "dataset.languages")
+            if name not in scenes():
+                raise unknown("language", name, scenes(), "dataset.languages")
         if not self.languages:
             raise UserError("dataset.languages is empty; name at least one, e.g. [en,de]")
         if self.sentences < 1:
@@ -131,6 +77,6 @@ class Multilingual(Dataset):
         others = [name for name in self.languages if name != "en"]
         english = "en" in self.languages and (not others or draw.random() < ENGLISH_SHARE)
         language = "en" if english else draw.choice(others)
-        said = [" ".join(draw.choice(words) for words in WORDS[language]) for _ in range(self.sentences)]
+        said = [" ".join(draw.choice(words) for words in scenes()[language]) for _ in range(self.sentences)]
         text = " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in said)
         return Record(f"{language}-{number}", "", text, meta={"group": language})

@@ -114,7 +114,7 @@ class KNN(BM25S):
 
         path = entry(Path(self.cache), ".", self.encoder, self.content(), texts, by=[type(self)])
         seal.require(cached_folder(path, build))
-        return np.load(path / "vectors.npy")
+        return np.asarray(np.load(path / "vectors.npy"))
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         log.info("embedding %d texts with %s", len(texts), self.encoder)

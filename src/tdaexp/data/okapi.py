@@ -16,7 +16,8 @@ def okapi(corpus: list[list[str]]) -> Scorer:
     """Index words with rank_bm25's BM25Okapi and its defaults, which are also this module's constants."""
     from rank_bm25 import BM25Okapi
 
-    return BM25Okapi(corpus, k1=K1, b=B, epsilon=EPSILON).get_scores
+    scorer: Scorer = BM25Okapi(corpus, k1=K1, b=B, epsilon=EPSILON).get_scores
+    return scorer
 
 
 def sparse_okapi(corpus: list[list[str]]) -> Scorer:
@@ -42,6 +43,6 @@ def sparse_okapi(corpus: list[list[str]]) -> Scorer:
 
     def scorer(words: list[str]) -> np.ndarray:
         columns = [common[word] for word in words if word in common]
-        return retriever.get_scores_from_ids(retriever.get_tokens_ids(words)) + part[:, columns].sum(axis=1)
+        return np.asarray(retriever.get_scores_from_ids(retriever.get_tokens_ids(words)) + part[:, columns].sum(axis=1))
 
     return scorer

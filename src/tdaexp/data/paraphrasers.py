@@ -255,7 +255,9 @@ def instruct(tokenizer: Any, text: str) -> str:
         return f"{SYSTEM_PROMPT}\n\nText: {text}\nParaphrase:"
     turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
     try:
-        return within(SECONDS, lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(
+            within(SECONDS, lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        )
     except Exception as error:
         told = f"{type(error).__name__}: {reason(error)}"
         raise UserError(

@@ -32,6 +32,15 @@ class TensorExamples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def texts(self) -> list[str]:
+        """Id and class of each, and its tokens where it has some."""
+        shown = [f"class {target}" for target in self.targets.tolist()]
+        if not self.inputs.is_floating_point():
+            rows = self.inputs.flatten(1).tolist()
+            shown = [f"{' '.join(map(str, row))} ({text})" for row, text in zip(rows, shown, strict=True)]
+        return [f"{one}: {text}" for one, text in zip(self.ids, shown, strict=True)]
+
     def select(self, indices: Sequence[int] | np.ndarray) -> TensorExamples:
         """The examples at `indices`, in that order."""
         places = np.asarray(indices, dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from tdaexp.runtime.accumulation import accumulation_dtype
 class Losses(nn.Module):
     """A model's losses [B] as a module of its own, so that its parameters can be replaced."""
 
-    def __init__(self, model: nn.Module, objective: Objective, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, objective: Objective[Any], loss: Loss) -> None:
         super().__init__()
         self.model, self.objective, self.loss = model, objective, loss
 
@@ -27,7 +28,7 @@ class Losses(nn.Module):
 
 
 def explicit_gradients(
-    model: nn.Module, names: Sequence[str], objective: Objective, inputs: Inputs, loss: Loss
+    model: nn.Module, names: Sequence[str], objective: Objective[Any], inputs: Inputs, loss: Loss
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradients [B, *shape] of the named parameters, in float32 at least, and losses [B].
 

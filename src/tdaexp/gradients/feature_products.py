@@ -15,13 +15,14 @@ from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, plan_blocks
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.rehearsal import arithmetic, repeated
+from tdaexp.runtime.rows import Rows
 
 BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own, its squares, copies of paired rows
 
 
 def feature_products(
     queries: Features, train: Features, pairs: np.ndarray, *, store: Path, cache_gb: float = 2.0
-) -> dict[str, np.ndarray]:
+) -> dict[str, Rows]:
     """Dot products and squared norms of sketches, by component, for Q queries and their C candidates each.
 
     `pairs` [Q, C] int indexes the examples of `train`, -1 for no candidate. Returns `dot` [Q, C, K], `query_sq` [Q, K]
@@ -33,7 +34,7 @@ def feature_products(
     by_row = np.argsort(queries.place)
     numbers = np.where(pairs < 0, -1, train.place[pairs])[by_row]
     found = meet_pairs(FeaturePairs(queries, train), numbers, store=store, cache_gb=cache_gb)
-    return {name: values[queries.place] for name, values in found.items()}
+    return {name: values.at(queries.place) for name, values in found.items()}
 
 
 class FeaturePairs(PairWork[np.ndarray]):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +47,9 @@ class Features:
     columns: dict[str, slice]
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype[Any]:
         """Of the entries."""
-        return np.dtype(self.store.group["features"].dtype)
+        return np.dtype(str(self.store.group["features"].dtype))
 
     @property
     def row_bytes(self) -> int:

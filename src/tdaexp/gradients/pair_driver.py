@@ -26,7 +26,10 @@ from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, joined
 from tdaexp.runtime.rehearsal import padded, sampled
+from tdaexp.runtime.rows import Rows
 
+FILE_BYTES = 1 << 20
+"""Rows of a file, at most: results are read in another order than they are written in."""
 H = TypeVar("H")
 WriteQueries = Callable[[str, slice, np.ndarray], None]
 """Name of an array, a run of the block's queries, and their values [n, K]."""
@@ -77,18 +80,22 @@ class PairWork(ABC, Generic[H]):
         return
 
 
-def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: float) -> dict[str, np.ndarray]:
+def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: float) -> dict[str, Rows]:
     """Everything that `work` computes of the pairs, in the queries' order; NaN where there is no pair.
 
     `pairs` [Q, C] int64 index the training examples, -1 for no candidate. `store` is a folder named after all that the
-    result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds what is held.
+    result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds what is held, beside
+    a block's result. The whole result stays in the store: rows of it are read when they are asked for.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), work.plan(pairs, cache_gb * 1e9))
     order = listed(plan)
     shapes = {"pair": (*pairs.shape, work.width), "query": (len(pairs), work.width)}
     arrays = {name: (shapes[axes], work.kind) for name, axes in work.arrays.items()}
-    blocks = BlockStore(store, arrays, rows_of(plan))
+    cuts = rows_of(plan)
+    row_bytes = pairs.shape[1] * work.width * np.dtype(work.kind).itemsize
+    rows = min([FILE_BYTES // max(row_bytes, 1), *(cut.stop - cut.start for cut in cuts)])
+    blocks = BlockStore(store, arrays, cuts, compressed=False, rows=max(1, rows))  # products are noise to a packer
     compute = Shrinking(partial(_block, work, pairs), lambda block: halves(block, pairs), joined)
     with work.ready(), blocks.pending() as missing:
         for number in blocks.each(missing, work.doing, lambda n: _size(work, plan[n]), lambda n: _examples(plan[n])):
@@ -96,7 +103,7 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     if missing:
         work.done()
     back = np.argsort(order)
-    return {name: values[back] for name, values in blocks.read().items()}
+    return {name: values.at(back) for name, values in blocks.rows().items()}
 
 
 def _block(work: PairWork[H], pairs: np.ndarray, block: Block) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ class Gradients:
     model: nn.Module
     components: ComponentMap
     examples: Any
-    objective: Objective
+    objective: Objective[Any]
     loss: Loss = cross_entropy
     reduction: str = "mean"
 

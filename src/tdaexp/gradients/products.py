@@ -29,6 +29,7 @@ from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.rehearsal import sampled
+from tdaexp.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def component_products(
     store: Path,
     tokens_per_batch: int = 4096,
     cache_gb: float = 2.0,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Rows]:
     """Dot products of per-example loss gradients, by component, for Q queries and their C candidates each.
 
     `pairs` [Q, C] int indexes `train`, -1 for no candidate. Products are float32, or float64 for a float64 model.

@@ -45,7 +45,8 @@ def make_sketch(
     check_kind(kind, distribution)
     if kind in DENSE:
         return DENSE[kind](shape, dim, component_seed(seed, name, kind), distribution)
-    return SIGNED[kind](shape, dim, component_seed(seed, name, kind))
+    sketch: Sketch = SIGNED[kind](shape, dim, component_seed(seed, name, kind))
+    return sketch
 
 
 def check_kind(kind: str, distribution: str) -> None:

@@ -141,11 +141,13 @@ def _query_order(pairs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
     Reverse Cuthill-McKee on the graph of queries and candidates brings queries with common candidates together.
     """
-    queries, (rows, columns) = len(pairs), np.nonzero(pairs >= 0)
-    used, candidate = np.unique(pairs[rows, columns], return_inverse=True)
-    if len(rows) == queries * len(used):
+    queries, used = len(pairs), np.unique(pairs)
+    used = used[used >= 0]
+    if np.count_nonzero(pairs >= 0) == queries * len(used):
         return np.argsort(lengths, kind="stable")
+    rows, columns = np.nonzero(pairs >= 0)
+    candidate = np.searchsorted(used, pairs[rows, columns])
     nodes = queries + len(used)
     edges = csr_array((np.ones(len(rows)), (rows, queries + candidate)), shape=(nodes, nodes))
     order = reverse_cuthill_mckee((edges + edges.T).tocsr(), symmetric_mode=True)
-    return order[order < queries].astype(np.int64)
+    return np.asarray(order[order < queries].astype(np.int64))

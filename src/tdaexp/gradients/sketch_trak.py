@@ -58,7 +58,8 @@ class TrakSketch(Sketch):
             block_size=self.block_columns,
             dtype=dtype,
         )
-        return projector.project(gradient.to(dtype), model_id=0) / math.sqrt(self.dim)
+        sketch: Tensor = projector.project(gradient.to(dtype), model_id=0) / math.sqrt(self.dim)
+        return sketch
 
     def _project_cuda(self, gradient: Tensor) -> Tensor:
         from trak.projectors import CudaProjector, ProjectionType
@@ -74,7 +75,8 @@ class TrakSketch(Sketch):
         # A gradient of zeros stays one: dividing by 1 instead of 0.
         largest = torch.where(largest > 0, largest, 1.0)
         scaled = (gradient.float() / largest).contiguous()
-        return projector.project(scaled, model_id=0) * (largest / math.sqrt(self.dim))
+        sketch: Tensor = projector.project(scaled, model_id=0) * (largest / math.sqrt(self.dim))
+        return sketch
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.deferred import Deferred
+from tdaexp.runtime.rows import Rows
 
 Transform = Callable[[str, Tensor], Tensor]
 """Name of a component and explicit gradients [B, size] (layout in `factors`) to numbers [B, d] for each example."""
@@ -41,7 +42,7 @@ def transformed_products(
     query: Transform = as_it_is,
     train: Transform = as_it_is,
     reduction: str = "mean",
-) -> np.ndarray:
+) -> Rows:
     """Dot products [Q, C, K] of the queries' and the training examples' transformed loss gradients, by component.
 
     `name` and `settings` are all that the transforms depend on: results are kept under them, and a killed run goes on

@@ -26,6 +26,7 @@ from tdaexp.gradients.schedule import Block, plan_blocks
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import Deferred, send
+from tdaexp.runtime.rows import Rows
 
 Vectors = Callable[[list[int]], Tensor]
 """Numbers of queries to their vectors [n, size] over all components."""
@@ -72,7 +73,7 @@ def vector_products(
     store: Path,
     tokens_per_batch: int = 4096,
     cache_gb: float = 2.0,
-) -> np.ndarray:
+) -> Rows:
     """Dot products [Q, C, K] of training examples' loss gradients with the queries' vectors, by component.
 
     `pairs` [Q, C] int indexes `train`, -1 for no candidate (NaN in the result). `vectors` is asked for the queries of a

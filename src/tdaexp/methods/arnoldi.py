@@ -3,7 +3,7 @@
 Source: Schioppa et al. 2022 ("Scaling up influence functions"), section 3; a baseline of Bao et al. 2025. With U the
 `rank` dominant eigenvectors of G and μ their eigenvalues, I(z, q) = Σ_r (u_r·∇m(q)) (u_r·∇ℓ(z)) / (μ_r + λ). What lies
 outside their span is lost: as λ grows this does not become the dot product, but that of the projected gradients. See
-`inverse` for the sign and what it fills. Cost: `steps` products with G, once for all queries.
+`curvature.inverse` for the sign and what it fills. Cost: `steps` products with G, once for all queries.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import logging
 from dataclasses import dataclass
 
 import torch
+import xarray as xr
 
-from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
-from tdaexp.gradients.vector_products import Vectors
-from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes
+from tdaexp.curvature.inverse import IHVP, InverseSettings
+from tdaexp.methods.base import Method
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Arnoldi(IterativeInverse):
-    """Keys, beside those of `IterativeInverse`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
+class Arnoldi(InverseSettings, Method):
+    """Keys, beside those of `InverseSettings`: `steps` of the iteration, `rank` eigenvectors that are kept of them."""
 
     queries: int | None = None
     steps: int = 100
@@ -35,9 +36,10 @@ class Arnoldi(IterativeInverse):
         if not 1 <= self.rank <= self.steps:
             raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
 
-    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
+    def attribute(self, problem: Problem) -> xr.Dataset:
         """Find the eigenvectors, then project each query when it is asked for."""
-        pairs, damping = eigenpairs(task, self.steps, self.rank), task.damping
+        ihvp = IHVP(self, problem, type(self))
+        pairs, damping = ihvp.eigenpairs(self.steps, self.rank), ihvp.damping
         exact = int((pairs.errors <= 0.01 * pairs.values).sum())
         log.info(
             "Arnoldi: eigenvalues %.4g to %.4g, %d of %d to within 1 %%",
@@ -48,13 +50,6 @@ class Arnoldi(IterativeInverse):
         )
 
         def vectors(queries: list[int]) -> torch.Tensor:
-            return pairs.inverse(task.gradients(queries), damping)
+            return pairs.inverse(ihvp.gradients(queries), damping)
 
-        return vectors, {}
-
-
-def eigenpairs(task: IHVP, steps: int, rank: int) -> Eigenpairs:
-    """The task's `rank` dominant eigenpairs after `steps` products, from the cache where they are there."""
-    seed = task.settings.seed
-    store = task.problem.training_store("arnoldi", *task.curvature, seed, steps, by=type(task.settings))
-    return dominant_eigenpairs(task.ggn.multiply, task.random("start"), steps=steps, rank=rank, store=store)
+        return ihvp.answer(vectors, {})

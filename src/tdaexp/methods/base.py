@@ -28,7 +28,11 @@ class Method(ABC):
     @property
     def label(self) -> str:
         """What tells this run of the method from others in a table."""
-        return self.name
+        return self.told(self.name)
+
+    def told(self, name: str) -> str:
+        """The `name` with what is not usual among the keys; here the name alone."""
+        return name
 
     @property
     def both_stages(self) -> bool:
@@ -38,6 +42,11 @@ class Method(ABC):
     @property
     def wants_checkpoints(self) -> bool:
         """Whether a model that is trained for this method must keep the checkpoints on its way."""
+        return False
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether the method decomposes a recorded training, or a list of checkpoints, and scores no pairs."""
         return False
 
     @property

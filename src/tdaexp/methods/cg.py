@@ -1,8 +1,8 @@
 """Influence by conjugate gradients: the exact damped inverse, to a stated residual. The reference for approximations.
 
-Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `inverse` for the formula,
-the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance is
-marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
+Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `curvature.inverse` for the
+formula, the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance
+is marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
 product per query and iteration, each about four forward passes over the examples of the GGN.
 """
 
@@ -16,9 +16,9 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.cg import Product, conjugate_gradients
+from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
 from tdaexp.gradients.vector_products import Vectors
-from tdaexp.methods.arnoldi import eigenpairs
-from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes, solve_in_blocks
+from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
@@ -27,8 +27,8 @@ ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration 
 
 
 @dataclass
-class CG(IterativeInverse):
-    """Keys, beside those of `IterativeInverse`: `iterations` at most, `tolerance` of the relative residual
+class CG(InverseSettings, Method):
+    """Keys, beside those of `InverseSettings`: `iterations` at most, `tolerance` of the relative residual
     |b - (G + λI) x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries
     share; 0 = none: the solution is the same, the way to it shorter), `at_once` queries that are solved together.
     """
@@ -49,18 +49,19 @@ class CG(IterativeInverse):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
-        dataset = super().attribute(problem)
+        ihvp = IHVP(self, problem, type(self))
+        dataset = ihvp.answer(*self.solve(ihvp))
         worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
         marked = {} if reached else {"label": f"{self.label}, not converged"}
         return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance, **marked)
 
-    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
+    def solve(self, ihvp: IHVP) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
-        damping, precondition = task.damping, self._preconditioner(task)
+        damping, precondition = ihvp.damping, self._preconditioner(ihvp)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
             found = conjugate_gradients(
-                task.ggn.multiply,
+                ihvp.ggn.multiply,
                 gradients,
                 damping=damping,
                 iterations=self.iterations,
@@ -69,7 +70,7 @@ class CG(IterativeInverse):
             )
             return {"vectors": found.vectors, "residual": found.residual, "iterations": found.iterations}
 
-        vectors, notes = solve_in_blocks(task, self.at_once, {"residual": "float64", "iterations": "int64"}, solver)
+        vectors, notes = ihvp.in_blocks(self.at_once, {"residual": "float64", "iterations": "int64"}, solver)
         residual = notes["residual"][1]
         reached = residual <= ROUNDING * self.tolerance
         log.info(
@@ -89,12 +90,12 @@ class CG(IterativeInverse):
                 (~reached).sum(),
                 self.tolerance,
                 self.iterations,
-                task.damping,
+                ihvp.damping,
             )
         return vectors, {**notes, "converged": ("query", reached)}
 
-    def _preconditioner(self, task: IHVP) -> Product | None:
+    def _preconditioner(self, ihvp: IHVP) -> Product | None:
         if not self.deflate:
             return None
-        pairs, damping = eigenpairs(task, self.deflate, self.deflate).converged(), task.damping
+        pairs, damping = ihvp.eigenpairs(self.deflate, self.deflate).converged(), ihvp.damping
         return lambda vectors: pairs.precondition(vectors, damping)

@@ -62,7 +62,9 @@ class CKA(Method):
         """The alignment of every candidate pair."""
         if self.of == "gradients":
             products = Full(self.part, self.components, self.reduction).attribute(problem)
-            return problem.label(influence.scores(products).values ** 2)
+            return problem.label(
+                np.concatenate([influence.scores(one).values ** 2 for one in influence.blocks(products)])
+            )
         pairs, me = problem.pairs, ranks.current()
         values = np.zeros(pairs.shape)
         lengths = problem.objective.lengths(problem.model, problem.queries)

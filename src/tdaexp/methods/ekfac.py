@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import numpy as np
 import xarray as xr
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class EKFAC(Method):
         gradients = fitted_gradients(problem, layers.map)
         return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), how, store=store)
 
-    def scores(self, problem: Problem, sides: LayerPairs) -> np.ndarray:
+    def scores(self, problem: Problem, sides: LayerPairs) -> Rows:
         """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""
         names, tokens = sides.layers.components.names, problem.compute.tokens_per_batch
         cache_gb = problem.compute.cache_gb

@@ -27,18 +27,17 @@ from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
-from tdaexp.paths.checkpoint_problem import CheckpointStudy
 from tdaexp.paths.checkpoint_walk import decompose_checkpoints
 from tdaexp.paths.decomposition import PathJob, chosen_rule
 from tdaexp.paths.forward import forward_run
 from tdaexp.paths.partition import KINDS, Partition
-from tdaexp.paths.recorded_problem import TaskStudy
 from tdaexp.paths.reverse import sweep_run
 from tdaexp.paths.steps import chosen_steps, steps_between
 from tdaexp.paths.store import AXES, labelled, of_examples, of_updates, tell_size
 from tdaexp.problem import Problem
 from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.training.history import ListedCheckpoints, RecordedSteps
 from tdaexp.training.task_problem import check_deterministic
 
 ACTIVATION = "activation:"
@@ -86,40 +85,47 @@ class Explaind(Method):
         if not self.output.startswith(ACTIVATION):
             output(self.output)
 
-    def attribute(self, study: TaskStudy | CheckpointStudy | Problem) -> xr.Dataset:
-        """Decompose the outputs of the study's queries. Errors (UserError): a study of texts, without a trajectory."""
-        if isinstance(study, CheckpointStudy):
-            return self._of_checkpoints(study)
+    @property
+    def decomposes(self) -> bool:
+        """Yes."""
+        return True
+
+    def attribute(self, problem: Problem) -> xr.Dataset:
+        """Decompose outputs of the queries. Errors (UserError): no recorded training and no list of checkpoints."""
+        history = problem.history
+        if isinstance(history, ListedCheckpoints):
+            return self._of_checkpoints(problem, history)
         if {"step", "train"} <= set(self.keep):
             raise UserError("method.keep: step and train together need a sweep for each step; keep train, and count a "
                             "range by method.steps=[first,last]")  # fmt: skip
-        if not isinstance(study, TaskStudy):
+        if not isinstance(history, RecordedSteps):
             raise UserError(NO_TRAJECTORY.format(self.name))
-        check_deterministic(study.module)
-        self._check_single(study)
-        with deterministic(study.device):
-            return self._of_steps(study)
+        check_deterministic(problem.model)
+        self._check_single(problem, history)
+        with deterministic(problem.compute.device):
+            return self._of_steps(problem, history)
 
-    def _of_steps(self, study: TaskStudy) -> xr.Dataset:
+    def _of_steps(self, problem: Problem, history: RecordedSteps) -> xr.Dataset:
         """Of recorded updates."""
-        counted = chosen_steps(study, steps_between(study, self.steps), self.subsample, self.subsample_by)
-        partition = None if self.partition is None else Partition.of(self.partition, study.train)
-        function, keep = self._function(study), frozenset(self.keep)
-        quadrature = chosen_rule(self.quadrature, function, study)
-        job = PathJob(study, function, quadrature, keep, counted, self.mode, self.single, partition)
+        trajectory = history.trajectory
+        steps = steps_between(trajectory, self.steps)
+        counted = chosen_steps(problem, history, steps, self.subsample, self.subsample_by)
+        partition = None if self.partition is None else Partition.of(self.partition, problem.train)
+        function, keep = self._function(problem), frozenset(self.keep)
+        quadrature = chosen_rule(self.quadrature, function, problem)
+        job = PathJob(problem, trajectory, function, quadrature, keep, counted, self.mode, self.single, partition)
         values = Decomposer(job.function, job.layout, job.queries).value(job.replay(counted[0]).start)
         start = values.double().cpu().numpy()
-        tell_size(job, (start.shape[0], start.shape[1]), study.cache)
+        tell_size(job, (start.shape[0], start.shape[1]), problem.cache)
         codes = None if partition is None else (partition.labels, partition.codes.numpy())
-        store = study.store(
-            *("explaind", FORM, sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes),
-            by=type(self),
-        )
+        settings = (sorted(self.keep), self.output, quadrature, counted, self.mode, self.single, codes)
+        decided = (FORM, trajectory.settings.every, problem.map.members(problem.model), *settings)
+        store = problem.store("explaind", *decided, by=type(self))
         if "train" in self.keep:
             return labelled(job, start, of_examples(job, sweep_run(job, store)), self.output)
         return labelled(job, start, of_updates(job, forward_run(job, store)), self.output)
 
-    def _of_checkpoints(self, study: CheckpointStudy) -> xr.Dataset:
+    def _of_checkpoints(self, problem: Problem, history: ListedCheckpoints) -> xr.Dataset:
         """Simulated updates: of the loss alone, and every checkpoint counts."""
         for key, value, only in (("output", self.output, "loss"), ("steps", self.steps, None)):
             if value != only:
@@ -130,25 +136,27 @@ class Explaind(Method):
                             "of method.keep and method.mode=auto")  # fmt: skip
         if self.quadrature.rule == "secant":
             raise UserError("method.quadrature.rule=secant: a list of checkpoints has no such rule; choose gauss")
-        return decompose_checkpoints(study, frozenset(self.keep), self.quadrature.chosen(secant=False))
+        return decompose_checkpoints(problem, history, frozenset(self.keep), self.quadrature.chosen(secant=False))
 
-    def _function(self, study: TaskStudy) -> Function:
+    def _function(self, problem: Problem) -> Function:
         if self.output.startswith(ACTIVATION):
-            return activation(study.module, self.output.removeprefix(ACTIVATION))
+            return activation(problem.model, self.output.removeprefix(ACTIVATION))
         chosen = output(self.output)
-        plain = of_model(study.module, chosen.read)
+        plain = of_model(problem.model, chosen.read)
 
         def function(parameters: Parameters, batch: Batch) -> torch.Tensor:
             return chosen.sign * plain(parameters, batch)
 
         return function
 
-    def _check_single(self, study: TaskStudy) -> None:
+    def _check_single(self, problem: Problem, history: RecordedSteps) -> None:
         if self.single is None:
             return
-        if not 0 < self.single <= len(study.train):
-            raise UserError(f"method.single={self.single}: must be from 1 to {len(study.train)}, the training examples")
-        if "train" not in self.keep or study.trajectory.settings.every > 1:
+        if not 0 < self.single <= len(problem.train):
+            raise UserError(
+                f"method.single={self.single}: must be from 1 to {len(problem.train)}, the training examples"
+            )
+        if "train" not in self.keep or history.trajectory.settings.every > 1:
             raise UserError(
                 f"method.single={self.single}: is of the axis train, where every step was recorded; add train to "
                 "method.keep and train with trainer.fit.record=1, or leave it null"

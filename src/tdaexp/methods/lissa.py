@@ -1,8 +1,8 @@
 """Influence by LiSSA: the damped inverse as a Neumann series on random batches.
 
-Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `inverse` for the formula, the sign
-and what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per query,
-step and repeat.
+Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `curvature.inverse` for the formula,
+the sign and what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per
+query, step and repeat.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import xarray as xr
 from torch import Tensor
 
+from tdaexp.curvature.inverse import IHVP, InverseSettings
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
-from tdaexp.gradients.vector_products import Vectors
-from tdaexp.methods.inverse import IHVP, IterativeInverse, Notes, solve_in_blocks
+from tdaexp.methods.base import Method
+from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rehearsal import repeated
@@ -28,8 +30,8 @@ TRIED = 4  # batches that the scale is estimated from
 
 
 @dataclass
-class LiSSA(IterativeInverse):
-    """Keys, beside those of `IterativeInverse`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
+class LiSSA(InverseSettings, Method):
+    """Keys, beside those of `InverseSettings`: `depth` of the series, `repeats` that are averaged, `scale` σ (null =
     1.5 times the largest eigenvalue of a few batches, plus λ), `batch_size` in examples, `at_once` queries that are
     solved together.
     """
@@ -49,35 +51,36 @@ class LiSSA(IterativeInverse):
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
 
-    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
-        """Run the series in blocks of queries, all blocks on the same batches."""
-        damping = task.damping
-        examples = len(task.ggn.examples)
+    def attribute(self, problem: Problem) -> xr.Dataset:
+        """Run the series in blocks of queries, all on the same batches, then dot training gradients with them."""
+        ihvp = IHVP(self, problem, type(self))
+        damping = ihvp.damping
+        examples = len(ihvp.ggn.examples)
         size = min(self.batch_size, examples)
 
         def multiply(step: int, vectors: Tensor) -> Tensor:
             members = batch_indices(step, seed=self.seed, examples=examples, batch_size=size)
-            return task.ggn.multiply_some(vectors, members.tolist())
+            return ihvp.ggn.multiply_some(vectors, members.tolist())
 
-        scale = self.scale or self._scale(task, multiply)
+        scale = self.scale or self._scale(ihvp, multiply)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
             found = lissa(multiply, gradients, damping=damping, scale=scale, depth=self.depth, repeats=self.repeats)
             return {"vectors": found}
 
-        return solve_in_blocks(task, self.at_once, {}, solver)
+        return ihvp.answer(*ihvp.in_blocks(self.at_once, {}, solver))
 
-    def _scale(self, task: IHVP, multiply: BatchProduct) -> float:
+    def _scale(self, ihvp: IHVP, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
-        store = task.problem.training_store("scale", *task.curvature, *settings, by=type(self))
+        store = ihvp.problem.training_store("scale", *ihvp.curvature, *settings, by=type(self))
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:
                 found = [
-                    largest_eigenvalue(partial(multiply, step), task.random("start")) for step in repeated(range(TRIED))
+                    largest_eigenvalue(partial(multiply, step), ihvp.random("start")) for step in repeated(range(TRIED))
                 ]
                 kept.write(0, {"largest": np.array([max(found)])})
-        scale = SAFETY * float(kept.read()["largest"][0]) + task.damping
+        scale = SAFETY * float(kept.read()["largest"][0]) + ihvp.damping
         log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)
         return scale

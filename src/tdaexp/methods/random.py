@@ -10,7 +10,7 @@ import xarray as xr
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.runtime.rehearsal import repeated
+from tdaexp.runtime.rows import Rows
 
 
 @dataclass
@@ -26,8 +26,13 @@ class Random(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
-        ids = np.array([*problem.train.ids, ""], dtype=object)[problem.pairs]
-        return problem.label(self._draw(problem.queries.ids, problem.query_set, ids))
+        ids = np.array([*problem.train.ids, ""], dtype=object)
+        queries, sets = np.array(problem.queries.ids, dtype=object), np.array(problem.query_set, dtype=object)
+
+        def drawn(rows: np.ndarray) -> np.ndarray:
+            return self._draw(queries[rows], sets[rows], ids[problem.pairs[rows]])
+
+        return problem.label(Rows(problem.pairs.shape, np.float64, drawn))
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Uniform scores on the pairs of the products file."""
@@ -36,13 +41,10 @@ class Random(Method):
         scores["influence"] = (("query", "candidate"), values)
         return scores.drop_vars(["component", "size"]).assign_attrs(normalise="none")
 
-    def _draw(self, queries, sets, train: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
-        """Scores [Q, C] from a hash of (seed, query set, query id, training id)."""
-        values = np.empty(train.shape)
-        for row in repeated(range(len(train))):
-            keys = [f"{sets[row]}/{queries[row]}/{name}" for name in train[row]]
-            values[row] = [self._uniform(key) for key in keys]
-        return values
+    def _draw(self, queries: np.ndarray, sets: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Scores [Q, C] from a hash of (seed, query set, query id, training id); `train` has the ids [Q, C]."""
+        rows = zip(sets, queries, train, strict=True)
+        return np.array([[self._uniform(f"{s}/{q}/{name}") for name in names] for s, q, names in rows])
 
     def _uniform(self, key: str) -> float:
         return int(fingerprint(self.seed, key), 16) / 2.0**64

@@ -24,6 +24,7 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
 from tdaexp.runtime.rehearsal import arithmetic, repeated
+from tdaexp.runtime.rows import runs
 
 POOLINGS = ("mean", "last")
 
@@ -52,10 +53,11 @@ class RepSim(Method):
         texts = texts_alone(problem.queries) if problem.classes else problem.queries
         queries = self.states(problem.after("finetuned"), texts)
         train = self.states(problem.after("pretrained"), problem.train)
-        values = np.empty(problem.pairs.shape, dtype=np.float32)
-        arithmetic(2.0 * values.size * queries.shape[1])
-        for row in repeated(range(len(values))):
-            values[row] = np.einsum("d,cd->c", queries[row], train[problem.pairs[row]])
+        row_bytes = problem.pairs.shape[1] * train[0].nbytes
+        values = np.empty(problem.pairs.shape, dtype=train.dtype)
+        arithmetic(2.0 * values.size * train.shape[1])
+        for run in repeated(list(runs(len(queries), row_bytes))):
+            values[run] = np.einsum("qd,qcd->qc", queries[run], train[problem.pairs[run]])
         return problem.label(values)
 
     def states(self, problem: Problem, examples: Any) -> np.ndarray:
@@ -66,7 +68,7 @@ class RepSim(Method):
         for number, pooled in found.items():
             states[number] = pooled.float().cpu().numpy()
         ranks.together(torch.from_numpy(states))  # zeros where another process computes
-        return states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12)
+        return np.asarray(states / np.linalg.norm(states, axis=1, keepdims=True).clip(min=1e-12))
 
     def _pool(self, states: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
         """[B, T, d] and [B, T] to B times [d]."""

@@ -21,6 +21,7 @@ from tdaexp.methods.base import Method
 from tdaexp.problem import History, Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rehearsal import repeated
+from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class TracIn(Method):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
         components, compute = chosen(problem.components(), self.part, self.components), problem.compute
-        total = np.zeros((*problem.pairs.shape, len(components)))
+        found: list[tuple[float, Rows]] = []
         used = history_of(problem).moments(self.steps, self.moments)
         for number, moment in enumerate(repeated(used), start=1):
             log.info("moment %d of %d: step %d, rate %.3g", number, len(used), moment.step, moment.rate)
@@ -71,8 +72,13 @@ class TracIn(Method):
                 tokens_per_batch=compute.tokens_per_batch,
                 cache_gb=compute.cache_gb,
             )
-            total += moment.rate * products["dot"]
-        return problem.label(total, components).assign_attrs(steps=[one.step for one in used])
+            found.append((moment.rate, products["dot"]))
+
+        def total(rows: np.ndarray) -> np.ndarray:
+            return sum((rate * dots[rows] for rate, dots in found), np.zeros((1, 1, 1)))
+
+        values = Rows((*problem.pairs.shape, len(components)), np.float64, total)
+        return problem.label(values, components).assign_attrs(steps=[one.step for one in used])
 
 
 def history_of(problem: Problem) -> History:

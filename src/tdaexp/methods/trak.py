@@ -91,7 +91,7 @@ class TRAK(Method):
         log.info("%s: %s", self.name, components.coverage_line())
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
         models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
-        kernels, weights = [], []
+        values, weights = np.zeros(()), []
         for identity, load in repeated(models):
             there = replace(problem, model=load())
             sides = {
@@ -103,9 +103,11 @@ class TRAK(Method):
             cache_gb = problem.compute.cache_gb
             whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
             parts = _parts(found["train"], len(components), cache_gb)
-            kernels.append(kernel(whole[0], parts, whole[1], problem.pairs, self.ridge))
+            found_here = kernel(whole[0], parts, whole[1], problem.pairs, self.ridge)
+            values = np.add(values, found_here, out=found_here)
             weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
-        values = np.mean(kernels, axis=0) * np.mean(weights, axis=0)[problem.pairs][..., None]
+        values /= len(models)
+        values *= np.mean(weights, axis=0)[problem.pairs][..., None]
         return problem.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
     def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:

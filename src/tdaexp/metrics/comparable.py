@@ -6,6 +6,7 @@ those are the same; it is listed with its number of queries, and not ranked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,17 +67,9 @@ def same_pairs(part: xr.Dataset, whole: xr.Dataset) -> bool:
 
     In which order the candidates stand is no difference.
     """
-    rows = {query: row for row, query in enumerate(whole["query"].values)}
-    places = [rows.get(query, -1) for query in part["query"].values]
-    if -1 in places:
+    if not set(part["query"].values) <= set(whole["query"].values):
         return False
-    mine, theirs = part, whole.isel(query=places)
-    if (influence.truth_known(mine) != influence.truth_known(theirs)).any():
-        return False
-    names = ("train", "truth")
-    if all(np.array_equal(mine[name].values, theirs[name].values) for name in names):
-        return True
-    return all(a == b for a, b in zip(_pairs(mine), _pairs(theirs), strict=True))
+    return _same(part, whole, _candidates) and _same(part, whole, _sources)
 
 
 def difference(other: xr.Dataset, first: xr.Dataset) -> str:
@@ -87,8 +80,8 @@ def difference(other: xr.Dataset, first: xr.Dataset) -> str:
         told.append("another model or other texts")
     if len(shared) < min(other.sizes["query"], first.sizes["query"]):
         told.append(f"other queries ({len(shared)} of {other.sizes['query']} are the same)")
-    for name, what in ((0, "other candidates"), (1, "another truth")):
-        if _of_queries(other, shared, name) != _of_queries(first, shared, name):
+    for look, what in ((_candidates, "other candidates"), (_sources, "another truth")):
+        if not _same(other, first, look):
             told.append(what)
     keys = _keys(other, first)
     return ", ".join(told or ["other pairs"]) + (f" ({', '.join(keys)})" if keys else "")
@@ -107,16 +100,34 @@ def _value(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _pairs(part: xr.Dataset) -> list[tuple[frozenset[str], frozenset[str]]]:
-    """Candidates and sources of each query."""
-    train, truth = part["train"].values, part["truth"].values
-    return [(frozenset(names) - {""}, frozenset(names[own]) - {""}) for names, own in zip(train, truth, strict=True)]
+def _same(one: xr.Dataset, other: xr.Dataset, look: Callable[[xr.Dataset], list[Any]]) -> bool:
+    """Whether the queries that are in both look the same, a block of them at a time."""
+    rows = {query: row for row, query in enumerate(other["query"].values)}
+    places = np.array([rows.get(query, -1) for query in one["query"].values], dtype=np.int64)
+    mine = influence.of_queries(_asked(one), np.flatnonzero(places >= 0))
+    theirs = influence.of_queries(_asked(other), places[places >= 0])
+    done = 0
+    for part in influence.blocks(mine):
+        counterpart = theirs.isel(query=slice(done, done + part.sizes["query"]))
+        done += part.sizes["query"]
+        same = all(np.array_equal(part[name].values, counterpart[name].values) for name in part.data_vars)
+        if not same and look(part) != look(counterpart):
+            return False
+    return True
 
 
-def _of_queries(part: xr.Dataset, queries: set[str], which: int) -> dict[str, Any]:
-    """Candidates (0), or sources with whether they are known (1), of some queries."""
-    known = influence.truth_known(part)
-    rows = zip(part["query"].values, _pairs(part), known, strict=True)
-    return {
-        query: pairs[0] if which == 0 else (pairs[1], bool(sure)) for query, pairs, sure in rows if query in queries
-    }
+def _asked(dataset: xr.Dataset) -> xr.Dataset:
+    """Candidates and truth alone."""
+    known = ("query", influence.truth_known(dataset))
+    return xr.Dataset({"train": dataset["train"].variable, "truth": dataset["truth"].variable, "truth_known": known})
+
+
+def _candidates(part: xr.Dataset) -> list[Any]:
+    """The candidates of each query."""
+    return [frozenset(names) - {""} for names in part["train"].values]
+
+
+def _sources(part: xr.Dataset) -> list[Any]:
+    """The sources among the candidates of each query, and whether they are known."""
+    names, truth, known = (part[name].values for name in ("train", "truth", "truth_known"))
+    return [(frozenset(n[own]) - {""}, bool(sure)) for n, own, sure in zip(names, truth, known, strict=True)]

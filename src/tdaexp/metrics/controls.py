@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from tdaexp import influence
 from tdaexp.metrics import retrieval
 
 
@@ -12,7 +13,7 @@ def random_accuracy(dataset: xr.Dataset) -> np.ndarray:
     """Exact chance [Q] that a uniformly random order of the candidates puts a source first."""
     candidates = dataset["train"].values != ""
     sources = (dataset["truth"].values & candidates).sum(axis=1)
-    return sources / np.maximum(candidates.sum(axis=1), 1)
+    return np.asarray(sources / np.maximum(candidates.sum(axis=1), 1))
 
 
 def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:
@@ -25,7 +26,4 @@ def bm25_accuracy(dataset: xr.Dataset) -> np.ndarray | None:
 
 def bm25_answer(dataset: xr.Dataset) -> xr.Dataset:
     """BM25's own answer as an influence data set, so that every metric of a method can be had for it too."""
-    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25") if name in dataset}
-    coords = {name: dataset[name] for name in ("query", "query_set", "train")}
-    attrs = {"method": "bm25", "label": "BM25", "normalise": "none"}
-    return xr.Dataset({"influence": dataset["bm25"], **parts}, coords, attrs)
+    return influence.like(dataset, dataset["bm25"].variable, {"method": "bm25", "label": "BM25"})

@@ -78,4 +78,4 @@ def reconstruction(store: xr.Dataset) -> dict[str, float]:
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
     shifted = values - values.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
@@ -25,7 +26,8 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.reading import as_name, as_number, parse_json, read_text, reason, repeated, spelt
 
 SUFFIXES = (".json", ".npy", ".npz", ".safetensors", ".pt")
-Table = dict[str, dict[str, float]]
+Table = dict[str, dict[str, float] | tuple[pd.Index, np.ndarray]]
+"""Scores by query: as in the JSON file, or names [N] and values [N] of a matrix's row."""
 
 
 def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> xr.Dataset:
@@ -45,41 +47,38 @@ def read_scores(path: Path, reference: xr.Dataset, label: str | None = None) -> 
     except Exception as error:
         raise UserError(f"scores={path}: not a readable {path.suffix} file ({reason(error)})") from error
     table = _nested(path, stored) if path.suffix == ".json" else _named(path, stored, reference)
-    return influence.build(
-        _pick(path, table, reference),
-        query=list(reference["query"].values),
-        query_set=list(reference["query_set"].values),
-        train=reference["train"].values,
-        truth=reference["truth"].values,
-        truth_known=influence.truth_known(reference),
-        bm25=reference["bm25"].values,
-        attrs={
-            "method": "external",
-            "label": label or path.stem,
-            "scores": path.name,
-            "study": reference.attrs.get("study"),
-        },
-    )
+    attrs = {
+        "method": "external",
+        "label": label or path.stem,
+        "scores": path.name,
+        "study": reference.attrs.get("study"),
+    }
+    known = {"truth_known": ("query", influence.truth_known(reference))}
+    values = np.concatenate([_pick(path, table, part) for part in influence.blocks(reference)])
+    return influence.like(reference, values, attrs).assign(known)
 
 
 def _pick(path: Path, table: Table, reference: xr.Dataset) -> np.ndarray:
-    """Look up every pair of the reference [Q, C]; NaN only where it has no candidate."""
+    """Look up every pair of a block of the reference [q, C]; NaN only where it has no candidate."""
     train = reference["train"].values
     values = np.full(train.shape, np.nan)
     for row, (group, query) in enumerate(zip(reference["query_set"].values, reference["query"].values, strict=True)):
         scores = table.get(f"{group}/{query}", table.get(query))
         if scores is None:
             raise UserError(f"scores={path}: query '{query}' of set '{group}' has no scores; every query needs some")
-        for column, name in enumerate(train[row]):
-            if not name:
-                continue
-            value = scores.get(name)
-            if value is None or not np.isfinite(value):
-                state = "no score" if value is None else f"the score {value}, which is not finite"
-                raise UserError(
-                    f"scores={path}: pair (query '{query}', train '{name}') has {state}; every pair needs one"
-                )
-            values[row, column] = value
+        names = pd.Index(scores) if isinstance(scores, dict) else scores[0]
+        told = np.array(list(scores.values())) if isinstance(scores, dict) else scores[1]
+        real = np.flatnonzero(train[row] != "")
+        places = names.get_indexer(train[row, real])
+        found = np.where(places < 0, np.nan, told[places]) if len(told) else np.full(len(places), np.nan)
+        if not np.isfinite(found).all():
+            bad = int(np.argmin(np.isfinite(found)))
+            state = "no score" if places[bad] < 0 else f"the score {told[places[bad]]}, which is not finite"
+            raise UserError(
+                f"scores={path}: pair (query '{query}', train '{train[row, real[bad]]}') has {state}; every pair needs "
+                "one"
+            )
+        values[row, real] = found
     return values
 
 
@@ -95,15 +94,14 @@ def _nested(path: Path, stored: Any) -> Table:
                     f"scores={path}: pair (query '{query}', train '{name}') has the score {spelt(value)}; needed: a "
                     "finite number"
                 )
-    return stored
+    return dict(stored)
 
 
 def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
     """Give a matrix the names of its rows and columns."""
     keys = [f"{g}/{q}" for g, q in zip(reference["query_set"].values, reference["query"].values, strict=True)]
     rows = _names(path, stored, "query") if "query" in stored else keys
-    own = sorted(set(reference["train"].values.ravel()) - {""})
-    columns = _names(path, stored, "train") if "train" in stored else own
+    columns = _names(path, stored, "train") if "train" in stored else influence.train_ids(reference)
     names = [name for name in stored if name not in ("query", "train")]
     if "scores" not in names and len(names) != 1:
         raise UserError(f"scores={path}: has the entries {', '.join(sorted(names)) or 'none'}; name one 'scores'")
@@ -113,7 +111,8 @@ def _named(path: Path, stored: dict[str, Any], reference: xr.Dataset) -> Table:
             f"scores={path}: the matrix has shape {matrix.shape} and type {matrix.dtype}, "
             f"needed: {len(rows)} queries × {len(columns)} training ids, real numbers"
         )
-    return {row: dict(zip(columns, values, strict=True)) for row, values in zip(rows, matrix, strict=True)}
+    names_of_columns = pd.Index(columns)
+    return {row: (names_of_columns, values) for row, values in zip(rows, matrix, strict=True)}
 
 
 def _names(path: Path, stored: dict[str, Any], entry: str) -> list[str]:
@@ -174,7 +173,8 @@ def _read_pt(path: Path) -> dict[str, Any]:
 
 def _array(tensor: Any) -> np.ndarray:
     """Half-precision tensors become float32, which numpy has."""
-    return tensor.float().numpy() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor.numpy()
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return np.asarray(tensor.float() if half else tensor)
 
 
 _READERS = {

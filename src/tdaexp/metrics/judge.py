@@ -57,7 +57,8 @@ def assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset 
     """Judge each query set. `reference` holds the full gradient's products; by default the store's own, if any."""
     if reference is None and has_products(dataset):
         reference = dataset
-    return {name: _assess(part, settings, reference) for name, part in by_query_set(dataset).items()}
+    own = dataset is reference and "weight" not in dataset
+    return {name: _assess(part, settings, reference, own) for name, part in by_query_set(dataset).items()}
 
 
 def judge(
@@ -110,54 +111,75 @@ def _reach(found: ComponentStudy) -> dict[str, float]:
     }
 
 
-def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None) -> Judgement:
-    scores, sourced = influence.scores(dataset).values, influence.truth_known(dataset)
-    known, judged, truth = bool(sourced.any()), scores[sourced], dataset["truth"].values[sourced]
-    intervals = _retrieval(dataset, scores, settings) if known else {}
-    like_full, rank = float("nan"), UNKNOWN
-    if reference is not None:
-        full = aligned(dataset, reference, full_scores(reference).values)
-        like_full, ranks = _mean(fidelity(scores, full)), spearman(scores, full)
-        if not np.isnan(ranks).all():
-            (rank,) = bootstrap(ranks[None, ~np.isnan(ranks)], settings)
-    own = intervals.get("accuracy", UNKNOWN)
+def _assess(dataset: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None, own: bool) -> Judgement:
+    """Judge one query set; `own`: its scores are the reference's."""
+    sourced, blocks = influence.truth_known(dataset), influence.blocks(dataset)
+    known = bool(sourced.any())
+    parts = [_of_queries(part, settings, reference, own, known) for part in blocks]
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    judged = {name: values[sourced] for name, values in rows.items()}
+    intervals = _retrieval(dataset, judged, settings) if known else {}
+    ranks = rows["rank"][~np.isnan(rows["rank"])]
+    accuracy = intervals.get("accuracy", UNKNOWN)
     return Judgement(
-        queries=len(scores),
-        with_truth=len(truth),
-        accuracy=own,
-        held_out=intervals.get("held_out", own),
+        queries=len(sourced),
+        with_truth=int(sourced.sum()),
+        accuracy=accuracy,
+        held_out=intervals.get("held_out", accuracy),
         selected="held_out" in intervals,
         mrr=intervals.get("mrr", UNKNOWN),
         recall=intervals.get("recall", UNKNOWN),
         share=share(dataset),
-        fidelity=like_full,
-        rank_correlation=rank,
+        fidelity=_mean(rows["fidelity"]),
+        rank_correlation=bootstrap(ranks[None], settings)[0] if len(ranks) else UNKNOWN,
         bm25=intervals.get("bm25", UNKNOWN),
         minus_bm25=intervals.get("minus_bm25", UNKNOWN),
-        random=_mean(controls.random_accuracy(influence.with_truth(dataset))) if known else float("nan"),
+        random=_mean(judged["random"]) if known else float("nan"),
         answered=float(dataset["answered"].mean()) if "answered" in dataset else float("nan"),
-        mrr_sd=spread(retrieval.reciprocal_rank(judged, truth), settings) if known else float("nan"),
+        mrr_sd=spread(judged["mrr"], settings) if known else float("nan"),
     )
 
 
-def _retrieval(dataset: xr.Dataset, scores: np.ndarray, settings: MetricSettings) -> dict[str, Interval]:
+def _of_queries(
+    part: xr.Dataset, settings: MetricSettings, reference: xr.Dataset | None, own: bool, known: bool
+) -> dict[str, np.ndarray]:
+    """Numbers of each query [q] of a block by name, NaN for what is not known of it.
+
+    `own`: the reference's scores are the block's; `known`: the source of some query is known.
+    """
+    scores, nothing = influence.scores(part).values, np.full(part.sizes["query"], np.nan)
+    rows = {"candidates": (~np.isnan(scores)).sum(1), "fidelity": nothing, "rank": nothing}
+    if reference is not None:
+        full = scores if own else aligned(part, reference, full_scores)
+        rows |= {"fidelity": fidelity(scores, full), "rank": spearman(scores, full)}
+    if known:
+        truth, lexical = part["truth"].values, controls.bm25_accuracy(part)
+        rows |= {
+            "accuracy": retrieval.accuracy(scores, truth),
+            "mrr": retrieval.reciprocal_rank(scores, truth),
+            "recall": retrieval.recall(scores, truth, settings.top_k),
+            "random": controls.random_accuracy(part),
+            "bm25": nothing if lexical is None else lexical,
+        }
+    return rows
+
+
+def _retrieval(dataset: xr.Dataset, rows: dict[str, np.ndarray], settings: MetricSettings) -> dict[str, Interval]:
     """Intervals by name over the queries whose sources are known, all on the same resamples; what the store cannot
     give is absent.
     """
-    sourced = influence.truth_known(dataset)
-    truth, scores = dataset["truth"].values[sourced], scores[sourced]
-    rows = {"accuracy": retrieval.accuracy(scores, truth), "mrr": retrieval.reciprocal_rank(scores, truth)}
-    if (~np.isnan(scores)).sum(1).max(initial=0) > settings.top_k:  # among k candidates every source is found
-        rows["recall"] = retrieval.recall(scores, truth, settings.top_k)
+    kept = {"accuracy": rows["accuracy"], "mrr": rows["mrr"]}
+    if rows["candidates"].max(initial=0) > settings.top_k:  # among k candidates every source is found
+        kept["recall"] = rows["recall"]
     honest = rows["accuracy"]
     held_out = held_out_accuracy(dataset, settings)
-    lexical = controls.bm25_accuracy(influence.with_truth(dataset))
     if held_out is not None:
-        rows["held_out"] = honest = held_out
-    if lexical is not None:
-        rows |= {"bm25": lexical, "minus_bm25": honest - lexical}
-    found = bootstrap(np.stack(list(rows.values())), settings, weights(len(truth), settings))
-    return dict(zip(rows, found, strict=True))
+        kept["held_out"] = honest = held_out
+    if not np.isnan(rows["bm25"]).all():
+        lexical = np.nan_to_num(rows["bm25"])  # a block without any score beside others that have some
+        kept |= {"bm25": lexical, "minus_bm25": honest - lexical}
+    found = bootstrap(np.stack(list(kept.values())), settings, weights(len(honest), settings))
+    return dict(zip(kept, found, strict=True))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -89,7 +89,7 @@ def weighted_spearman(first: np.ndarray, second: np.ndarray, weight: np.ndarray)
     left, right = (_centred_ranks(order, weight) for order in (first, second))
     covariance = (left * right) @ weight
     norms = np.sqrt((left**2 @ weight) * (right**2 @ weight))
-    return np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total)
+    return np.asarray(np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total))
 
 
 def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def largest_units(scores: np.ndarray, units: Units, sparsity: float) -> np.ndarr
         mine = np.flatnonzero(units.layers == layer)
         count = max(1, round((1 - sparsity) * len(mine)))
         kept[mine[np.argsort(-scores[mine], kind="stable")[:count]]] = True
-    return kept[units.unit]
+    return np.asarray(kept[units.unit])
 
 
 def agreement(pruned: np.ndarray, whole: np.ndarray, targets: np.ndarray) -> dict[str, float]:

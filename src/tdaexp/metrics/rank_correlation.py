@@ -12,10 +12,11 @@ def spearman(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Only pairs that both have count. NaN where fewer than two do, or where either is constant over them.
     """
     both = ~(np.isnan(scores) | np.isnan(reference))
-    left, right = (_centred_ranks(np.where(both, part, np.nan)) for part in (scores, reference))
+    left = _centred_ranks(np.where(both, scores, np.nan))
+    right = left if reference is scores else _centred_ranks(np.where(both, reference, np.nan))
     covariance = (left * right).sum(axis=1)
     norms = np.sqrt((left * left).sum(axis=1) * (right * right).sum(axis=1))
-    return np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+    return np.asarray(np.divide(covariance, norms, out=np.full(len(norms), np.nan), where=norms > 0))
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

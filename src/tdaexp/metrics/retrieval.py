@@ -22,13 +22,13 @@ def accuracy(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def reciprocal_rank(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """One over the rank of the best source; 0 without one."""
     ranks = source_ranks(scores, truth)
-    return 1.0 / ranks.min(axis=1, initial=np.inf)
+    return np.asarray(1.0 / ranks.min(axis=1, initial=np.inf))
 
 
 def recall(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     """Share of the query's sources among its candidates that are within the k best; 0 without a source."""
     found = (source_ranks(scores, truth) <= k).sum(axis=1)
-    return found / np.maximum(truth.sum(axis=1), 1)
+    return np.asarray(found / np.maximum(truth.sum(axis=1), 1))
 
 
 def source_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:

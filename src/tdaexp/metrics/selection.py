@@ -22,6 +22,11 @@ from tdaexp.selection.subsets import OBJECTIVES, Products, products_of
 
 DEPTH = re.compile(r"(?:^|(?<=\.))(\d+)\.")  # the first part of a name that is a number: the layer
 
+STUDIED = 1 << 22
+"""Dot products, by component, that a study looks at: what all orders and folds of them take is a matter of seconds."""
+FEWEST = 20
+"""Queries that are studied however many candidates they have."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -43,6 +48,7 @@ class ComponentStudy:
     """Components of one query set: `table` (one row per component: component, type, depth, size, accuracy), `curves` by
     objective, `full` the full gradient's accuracy, `peak` the accuracy's highest point on its greedy path, `peak_share`
     the share of parameters there, `peak_held_out` [Q] what stopping at the peak gives queries that were not used.
+    `asked` says of how many queries these are: those with a known source, or as many as `STUDIED` allows, at random.
     """
 
     table: pd.DataFrame
@@ -51,16 +57,26 @@ class ComponentStudy:
     peak: float
     peak_share: float
     peak_held_out: np.ndarray
+    asked: int
 
 
 def study(dataset: xr.Dataset, settings: MetricSettings) -> dict[str, ComponentStudy]:
     """Study each query set on its queries whose sources are known; sets without one are left out, and all of a data
-    set without products.
+    set without products. Of sets with more products than `STUDIED` some queries are drawn.
     """
     if not has_products(dataset):
         return {}
     sets = {name: influence.with_truth(part) for name, part in by_query_set(dataset).items()}
-    return {name: _study(part, settings) for name, part in sets.items() if len(part["query"])}
+    return {name: _study(_drawn(part, settings), settings) for name, part in sets.items() if len(part["query"])}
+
+
+def _drawn(dataset: xr.Dataset, settings: MetricSettings) -> xr.Dataset:
+    """At most so many queries that their products are `STUDIED` numbers, in their order."""
+    count, most = dataset.sizes["query"], STUDIED // (dataset.sizes["candidate"] * dataset.sizes["component"])
+    if count <= max(most, FEWEST):
+        return dataset
+    chosen = np.random.default_rng(settings.seed).choice(count, max(most, FEWEST), replace=False)
+    return influence.of_queries(dataset, np.sort(chosen))
 
 
 def held_out_accuracy(dataset: xr.Dataset, settings: MetricSettings) -> np.ndarray | None:
@@ -132,6 +148,7 @@ def _study(dataset: xr.Dataset, settings: MetricSettings) -> ComponentStudy:
         peak=float(best.accuracy[top]),
         peak_share=float(best.share[top]),
         peak_held_out=folds["accuracy"].at_peak(),
+        asked=dataset.sizes["query"],
     )
 
 

@@ -5,9 +5,11 @@ use.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
@@ -18,7 +20,7 @@ TOLD = 3  # keys that a label names
 def by_query_set(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
     """Cut a data set into its query sets, in order of appearance."""
     names = dataset["query_set"].values
-    return {str(name): dataset.isel(query=names == name) for name in dict.fromkeys(names)}
+    return {str(name): influence.of_queries(dataset, np.flatnonzero(names == name)) for name in dict.fromkeys(names)}
 
 
 def has_products(dataset: xr.Dataset) -> bool:
@@ -108,19 +110,31 @@ def flat_config(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not key.startswith("metric.")}
 
 
-def aligned(dataset: xr.Dataset, reference: xr.Dataset, values: np.ndarray) -> np.ndarray:
-    """Fetch the reference's values for the pairs of `dataset` [Q, C]; NaN where it has not computed a pair.
+def aligned(
+    dataset: xr.Dataset, reference: xr.Dataset, answer: Callable[[xr.Dataset], xr.DataArray] = influence.scores
+) -> np.ndarray:
+    """Fetch the reference's answer for the pairs of `dataset` [Q, C]; NaN where it has not computed a pair.
 
-    `values` [Q', C'] belong to the pairs of `reference`. Queries are the same when query set and id are.
+    Queries are the same when query set and id are. All of it is in memory: `dataset` is a block of one.
     """
     rows = {key: row for row, key in enumerate(_keys(reference))}
-    train = reference["train"].values
-    found = np.full(dataset["train"].shape, np.nan)
-    for row, (key, names) in enumerate(zip(_keys(dataset), dataset["train"].values, strict=True)):
-        if key in rows:
-            known = dict(zip(train[rows[key]], values[rows[key]], strict=True))
-            found[row] = [known.get(name, np.nan) if name else np.nan for name in names]
+    places = np.array([rows.get(key, -1) for key in _keys(dataset)], dtype=np.int64)
+    found, train = np.full(dataset["train"].shape, np.nan), dataset["train"].values
+    theirs = influence.of_queries(reference, places[places >= 0])
+    known = zip(np.flatnonzero(places >= 0), theirs["train"].values, answer(theirs).values, strict=True)
+    for row, names, values in known:
+        found[row] = _fetched(train[row], names, values)
     return found
+
+
+def _fetched(wanted: np.ndarray, names: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values [C] of the names `wanted`, from `values` of `names` [C']; NaN for "" and for what is not there."""
+    if np.array_equal(wanted, names):
+        return np.where(wanted == "", np.nan, values)
+    index = pd.Index(names)
+    last = ~index.duplicated(keep="last")
+    places = index[last].get_indexer(wanted)
+    return np.where((places < 0) | (wanted == ""), np.nan, values[last][places])
 
 
 def _keys(dataset: xr.Dataset) -> list[tuple[str, str]]:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Example, collate
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.models.components import ComponentMap, grouped
 from tdaexp.models.layers import canonical_name
-from tdaexp.models.task import TaskComponents
 from tdaexp.runtime.errors import UserError
 
 PREFIX = "network."
@@ -45,28 +45,27 @@ class CompletionTask(nn.Module):
         """Cross-entropy of each token [N, T − 1] in nats, 0 where it does not count."""
         tokens, counted = inputs[..., 0], inputs[..., 1]
         width = tokens.shape[1]
-        dtype = self.network.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
+        dtype = self.network.get_input_embeddings().weight.dtype
         hidden = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype, device=tokens.device).triu(1)
         mask = hidden.expand(len(tokens), 1, width, width)
         places = torch.arange(width, device=tokens.device)[None]
         logits = self.network(input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=False).logits
         logs = logits[:, :-1].log_softmax(-1)
-        return -logs.gather(-1, tokens[:, 1:, None])[..., 0] * counted[:, 1:]
+        losses: Tensor = -logs.gather(-1, tokens[:, 1:, None])[..., 0] * counted[:, 1:]
+        return losses
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The two logits [N, 2]."""
         own = -self.token_losses(inputs).sum(1)
         return torch.stack([own, torch.log(-torch.expm1(own))], dim=1)
 
-    def components(self) -> TaskComponents:
+    def components(self) -> ComponentMap:
         """Components by the names that they have everywhere; a fused q, k, v matrix is one."""
+        kind = self.network.config.model_type
         members: dict[str, list[str]] = {}
-        sizes: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
-            component = canonical_name(name.removeprefix(PREFIX), self.network.config.model_type)
-            members.setdefault(component, []).append(name)
-            sizes[component] = sizes.get(component, 0) + parameter.numel()
-        return TaskComponents(members, sizes)
+        for name, _ in self.named_parameters():
+            members.setdefault(canonical_name(name.removeprefix(PREFIX), kind), []).append(name)
+        return grouped(members, {name: parameter.numel() for name, parameter in self.named_parameters()}, kind)
 
 
 def as_tensors(examples: Sequence[Example], width: int) -> TensorExamples:

@@ -7,7 +7,7 @@ positions). A component's order is the model's parameter order. Whatever no comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+OTHER = "other"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +118,17 @@ class ComponentMap:
         left_out = {c.name: c.size for c in self.components if c.name not in wanted}
         return ComponentMap(kept, {**self.skipped, **left_out}, self.total, self.model_type)
 
+    def members(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Full names of each component's parameters in the model that the map is of."""
+        return {component.name: tuple(parameters_of(model, component)) for component in self.components}
+
+    def complete(self) -> ComponentMap:
+        """The map with what it leaves out as one more component, `other`, so that sums over components are whole."""
+        if not self.skipped:
+            return self
+        rest = grouped({OTHER: tuple(self.skipped)}, self.skipped).components
+        return ComponentMap(self.components + rest, {}, self.total, self.model_type)
+
     def coverage_line(self) -> str:
         """One line for people: how many parameters are attributed, and by name what is not."""
         covered = int(self.sizes.sum())
@@ -125,6 +138,18 @@ class ComponentMap:
             f"attributed {covered:,} of {self.total:,} parameters ({100 * covered / self.total:.4g} %) in "
             f"{len(self)} components; skipped: {skipped or 'none'}{more}"
         )
+
+
+def grouped(members: Mapping[str, Sequence[str]], sizes: Mapping[str, int], model_type: str = "") -> ComponentMap:
+    """The map of whole parameters in groups: component to names of its parameters, whose sizes are given by name.
+
+    Autograd forms their gradients.
+    """
+    found = []
+    for name, parameters in members.items():
+        size = sum(sizes[parameter] for parameter in parameters)
+        found.append(Component(name, (Part("", "other", None, False, (size, 0), tuple(parameters)),), size))
+    return ComponentMap(tuple(found), {}, sum(one.size for one in found), model_type)
 
 
 def parameters_of(model: nn.Module, component: Component) -> list[str]:

@@ -85,7 +85,7 @@ def _misused(module: nn.Module, probe: Callable[[], object], examples: int) -> s
     odd: set[str] = set()
 
     def watch(path: str) -> Callable[..., None]:
-        def note(layer: nn.Module, arguments: tuple, named: dict, output: object) -> None:
+        def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
             runs[path] += 1
             read = arguments[0] if arguments else next(iter(named.values()), None)
             if (

@@ -33,7 +33,10 @@ def random_model(config: PretrainedConfig) -> PreTrainedModel:
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         trusted = runs_own_code(config)
-        return from_config(AutoModelForCausalLM, config, trust_remote_code=trusted, dtype=torch.float32).eval()
+        model: PreTrainedModel = from_config(
+            AutoModelForCausalLM, config, trust_remote_code=trusted, dtype=torch.float32
+        ).eval()
+        return model
 
 
 def folder_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -45,7 +48,9 @@ def folder_config(folder: Path, trust_remote_code: bool = False) -> PretrainedCo
 
     try:
         with quiet_transformers():
-            config = from_hub(AutoConfig, folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            config: PretrainedConfig = from_hub(
+                AutoConfig, folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except Exception as error:
         raise UserError(f"{folder}: its config.json cannot be used: {reason_of(error)}") from error
     check_kind(config, str(folder))

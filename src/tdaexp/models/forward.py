@@ -41,18 +41,25 @@ def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tens
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     with one_text_a_row():
         if _whole.get(model):
-            logits = model.forward(**arguments).logits
-            return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[2]))
+            return _rows(model.forward(**arguments).logits, positions)
         hidden = model.base_model(**arguments).last_hidden_state
-    return head(model)(hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2])))
+    logits: Tensor = head(model)(_rows(hidden, positions))
+    return logits
+
+
+def _rows(values: Tensor, positions: Tensor) -> Tensor:
+    """Of values [B, T, d] those at the positions [B, L]."""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[2]))
 
 
 def all_logits(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> Tensor:
     """Logits [B, T, V] at every position; of a model that classifies, what its head says there."""
+    logits: Tensor
     if runs_whole(model):
-        logits: Tensor = model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
-        return logits
-    return head(model)(model.base_model(tokens, attention_mask=attention).last_hidden_state)
+        logits = model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+    else:
+        logits = head(model)(model.base_model(tokens, attention_mask=attention).last_hidden_state)
+    return logits
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> tuple[Tensor, ...]:

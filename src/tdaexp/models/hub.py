@@ -37,7 +37,7 @@ def load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokeniz
     missing = f"{source.name}: no usable tokenizer there; {remedy}"
     try:
         with quiet_transformers():
-            tokenizer = from_hub(
+            tokenizer: PreTrainedTokenizerBase = from_hub(
                 AutoTokenizer, source.name, revision=source.revision or "main", trust_remote_code=trust_remote_code
             )
     except Exception as error:
@@ -113,6 +113,7 @@ def load_weights(
         raise UserError(
             f"{source.name}: the model cannot be loaded: {reason_of(error)}{remedy and f'; {remedy}'}"
         ) from error
+    model: PreTrainedModel
     model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
         raise UserError(adapter_refusal(source.name, Path()))

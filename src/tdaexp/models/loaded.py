@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, masking_utils
@@ -57,18 +58,26 @@ def one_text_a_row() -> Iterator[None]:
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Put the model in eval mode (no dropout) and stop gradients from being stored in its parameters."""
-    return model.eval().requires_grad_(False)
+    model.eval()
+    model.requires_grad_(False)
+    return model
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse a tokenizer with token ids beyond the embedding's rows."""
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index,union-attr]
+    rows = _embedded(model)
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= rows:
         raise UserError(
             f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "
             "they do not belong together: set model.tokenizer to the model's own"
         )
+
+
+def _embedded(model: PreTrainedModel) -> int:
+    """Number of tokens that the model has an embedding for."""
+    layer: Any = model.get_input_embeddings()
+    return int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])
 
 
 def check_finite(model: PreTrainedModel, where: str) -> None:
@@ -88,8 +97,7 @@ def check_finite(model: PreTrainedModel, where: str) -> None:
 
 def check_tokens(model: PreTrainedModel, examples: Examples, classes: bool = False) -> None:
     """Refuse examples with a token that the model has no embedding for; of `classes` the last number is no token."""
-    layer = model.get_input_embeddings()
-    rows = int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])  # type: ignore[union-attr,index,arg-type]
+    rows = _embedded(model)
     for example in examples:
         tokens = example.tokens[:-1] if classes else example.tokens
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:

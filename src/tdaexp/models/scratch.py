@@ -129,7 +129,8 @@ def build_model(
             )
     except (ValueError, RuntimeError, TypeError) as error:  # of what draws the weights
         raise UserError(f"model.config: {architecture} cannot be built from these values: {error}") from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _model_config(

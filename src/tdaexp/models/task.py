@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -42,7 +42,10 @@ class TaskModel(ABC):
 
     @abstractmethod
     def module(self, corpus: TensorCorpus) -> nn.Module:
-        """The network for this task's inputs and classes; random weights come from torch's global generator."""
+        """The network for this task's inputs and classes; random weights come from torch's global generator.
+
+        Its layers are named as components are named everywhere: `embed`, `layers.0.attn.q`, `conv1`, `lm_head`.
+        """
 
     def build(self, corpus: TensorCorpus) -> nn.Module:
         """The network in float32 and evaluation mode, its weights drawn from `seed`.
@@ -66,45 +69,12 @@ class TaskModel(ABC):
         return fingerprint(type(self).__name__, keys, self.start and file_fingerprint(Path(self.start)))
 
 
-@dataclass(frozen=True, eq=False)
-class TaskComponents:
-    """Named, disjoint groups of parameters that cover the model: component name to parameter names."""
-
-    members: dict[str, list[str]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        """Component names in the model's parameter order."""
-        return list(self.members)
-
-
-def task_components(module: nn.Module) -> TaskComponents:
-    """Every parameter's component: the path of the layer that owns it, all normalisation layers being `norms`.
-
-    One that several layers own counts once, with the first of them.
-
-    Task models name their layers as components are named everywhere: `embed`, `layers.0.attn.q`, `conv1`, `lm_head`.
-    """
-    members: dict[str, list[str]] = {}
-    sizes: dict[str, int] = {}
-    seen: set[int] = set()
-    for path, layer in module.named_modules():
-        component = "norms" if _is_norm(layer) else path
-        for name, parameter in layer.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            members.setdefault(component, []).append(f"{path}.{name}" if path else name)
-            sizes[component] = sizes.get(component, 0) + parameter.numel()
-    return TaskComponents(members, sizes)
-
-
 def activation(name: str) -> nn.Module:
     """The activation layer that a config names."""
     from torch import nn
 
-    return {"relu": nn.ReLU, "gelu": nn.GELU}[name]()
+    layer: nn.Module = {"relu": nn.ReLU, "gelu": nn.GELU}[name]()
+    return layer
 
 
 def check_images(inputs: Tensor, model: str) -> tuple[int, int, int]:
@@ -112,12 +82,6 @@ def check_images(inputs: Tensor, model: str) -> tuple[int, int, int]:
     if inputs.ndim != 4 or not inputs.is_floating_point():
         raise UserError(f"model={model}: needs images; choose dataset=mnist, digits or cifar2")
     return tuple(inputs.shape[1:])  # type: ignore[return-value]
-
-
-def _is_norm(layer: nn.Module) -> bool:
-    from torch import nn
-
-    return isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm))
 
 
 def _replace(module: nn.Module, file: Path) -> None:

@@ -35,6 +35,10 @@ class ExampleList(Protocol):
     def ids(self) -> list[str]:
         """Ids of the examples [N]."""
 
+    @property
+    def texts(self) -> list[str]:
+        """The examples as a person would read them [N]."""
+
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def read_by_layers(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inputs of the linear and convolutional layers, in the order in which they run inside the block."""
     found: list[Tensor] = []
 
-    def note(_: nn.Module, arguments: tuple, __: Tensor) -> None:
+    def note(_: nn.Module, arguments: tuple[Any, ...], __: Tensor) -> None:
         found.append(arguments[0].detach())
 
     handles = [layer.register_forward_hook(note) for layer in model.modules() if isinstance(layer, LAYERS)]
@@ -86,7 +87,7 @@ def most_positions(model: nn.Module, inputs: Tensor) -> int:
     """At how many positions the layer runs that runs at most of them, found by one example of `inputs`."""
     counts = [1]
 
-    def count(layer: nn.Module, _: tuple, output: Tensor) -> None:
+    def count(layer: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         channels = 1 if isinstance(layer, nn.Linear) else output.shape[1]
         counts.append(output[0].numel() // (output.shape[-1] if isinstance(layer, nn.Linear) else channels))
 

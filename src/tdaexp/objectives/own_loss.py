@@ -42,6 +42,11 @@ class OwnExamples:
         every = self.names or [str(place) for place in range(len(self.dataset))]
         return list(every) if self.places is None else [every[place] for place in self.places]
 
+    @property
+    def texts(self) -> list[str]:
+        """Their ids: what the items are is not known."""
+        return self.ids
+
     def batch(self, members: Sequence[int]) -> Any:
         """Some items as one batch."""
         places = self.places or range(len(self.dataset))

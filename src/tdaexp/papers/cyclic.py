@@ -42,7 +42,7 @@ def band_share(values: np.ndarray) -> float:
 
 def without_bands(values: np.ndarray) -> np.ndarray:
     """Values less their column's mean."""
-    return values - np.nanmean(values, 0)
+    return np.asarray(values - np.nanmean(values, 0))
 
 
 def of_other_residues(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, modulus: int) -> np.ndarray:

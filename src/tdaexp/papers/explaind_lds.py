@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from tdaexp.building.tasks import build_problem, build_task_study
+from tdaexp.building.tasks import build_problem
+from tdaexp.data.candidates import All
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import TracIn
 from tdaexp.methods.trak import TRAK
@@ -24,7 +24,7 @@ from tdaexp.metrics.lds import lds, lds_interval, scores_of_all, subset
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.papers.base import Analysis, Evidence
 from tdaexp.pathkernel.outputs import of_model, output
-from tdaexp.paths.recorded_problem import TaskStudy
+from tdaexp.problem import Problem
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import lds_curves
 from tdaexp.runtime import cache
@@ -71,56 +71,56 @@ class Lds(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Retrain, score, correlate."""
-        study = build_task_study(evidence.config, evidence.task)
-        methods = self._scores(evidence, study)
+        problem = build_problem(evidence.config, evidence.task, All())
+        methods = self._scores(evidence, problem)
         rows = []
         for fraction in self.fractions:
-            members, outputs = self._retrained(evidence, study, fraction)
+            members, outputs = self._retrained(evidence, problem, fraction)
             rows += self._rows(fraction, methods, members, outputs, evidence.config.metric)
         table = pd.DataFrame(rows)
         metrics = {f"lds/{row.method}/{row.fraction:g}": row.lds for row in table.itertuples()}
         caption = (
-            f"Linear datamodeling score of {len(study.queries)} queries ({self.output}) over {self.subsets} networks a "
-            "fraction, trained on that share of the training set, with bootstrap intervals over subsets and queries."
+            f"Linear datamodeling score of {len(problem.queries)} queries ({self.output}) over {self.subsets} networks "
+            "a fraction, trained on that share of the training set, with bootstrap intervals over subsets and queries."
         )
         drawings = [Drawing("lds", caption, lds_curves(table), wide=True)]
         return Findings("Linear datamodeling score", metrics, {"lds": table}, drawings, _statements(table))
 
-    def _scores(self, evidence: Evidence, study: TaskStudy) -> dict[str, np.ndarray]:
+    def _scores(self, evidence: Evidence, problem: Problem) -> dict[str, np.ndarray]:
         """Scores [Q, N] by method: of the runs' stores, then the baselines that none of them is."""
         found = {}
         for label, store in evidence.labelled().items():
-            if store.attrs.get("study") != study.fingerprint:
+            if store.attrs.get("study") != problem.fingerprint:
                 raise UserError(
                     f"runs: '{label}' explains another training or other queries; give evaluate.py the model, dataset "
                     "and trainer keys of that run"
                 )
-            found[label] = scores_of_all(store, study.train.ids)
-        problem = build_problem(evidence.config, evidence.task)
+            found[label] = scores_of_all(store, problem.train.ids)
         baselines: list[Method] = [TracIn(moments=self.checkpoints), TRAK(self.dimensions, self.ridge, seed=self.seed)]
         for method in baselines:
             if method.name not in {store.attrs["method"] for store in evidence.stores}:
-                found[method.name] = scores_of_all(method.attribute(problem), study.train.ids)
+                found[method.name] = scores_of_all(method.attribute(problem), problem.train.ids)
         if self.random:
-            found["random"] = np.random.default_rng(self.seed).standard_normal((len(study.queries), len(study.train)))
+            shape = (len(problem.queries), len(problem.train))
+            found["random"] = np.random.default_rng(self.seed).standard_normal(shape)
         return found
 
-    def _retrained(self, evidence: Evidence, study: TaskStudy, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    def _retrained(self, evidence: Evidence, problem: Problem, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Members [S, N] and outputs [S, Q] of the networks trained on subsets of that size."""
         seeds = range(self.subsets)
-        members = np.stack([subset(len(study.train), fraction, self.seed, number) for number in seeds])
-        parts = (evidence.task.fingerprint, study.queries.fingerprint(), self.output, self.retraining, self.seed)
-        folder = cache.entry(Path(study.cache), "retrained", *parts, round(fraction * 1e6), self.subsets, by=[Lds])
-        shape = (self.subsets, len(study.queries))
+        members = np.stack([subset(len(problem.train), fraction, self.seed, number) for number in seeds])
+        parts = (evidence.task.fingerprint, problem.queries.fingerprint(), self.output, self.retraining, self.seed)
+        folder = cache.entry(problem.cache, "retrained", *parts, round(fraction * 1e6), self.subsets, by=[Lds])
+        shape = (self.subsets, len(problem.queries))
         blocks = [slice(number, number + 1) for number in seeds]
         store = BlockStore(folder, {"output": (shape, "float64")}, blocks)
         with store.pending() as missing:
             done = self.subsets - len(missing)
             for number in track(missing, f"retraining on {fraction:g}", self.subsets, done):
-                store.write(number, {"output": self._one(evidence, study, members[number], number)[None]})
+                store.write(number, {"output": self._one(evidence, problem, members[number], number)[None]})
         return members, store.read()["output"]
 
-    def _one(self, evidence: Evidence, study: TaskStudy, member: np.ndarray, number: int) -> np.ndarray:
+    def _one(self, evidence: Evidence, problem: Problem, member: np.ndarray, number: int) -> np.ndarray:
         """Outputs [Q] of one network trained on the members; positive where a query is more likely."""
         config, fit = evidence.config, evidence.config.trainer.fit
         model, batches = config.model, batches_without(fit, config.seed, member)
@@ -128,12 +128,12 @@ class Lds(Analysis):
             drawn = [int(value) for value in np.random.default_rng([self.seed, number]).integers(2**31, size=2)]
             model = dataclasses.replace(model, seed=drawn[0])
             batches = batches_of_its_own(fit, drawn[1], member)
-        problem = Classification(model.build(evidence.task.corpus), evidence.task.corpus)
-        retrain(problem, fit, batches)
+        again = Classification(model.build(evidence.task.corpus), evidence.task.corpus)
+        retrain(again, fit, batches)
         chosen = output(self.output)
         with torch.no_grad():
-            read = of_model(problem.module, chosen.read)
-            values = read(dict(problem.module.named_parameters()), (study.queries.inputs, study.queries.targets))
+            read = of_model(again.module, chosen.read)
+            values = read(dict(again.module.named_parameters()), (problem.queries.inputs, problem.queries.targets))
         return chosen.sign * values.double().sum(1).numpy()
 
     def _rows(

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 
-from tdaexp.building.tasks import build_task_study
+from tdaexp.building.tasks import build_problem
 from tdaexp.metrics.intervals import bootstrap
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.subsampling import Reconstruction, StepSums
@@ -22,6 +23,7 @@ from tdaexp.paths.steps import held_out_changes
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.validation_plots import subsampling_curves
 from tdaexp.runtime.errors import UserError
+from tdaexp.training.history import RecordedSteps
 
 MADE = "python attribute.py experiment=explaind_subsampling"
 RULES = ("loss_change", "uniform", "random")
@@ -52,15 +54,17 @@ class Subsampling(Analysis):
     def run(self, evidence: Evidence) -> Findings:
         """Sum over chosen steps, and hold the sums against the model."""
         store = evidence.find(need=f"method=explaind with method.keep=[step,query,output]; {MADE}", method="explaind")
-        study = build_task_study(evidence.config, evidence.task)
-        if store.attrs.get("study") != study.fingerprint:
+        task = evidence.task
+        problem = build_problem(evidence.config, task, dtype=torch.float32)
+        history = RecordedSteps(problem.model, task.trajectory, task.corpus.test)
+        if store.attrs.get("study") != problem.fingerprint:
             raise UserError(
                 "runs: the store explains another training or other queries; give evaluate.py the model, dataset and "
                 "trainer keys of that run"
             )
-        self._check_held_out(evidence.task.corpus.test.ids, study.queries.ids)
+        self._check_held_out(task.corpus.test.ids, problem.queries.ids)
         sums = StepSums(store)
-        changes = held_out_changes(study, sums.steps, self.held_out)
+        changes = held_out_changes(problem, history, sums.steps, self.held_out)
         rows = []
         for share in self.shares:
             for rule, choices in self._choices(sums.steps, changes, share).items():
@@ -72,7 +76,7 @@ class Subsampling(Analysis):
         metrics = {f"subsampling/{r['rule']}/{r['share']:g}/{k}": r[k] for r in table.to_dict("records") for k in keys}
         caption = (
             f"The decomposition summed over a share of the {len(sums.steps)} steps, against the model: agreement of "
-            f"classes on {len(study.queries)} queries (with bootstrap intervals), KL of its classes, and the part of "
+            f"classes on {len(problem.queries)} queries (with bootstrap intervals), KL of its classes, and the part of "
             f"the change of the logits that is missing. Steps are ranked by the loss of {self.held_out} other test "
             "examples."
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tdaexp.metrics.pruning import Units, agreement, largest, largest_units, units_of
+from tdaexp.models.discovery import discovered
 from tdaexp.papers.parameter_importance import Importance, parameter_importance
 from tdaexp.pathkernel.outputs import OUTPUTS, of_model
 from tdaexp.pathkernel.parameters import Layout
@@ -36,9 +37,9 @@ class Ranking:
     def mask(self, weights: np.ndarray, held: np.ndarray, sparsity: float) -> np.ndarray:
         """The parameters [D] to keep; those that are not `held` any more stay out."""
         if self.unit == "parameter":
-            return largest(np.where(held, self._scores(weights), -np.inf), sparsity) & held
+            return np.asarray(largest(np.where(held, self._scores(weights), -np.inf), sparsity) & held)
         alive = np.bincount(self.units.unit, held) > 0
-        return largest_units(np.where(alive, self._scores(weights), -np.inf), self.units, sparsity) & held
+        return np.asarray(largest_units(np.where(alive, self._scores(weights), -np.inf), self.units, sparsity) & held)
 
     def _scores(self, weights: np.ndarray) -> np.ndarray:
         whole = self.unit == "filter"
@@ -48,7 +49,7 @@ class Ranking:
             return (self.importance.groups if whole else self.importance.absolute).numpy()
         values = self.importance.signed.numpy() if self.name == "influence" else weights
         if not whole:
-            return np.abs(values)
+            return np.asarray(np.abs(values))
         if self.name == "influence":
             return np.abs(np.bincount(self.units.unit, values))
         return self.units.norms(values)
@@ -65,7 +66,7 @@ class Network:
     @classmethod
     def of(cls, task: TrainedTask) -> Network:
         """Leave the last layer out."""
-        components = task.components.members
+        components = discovered(task.module).members(task.module)
         last = list(components)[-1]
         names = [name for component, members in components.items() if component != last for name in members]
         shapes = {name: tuple(task.module.get_parameter(name).shape) for name in names}

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.models.discovery import discovered
 from tdaexp.papers.base import Evidence
 from tdaexp.runtime import seal
 from tdaexp.runtime.errors import UserError, unknown
@@ -37,7 +38,7 @@ Groups = Mapping[str, Sequence[str]]
 
 def parameters_of(task: TrainedTask, group: str, components: Sequence[str]) -> list[str]:
     """Names of the parameters of a graft. Errors (UserError): no such component."""
-    members, names = task.components.members, []
+    members, names = discovered(task.module).members(task.module), []
     for component in components:
         found = [own for own in members if own == component or own.startswith(f"{component}.")]
         if not found:
@@ -54,7 +55,7 @@ def grafted(host: Parameters, donor: Parameters, names: Sequence[str]) -> dict[s
 @torch.no_grad()
 def answers(module: torch.nn.Module, parameters: Parameters, examples: TensorExamples) -> np.ndarray:
     """Predicted classes [N]."""
-    return functional_call(module, dict(parameters), (examples.inputs,)).argmax(1).numpy()
+    return np.asarray(functional_call(module, dict(parameters), (examples.inputs,)).argmax(1).numpy())
 
 
 def swap_accuracies(task: TrainedTask, groups: Groups, hosts: Sequence[int]) -> pd.DataFrame:

@@ -141,7 +141,8 @@ class _Secant(TorchFunctionMode):
         def near(position: float) -> Callable[[Tensor], Tensor]:
             def point(value: Tensor) -> Tensor:
                 start, end = self.ends[value]
-                return (1 - position) * start + position * end + value
+                between: Tensor = (1 - position) * start + position * end + value
+                return between
 
             return point
 

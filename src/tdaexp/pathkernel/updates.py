@@ -16,7 +16,7 @@ SGD goes through the buffer as the gradients do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,10 +105,10 @@ class SGD:
 
 def optimiser(name: str, **settings: object) -> Optimiser:
     """The algebra of a named optimiser. Errors (UserError): one that has none here."""
-    known = {"adamw": AdamW, "sgd": SGD}
+    known: dict[str, Callable[..., Optimiser]] = {"adamw": AdamW, "sgd": SGD}
     if name not in known:
         raise unknown("optimiser", name, known, "trajectory: update algebra")
-    return known[name](**settings)  # type: ignore[arg-type]
+    return known[name](**settings)
 
 
 class Momentum:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.paths.recorded_problem import CPU
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.files import atomic_path
@@ -27,6 +26,7 @@ from tdaexp.runtime.progress import track
 log = logging.getLogger(__name__)
 STEPS_PER_BLOCK = 32
 STATE = "state "
+CPU = torch.device("cpu")
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 OneStep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]

@@ -30,9 +30,10 @@ from tdaexp.pathkernel.streaming import (
     integrate,
 )
 from tdaexp.pathkernel.updates import AdamW
-from tdaexp.paths.checkpoint_problem import CheckpointStudy
+from tdaexp.problem import Problem
 from tdaexp.runtime.deferred import send
 from tdaexp.training.checkpoint_list import Snapshot
+from tdaexp.training.history import ListedCheckpoints
 from tdaexp.training.optimizer_state import fresh_state, read_state
 
 log = logging.getLogger(__name__)
@@ -42,23 +43,28 @@ PAIR = ("before", "after", "residual")
 
 @dataclass(frozen=True)
 class Plan:
-    """What every checkpoint has in common: components (`sizes`, `slabs`), groups, and how to integrate.
+    """What every checkpoint has in common: where components lie (`slabs`), groups, and how to integrate.
 
     `queries`: group to places of held-out examples, one group of all where queries are summed. `groups` of the batch;
     empty where training examples are summed.
     """
 
-    study: CheckpointStudy
+    problem: Problem
+    history: ListedCheckpoints
     quadrature: Quadrature
     queries: dict[str, list[int]]
     groups: list[str]
-    sizes: dict[str, int]
     slabs: list[Slab]
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return len(self.problem.map)
 
     def arrays(self, count: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shapes and types of what `decompose` gives for `count` checkpoints."""
-        width = (count, len(self.sizes), len(self.queries))
-        kernel = (count, len(self.sizes), len(self.groups), len(self.queries))
+        width = (count, self.components, len(self.queries))
+        kernel = (count, self.components, len(self.groups), len(self.queries))
         shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys(PARTS, width), "kernel": kernel if self.groups else width}
         shapes |= dict.fromkeys(PAIR, (count, len(self.queries))) | dict.fromkeys(NUMBERS, (count,))
         return {name: (shape, "float64") for name, shape in shapes.items()}
@@ -69,16 +75,16 @@ def decompose(plan: Plan, snapshot: Snapshot) -> dict[str, np.ndarray]:
 
     As contributions to f = −(sum of the losses of the group's tokens) / (predicted tokens of all held-out examples).
     """
-    study = plan.study
-    model = snapshot.model.load(study.compute.device, study.compute.dtype).model.requires_grad_()
-    one = _Checkpoint(plan, model, [int(place) for place in study.batch(snapshot)])
+    problem = plan.problem
+    model = snapshot.model.load(problem.compute.device, problem.compute.dtype).model.requires_grad_()
+    one = _Checkpoint(plan, model, [int(place) for place in plan.history.batch(snapshot, problem.seed)])
     step, numbers = one.simulate(snapshot)
-    tokens = _tokens(study.queries, range(len(study.queries)))
+    tokens = _tokens(problem.queries, range(len(problem.queries)))
     found: dict[str, list[Tensor]] = {name: [] for name in (*PARTS, *PAIR)}
     for places in plan.queries.values():
-        change = integrate(one.total(study.queries, places, tokens), one.parameters, step, plan.quadrature)
+        change = integrate(one.total(problem.queries, places, tokens), one.parameters, step, plan.quadrature)
         phi = gradients(one.parameters)
-        parts = dots(step.parts, phi, plan.slabs, len(plan.sizes))
+        parts = dots(step.parts, phi, plan.slabs, plan.components)
         explained = float(sum(value.sum() for value in parts.values()))
         values = (-change.before, -change.after, explained - (change.after - change.before))
         for name, value in zip(PAIR, values, strict=True):
@@ -96,19 +102,19 @@ class _Checkpoint:
     """A loaded checkpoint and the places of its batch in the pool."""
 
     def __init__(self, plan: Plan, model: PreTrainedModel, batch: list[int]) -> None:
-        self.plan, self.study, self.model, self.batch = plan, plan.study, model, batch
+        self.plan, self.pool, self.model, self.batch = plan, plan.problem.train, model, batch
         self.parameters: dict[str, Tensor] = dict(model.named_parameters())
-        self.tokens = _tokens(self.study.pool, batch)
+        self.tokens = _tokens(self.pool, batch)
 
     def simulate(self, snapshot: Snapshot) -> tuple[SimulatedStep, dict[str, float]]:
         """The update; with the gradient's norm, its clipping factor, the batch's mean loss, and the learning rate."""
         if snapshot.state is None:
-            state = fresh_state(self.parameters, self.study.fit, snapshot.step)
+            state = fresh_state(self.parameters, self.plan.history.fit, snapshot.step)
         else:
             state = read_state(snapshot.state, self.parameters)
         settings = state.settings
         clear(self.parameters)
-        loss = self.total(self.study.pool, self.batch, self.tokens)(1.0)
+        loss = self.total(self.pool, self.batch, self.tokens)(1.0)
         gradient = gradients(self.parameters)
         clear(self.parameters)
         norm = float(sum(value.square().sum(dtype=torch.float64) for value in gradient.values())) ** 0.5
@@ -128,19 +134,17 @@ class _Checkpoint:
         weighted = {name: step.kernel_scale(name) * value for name, value in phi.items()}
         columns = []
         for group in self.plan.groups:
-            own = [place for place in self.batch if self.study.pool_groups[place] == group]
+            own = [place for place in self.batch if self.plan.history.groups[place] == group]
             clear(self.parameters)
-            self.total(self.study.pool, own, self.tokens)(factor)
-            found = dots(
-                lambda name: {"kernel": weighted[name]}, gradients(self.parameters), self.plan.slabs,
-                len(self.plan.sizes),
-            )  # fmt: skip
+            self.total(self.pool, own, self.tokens)(factor)
+            own_gradients, count = gradients(self.parameters), self.plan.components
+            found = dots(lambda name: {"kernel": weighted[name]}, own_gradients, self.plan.slabs, count)
             columns.append(found["kernel"])
         return torch.stack(columns, dim=1)
 
     def total(self, examples: Examples, places: list[int], tokens: int) -> Total:
         """The sum of the losses at `places`, in nats, over `tokens`."""
-        compute = self.study.compute
+        compute = self.plan.problem.compute
         order = sorted(places, key=lambda place: -examples[place].length)
         pieces = token_budget_batches(examples.lengths, order, compute.tokens_per_batch)
 
@@ -151,7 +155,7 @@ class _Checkpoint:
                 with torch.set_grad_enabled(weight is not None):
                     losses = _losses(self.model, batch, compute.device)
                     if weight is not None:
-                        (losses.sum() * (weight / tokens)).backward()  # type: ignore[no-untyped-call]
+                        (losses.sum() * (weight / tokens)).backward()
                 value += losses.detach().sum(dtype=torch.float64)
             return float(value) / tokens
 

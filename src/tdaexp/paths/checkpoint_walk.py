@@ -14,23 +14,29 @@ import logging
 from dataclasses import asdict
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import nn
 
 from tdaexp import influence
 from tdaexp.data.groups import ALL
-from tdaexp.models.hub import load_skeleton
-from tdaexp.models.source import locate
+from tdaexp.data.records import HELD_OUT
+from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
+from tdaexp.pathkernel.streaming import Slab
 from tdaexp.paths.checkpoint_step import NUMBERS, Plan, decompose
+from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.training.history import ListedCheckpoints
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 NAMES = {"kernel": "influence", "regularisation": "regularisation", "first_moment": "first_moment"}
 
 
-def decompose_checkpoints(study: CheckpointStudy, keep: frozenset[str], quadrature: Quadrature) -> xr.Dataset:
+def decompose_checkpoints(
+    problem: Problem, history: ListedCheckpoints, keep: frozenset[str], quadrature: Quadrature
+) -> xr.Dataset:
     """Decompose the held-out loss's change in one simulated update at each checkpoint.
 
     `keep` may hold component, query and train, the last two by group; step is always kept. The store has `influence`
@@ -39,31 +45,47 @@ def decompose_checkpoints(study: CheckpointStudy, keep: frozenset[str], quadratu
     `residual` [query, step]; `nodes`, `lr`, `gradient_norm`, `batch_loss`, `residual_norm`, `change_norm` [step]; and
     the coordinate `stored` [step], whether the optimiser's state was the checkpoint's own.
     """
-    plan = _plan(study, keep, quadrature)
-    count = len(study.snapshots)
-    fresh = sum(one.state is None for one in study.snapshots)
+    plan = _plan(problem, history, keep, quadrature)
+    count = len(history.snapshots)
+    fresh = sum(one.state is None for one in history.snapshots)
     if fresh:
         log.warning(
             "%d of %d checkpoints hold no state of the optimiser: assumed is an AdamW that begins anew there (both "
             "averages zero), with the learning rate and weight decay of trainer.fit", fresh, count,
         )  # fmt: skip
-    folder = study.store("checkpoints", list(plan.queries), plan.groups, asdict(quadrature), by=decompose_checkpoints)
+    settings = [problem.seed, list(plan.queries), plan.groups, asdict(quadrature)]
+    folder = problem.store("checkpoints", history.identity, *settings, by=decompose_checkpoints)
     store = BlockStore(folder, plan.arrays(count), [slice(k, k + 1) for k in range(count)])
     with store.pending() as missing:
         for block in store.each(missing, "decomposition, checkpoints"):
-            found = decompose(plan, study.snapshots[block])
+            found = decompose(plan, history.snapshots[block])
             store.write(block, {name: value[None] for name, value in found.items()})
     return _label(plan, keep, store.read())
 
 
-def _plan(study: CheckpointStudy, keep: frozenset[str], quadrature: Quadrature) -> Plan:
-    names = sorted(set(study.query_groups)) if "query" in keep else [ALL]
-    queries = {name: [place for place, own in enumerate(study.query_groups) if name in (ALL, own)] for name in names}
-    model = study.snapshots[0].model
-    source = locate(model.pretrained, model.revision, "model.checkpoints")
-    sizes, slabs = slabs_of(load_skeleton(source, model.trust_remote_code))
-    groups = sorted(set(study.pool_groups)) if "train" in keep else []
-    return Plan(study, quadrature, queries, groups, sizes, slabs)
+def _plan(problem: Problem, history: ListedCheckpoints, keep: frozenset[str], quadrature: Quadrature) -> Plan:
+    names = sorted(set(history.query_groups)) if "query" in keep else [ALL]
+    queries = {name: [place for place, own in enumerate(history.query_groups) if name in (ALL, own)] for name in names}
+    groups = sorted(set(history.groups)) if "train" in keep else []
+    return Plan(problem, history, quadrature, queries, groups, slabs_of(problem.model, problem.map))
+
+
+def slabs_of(model: nn.Module, components: ComponentMap) -> list[Slab]:
+    """Every parameter's share in each of the components, numbered in their order."""
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    slabs: list[Slab] = []
+    seen: set[tuple[str, int]] = set()
+    for number, component in enumerate(components.components):
+        for part in component.parts:
+            slabs += [Slab(number, name) for name in part.parameters]
+            rows = None if part.rows is None else torch.from_numpy(part.rows)
+            own = {} if part.parameters else dict(model.get_submodule(part.module).named_parameters(recurse=False))
+            for kind, tensor in own.items():
+                name = parameters[id(tensor)]
+                if (name, number) not in seen or rows is not None:  # a tied head is the embedding's own tensor
+                    slabs.append(Slab(number, name, rows, int(part.kind == "conv1d" and kind == "weight")))
+                seen.add((name, number))
+    return slabs
 
 
 def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:
@@ -83,19 +105,19 @@ def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:
     data |= {name: (("step",), arrays[name]) for name in NUMBERS}
     # of the whole held-out loss: its groups' parts sum to it
     data |= {f"{name}_norm": (("step",), np.abs(pair[name].sum(axis=1))) for name in ("change", "residual")}
-    snapshots = plan.study.snapshots
+    snapshots, components = plan.history.snapshots, plan.problem.map
     coords: dict[str, object] = {
         "step": np.array([one.step for one in snapshots], dtype=np.int64),
         "stored": ("step", np.array([one.state is not None for one in snapshots])),
         "query": np.array(list(plan.queries), dtype=object),
-        "query_set": ("query", np.array(["held out"] * len(plan.queries), dtype=object)),
+        "query_set": ("query", np.array([HELD_OUT] * len(plan.queries), dtype=object)),
     }
     if "component" in keep:
-        coords |= {"component": np.array(list(plan.sizes), dtype=object)}
-        coords |= {"size": ("component", np.array(list(plan.sizes.values()), dtype=np.int64))}
+        coords |= {"component": np.array(components.names, dtype=object)}
+        coords |= {"size": ("component", components.sizes)}
     if plan.groups:
         coords["train"] = np.array(plan.groups, dtype=object)
-    dataset = xr.Dataset(data, coords)  # type: ignore[arg-type]
+    dataset = xr.Dataset(data, coords)
     order = [axis for axis in ("query", "train", "component", "step") if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output="loss", keep=sorted(keep | {"step"}),

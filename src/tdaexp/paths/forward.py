@@ -21,8 +21,8 @@ NUMBERS: Shapes = {"change_norm": (), "residual_norm": (), "nodes": ()}
 
 def parts_of(job: PathJob) -> Parts:
     """What the job's updates are made of."""
-    losses = example_losses(job.study.module)
-    return Parts(job.study.trajectory, job.layout, job.partition, losses, job.examples)
+    losses = example_losses(job.problem.model)
+    return Parts(job.trajectory, job.layout, job.partition, losses, job.examples)
 
 
 def forward_shapes(job: PathJob, parts: Parts, width: tuple[int, int]) -> Shapes:

@@ -48,7 +48,7 @@ def sweep_run(job: PathJob, store: Path) -> Arrays:
 
 def _completeness(job: PathJob, store: Path) -> Arrays:
     """How many nodes the steps get, and what they leave of every query's and output's change."""
-    layout = Layout.of(dict(job.study.module.named_parameters()), {"all": tuple(job.layout.names)})
+    layout = Layout.of(dict(job.problem.model.named_parameters()), {"all": tuple(job.layout.names)})
     decomposer = Decomposer(job.function, layout, job.queries, job.quadrature, mode=job.mode)
 
     def one(number: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,9 +63,9 @@ def _completeness(job: PathJob, store: Path) -> Arrays:
 
 
 def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -> Arrays:
-    parts, count = parts_of(job), len(job.study.train) if job.single is None else job.single
+    parts, count = parts_of(job), len(job.problem.train) if job.single is None else job.single
     sweep = Sweep(
-        job.summed, example_losses(job.study.module), job.layout, parts.rule, job.queries, job.quadrature,
+        job.summed, example_losses(job.problem.model), job.layout, parts.rule, job.queries, job.quadrature,
         components="component" in job.keep, sum_queries="query" not in job.keep,
     )  # fmt: skip
 
@@ -84,9 +84,9 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
         return {"examples": torch.tensor(float(len(step.ids)), dtype=torch.float64, device="cpu")}
 
     first, last = min(nodes), max(nodes)
-    reach = _reach(parts.rule.coefficients(last).decay, job.study.dtype) if parts.every else 0
-    steps = [k for k in job.study.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
-    found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.study.device)
+    reach = _reach(parts.rule.coefficients(last).decay, job.problem.compute.dtype) if parts.every else 0
+    steps = [k for k in job.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
+    found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
     return {name: found[name] for name in ("kernel", "regularisation", "whole")}
 
 

@@ -36,10 +36,10 @@ def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
             return complete + values, complete + sums + values
         return complete + values, complete + sums + blocks * values
     rows, columns = (n if axis in job.keep else 1 for n, axis in zip(width, ("query", "output"), strict=True))
-    examples = len(job.study.train) if job.single is None else job.single
+    examples = len(job.problem.train) if job.single is None else job.single
     values = 8 * len(job.layout.components) * rows * columns * (examples + 2)
     groups = job.groups(width[1])
-    carry = rows * columns * job.layout.size * torch.finfo(job.study.dtype).bits // 8
+    carry = rows * columns * job.layout.size * torch.finfo(job.problem.compute.dtype).bits // 8
     return complete + values, complete + sums + values + carry + (values + carry) // len(groups)
 
 
@@ -47,7 +47,7 @@ def tell_size(job: PathJob, width: tuple[int, int], cache: Path) -> None:
     """Say how large the store will be. Errors (UserError): it does not fit on the disk beside its intermediate sums."""
     counts = dict(zip(("query", "output"), width, strict=True))
     counts |= {"component": len(job.layout.components), "step": len(job.counted)}
-    counts |= {"train": len(job.study.train) if job.single is None else job.single, "part": len(job.partition or ())}
+    counts |= {"train": len(job.problem.train) if job.single is None else job.single, "part": len(job.partition or ())}
     shape = " × ".join(f"{counts[axis]} {axis}" for axis in AXES if axis in job.keep) or "sums alone"
     store, work = sizes(job, width)
     log.info("explaind: %s; the store takes %.3g GB, and %.3g GB of cache to make", shape, store / 1e9, work / 1e9)
@@ -85,7 +85,7 @@ def of_examples(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
     """Variables from `sweep_run`: [K, N, Q, O] with ones for axes that are summed."""
     gap = found["whole"] - found["kernel"].sum(1) - found["regularisation"]
     parts = {"influence": found["kernel"], "regularisation": found["regularisation"]}
-    if job.study.trajectory.settings.every > 1:
+    if job.trajectory.settings.every > 1:
         parts["first_moment"] = gap
     elif job.single is not None:
         parts["rest"] = gap
@@ -95,7 +95,7 @@ def of_examples(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
         dims = tuple(axis for axis in (*axes, "query", "output") if axis in job.keep)
         kept = kept_outputs(torch.from_numpy(values), job.keep).numpy()
         result[name] = (dims, kept if "component" in job.keep else kept.squeeze(0))
-    if job.study.trajectory.settings.every == 1 and job.single is None:
+    if job.trajectory.settings.every == 1 and job.single is None:
         dims = tuple(axis for axis in ("query", "output") if axis in job.keep)
         result["replay_error"] = (dims, kept_outputs(torch.from_numpy(gap.sum(0)), job.keep).numpy())
     return result | _completeness(found)
@@ -109,21 +109,21 @@ def _completeness(found: dict[str, np.ndarray]) -> Variables:
 
 def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> xr.Dataset:
     """The store: variables with the names of steps, components, parts, queries and examples; `start` [Q, O]."""
-    study, keep = job.study, job.keep
+    problem, keep = job.problem, job.keep
     coords: dict[str, object] = {
-        "query": np.array(study.queries.ids, dtype=object),
-        "query_set": ("query", np.array(study.query_set, dtype=object)),
+        "query": np.array(problem.queries.ids, dtype=object),
+        "query_set": ("query", np.array(problem.query_set, dtype=object)),
         "step": np.array(job.counted, dtype=np.int64),
         "output": np.arange(start.shape[1]),
     }
     if "component" in keep:
         lengths = [place.stop - place.start for place in job.layout.slices]
-        coords |= {"component": np.array(list(study.components), dtype=object), "size": ("component", lengths)}
+        coords |= {"component": np.array(problem.map.names, dtype=object), "size": ("component", lengths)}
     if "train" in keep:
-        coords["train"] = np.array(study.train.ids[: job.single], dtype=object)
+        coords["train"] = np.array(problem.train.ids[: job.single], dtype=object)
     if job.partition is not None:
         coords["part"] = np.array(job.partition.labels, dtype=object)
-    dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)  # type: ignore[arg-type]
+    dataset = xr.Dataset({**data, "start": (("query", "output"), start)}, coords)
     order = [axis for axis in AXES if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep),

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdaexp.building.tasks import chosen_candidates
+from tdaexp.building.parts import chosen_candidates
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
-from tdaexp.models.task import TaskComponents
 from tdaexp.objectives.classes import Classes
 from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of, unheard, without_numbers
 from tdaexp.problem import Compute, Problem
@@ -38,7 +38,7 @@ class TaskWork:
 
     module: nn.Module
     rehearsal: Rehearsal
-    components: TaskComponents
+    components: ComponentMap
     examples: TensorExamples
     queries: int
     classes: int
@@ -66,7 +66,7 @@ class TaskWork:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(self.components.sizes.values())
+        return int(self.components.sizes.sum())
 
     @property
     def weights(self) -> float:

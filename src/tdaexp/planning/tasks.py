@@ -9,9 +9,9 @@ from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.completion_task import CompletionTask, as_tensors
+from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
-from tdaexp.models.task import task_components
 from tdaexp.planning.task_work import TaskWork
 from tdaexp.planning.texts import read
 from tdaexp.runtime.errors import UserError
@@ -39,7 +39,7 @@ def task_work(config: Any, rehearsal: Rehearsal) -> tuple[TaskWork, list[str]]:
     limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
     queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
     work = TaskWork(
-        module, rehearsal, task_components(module), corpus.train, queries, corpus.classes, config.trainer.fit,
+        module, rehearsal, discovered(module), corpus.train, queries, corpus.classes, config.trainer.fit,
         config.candidates, config.trainer.tokens_per_batch, config.trainer.cache_gb,
     )  # fmt: skip
     return work, assumed

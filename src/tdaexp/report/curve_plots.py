@@ -121,7 +121,7 @@ def _selections(axes: Axes, table: pd.DataFrame, column: str, colour: str, note:
     for marker, (_, line) in zip(itertools.cycle("s^vP*"), chosen.iterrows(), strict=False):
         look: dict[str, Any] = {"color": colour, "markeredgecolor": INK, "markersize": 7, "zorder": 5}
         axes.plot(line["share"], line[column], marker, label=f"{line['method']}{note}", **look)
-    return chosen[column].to_numpy(float)
+    return np.asarray(chosen[column].to_numpy(float))
 
 
 def _projections(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
@@ -130,7 +130,7 @@ def _projections(axes: Axes, table: pd.DataFrame, column: str) -> np.ndarray:
     for place, (_, line) in enumerate(projected.iterrows()):
         colour = (PROJECT, *PALETTE[4:])[place % (len(PALETTE) - 3)]
         axes.plot(line["share"], line[column], "D", color=colour, markersize=6, label=line["method"], zorder=5)
-    return projected[column].to_numpy(float)
+    return np.asarray(projected[column].to_numpy(float))
 
 
 def _mark_peak(axes: Axes, study: ComponentStudy) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from tdaexp.metrics.explaind import reconstruction
+from tdaexp.metrics.loss_change import loss_change
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.report.path_plots import by_component, completeness, totals
 
@@ -16,8 +18,9 @@ TOP = 10  # training examples that are named for a query, or for all
 QUERIES = 20  # queries that have their training examples named
 
 
-def decomposition_findings(store: xr.Dataset, measures: Mapping[str, float], name: str) -> Findings:
-    """Figures and tables of a store; `measures` are those of its sums (`reconstruction`), `name` the method's."""
+def decomposition_findings(store: xr.Dataset, name: str) -> Findings:
+    """Figures and tables of a store, and how well its sums reproduce what was decomposed; `name` is the method's."""
+    measures = loss_change(store) if store.attrs.get("updates") == "simulated" else reconstruction(store)
     findings = Findings(f"{name}: an account of {store.attrs.get('output', 'the loss')}")
     findings.metrics = {f"{name}/{key}": value for key, value in measures.items()}
     findings.metrics[f"{name}/nodes"] = float(store["nodes"].mean())

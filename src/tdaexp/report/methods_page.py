@@ -37,6 +37,7 @@ def methods_page(
         pictures=pictures,
         types=_types(studies),
         sets=list(studies),
+        studied={name: study.asked for name, study in studies.items()},
         components=_components(studies),
         queries=queries,
         told=told,

@@ -35,6 +35,11 @@ class Shaded:
 
 def token_rows(dataset: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Pairs whose tokens were asked for: ids, rank from 1, score, tokens and shares of both; the shares sum to it."""
+    for part in influence.blocks(dataset):
+        yield from _rows_of(part)
+
+
+def _rows_of(dataset: xr.Dataset) -> Iterator[dict[str, Any]]:
     scores = influence.scores(dataset).values
     for row, rank in zip(*np.nonzero(dataset["best"].values >= 0), strict=True):
         column = dataset["best"].values[row, rank]

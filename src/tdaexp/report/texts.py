@@ -48,42 +48,42 @@ def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict
     `texts["query"]` is read by `<query set>/<id>`, then by id; an id without a text is shown as it is.
     """
     first = next(iter(datasets.values()))
-    scores = {label: influence.scores(dataset).values for label, dataset in datasets.items()}
     shaded = shaded_pairs(datasets)
     found = {}
-    for name, part in by_query_set(first).items():
-        columns = {label: aligned(part, dataset, scores[label]) for label, dataset in datasets.items()}
+    for name, whole in by_query_set(first).items():
+        known, part = influence.truth_known(whole), whole.isel(query=slice(SHOWN))
+        columns = {label: aligned(part, dataset) for label, dataset in datasets.items()}
         truth = part["truth"].values
         hits = np.stack([retrieval.accuracy(values, truth) > 0 for values in columns.values()], axis=1)
-        known = influence.truth_known(part)
-        rows = range(min(SHOWN, len(part["query"])))
         found[name] = [
-            _query(part, name, row, columns, hits[row].tolist() if known[row] else [], texts, k, shaded) for row in rows
+            _query(part, name, row, columns, hits[row].tolist() if known[row] else [], texts, k, shaded)
+            for row in range(part.sizes["query"])
         ]
     return found
 
 
 def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataFrame:
     """The k best training examples of every query, one row each: for loggers. `source` is None where none is known."""
-    scores, known = influence.scores(dataset).values, influence.truth_known(dataset)
-    best = influence.top(scores, k)
-    rows = []
-    for row, (group, query) in enumerate(zip(dataset["query_set"].values, dataset["query"].values, strict=True)):
-        for rank, column in enumerate(best[row][best[row] >= 0], start=1):
-            train = dataset["train"].values[row, column]
-            rows.append(
+    known, rows = iter(influence.truth_known(dataset)), []
+    for part in influence.blocks(dataset):
+        scores, train, truth = influence.scores(part).values, part["train"].values, part["truth"].values
+        asked = zip(part["query_set"].values, part["query"].values, influence.top(scores, k), strict=True)
+        for row, (group, query, best) in enumerate(asked):
+            sure, query_text = next(known), _query_text(texts, group, query)
+            rows += [
                 {
                     "method": label,
                     "query_set": group,
                     "query": query,
-                    "query_text": _query_text(texts, group, query),
+                    "query_text": query_text,
                     "rank": rank,
-                    "train": train,
+                    "train": train[row, column],
                     "score": scores[row, column],
-                    "source": bool(dataset["truth"].values[row, column]) if known[row] else None,
-                    "train_text": texts["train"].get(train, train),
+                    "source": bool(truth[row, column]) if sure else None,
+                    "train_text": texts["train"].get(train[row, column], train[row, column]),
                 }
-            )
+                for rank, column in enumerate(best[best >= 0], start=1)
+            ]
     return pd.DataFrame(rows)
 
 

@@ -28,7 +28,7 @@ def multiplied_as_they_are(left: Tensor, right: Tensor) -> bool:
 def wide_bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Products [B, n, m] of [B, n, k] and [B, k, m] in float32, or float64 for float64, into `out` if it is given."""
     if multiplied_as_they_are(left, right):
-        found = torch.bmm(left, right, torch.float32)  # type: ignore[call-overload]
+        found = torch.bmm(left, right, torch.float32)
         return found if out is None else out.copy_(found)
     wide = accumulation_dtype(left.dtype)
     return torch.bmm(left.to(wide), right.to(wide), out=out)
@@ -37,6 +37,6 @@ def wide_bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add the product of [n, k] and [k, m] to `total` [n, m] of their wide dtype."""
     if multiplied_as_they_are(left, right):
-        total.add_(torch.mm(left, right, torch.float32))  # type: ignore[call-overload]
+        total.add_(torch.mm(left, right, torch.float32))
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))

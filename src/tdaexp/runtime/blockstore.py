@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -18,6 +19,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked, writing
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
 NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
@@ -264,9 +266,23 @@ class BlockStore:
 
     def read(self) -> dict[str, np.ndarray]:
         """Return all arrays; an incomplete store is a programming error, so ask `missing` first."""
+        return {name: array[:] for name, array in self._complete().items()}
+
+    def rows(self) -> dict[str, Rows]:
+        """All arrays as `read` gives them, whose rows are read when they are asked for."""
+        return {name: Rows(array.shape, array.dtype, partial(_some, array)) for name, array in self._complete().items()}
+
+    def _complete(self) -> dict[str, Any]:
         if not self.done[:].all():
             raise RuntimeError(f"{self.path}: {int((~self.done[:]).sum())} blocks are missing")
-        return {name: array[:] for name, array in self._arrays().items()}
+        return self._arrays()
+
+
+def _some(array: Any, places: np.ndarray) -> np.ndarray:
+    """Some rows of a zarr array: a run of them as a slice, which is faster."""
+    if len(places) and (np.diff(places) == 1).all():
+        return np.asarray(array[places[0] : places[-1] + 1])
+    return np.asarray(array.oindex[places])
 
 
 def opened(path: Path) -> Any:

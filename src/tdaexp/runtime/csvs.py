@@ -45,4 +45,4 @@ def frame_csv(table: pd.DataFrame) -> str:
     for column, kind in enumerate(safe.dtypes):
         if kind.kind not in "biufcmM":
             safe.isetitem(column, safe.iloc[:, column].map(cell, na_action="ignore"))
-    return safe.to_csv(index=False)
+    return str(safe.to_csv(index=False))

@@ -24,7 +24,7 @@ def resolve_device(accelerator: str) -> torch.device:
     """
     import torch
 
-    own = ranks.current().device
+    own: torch.device | None = ranks.current().device
     if own is not None:
         return own
     present = torch.cuda.is_available()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tdaexp.runtime.secrets import masked
 
@@ -68,10 +68,10 @@ def unknown(what: str, name: str, choices: Iterable[str], where: str, hint: str 
     return UserError(f"{where}: unknown {what} '{_short(name)}'; {hint}{rest}")
 
 
-def check_distinct(values: Iterable[object], where: str) -> None:
-    """Refuse (UserError) a list of names in which one stands twice; `where` is its key."""
+def check_distinct(values: Iterable[object], where: Callable[[], str]) -> None:
+    """Refuse (UserError) a list of names in which one stands twice; `where` says its key."""
     seen: list[object] = []
     for value in values:
         if value in seen:
-            raise UserError(f"{where}: '{value}' stands twice; name each once")
+            raise UserError(f"{where()}: '{value}' stands twice; name each once")
         seen.append(value)

@@ -35,18 +35,18 @@ class FakeDevice(TorchDispatchMode):
     """The mode; `device` and `host` follow what is alive there, `flop` is the arithmetic so far."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.device, self.host, self.flop = Live(), Live(), 0.0
         self._inner = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._inner.enter_context(_Values())
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._inner.close()
 
     def __torch_dispatch__(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tdaexp.runtime import digests
+from tdaexp.runtime.errors import UserError
 
 WATCHING = ("resume", "logger", "cache_dir", "plan")
 """Root keys of a configuration that change where and how a run is watched, not what it computes."""
@@ -36,9 +37,11 @@ def deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Digest of a file's bytes, or of a folder's files with their relative names."""
+    """Digest of a file's bytes, or of a folder's files with their relative names. Errors (UserError): nothing there."""
     if path.is_file():
         return digests.digest(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; was it moved or deleted meanwhile?")
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return fingerprint([[file.relative_to(path).as_posix(), digests.digest(file)] for file in files])
 
@@ -80,7 +83,12 @@ def _plain(value: Any) -> Any:
         data = np.ascontiguousarray(value)
         if data.dtype.kind in "USOT":
             return _plain(data.tolist())
-        return ["array", str(data.dtype), list(data.shape), hashlib.blake2b(data.tobytes()).hexdigest()]
+        return [
+            "array",
+            str(data.dtype),
+            list(data.shape),
+            hashlib.blake2b(data.ravel().view(np.uint8).data).hexdigest(),
+        ]
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):

@@ -15,6 +15,7 @@ from typing import Any
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.files import write_json
 from tdaexp.runtime.progress import place
+from tdaexp.runtime.watcher import every
 
 FILE = "heartbeat.json"
 BEAT_S = 5.0
@@ -33,7 +34,7 @@ def heartbeat(folder: Path) -> Iterator[None]:
             write_json(folder / FILE, {**now, "done": place.done, "total": place.total})
 
     write()
-    with _every(BEAT_S, write):
+    with every(BEAT_S, write):
         yield
     write()
 
@@ -67,7 +68,7 @@ def watch_each_other() -> Iterator[None]:
 
     store.set(f"pulse-{me.rank}", "0")
     ranks.barrier()
-    with _every(BEAT_S, beat):
+    with every(BEAT_S, beat):
         yield
     with contextlib.suppress(RuntimeError):
         store.set(f"pulse-{me.rank}", "bye")
@@ -76,7 +77,7 @@ def watch_each_other() -> Iterator[None]:
 
 def _meeting_place(me: ranks.Ranks) -> Any:
     """A store that all processes can reach; process 0 serves it."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     how: Any = {"wait_for_workers": False, "timeout": timedelta(seconds=SILENCE_S)}  # process 0 may hang itself
@@ -97,21 +98,3 @@ def _lost(what: str) -> None:
 def _give_up(what: str) -> None:
     print(f"error: {what}; what is finished is kept, {stop.RESUME}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _every(seconds: float, action: Any) -> Iterator[None]:
-    """Call the action at intervals in a thread of its own."""
-    end = threading.Event()
-
-    def loop() -> None:
-        while not end.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()

@@ -12,6 +12,7 @@ import numpy as np
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.fake_device import blank
 from tdaexp.runtime.rehearsal import Rehearsal, current
+from tdaexp.runtime.rows import Rows
 
 KEPT = 0.93
 """Of their size is what float32 numbers take after lossless compression."""
@@ -43,6 +44,10 @@ class BlankArray:
         found: np.ndarray = blank(self.shape, self.dtype)[key]
         return found
 
+    def some(self, places: np.ndarray) -> np.ndarray:
+        """The rows at some places [n]."""
+        return blank((len(places), *self.shape[1:]), self.dtype)
+
 
 class RehearsedStore(BlockStore):
     """As `BlockStore`, without a disk."""
@@ -60,7 +65,6 @@ class RehearsedStore(BlockStore):
         self.rehearsal = _going_on()
         self.group: dict[str, BlankArray] = {name: BlankArray(*one) for name, one in arrays.items()}
         self.ready: set[int] = self.rehearsal.stores.setdefault(path, (self.group, set()))[1]
-        self.rows = rows
         self.name, self.largest = path.parent.name, 0.0
 
     @contextlib.contextmanager
@@ -116,6 +120,10 @@ class RehearsedStore(BlockStore):
             sizes = [array.nbytes for array in self.group.values()]
             stage.host = max(stage.host, sum(sizes) + max(sizes))
         return {name: array[:] for name, array in self.group.items()}
+
+    def rows(self) -> dict[str, Rows]:
+        """Ones."""
+        return {name: Rows(array.shape, array.dtype, array.some) for name, array in self.group.items()}
 
     def size(self) -> float:
         """Bytes on disk."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 from tdaexp.runtime import ranks
 from tdaexp.runtime.progress import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST, bars, place
+from tdaexp.runtime.watcher import every
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -46,32 +46,29 @@ def never_silent() -> Iterator[None]:
 
     The next one follows after twice the time, up to SECONDS_BETWEEN_LINES. A bar on the terminal speaks for itself.
     """
-    heard, end = _Heard(), threading.Event()
+    heard = _Heard()
+    pause, last, since = SECONDS_TO_FIRST, heard.last, heard.last
 
-    def watch() -> None:
-        pause, last, since = SECONDS_TO_FIRST, heard.last, heard.last
-        while not end.wait(LOOK_S):
-            root = logging.getLogger()
-            # Never the first one, which would keep others from setting logging up, nor only once: they drop it.
-            if root.handlers and heard not in root.handlers:
-                root.addHandler(heard)
-            if bars or _elsewhere:
-                heard.last = time.monotonic()
-            if heard.last != since:
-                last = since = heard.last
-                pause = SECONDS_TO_FIRST
-            elif time.monotonic() - last >= pause:
-                last, pause = time.monotonic(), min(2 * pause, SECONDS_BETWEEN_LINES)
-                if ranks.current().first:
-                    _say(f"{_doing()}: still at it after {last - since:.0f} s")
+    def look() -> None:
+        nonlocal pause, last, since
+        root = logging.getLogger()
+        # Never the first one, which would keep others from setting logging up, nor only once: they drop it.
+        if root.handlers and heard not in root.handlers:
+            root.addHandler(heard)
+        if bars or _elsewhere:
+            heard.last = time.monotonic()
+        if heard.last != since:
+            last = since = heard.last
+            pause = SECONDS_TO_FIRST
+        elif time.monotonic() - last >= pause:
+            last, pause = time.monotonic(), min(2 * pause, SECONDS_BETWEEN_LINES)
+            if ranks.current().first:
+                _say(f"{_doing()}: still at it after {last - since:.0f} s")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(LOOK_S, look):
+            yield
     finally:
-        end.set()
-        thread.join()
         logging.getLogger().removeHandler(heard)
 
 

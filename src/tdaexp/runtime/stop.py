@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tdaexp.runtime.watcher import every
+
 log = logging.getLogger(__name__)
 RESUME = "the same command goes on where it stopped (a sweep with resume=true)"
 INTERRUPTED = "interrupted"
@@ -174,25 +176,19 @@ def all_together(sign: Path | None, leads: bool = False) -> Iterator[None]:
         yield
         return
     before, _sign, _leads = (_sign, _leads), sign, leads
-    end = threading.Event()
 
     def look() -> None:
-        while not end.is_set():
-            if _reason is None and (text := _read(sign)):
-                number = next((one for one, told in SIGNALS.items() if told == text), signal.SIGTERM)
-                os.kill(os.getpid(), number)
-            end.wait(LOOK_S)
+        if _reason is None and (text := _read(sign)):
+            number = next((one for one, told in SIGNALS.items() if told == text), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     if text := _read(sign):
         request(Stopped(text))
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(LOOK_S, look):
+            yield
     finally:
         _sign, _leads = before
-        end.set()
-        thread.join()
 
 
 def _read(sign: Path) -> str:

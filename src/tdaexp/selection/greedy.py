@@ -2,8 +2,8 @@
 
 The algorithm adds, one at a time, the component that makes the mean objective of the subset largest; of
 several that do, the first in parameter order. One step evaluates all remaining components in one array
-operation, so an ordering of K components over Q queries with C candidates costs O(K² Q C) and holds O(K Q C)
-numbers. Accumulators are float64.
+operation for each block of queries, so an ordering of K components over Q queries with C candidates costs O(K² Q C) and
+holds O(K Q C) numbers, once. Accumulators are float64.
 
 A budget is a fraction of all parameters. A component that alone is larger than the budget can be in no
 answer, so it is not ranked; of the others, the answer is the largest prefix of the ordered list that fits. A
@@ -57,7 +57,7 @@ class HeldOut:
 
     def at(self, steps: np.ndarray) -> np.ndarray:
         """Return each query's value [Q] when fold f stops after its first `steps[f]` components."""
-        return self.values[steps[self.fold] - 1, np.arange(len(self.fold))]
+        return np.asarray(self.values[steps[self.fold] - 1, np.arange(len(self.fold))])
 
     def at_budget(self, sizes: np.ndarray, budget: float) -> np.ndarray:
         """Return each query's value [Q] when every fold stops at the largest prefix that fits the budget."""
@@ -92,19 +92,26 @@ def order_components(
     values.
     """
     remaining = np.arange(len(products.dot)) if among is None else np.sort(among)
-    value = judge(objective, products)
-    rest = tuple(part[remaining] for part in (products.dot, products.query_sq, products.train_sq))
-    sums = tuple(np.zeros(part.shape[1:]) for part in rest)
+    parts = [(part, judge(objective, part)) for part in products.blocks()]
+    sums = [tuple(np.zeros(array.shape[1:]) for array in part.summed) for part, _ in parts]
     order, path = np.empty(len(remaining), np.int64), np.empty(len(remaining))
     for step in range(len(order)):
-        grown = tuple(total + part for total, part in zip(sums, rest, strict=True))
-        means = value(products.scores(*grown)).mean(axis=-1)
+        both = list(zip(parts, sums, strict=True))
+        values = [value(part.scores(*_grown(part, total, remaining))) for (part, value), total in both]
+        means = np.concatenate(values, axis=-1).mean(axis=-1)
         best = int(means.argmax())  # the first of equals, which is parameter order
         order[step], path[step] = remaining[best], means[best]
-        sums = tuple(part[best].copy() for part in grown)
-        rest = tuple(np.delete(part, best, axis=0) for part in rest)
+        sums = [_grown(part, total, remaining[best]) for (part, _), total in both]
         remaining = np.delete(remaining, best)
     return order, path
+
+
+def _grown(
+    products: Products, sums: tuple[np.ndarray, ...], more: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sums of a subset's products with those of one more component, or of each of several."""
+    dot, own, norm = (total + array[more] for total, array in zip(sums, products.summed, strict=True))
+    return dot, own, norm
 
 
 def search(products: Products, objective: str, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -18,17 +18,21 @@ Score arrays here are [..., C, Q]: with queries last, numpy's reductions over th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from tdaexp import influence
 from tdaexp.influence import EPSILON
 from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.rows import runs
 
 OBJECTIVES = ("accuracy", "fidelity")
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]
+"""Of some queries: `dot` [q, C, K], `query_sq` [q, K], `train_sq` [q, C, K] and `truth` [q, C]."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,51 @@ class Products:
         A pair with a NaN in any component is a candidate that does not exist. Without self-products (None) scores are
         plain sums.
         """
-        plain = query_sq is None or train_sq is None
-        if query_sq is None or train_sq is None:
-            query_sq, train_sq = np.zeros((len(dot), dot.shape[2])), np.zeros(dot.shape)
-        pairs, norms = (np.asarray(part, np.float64).transpose(2, 1, 0) for part in (dot, train_sq))
-        valid = ~(np.isnan(pairs) | np.isnan(norms)).any(axis=0)
-        pairs, norms = (np.ascontiguousarray(np.where(valid, part, 0.0)) for part in (pairs, norms))
-        own = np.ascontiguousarray(np.asarray(query_sq, np.float64).T)
-        source = np.asarray(truth, bool).T & valid
-        return cls(pairs, own, norms, source, valid & ~source, plain)
+        return cls.joined([(dot, query_sq, train_sq, truth)], len(dot))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Arrays], queries: int) -> Products:
+        """As `of`, from the arrays of some queries after the other."""
+        done, found = 0, None
+        for dot, own, norms, truth in parts:
+            found = found or cls._blank(dot, queries, own is None or norms is None)
+            mine = slice(done, done + len(dot))
+            valid = np.asarray(~np.isnan(dot).any(axis=2))
+            if own is not None and norms is not None:
+                valid &= ~np.isnan(norms).any(axis=2)
+                found.query_sq[:, mine] = own.T
+                found.train_sq[..., mine] = np.where(valid[..., None], norms, 0.0).transpose(2, 1, 0)
+            found.dot[..., mine] = np.where(valid[..., None], dot, 0.0).transpose(2, 1, 0)
+            found.source[:, mine] = (np.asarray(truth, bool) & valid).T
+            found.rival[:, mine] = valid.T & ~found.source[:, mine]
+            done = mine.stop
+        if found is None:
+            raise ValueError("there is no array")
+        return found
+
+    @classmethod
+    def _blank(cls, dot: np.ndarray, queries: int, plain: bool) -> Products:
+        """Nothing but zeros, for so many queries with as many candidates and components as `dot` [q, C, K]."""
+        shape = dot.shape[2], dot.shape[1], queries
+        source, rival = (np.zeros(shape[1:], bool) for _ in range(2))
+        return cls(np.zeros(shape), np.zeros(shape[::2]), np.zeros(shape), source, rival, plain)
+
+    @property
+    def summed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is summed over the components of a subset."""
+        return self.dot, self.query_sq, self.train_sq
+
+    def blocks(self) -> list[Products]:
+        """The products by runs of queries, so that what is made of one takes a few MB; of few queries, themselves."""
+        cuts = list(runs(self.dot.shape[-1], 8.0 * self.dot.shape[0] * self.dot.shape[1]))
+        return [self] if len(cuts) == 1 else [self.rows(cut) for cut in cuts]
 
     def scores(self, dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
         """Scores [..., C, Q] of subsets from their sums, shapes as for `cosine`."""
         return dot if self.plain else cosine(dot, query_sq, train_sq)
 
-    def rows(self, keep: np.ndarray) -> Products:
-        """Return the products of some queries only (`keep`: positions or a mask over Q)."""
+    def rows(self, keep: np.ndarray | slice) -> Products:
+        """Return the products of some queries only (`keep`: positions, a mask or a run over Q)."""
         names = ("dot", "query_sq", "train_sq", "source", "rival")
         kept: dict[str, Any] = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
         return replace(self, **kept)
@@ -82,12 +115,16 @@ class Products:
 
     def single(self, objective: str) -> np.ndarray:
         """Return the objective's value [K, Q] for each component alone."""
-        return judge(objective, self)(self.scores(self.dot, self.query_sq, self.train_sq))
+        parts = [judge(objective, part)(part.scores(*part.summed)) for part in self.blocks()]
+        return np.concatenate(parts, axis=-1)
 
     def along(self, objective: str, order: np.ndarray) -> np.ndarray:
         """Return the objective's value [len(order), Q] for the subsets that grow along `order`."""
+        return np.concatenate([part._along(objective, order) for part in self.blocks()], axis=-1)
+
+    def _along(self, objective: str, order: np.ndarray) -> np.ndarray:
         value = judge(objective, self)
-        dot, own, norm = (np.zeros(part.shape[1:]) for part in (self.dot, self.query_sq, self.train_sq))
+        dot, own, norm = (np.zeros(part.shape[1:]) for part in self.summed)
         rows = np.empty((len(order), self.dot.shape[-1]))
         for step, k in enumerate(order):
             dot, own, norm = dot + self.dot[k], own + self.query_sq[k], norm + self.train_sq[k]
@@ -97,8 +134,12 @@ class Products:
 
 def products_of(dataset: xr.Dataset) -> Products:
     """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums."""
-    query_sq, train_sq = (dataset[name].values if name in dataset else None for name in ("query_sq", "train_sq"))
-    return Products.of(dataset["influence"].values, query_sq, train_sq, dataset["truth"].values)
+    return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
+
+
+def _arrays(part: xr.Dataset) -> Arrays:
+    query_sq, train_sq = (part[name].values if name in part else None for name in ("query_sq", "train_sq"))
+    return part["influence"].values, query_sq, train_sq, part["truth"].values
 
 
 def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
@@ -106,7 +147,7 @@ def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.nd
     norms = np.sqrt(train_sq)
     norms *= np.sqrt(query_sq)[..., None, :]
     norms += EPSILON
-    return np.divide(dot, norms, out=norms)
+    return np.asarray(np.divide(dot, norms, out=norms))
 
 
 def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.ndarray:
@@ -115,7 +156,7 @@ def retrieved(scores: np.ndarray, source: np.ndarray, rival: np.ndarray) -> np.n
     A query without a source among its candidates is not retrieved; one with nothing but sources is.
     """
     best = np.where(source, scores, -np.inf).max(axis=-2)
-    return best > np.where(rival, scores, -np.inf).max(axis=-2)
+    return np.asarray(best > np.where(rival, scores, -np.inf).max(axis=-2))
 
 
 def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -124,7 +165,7 @@ def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Both are 0 where there is no candidate. Two vectors of which one is all zeros have similarity 0.
     """
     norms = np.sqrt((scores * scores).sum(axis=-2)) * np.sqrt((reference * reference).sum(axis=-2))
-    return (scores * reference).sum(axis=-2) / (norms + EPSILON)
+    return np.asarray((scores * reference).sum(axis=-2) / (norms + EPSILON))
 
 
 def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarray]:

@@ -34,4 +34,4 @@ def training_bytes(model: PreTrainedModel, examples: int, tokens: int, mode: Fak
     """Peak bytes of such a pass, the weights not counted: activations, logits and gradients."""
     with mode, LiveBytes() as live:
         training_pass(model, examples, tokens)
-    return live.peak
+    return int(live.peak)

@@ -1,4 +1,4 @@
-"""What a training left on its way, as a problem's history: kept checkpoints, or a recording of its steps."""
+"""What a training left on its way, as a problem's history: checkpoints, or a recording of its steps."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tdaexp.data.groups import stratified
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.objectives.base import ExampleList
 from tdaexp.problem import Moment
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.hub import runs_own_code
+from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
+from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
 
 
@@ -78,11 +83,13 @@ class SavedCheckpoints:
 class RecordedSteps:
     """The steps of a recorded training of `model`; each moment is the middle of the steps that it stands for.
 
-    Its rate is the sum of their learning rates.
+    Its rate is the sum of their learning rates. Places in the batches are those of the problem's training examples;
+    `held_out` examples may rank the steps.
     """
 
     model: nn.Module
     trajectory: Trajectory
+    held_out: ExampleList | None = None
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         """At most `count` recorded steps, evenly spaced, or the named ones."""
@@ -110,3 +117,31 @@ class RecordedSteps:
             for name, value in there.named_parameters():
                 value.copy_(parameters[name])
         return there
+
+
+@dataclass(frozen=True)
+class ListedCheckpoints:
+    """Checkpoints of a language model, each of which would go on by an update as `fit` says where it does not itself.
+
+    `groups` and `query_groups` name what the problem's training examples, from which batches are drawn, and its
+    queries belong to, e.g. their languages.
+    """
+
+    snapshots: list[Snapshot]
+    groups: list[str]
+    query_groups: list[str]
+    fit: FitSettings
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        """None: what a checkpoint's learning rate stands for is not known. Errors (UserError): always."""
+        raise UserError("model.checkpoints: only explaind reads a list of checkpoints; name one model")
+
+    def batch(self, snapshot: Snapshot, seed: int) -> np.ndarray:
+        """Places of the batch of one checkpoint [B], a function of (seed, step); each group by its share."""
+        return stratified(self.groups, self.fit.batch_size, [seed, snapshot.step], "trainer.fit.batch_size")
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that decides what the batches and the updates are, beside the examples."""
+        snapshots = [one.identity for one in self.snapshots]
+        return [snapshots, self.groups, self.query_groups, self.fit.deciding()]

@@ -19,9 +19,9 @@ from tdaexp.data.records import Record
 from tdaexp.data.tensors import TensorCorpus, TensorExamples
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.completion_task import CompletionTask, as_tensors
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.scratch import Scratch
-from tdaexp.models.task import TaskComponents
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.fingerprint import fingerprint
@@ -81,10 +81,18 @@ class TrainedLanguage(TrainedTask):
     query_set: tuple[str, ...] = ()
 
     @property
-    def components(self) -> TaskComponents:
+    def components(self) -> ComponentMap:
         """The language model's components."""
         assert isinstance(self.module, CompletionTask)  # made so below
         return self.module.components()
+
+    @property
+    def held_out(self) -> None:
+        """None: every test example is a query."""
+
+    def asked(self, sets: Sequence[str], limit: int | None) -> tuple[list[str], TensorExamples]:
+        """All test examples: the queries were chosen when the training was told of them."""
+        return list(self.query_set), self.corpus.test
 
 
 def trained_language(

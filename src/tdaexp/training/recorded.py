@@ -62,6 +62,7 @@ class Run:
             return torch.zeros(()) if own is None else own
         asked = float(stop.requested() is not None)
         part = 0.0 if own is None else own.detach().item()
+        loss: Tensor
         loss, wish, end = ranks.together(torch.tensor([part, asked, float(self.saved_to_end)]).double(), leave=False)
         self.ending = bool(wish)
         if end:  # process 0 has saved everything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tdaexp.data.tensors import TensorCorpus, TensorDataset
-from tdaexp.models.task import TaskComponents, TaskModel, task_components
+from tdaexp.data.tensors import TensorCorpus, TensorDataset, TensorExamples
+from tdaexp.models.task import TaskModel
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError
@@ -47,9 +48,20 @@ class TrainedTask:
         return Trajectory(self.folder / "trajectory")
 
     @property
-    def components(self) -> TaskComponents:
-        """The network's components."""
-        return task_components(self.module)
+    def held_out(self) -> TensorExamples | None:
+        """Examples that may rank the steps of the training."""
+        return self.corpus.test
+
+    def asked(self, sets: Sequence[str], limit: int | None) -> tuple[list[str], TensorExamples]:
+        """The query set of every query, and the queries: of each of the `sets` the first `limit` (None: all)."""
+        parts = {"train": self.corpus.train, "test": self.corpus.test}
+        chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in sets]
+        queries = TensorExamples(
+            [one for _, examples in chosen for one in examples.ids],
+            torch.cat([examples.inputs for _, examples in chosen]),
+            torch.cat([examples.targets for _, examples in chosen]),
+        )
+        return [name for name, examples in chosen for _ in examples.ids], queries
 
 
 def trained_task(

@@ -200,4 +200,4 @@ class Trajectory:
         return found
 
     def _first_step(self, block: int) -> int:
-        return self.settings.blocks[block].start * self.settings.every
+        return int(self.settings.blocks[block].start * self.settings.every)

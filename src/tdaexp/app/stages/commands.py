@@ -1,14 +1,13 @@
 """The three commands as plain functions: a checked configuration and a run folder in, files and flat metrics out.
 
-Nothing here knows Hydra. `config` is one of the root dataclasses of `tdaexp.app.config`; imports are inside the
-functions' modules, not here, so that the command line stays quick until a stage starts.
+Nothing here knows Hydra, or which kind of model a run is about.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,117 +17,143 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
+from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.cached import look_after
-from tdaexp.app.stages.paths import decompose, train_recorded
-from tdaexp.app.stages.tasks import score_task
-from tdaexp.building.sharded import load_sharded
-from tdaexp.building.texts import (
-    build_problem,
-    drawn,
-    load_model,
-    load_successor,
-    with_generated,
-)
+from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.records import Corpus
-from tdaexp.methods.base import check_truth
-from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.base import Method, check_truth
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
-from tdaexp.models.loaded import LoadedModel
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
+from tdaexp.problem import Problem
+from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
+from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
-from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint, provenance
+from tdaexp.runtime.fingerprint import deciding, file_fingerprint, provenance
 from tdaexp.runtime.progress import doing
 from tdaexp.runtime.reading import parse_json, read_text
 from tdaexp.selection.products_file import read_products
-from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
-Texts = dict[str, dict[str, str]]
 
 
-def train(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Train the configured model on the data set, in both stages where it has two; returns the final losses."""
-    if check_pair(config.model, config.dataset) or config.trainer.fit.record:
-        return train_recorded(config, folder, logger)
-    doing("reading the data")
-    if not config.model.needs_training:
-        log.info("model.pretrained is set: training goes on from those weights")
-    loaded = load_model(config, config.dataset.train_records(), always_train=True)
-    metrics = _told(loaded, "train", logger)
-    successor = load_successor(config, config.dataset.finetune_records(), loaded)
-    left = [loaded]
-    if successor is not None and config.model.finetuned is None:
-        metrics |= _told(successor, "finetune", logger)
-        left.append(successor)
+@dataclass(frozen=True)
+class Answer:
+    """A method's store, seconds by stage, texts of its queries and training examples (None: not known), and how near
+    the two training stages' models are (None: there is one).
+    """
+
+    store: xr.Dataset
+    cost: dict[str, float]
+    texts: Texts | None = None
+    near: pd.DataFrame | None = None
+
+
+def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Train the configured model on the data set, in both stages where it has two; returns the last measures."""
+    metrics: dict[str, float] = {}
+    left = []
+    for one in trainings(config):
+        for step, measures in one.curves:
+            logger.log_metrics(measures, step=step)
+        log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in one.metrics.items()))
+        log.info("checkpoint: %s", one.folder)
+        metrics |= one.metrics
+        left.append(str(one.folder))
     if not ranks.current().first:
         return {}
-    write_json(folder / CHECKPOINTS, [str(one.model.name_or_path) for one in left])
+    write_json(folder / CHECKPOINTS, left)
     write_json(folder / "metrics.json", metrics)
     logger.log_metrics(metrics)
     return metrics
 
 
-def _told(loaded: LoadedModel, stage: str, logger: RunLogger) -> dict[str, float]:
-    """Log a trained model's losses and where it lies; returns the number of steps and the last loss."""
-    note = json.loads((Path(str(loaded.model.name_or_path)) / "training.json").read_text(encoding="utf-8"))
-    for step, loss in enumerate(note["loss"], start=1):
-        logger.log_metrics({f"{stage}/loss": loss}, step=step)
-    metrics = {f"{stage}/steps": float(len(note["loss"]))}
-    if note["loss"]:
-        metrics[f"{stage}/loss"] = note["loss"][-1]
-    log.info("checkpoint: %s", loaded.model.name_or_path)
-    return metrics
+def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
+    """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report."""
+    answer = _of_problem(config) if config.products is None else _of_products(config)
+    return _keep(config, folder, logger, answer) if ranks.current().first else {}
 
 
-def attribute(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Decompose a training, or score pairs, as the method does; leaves the store, its metrics and a report."""
-    if config.products is None:
-        task = check_pair(config.model, config.dataset)
-        if isinstance(config.method, Explaind):
-            return decompose(config, folder, logger)
-        if task:
-            return score_task(config, folder, logger)
-        if getattr(config.model, "checkpoints", None):
-            raise UserError(
-                f"model.checkpoints: method={config.method.name} reads one model; only explaind reads a list"
-            )
-    near = None
-    if config.products is not None:
-        start = time.monotonic()
-        dataset = config.method.from_products(read_products(Path(config.products), config.query_set))
-        dataset.attrs["study"] = file_fingerprint(Path(config.products))
-        cost, texts = {"scoring": time.monotonic() - start}, None
-    else:
-        dataset, cost, texts, near = _attribute_model(config)
-    if not ranks.current().first:
-        return {}
-    if texts is not None:
-        write_json(folder / "texts.json", texts)
+def _of_products(config: AttributeConfig) -> Answer:
+    start, file = time.monotonic(), Path(str(config.products))
+    store = config.method.from_products(read_products(file, config.query_set))
+    store.attrs["study"] = file_fingerprint(file)
+    return Answer(store, {"scoring": time.monotonic() - start})
+
+
+def _of_problem(config: AttributeConfig) -> Answer:
+    """The method's answer about the problem that the configuration describes."""
+    clock, method, builder = Clock(), config.method, builder_of(config)
+    doing("reading the data")
+    _check_sources(method, builder.corpus)
+    if ranks.current().first:
+        tell_plan(config, builder.corpus)
+    problem = builder.problem(clock)
+    log.info("%s", problem.components().coverage_line())
+    if problem.classes and method.reads_model and not method.both_stages:
+        raise UserError(
+            f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
+            "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
+        )
+    store = method.attribute(problem if method.both_stages else problem.after(config.stage))
+    clock.stop("scoring")
+    store.attrs["study"] = problem.study
+    cost = problem.split_cost(clock.seconds)
+    sides = {"query": problem.queries, "train": problem.train}
+    texts = {name: dict(zip(side.ids, side.texts, strict=True)) for name, side in sides.items()}
+    return Answer(store, cost, texts, _second_stage(problem, store) if ranks.current().first else None)
+
+
+def _check_sources(method: Method, corpus: Corpus | None) -> None:
+    """Refuse query sets without known sources, before anything is loaded, where the method rests on them."""
+    for name, records in corpus.queries.items() if corpus is not None else ():
+        check_truth(method, [name] * len(records), [bool(record.truth) for record in records])
+
+
+def _second_stage(problem: Problem, store: xr.Dataset) -> pd.DataFrame | None:
+    """How near the second stage's model is to the first; its own answers to the queries go into the store."""
+    if problem.finetuned is None or problem.loaded is None:
+        return None
+    doing("the model's own answers")
+    successor = problem.finetuned.loaded
+    answers = greedy_answers(successor, problem.queries, problem.compute.tokens_per_batch)
+    answered = dict(zip(problem.queries.ids, answers, strict=True))
+    store["answered"] = ("query", np.array([answered[query] for query in store["query"].values]))
+    return proximity(problem.loaded, successor)
+
+
+def _keep(config: AttributeConfig, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
+    """Write an answer's store, what it cost, and a page of what it shows into the run's folder; returns its metrics."""
+    store, method = answer.store, config.method
     own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    label = dataset.attrs.get("label", config.method.label)  # a method may have to say how it went
-    dataset.attrs |= {"method": config.method.name, "label": label, "config": deciding(own)}
-    dataset.attrs |= provenance()
+    label = store.attrs.get("label", method.label)  # a method may have to say how it went
+    store.attrs |= {"method": method.name, "label": label, "config": deciding(own), **provenance()}
     doing("writing the store")
-    influence.save(dataset, folder / "influence.zarr")
-    if "train_share" in dataset:
-        write_text(folder / "tokens.json", tokens_json(dataset))
-    write_json(folder / "cost.json", cost)
-    dataset.attrs["cost"] = cost
-    return write_report(folder, {label: dataset}, texts, config.metric, logger, near)
+    influence.save(store, folder / "influence.zarr")
+    write_json(folder / "cost.json", answer.cost)
+    store.attrs["cost"] = answer.cost
+    if "candidate" not in store.dims:
+        findings = decomposition_findings(store, method.name)
+        log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
+        return write_findings(folder, findings, {label: store}, logger)
+    if answer.texts is not None:
+        write_json(folder / "texts.json", answer.texts)
+    if "train_share" in store:
+        write_text(folder / "tokens.json", tokens_json(store))
+    return write_report(folder, {label: store}, answer.texts, config.metric, logger, answer.near)
 
 
-def evaluate(config: Any, folder: Path, logger: RunLogger) -> dict[str, float]:
+def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
     if config.cache is not None:
         return look_after(Path(config.cache_dir), config.cache)
@@ -161,60 +186,6 @@ def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
     for store in set(stores) - {store for store, _ in pairs}:
         log.warning("%s: left out, it decomposes a training and scores no pairs", store)
     return [store for store, _ in pairs], [dataset for _, dataset in pairs]
-
-
-def _attribute_model(config: Any) -> tuple[xr.Dataset, dict[str, float], Texts, pd.DataFrame | None]:
-    """The method's answer, seconds by stage, texts for the report, and how near the two training stages' models are."""
-    clock = Clock()
-    doing("reading the data")
-    corpus = drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
-    for name, records in corpus.queries.items():
-        check_truth(config.method, [name] * len(records), [bool(record.truth) for record in records])
-    if ranks.current().first:
-        tell_plan(config, corpus)
-    loaded, successor, corpus = _models(config, corpus, clock)
-    with ranks.first_alone():
-        study = build_problem(config, corpus, loaded, successor)
-        clock.stop("candidates")
-    log.info("%s", study.components().coverage_line())
-    if study.classes and config.method.reads_model and not config.method.both_stages:
-        raise UserError(
-            f"method={config.method.name}: needs one model for training texts and queries, but model.finetuned "
-            "classifies and reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
-        )
-    dataset = config.method.attribute(study if config.method.both_stages else study.after(config.stage))
-    clock.stop("scoring")
-    dataset.attrs["study"] = (
-        study.fingerprint if successor is None else fingerprint(study.fingerprint, successor.fingerprint)
-    )
-    cost = study.split_cost(clock.seconds)
-    near = None
-    if successor is not None and ranks.current().first:
-        doing("the model's own answers")
-        answers = greedy_answers(successor, study.queries, study.compute.tokens_per_batch)
-        answered = dict(zip(study.queries.ids, answers, strict=True))
-        dataset["answered"] = ("query", np.array([answered[query] for query in dataset["query"].values]))
-        near = proximity(loaded, successor)
-    records = [record for name in config.dataset.query_sets for record in corpus.queries[name]]
-    texts = {
-        "query": {record.id: record.text for record in records},
-        "train": {record.id: record.text for record in corpus.train},
-    }
-    return dataset, cost, texts, near
-
-
-def _models(config: Any, corpus: Corpus, clock: Clock) -> tuple[LoadedModel, LoadedModel | None, Corpus]:
-    """The models before and after the second stage, and the data with what the last one completes."""
-    if config.trainer.strategy == "fsdp":
-        loaded, successor = load_sharded(config, corpus), None
-    else:
-        with ranks.first_alone():
-            loaded = load_model(config, corpus.train)
-            successor = load_successor(config, corpus.finetune, loaded)
-    clock.stop("model")
-    corpus = with_generated(config, corpus, successor or loaded)
-    clock.stop("queries")
-    return loaded, successor, corpus
 
 
 def _beside(store: Path, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the iterative inverses (`cg`, `lissa`, `arnoldi`) share: I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
+"""Influence by an iterative inverse (`cg`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
 
 G is the GGN of the training loss, summed over an example's tokens and averaged over the training examples or a stated
 number of them, over all chosen components together: no block structure is assumed. Each query is multiplied by the
@@ -9,7 +9,6 @@ is more likely, so positive = helps. Fills query, train and component.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,11 +18,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
-from tdaexp.methods.base import Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
@@ -59,7 +58,7 @@ TOLD = (
 
 
 @dataclass
-class IterativeInverse(Method):
+class InverseSettings:
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
     others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`, `all`),
@@ -89,52 +88,32 @@ class IterativeInverse(Method):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
 
-    @property
-    def label(self) -> str:
-        """Name, and what is not usual among the keys that change the answer."""
+    def told(self, name: str) -> str:
+        """The method's name, and what is not usual among the keys that change the answer."""
         usual = {one.name: one.default for one in fields(self)}
         chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
         notes = [f"{key}={'all' if value is None else value}" for key, value in chosen.items()]
-        return with_notes(self.name, [*notes, f"{len(self.components)} components" if self.components else ""])
-
-    @abstractmethod
-    def solve(self, task: IHVP) -> tuple[Vectors, Notes]:
-        """Queries' gradients times the inverse, and what is to be told of each query in the answer."""
-
-    def attribute(self, problem: Problem) -> xr.Dataset:
-        """Multiply the queries by the inverse, then dot training gradients with them."""
-        task = IHVP(self, some_queries(problem, self.queries, self.seed))
-        vectors, notes = self.solve(task)
-        values = vector_products(
-            train_gradients(problem, task.components, self.reduction),
-            task.problem.pairs,
-            vectors,
-            store=task.problem.store("inverse", *task.curvature, *self.identity(), by=type(self)),
-            tokens_per_batch=problem.compute.tokens_per_batch,
-            cache_gb=problem.compute.cache_gb,
-        )
-        dataset = task.problem.label(values, task.components).assign(notes)
-        return dataset.assign_attrs(damping=task.damping, curvature_examples=len(task.ggn.examples))
-
-    def identity(self) -> list[object]:
-        """Everything that decides the answer, for the names of stores."""
-        own = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        return [self.name, own, *sources(self.measurement)]
+        return with_notes(name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
 
 class IHVP:
-    """Inverse-Hessian-vector products of a problem: components, curvature and damping, each made when it is needed."""
+    """Inverse-Hessian-vector products of a problem: components, curvature and damping, each made when it is needed.
 
-    def __init__(self, settings: IterativeInverse, problem: Problem) -> None:
-        self.settings, self.problem = settings, problem
-        every = problem.components()
+    `by` is the method that asks, whose name and settings its stores are named after.
+    """
+
+    def __init__(self, settings: InverseSettings, problem: Problem, by: type) -> None:
+        self.settings, self.by = settings, by
+        self.problem = problem = some_queries(problem, settings.queries, settings.seed)
+        every, name = problem.components(), by.__module__.rpartition(".")[2]
         self.components: ComponentMap = layers_of(chosen(every, settings.part, settings.components)).components
-        log.info("%s: %s", settings.name, self.components.coverage_line())
+        log.info("%s: %s", name, self.components.coverage_line())
         examples = problem.curvature_examples
         chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
         gradients = replace(fitted_gradients(problem, self.components), examples=chosen_examples)
         self.ggn = TrainingGGN(gradients, min(PRODUCT_TOKENS, problem.compute.tokens_per_batch))
         self.curvature = [self.components.names, chosen_examples.fingerprint()]
+        self.identity = [name, vars(settings), *sources(settings.measurement)]
 
     @cached_property
     def mean_eigenvalue(self) -> float:
@@ -165,37 +144,55 @@ class IHVP:
         kind, device = self.ggn.gradients.dtype, self.ggn.gradients.device
         return torch.randn(self.ggn.size, generator=generator, dtype=kind, device="cpu").to(device)
 
+    def eigenpairs(self, steps: int, rank: int) -> Eigenpairs:
+        """The `rank` dominant eigenpairs of G after `steps` products, from the cache where they are there."""
+        settings = [*self.curvature, self.settings.seed, steps]
+        store = self.problem.training_store("arnoldi", *settings, by=self.by)
+        return dominant_eigenpairs(self.ggn.multiply, self.random("start"), steps=steps, rank=rank, store=store)
+
     def gradients(self, queries: Iterable[int]) -> Tensor:
         """Gradients of minus the measurement [n, size] of some queries."""
         chosen = self.settings
         side = query_gradients(self.problem, self.components, chosen.reduction, chosen.measurement)
         return gradient_vectors(side, list(queries), self.problem.compute.tokens_per_batch)
 
+    def in_blocks(
+        self, at_once: int, notes: dict[str, str], solver: Callable[[Tensor], dict[str, Tensor]]
+    ) -> tuple[Vectors, Notes]:
+        """Solve for `at_once` queries at a time and keep the solutions, so that a killed run goes on at the next block.
 
-def solve_in_blocks(
-    task: IHVP, at_once: int, notes: dict[str, str], solver: Callable[[Tensor], dict[str, Tensor]]
-) -> tuple[Vectors, Notes]:
-    """Solve for `at_once` queries at a time and keep the solutions, so that a killed run goes on at the next block.
+        `solver` takes gradients [n, size] and returns `vectors` [n, size] and what `notes` names (with its dtype), [n].
+        """
+        count = len(self.problem.queries)
+        slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
+        arrays["vectors"] = (count, self.ggn.size), self.ggn.gradients.kind
+        store = self.problem.store("solutions", *self.curvature, *self.identity, by=self.by)
+        blocks = BlockStore(store, arrays, slices)
+        with blocks.pending() as missing:
+            for number in blocks.each(missing, "solutions"):
+                log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)
+                found = solver(self.gradients(range(count)[slices[number]]))
+                blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
 
-    `solver` takes gradients [n, size] and returns `vectors` [n, size] and what `notes` names (with its dtype), [n].
-    """
-    count = len(task.problem.queries)
-    slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-    kind = task.ggn.gradients.kind
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {name: ((count,), own) for name, own in notes.items()}
-    arrays["vectors"] = (count, task.ggn.size), kind
-    store = task.problem.store("solutions", *task.curvature, *task.settings.identity(), by=type(task.settings))
-    blocks = BlockStore(store, arrays, slices)
-    with blocks.pending() as missing:
-        for number in blocks.each(missing, "solutions"):
-            log.info("queries %d to %d of %d", slices[number].start + 1, slices[number].stop, count)
-            found = solver(task.gradients(range(count)[slices[number]]))
-            blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
+        def vectors(queries: list[int]) -> Tensor:
+            return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
 
-    def vectors(queries: list[int]) -> Tensor:
-        return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
+        return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
 
-    return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
+    def answer(self, vectors: Vectors, notes: Notes) -> xr.Dataset:
+        """Training gradients against the queries' `vectors`, with what is to be told of each query."""
+        problem = self.problem
+        values = vector_products(
+            train_gradients(problem, self.components, self.settings.reduction),
+            problem.pairs,
+            vectors,
+            store=problem.store("inverse", *self.curvature, *self.identity, by=self.by),
+            tokens_per_batch=problem.compute.tokens_per_batch,
+            cache_gb=problem.compute.cache_gb,
+        )
+        dataset = problem.label(values, self.components).assign(notes)
+        return dataset.assign_attrs(damping=self.damping, curvature_examples=len(self.ggn.examples))
 
 
 def by_hash(ids: list[str], count: int | None, seed: int) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from nursery import popen
 
 from tdaexp.app import main
 
@@ -71,7 +72,7 @@ class Commands:
         """Start as a program of its own."""
         command = [sys.executable, str(REPOSITORY / f"{stage}.py"), *self.arguments(arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def process(self, stage: str, *arguments: str) -> tuple[int, str]:
         """Run as a program of its own; returns the exit code and what was written to stderr."""

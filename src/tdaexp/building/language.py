@@ -1,0 +1,122 @@
+"""From a checked configuration to a problem of a language model: its texts, pairs of them, and both training stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tdaexp.building.parts import compute_of
+from tdaexp.building.settings import Asked
+from tdaexp.building.texts import GENERATED, drawn, load_model, load_sharded, load_successor, text_template, tokenised
+from tdaexp.data.candidate_cache import cached_candidates
+from tdaexp.data.dataset import query_id
+from tdaexp.data.records import Corpus
+from tdaexp.models.components import component_map
+from tdaexp.models.generate import generated_queries
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.problem import Problem, Stage
+from tdaexp.runtime import ranks
+from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.errors import UserError
+from tdaexp.training.history import SavedCheckpoints
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Builds the problem of a language model that is explained by its training texts."""
+
+    config: Asked
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """All records, with at most `query_limit` queries of each set."""
+        config = self.config
+        return drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+
+    def problem(self, clock: Clock) -> Problem:
+        """The models before and after the second stage, what the last one completes, and the pairs."""
+        config, corpus = self.config, self.corpus
+        if config.trainer.strategy == "fsdp":
+            loaded, successor = load_sharded(config, corpus), None
+        else:
+            with ranks.first_alone():
+                loaded = load_model(config, corpus.train)
+                successor = load_successor(config, corpus.finetune, loaded)
+        clock.stop("model")
+        corpus = with_generated(config, corpus, successor or loaded)
+        clock.stop("queries")
+        with ranks.first_alone():
+            problem = build_problem(config, corpus, loaded, successor)
+            clock.stop("candidates")
+        return problem
+
+
+def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Problem:
+    """Tokenise, choose the pairs, and put everything that a method may look at together."""
+    names = list(config.dataset.query_sets)
+    records = [record for name in names for record in corpus.queries[name]]
+    candidates = cached_candidates(config.candidates, records, corpus.train, Path(config.cache_dir) / "candidates")
+    position = {record.id: index for index, record in enumerate(corpus.train)}
+    own = [[position[source] for source in record.truth] for record in records]
+    classes = None if successor is None else successor.classes
+    second = None
+    if successor is not None:
+        examples = tokenised(config, corpus.finetune, successor, classes)
+        second = Stage(successor, component_map(successor.model), examples)
+    compute = replace(compute_of(config.trainer), device=loaded.model.device, dtype=loaded.model.dtype)
+    return Problem(
+        model=loaded.model,
+        identity=loaded.fingerprint,
+        map=component_map(loaded.model),
+        objective=NextToken(),
+        train=tokenised(config, corpus.train, loaded),
+        queries=tokenised(config, records, loaded, classes),
+        query_set=[name for name in names for _ in corpus.queries[name]],
+        candidates=candidates,
+        truth=np.stack([np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)]),
+        loaded=loaded,
+        history=SavedCheckpoints(loaded, compute.device, compute.dtype),
+        compute=compute,
+        cache=Path(config.cache_dir),
+        seed=config.seed,
+        finetuned=second,
+        truth_known=np.array([bool(places) for places in own]),
+    )
+
+
+def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus:
+    """Add the query set in which the model completes the prompts of another one itself, where it is asked for."""
+    if GENERATED not in config.dataset.query_sets:
+        return corpus
+    if loaded.classes is not None:
+        raise UserError(
+            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets=[paraphrased]"
+        )
+    source = config.dataset.GENERATED_FROM
+    completed = generated_queries(
+        loaded,
+        corpus.queries[source],
+        config.decoding,
+        Path(config.cache_dir) / "generated",
+        template=text_template(config),
+        max_length=config.dataset.max_length,
+    )
+    renamed = [
+        replace(
+            record,
+            id=query_id(record.id.removesuffix(f"/{source}"), GENERATED),
+            completion=_blanks(old.completion) + record.completion,
+        )
+        for record, old in zip(completed, corpus.queries[source], strict=True)
+    ]
+    return replace(corpus, queries={**corpus.queries, GENERATED: renamed})
+
+
+def _blanks(text: str) -> str:
+    """What a text begins with before its first word: where the data writes " Paris", so does the model."""
+    return text[: len(text) - len(text.lstrip())]

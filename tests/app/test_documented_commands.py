@@ -1,0 +1,45 @@
+"""Every command that README, docs, Makefile and the headers of configurations show is one that the checks accept."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from tdaexp.app.compose import open_composer
+from tdaexp.app.plan import plan
+from tdaexp.runtime.errors import UserError
+
+COMMAND = re.compile(r"(?:python3?|\$\(BIN\)/python) (train|attribute|evaluate)\.py((?: [^`#\n]*)?)")
+OF_THE_READER = ("method=signs", "my_measurements")
+"""What a page tells its reader to write first."""
+
+
+def commands(repository):
+    """(stage, arguments) of every command, and where it stands; without those that leave something out (…)."""
+    places = [repository / "README.md", repository / "Makefile", *sorted((repository / "docs").glob("*.md"))]
+    found = {}
+    for file in [*places, *sorted((repository / "conf").rglob("*.yaml"))]:
+        text = re.sub(r"\\\n\s*#?\s*", "", file.read_text(encoding="utf-8"))
+        for stage, arguments in COMMAND.findall(text):
+            if "…" not in arguments and not any(name in arguments for name in OF_THE_READER):
+                found.setdefault((stage, arguments.strip()), file.name)
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["train", "attribute", "evaluate"])
+def test_every_documented_command_passes_the_checks(stage, repository):
+    refused, count = [], 0
+    with open_composer(stage, repository / "conf") as composer:
+        for (name, arguments), file in commands(repository).items():
+            if name == stage:
+                words = shlex.split(arguments)
+                own = [word for word in words if word not in ("-m", "--multirun")]
+                count += 1
+                try:
+                    plan(composer, stage, own, len(own) < len(words), ("tdaexp",))
+                except UserError as error:
+                    refused.append(f"{file}: python {stage}.py {arguments}: {error}")
+    assert count >= {"train": 5, "attribute": 70, "evaluate": 20}[stage] and not refused, "\n".join(refused)
