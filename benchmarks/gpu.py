@@ -54,10 +54,12 @@ from tdaexp.models.stated import stated_config
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.paths.checkpoint_step import Plan, decompose
 from tdaexp.paths.checkpoint_walk import slabs_of
-from tdaexp.planning.recordings import task_workload
-from tdaexp.planning.workload import text_workload
+from tdaexp.planning.plan import planned
+from tdaexp.planning.text_work import TextWork
+from tdaexp.planning.texts import text_work
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.history import ListedCheckpoints
 
@@ -109,7 +111,7 @@ class Random:
     def examples(self, sizes: Sizes, prefix: str) -> Examples:
         """Random tokens in these lengths."""
         rng = np.random.default_rng(ord(prefix))
-        blank = sizes.examples()
+        blank = sizes.examples("")
         words = [rng.integers(0, self.shape.vocab_size, one.length) for one in blank]
         return Examples([replace(one, id=prefix + one.id, tokens=own) for one, own in zip(blank, words, strict=True)])
 
@@ -123,14 +125,23 @@ def compute_of(config: Any) -> Compute:
     return Compute(device_of(config), resolve_dtype(trainer.precision), trainer.tokens_per_batch, trainer.cache_gb)
 
 
+def sizes_of(config: Any) -> TextWork:
+    return text_work(config, None, Rehearsal())[0]
+
+
+def flop_of(config: Any) -> float:
+    """Of the method, without what comes before it."""
+    return sum(stage.flop for stage in planned(config).stages)
+
+
 def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     """A method that scores pairs of texts; of `select` a share is one of the queries, else of all examples."""
     whole = row.config(folder, tiny, *(f"dataset.assumed.{one}" for one in TINY_TEXTS if tiny))
-    dataset, full = whole.dataset, text_workload(whole, None)[0]
+    dataset, full = whole.dataset, sizes_of(whole)
     asked = max(1, round(share * full.query_sets[0]))
     limit = len(full.train) if isinstance(whole.method, Select) else max(1, round(share * len(full.train)))
     dataset.query_limit, dataset.limit = asked, limit
-    work = text_workload(whole, None)[0]
+    work = sizes_of(whole)
     random = Random(whole)
     truth = np.zeros(work.pairs.shape, dtype=bool)
     truth[:, 0] = True
@@ -144,8 +155,7 @@ def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     amount = (
         f"{len(work.queries):,} of {len(full.queries):,} queries, {len(work.train):,} of {len(full.train):,} examples"
     )
-    flop = sum(stage.flop for stage in whole.method.plan(work))
-    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop) | {"amount": amount}
+    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop_of(whole)) | {"amount": amount}
 
 
 def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any
         folder, tiny, *(f"dataset.assumed.{one}" for one in sizes), f"dataset.max_length={length}",
         f"trainer.fit.batch_size={own}", f"trainer.tokens_per_batch={length}",
     )  # fmt: skip
-    work, random = text_workload(config, None)[0], Random(config)
+    work, random = sizes_of(config), Random(config)
     snapshot = Snapshot("random", 0, random, "random", None)  # type: ignore[arg-type]
     history = ListedCheckpoints([snapshot], [ALL] * own, [ALL] * asked, config.trainer.fit)
     model, none = random.load().model.to("meta"), np.empty((asked, 0), np.int64)
@@ -168,8 +178,7 @@ def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any
     )  # fmt: skip
     queries, slabs = {ALL: list(range(asked))}, slabs_of(model, problem.map)
     plan = Plan(problem, history, config.method.quadrature, queries, [], slabs)
-    flop = sum(stage.flop for stage in config.method.plan(work))
-    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), flop)
+    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), flop_of(config))
     return found | {
         "amount": f"{own:,} of {batch:,} sequences, {asked} of {held_out} held-out ones, of {length:,} tokens"
     }
@@ -181,7 +190,7 @@ def grokking(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     steps = max(2, round(share * whole))
     small = ["dataset.train=40", "dataset.test=8", "dataset.modulus=11", "model.hidden=8", "model.inner=8"]
     config = row.config(folder, tiny, f"trainer.fit.steps={steps}", *(small if tiny else []))
-    flop = sum(stage.flop for stage in config.method.plan(task_workload(config)[0]))
+    flop = flop_of(config)
     start = time.perf_counter()
     device = device_of(config)
     problem = build_problem(config, load_task(config), dtype=torch.float32)
