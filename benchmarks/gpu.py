@@ -38,12 +38,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tdaexp.paths.checkpoint_problem import CheckpointStudy, slabs_of
 from transformers import AutoModelForCausalLM
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.job import check
-from tdaexp.building.tasks import build_task_study, load_task
+from tdaexp.building.tasks import build_problem, load_task
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import ALL
@@ -54,11 +53,15 @@ from tdaexp.models.loaded import LoadedModel, freeze, quiet_transformers
 from tdaexp.models.stated import stated_config
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.paths.checkpoint_step import Plan, decompose
-from tdaexp.planning.recordings import task_workload
-from tdaexp.planning.workload import text_workload
+from tdaexp.paths.checkpoint_walk import slabs_of
+from tdaexp.planning.plan import planned
+from tdaexp.planning.text_work import TextWork
+from tdaexp.planning.texts import text_work
 from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.device import resolve_device, resolve_dtype
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.checkpoint_list import Snapshot
+from tdaexp.training.history import ListedCheckpoints
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OLMO = ["model=olmo1b", "dataset=lima", "trainer.precision=bfloat16", "trainer.tokens_per_batch=8192"]
@@ -108,7 +111,7 @@ class Random:
     def examples(self, sizes: Sizes, prefix: str) -> Examples:
         """Random tokens in these lengths."""
         rng = np.random.default_rng(ord(prefix))
-        blank = sizes.examples()
+        blank = sizes.examples("")
         words = [rng.integers(0, self.shape.vocab_size, one.length) for one in blank]
         return Examples([replace(one, id=prefix + one.id, tokens=own) for one, own in zip(blank, words, strict=True)])
 
@@ -122,14 +125,23 @@ def compute_of(config: Any) -> Compute:
     return Compute(device_of(config), resolve_dtype(trainer.precision), trainer.tokens_per_batch, trainer.cache_gb)
 
 
+def sizes_of(config: Any) -> TextWork:
+    return text_work(config, None, Rehearsal())[0]
+
+
+def flop_of(config: Any) -> float:
+    """Of the method, without what comes before it."""
+    return sum(stage.flop for stage in planned(config).stages)
+
+
 def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     """A method that scores pairs of texts; of `select` a share is one of the queries, else of all examples."""
     whole = row.config(folder, tiny, *(f"dataset.assumed.{one}" for one in TINY_TEXTS if tiny))
-    dataset, full = whole.dataset, text_workload(whole, None)[0]
+    dataset, full = whole.dataset, sizes_of(whole)
     asked = max(1, round(share * full.query_sets[0]))
     limit = len(full.train) if isinstance(whole.method, Select) else max(1, round(share * len(full.train)))
     dataset.query_limit, dataset.limit = asked, limit
-    work = text_workload(whole, None)[0]
+    work = sizes_of(whole)
     random = Random(whole)
     truth = np.zeros(work.pairs.shape, dtype=bool)
     truth[:, 0] = True
@@ -143,8 +155,7 @@ def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     amount = (
         f"{len(work.queries):,} of {len(full.queries):,} queries, {len(work.train):,} of {len(full.train):,} examples"
     )
-    flop = sum(stage.flop for stage in whole.method.plan(work))
-    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop) | {"amount": amount}
+    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop_of(whole)) | {"amount": amount}
 
 
 def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
@@ -156,16 +167,18 @@ def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any
         folder, tiny, *(f"dataset.assumed.{one}" for one in sizes), f"dataset.max_length={length}",
         f"trainer.fit.batch_size={own}", f"trainer.tokens_per_batch={length}",
     )  # fmt: skip
-    work, random = text_workload(config, None)[0], Random(config)
-    study = CheckpointStudy(
-        [Snapshot("random", 0, random, "random", None)],  # type: ignore[arg-type]
-        random.examples(work.train, "t"), [ALL] * own, random.examples(work.queries, "q"), [ALL] * asked,
-        own, config.trainer.fit, compute_of(config), Path(folder), config.seed,
+    work, random = sizes_of(config), Random(config)
+    snapshot = Snapshot("random", 0, random, "random", None)  # type: ignore[arg-type]
+    history = ListedCheckpoints([snapshot], [ALL] * own, [ALL] * asked, config.trainer.fit)
+    model, none = random.load().model.to("meta"), np.empty((asked, 0), np.int64)
+    problem = Problem(
+        model, "random", component_map(model).complete(), NextToken(), random.examples(work.train, "t"),
+        random.examples(work.queries, "q"), [ALL] * asked, Candidates(none, none.astype(float)), none.astype(bool),
+        compute_of(config), Path(folder), config.seed, history=history,
     )  # fmt: skip
-    components = slabs_of(random.load().model)
-    plan = Plan(study, config.method.quadrature, {ALL: list(range(asked))}, [], *components)
-    flop = sum(stage.flop for stage in config.method.plan(work))
-    found = timed(lambda: decompose(plan, study.snapshots[0]), config, device_of(config), flop)
+    queries, slabs = {ALL: list(range(asked))}, slabs_of(model, problem.map)
+    plan = Plan(problem, history, config.method.quadrature, queries, [], slabs)
+    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), flop_of(config))
     return found | {
         "amount": f"{own:,} of {batch:,} sequences, {asked} of {held_out} held-out ones, of {length:,} tokens"
     }
@@ -177,12 +190,12 @@ def grokking(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     steps = max(2, round(share * whole))
     small = ["dataset.train=40", "dataset.test=8", "dataset.modulus=11", "model.hidden=8", "model.inner=8"]
     config = row.config(folder, tiny, f"trainer.fit.steps={steps}", *(small if tiny else []))
-    flop = sum(stage.flop for stage in config.method.plan(task_workload(config)[0]))
+    flop = flop_of(config)
     start = time.perf_counter()
     device = device_of(config)
-    study = build_task_study(config, load_task(config), device)
+    problem = build_problem(config, load_task(config), dtype=torch.float32)
     trained = (time.perf_counter() - start) / 60
-    found = timed(lambda: config.method.attribute(study), config, device, flop)
+    found = timed(lambda: config.method.attribute(problem), config, device, flop)
     return found | {"amount": f"{steps:,} of {whole:,} steps (training: {trained:.1f} min)"}
 
 

@@ -75,8 +75,8 @@ class Scores:
     def attribute(self, study):
         return
 
-    def plan(self, work):
-        return []
+    def from_products(self, products):
+        return
 
 @dataclass
 class Select(Scores):

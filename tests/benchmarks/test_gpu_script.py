@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from tdaexp.planning.workload import text_workload
+from tdaexp.planning.texts import text_work
+from tdaexp.runtime.rehearsal import Rehearsal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "benchmarks" / "gpu.py"
@@ -81,7 +82,7 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
 def test_full_sizes_are_those_that_are_announced(
     script: ModuleType, tmp_path: Path, row: str, parameters: int, queries: int, candidates: int
 ) -> None:
-    work = text_workload(script.ROWS[row].config(str(tmp_path), False), None)[0]
+    work = text_work(script.ROWS[row].config(str(tmp_path), False), None, Rehearsal())[0]
     assert (work.every.total, *work.pairs.shape) == (parameters, queries, candidates)
 
 

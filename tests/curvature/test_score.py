@@ -14,12 +14,12 @@ from tdaexp.curvature.gradient_index import GradientIndex, index_bytes, indexed_
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.score import LayerPairs, Scoring, held_layer_bytes, pair_scores
 from tdaexp.data.examples import Examples
-from tdaexp.gradients.footprint import LiveBytes
 from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.live_bytes import LiveBytes
 from tdaexp.selection.parts import names_of
 
 DAMPING = Damping(relative=0.2)

@@ -28,7 +28,7 @@ PROTOCOLS = {
     "dataset": ("check_source", "load"),
     "candidates": ("select", "size"),
     "decoding": ("deciding",),
-    "method": ("attribute", "plan"),
+    "method": ("attribute", "from_products"),
     "analysis": ("run", "needs_runs"),
 }
 """What the class of each open group must have; a class without it belongs to another group."""

@@ -88,7 +88,7 @@ def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[s
 
 @functools.cache
 def _content(text: str) -> dict[str, Any] | None:
-    """What a file says; None where it is no set of keys, which Hydra tells when the file is chosen."""
+    """What a file says, to be read only; None where it is no set of keys, which Hydra tells when the file is chosen."""
     try:
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException):

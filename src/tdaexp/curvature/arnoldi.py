@@ -22,6 +22,7 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import current, repeated
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
     """
     steps = min(steps, len(start))  # there are no more directions
     needed = 2.0 * (steps + 1) * len(start) * start.element_size()
-    refuse_beyond(needed, f"method.steps={steps}", "take fewer, or fewer components")
+    if current() is None:  # a plan may be of another machine
+        refuse_beyond(needed, f"method.steps={steps}", "take fewer, or fewer components")
     kind = str(start.dtype).removeprefix("torch.")
     arrays = {"next": ((steps, len(start)), kind), "alpha": ((steps,), "float64"), "beta": ((steps,), "float64")}
     blocks = BlockStore(store, arrays, [slice(step, step + 1) for step in range(steps)])
@@ -67,7 +69,7 @@ def dominant_eigenpairs(multiply: Product, start: Tensor, *, steps: int, rank: i
         basis[0] = start / torch.linalg.vector_norm(start)
         if done:
             basis[1 : done + 1] = torch.from_numpy(blocks.group["next"][:done]).to(start)
-        for step in track(range(done, steps), "Arnoldi", steps, done, stoppable=True):
+        for step in track(repeated(range(done, steps)), "Arnoldi", steps, done, stoppable=True):
             scale = max(blocks.group["alpha"][:step], default=0.0)
             alpha, beta, following = _extend(multiply, basis[: step + 1], scale)
             basis[step + 1] = following

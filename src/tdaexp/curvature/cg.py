@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import repeated
 
 Product = Callable[[Tensor], Tensor]
 """[K, n] to G's products with the K rows [K, n]."""
@@ -50,7 +51,7 @@ def conjugate_gradients(
     p, used = z.clone(), torch.zeros(len(rhs), dtype=torch.int64, device="cpu")
     slope = _dots(r, z)
     active = _norms(r) > tolerance * size
-    for _ in track(range(iterations), "conjugate gradients", iterations):
+    for _ in track(repeated(range(iterations)), "conjugate gradients", iterations):
         rows = torch.nonzero(active)[:, 0]
         if not len(rows):
             break

@@ -36,9 +36,3 @@ def mirrored(total: Tensor) -> Tensor:
     """The symmetric matrix whose upper triangle is that of `total` [d, d]."""
     upper = total.triu()
     return upper + upper.triu(1).T
-
-
-def multiply_adds(tokens: int, width: int) -> int:
-    """Multiply-adds of one `add_second_moment`."""
-    blocks = [(min(start + BLOCK, width) - start) * (width - start) for start in range(0, width, BLOCK)]
-    return tokens * sum(blocks)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import zarr
 from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.layers import Layer
 from tdaexp.curvature.precondition import LayerFactors
+from tdaexp.runtime.blockstore import opened
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
 
@@ -116,7 +116,7 @@ class Factors:
         return total
 
     def _open(self, phase: str) -> Any:
-        return cast(Any, zarr.open_group(self.store / phase, mode="r"))
+        return opened(self.store / phase)
 
 
 class HeldBases:
@@ -146,5 +146,5 @@ class HeldBases:
 
 
 def _vectors(store: Path, key: str, dtype: torch.dtype) -> Tensor:
-    group = cast(Any, zarr.open_group(store / "eigen", mode="r"))
+    group = opened(store / "eigen")
     return torch.from_numpy(group[f"{key}.vectors"][0]).to(dtype)

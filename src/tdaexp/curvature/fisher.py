@@ -18,6 +18,7 @@ from tdaexp.gradients.factors import Factors, LinearFactors
 from tdaexp.gradients.passes import Gradients
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import send
+from tdaexp.runtime.rehearsal import padded
 
 LayerConsumer = Callable[[list[str], list[LinearFactors], Tensor | None], None]
 """Receives layers that read one input, their factors, and which positions are real: numbers into [B T], None for all.
@@ -27,9 +28,9 @@ LayerConsumer = Callable[[list[str], list[LinearFactors], Tensor | None], None]
 class FisherSamples:
     """Examples in batches, run with drawn labels; `gradients` are with respect to `layers.map`.
 
-    `ids` [N] name the examples; `batches` list example numbers; `label_width` is the most labels that an example has;
-    `dtype` is what sums are formed in. Positions behind an example's last predicting one count neither for A nor for S:
-    nothing there reaches the loss.
+    `ids` [N] name the examples; `batches` list example numbers, `size` has their positions; `label_width` is the most
+    labels that an example has; `dtype` is what sums are formed in. Positions behind an example's last predicting one
+    count neither for A nor for S: nothing there reaches the loss.
     """
 
     def __init__(self, gradients: Gradients, layers: Layers, tokens_per_batch: int = 4096) -> None:
@@ -38,6 +39,7 @@ class FisherSamples:
         self.gradients, self.parts, self.layers = gradients, layers, layers.layers
         self.ids, self.dtype = gradients.ids, gradients.dtype
         self.batches = gradients.batches(tokens_per_batch)
+        self.size = padded(gradients.lengths)
         self.label_width = gradients.objective.label_width(gradients.examples)
 
     def ready(self) -> AbstractContextManager[None]:

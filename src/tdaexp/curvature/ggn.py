@@ -32,6 +32,7 @@ from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.runtime.rehearsal import padded, sampled
 
 log = logging.getLogger(__name__)
 FORWARD_MODE = ("eager", "sdpa")
@@ -103,7 +104,7 @@ class TrainingGGN:
         directions = self.space.tangents(vectors.to(narrow))
         total = torch.zeros_like(vectors)
         with frozen(self._outputs), _differentiable(self._outputs):
-            for members in batches:
+            for members in sampled(batches, padded(self.gradients.lengths)):
                 total += self._summed((members, parameters, directions)).to(total.dtype)
             # Looked at once: only a sum that is not finite makes it worth while to find out whose fault it is.
             if not _finite(total) and _finite(vectors):

@@ -60,12 +60,3 @@ def form(inputs: Tensor, deltas: Tensor, bias: bool) -> Tensor:
     wide_bmm(deltas.transpose(1, 2), inputs, out=gradient[..., :width])
     gradient[..., width] = deltas.to(wide).sum(1)
     return gradient
-
-
-def multiply_adds(positions: int, outputs: int, inputs: int, bias: bool, rotated: bool = True) -> int:
-    """Multiply-adds per example of `add_rotated_squares`, elementwise work left out."""
-    total = positions * outputs * inputs
-    if rotated:
-        total += outputs * outputs * min(positions, inputs + bias)
-        total += inputs * (inputs + bias) * min(positions, outputs)
-    return total

@@ -20,6 +20,7 @@ from torch import Tensor
 from tdaexp.curvature.cg import Product
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import repeated
 
 BatchProduct = Callable[[int, Tensor], Tensor]
 """(number of the step, counted through all repeats; vectors [K, n]) to that step's batch GGN times the vectors."""
@@ -34,7 +35,7 @@ def lissa(multiply: BatchProduct, rhs: Tensor, *, damping: float, scale: float, 
     """
     bound = torch.linalg.vector_norm(rhs, dim=1, dtype=torch.float64)
     total, current = torch.zeros_like(rhs), rhs
-    for step in track(range(depth * repeats), "LiSSA", depth * repeats):
+    for step in track(repeated(range(depth * repeats)), "LiSSA", depth * repeats):
         if step % depth == 0:
             current = rhs.clone()
         current = rhs + current - (multiply(step, current) + damping * current) / scale
@@ -53,7 +54,7 @@ def lissa(multiply: BatchProduct, rhs: Tensor, *, damping: float, scale: float, 
 def largest_eigenvalue(multiply: Product, start: Tensor, iterations: int = 12) -> float:
     """Estimate λ_max of a positive semi-definite matrix from below, by power iteration from `start` [n]."""
     vector, value = start[None], 0.0
-    for _ in range(iterations):
+    for _ in repeated(range(iterations)):
         vector = vector / torch.linalg.vector_norm(vector)
         product = multiply(vector)
         value = float((vector.double() * product.double()).sum())

@@ -36,7 +36,7 @@ def with_tokens(
     tokenizer = problem.loaded.tokenizer if problem.loaded else None
 
     def written(example: Example, width: int) -> list[str]:
-        found = pieces(tokenizer, example.tokens.tolist())
+        found = [] if tokenizer is None else pieces(tokenizer, example.tokens.tolist())
         return found + [""] * (width - len(found))
 
     blank = Example("", np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), "")

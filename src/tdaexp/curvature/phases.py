@@ -30,6 +30,7 @@ from tdaexp.gradients.factors import LinearFactors
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.runtime.rehearsal import aside, sampled
 
 log = logging.getLogger(__name__)
 Sums = dict[str, Tensor]
@@ -93,7 +94,8 @@ class Phases:
 
         names = [layer.name for layer in self.source.layers]
         run = Shrinking(lambda one: self.source.run(one, names, None, self.seed, consume), two, lambda parts: parts[0])
-        run(self.source.batches[0][:1])
+        with aside():
+            run(self.source.batches[0][:1])
         return found
 
     def covariance(self, readers: dict[str, str]) -> None:
@@ -129,7 +131,7 @@ class Phases:
         blocks = BlockStore(self.store / "eigen", arrays, [slice(0, 1)] * len(wanted), compressed=False)
         lowest: dict[str, float] = {}
         with blocks.pending() as missing:
-            for block in blocks.each(missing, "eigenbases"):
+            for block in blocks.each(missing, "eigenbases", lambda block: float(wanted[block][2]) ** 3):
                 side, name, _ = wanted[block]
                 covariance = source.covariance(name)
                 found = eigenbasis(
@@ -181,7 +183,7 @@ class Phases:
         """Compute some blocks of a phase."""
         count = len(self.chunks)
         with blocks.pending(numbers) as missing:
-            for block in blocks.each(missing, text):
+            for block in blocks.each(missing, text, *self._weights()):
                 partition, chunk = divmod(block, count)
                 fresh = drawing and partition == 0
                 labels = np.full(stored.shape[1:], -1, dtype=np.int32) if fresh else stored[chunk]
@@ -189,14 +191,22 @@ class Phases:
                 values = self._summed(Chunk(batches, phase.part(self.partitions[partition]), labels, fresh))
                 blocks.write(block, values | ({"labels": labels[None]} if fresh else {}))
 
+    def _weights(self) -> tuple[Callable[[int], float], Callable[[int], float]]:
+        """Positions and examples of a block of a phase; partitions are about equal."""
+        batches = [[self.source.batches[k] for k in chunk] for chunk in self.chunks]
+        size = [sum(map(self.source.size, chunk)) for chunk in batches]
+        return lambda block: size[block % len(size)], lambda block: sum(map(len, batches[block % len(size)]))
+
     def _chunk(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """Sums [1, ...] over the batches of a chunk; its labels are filled in when they are `fresh`, else used."""
         phase, labels, fresh = chunk.phase, chunk.labels, chunk.fresh
         known = {layer.name: layer for layer in phase.layers}
         phase.enter(phase.layers)
         sums: Sums = {}
-        first, later = 0, Deferred()
-        for members in chunk.batches:
+        later = Deferred()
+        ends = np.cumsum([len(batch) for batch in chunk.batches]).tolist()
+        placed = [(batch, end - len(batch)) for batch, end in zip(chunk.batches, ends, strict=True)]
+        for members, first in sampled(placed, lambda one: self.source.size(one[0]), lambda one: len(one[0])):
             monitor = Monitor([self.source.ids[index] for index in members])
 
             def consume(
@@ -213,7 +223,6 @@ class Phases:
             drawn = self.source.run(members, list(known), given, self.seed, consume)
             later.add(monitor.check, monitor.sums())
             later.add(partial(_write_labels, labels[rows]), drawn)
-            first += len(members)
         later.flush()
         return {key: one.cpu().numpy()[None] for key, one in phase.finish(sums).items()}
 

@@ -26,6 +26,7 @@ from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import Deferred
+from tdaexp.runtime.rehearsal import sampled
 from tdaexp.runtime.rows import Rows
 
 Precondition = Callable[[str, Tensor], Tensor]
@@ -90,9 +91,9 @@ class Scoring(GradientPairs[Held]):
     def hold(self, block: Block, write: WriteQueries, later: Deferred) -> Held:
         """Preconditioned gradients of the queries, once, each batch written to its place; `later` has the checks."""
         found: Held = {}
-        batches, start = block.queries, 0
-        count = len(block.members)
-        for members in batches:
+        batches, count = block.queries, len(block.members)
+        for rows in sampled(block.rows, self.held_size(block), lambda rows: rows.stop - rows.start):
+            start, members = rows.start, block.members[rows]
 
             def take(layer: Layer, factors: LinearFactors, squares: Tensor, start: int = start) -> None:
                 gradient = explicit(factors, self.dtype)
@@ -107,7 +108,6 @@ class Scoring(GradientPairs[Held]):
                 found[layer.name].put(start, ready)
 
             run_layers(self.queries, self.layers, members, take, later)
-            start += len(members)
         return found
 
     def meet(self, batch: list[int], held: Held, pairs: Pairs, write: WritePairs, later: Deferred) -> None:

@@ -32,6 +32,7 @@ from tdaexp.gradients.passes import Gradients
 from tdaexp.models.forward import runs_whole
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred, send
+from tdaexp.runtime.rehearsal import repeated
 
 QUERIES_AT_ONCE = 8
 """Queries whose shares are saved together."""
@@ -150,7 +151,7 @@ def pair_tokens(scoring: TokenScoring, pairs: np.ndarray, *, store: Path) -> tup
         for number in blocks.each(missing, "tokens"):
             members = range(count)[slices[number]]
             values = [np.full((len(members), *shape[1:]), np.nan) for shape in shapes]
-            for row, query in enumerate(members):
+            for row, query in repeated(list(enumerate(members))):
                 (places,) = np.nonzero(pairs[query] >= 0)
                 for place, found in zip(places, scoring.of_query(query, pairs[query, places].tolist()), strict=True):
                     values[0][row, place, : len(found.train)] = found.train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
+from tdaexp.runtime.fingerprint import fingerprint
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text in a large vocabulary, where no tokenizer is at hand
 
@@ -43,13 +44,29 @@ class Sizes:
         """Tokens that a pass reads [N]: the last one is only predicted."""
         return self.tokens - 1
 
-    def examples(self) -> Examples:
-        """Examples of these lengths, with nothing in them."""
-        made = []
-        for place, (length, predicted) in enumerate(zip(self.tokens, self.predicted, strict=True)):
-            mask = np.arange(length) >= length - predicted
-            made.append(Example(str(place), np.zeros(length, dtype=np.int64), mask, ""))
-        return Examples(made)
+    def examples(self, name: str) -> BlankExamples:
+        """Examples of these lengths, with nothing in them; `name` begins their ids."""
+        longest = int(self.tokens.max(initial=1))
+        tokens, mask = np.zeros(longest, dtype=np.int64), np.arange(2 * longest) >= longest  # all share them
+        return BlankExamples(
+            Example(f"{name}{place}", tokens[:length], mask[longest + predicted - length : longest + predicted], "")
+            for place, (length, predicted) in enumerate(zip(self.tokens.tolist(), self.predicted.tolist(), strict=True))
+        )
+
+
+class BlankExamples(Examples):
+    """Examples that are known by their lengths alone."""
+
+    def __init__(self, items: Iterable[Example]) -> None:
+        super().__init__(list(items))
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> BlankExamples:
+        """The examples at `indices`, in that order."""
+        return BlankExamples(self.items[int(index)] for index in indices)
+
+    def fingerprint(self) -> str:
+        """Of their names: it costs nothing."""
+        return fingerprint(self.items[0].id if self.items else "", len(self))
 
 
 def sizes_of(records: Sequence[Record], tokenizer: Any, *, max_length: int, loss_on: str, **settings: Any) -> Sizes:

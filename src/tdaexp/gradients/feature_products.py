@@ -14,6 +14,7 @@ from tdaexp.gradients.pair_driver import PairWork, WritePairs, WriteQueries, mee
 from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, plan_blocks
 from tdaexp.runtime.deferred import Deferred
+from tdaexp.runtime.rehearsal import arithmetic, repeated
 from tdaexp.runtime.rows import Rows
 
 BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own, its squares, copies of paired rows
@@ -78,7 +79,8 @@ def _paired(left: np.ndarray, right: np.ndarray, lefts: np.ndarray, rights: np.n
     """Dot products [P] of rows of left [n, d] and right [m, d], a few pairs at a time."""
     step = max(1, PIECE_BYTES // (2 * left.shape[1] * left.itemsize))
     found = np.empty(len(lefts), dtype=left.dtype)
-    for start in range(0, len(lefts), step):
+    arithmetic(2.0 * len(lefts) * left.shape[1])
+    for start in repeated(range(0, len(lefts), step)):
         some = slice(start, start + step)
         found[some] = np.einsum("pd,pd->p", left[lefts[some]], right[rights[some]])
     return found
@@ -88,7 +90,8 @@ def _squares(rows: np.ndarray, columns: list[slice]) -> np.ndarray:
     """Squared norms [n, K] of rows by component, a few rows at a time."""
     step = max(1, PIECE_BYTES // (rows.shape[1] * rows.itemsize))
     found = np.empty((len(rows), len(columns)), dtype=rows.dtype)
-    for start in range(0, len(rows), step):
+    arithmetic(2.0 * rows.size)
+    for start in repeated(range(0, len(rows), step)):
         some = slice(start, start + step)
         for number, column in enumerate(columns):
             found[some, number] = (rows[some, column] ** 2).sum(1)

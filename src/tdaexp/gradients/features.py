@@ -23,7 +23,9 @@ from tdaexp.gradients.sketch import Sketch
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
 from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.fake_device import blank
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.runtime.rehearsal import current, padded
 
 CHUNK_BYTES = 1 << 28
 """Memory for explicit gradients; a constant, because results may depend on it in the last bits."""
@@ -57,6 +59,8 @@ class Features:
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows [n, entries], a few at a time from the disk, with what lies between them where that is little."""
         wanted, array = np.asarray(numbers, dtype=np.int64), self.store.group["features"]
+        if current() is not None:
+            return blank((len(wanted), array.shape[1]), array.dtype)
         found = np.empty((len(wanted), array.shape[1]), dtype=array.dtype)
         order = np.argsort(wanted, kind="stable")
         ranked, start = wanted[order], 0
@@ -112,8 +116,9 @@ def component_features(
     arrays: dict[str, tuple[tuple[int, ...], str]] = {"features": ((len(gradients), sum(dims)), gradients.kind)}
     blocks = BlockStore(store, arrays, slices, compressed=False, rows=rows)  # 7 % smaller would cost more than it saves
     compute = Shrinking(partial(_sketch_batch, gradients, sketches), two, np.concatenate)
+    size = padded(gradients.lengths)
     with gradients.ready(), blocks.pending() as missing:
-        for block in blocks.each(missing, "gradient sketches"):
+        for block in blocks.each(missing, "gradient sketches", lambda n: size(batches[n]), lambda n: len(batches[n])):
             blocks.write(block, {"features": compute(batches[block])})
     stops = np.cumsum(dims).tolist()
     columns = {name: slice(stop - dim, stop) for name, dim, stop in zip(names, dims, stops, strict=True)}

@@ -25,6 +25,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, joined
+from tdaexp.runtime.rehearsal import padded, sampled
 from tdaexp.runtime.rows import Rows
 
 FILE_BYTES = 1 << 20
@@ -55,6 +56,10 @@ class PairWork(ABC, Generic[H]):
     def ready(self) -> contextlib.AbstractContextManager[object]:
         """Context in which blocks may be computed."""
         return contextlib.nullcontext()
+
+    def size(self, batch: list[int]) -> float:
+        """How much work a batch of training examples is, beside others."""
+        return float(len(batch))
 
     @abstractmethod
     def hold(self, block: Block, write: WriteQueries, later: Deferred) -> H:
@@ -93,7 +98,7 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     blocks = BlockStore(store, arrays, cuts, compressed=False, rows=max(1, rows))  # products are noise to a packer
     compute = Shrinking(partial(_block, work, pairs), lambda block: halves(block, pairs), joined)
     with work.ready(), blocks.pending() as missing:
-        for number in blocks.each(missing, work.doing):
+        for number in blocks.each(missing, work.doing, lambda n: _size(work, plan[n]), lambda n: _examples(plan[n])):
             blocks.write(number, compute(plan[number]))
     if missing:
         work.done()
@@ -113,7 +118,7 @@ def _block(work: PairWork[H], pairs: np.ndarray, block: Block) -> dict[str, np.n
 
     held = work.hold(block, write_queries, later)
     meeting = _Meeting(candidates)
-    for batch in block.train:
+    for batch in sampled(block.train, work.size):
         places, there = meeting.of(batch)
 
         def write(name: str, found: np.ndarray, places: tuple[np.ndarray, ...] = places) -> None:
@@ -122,6 +127,15 @@ def _block(work: PairWork[H], pairs: np.ndarray, block: Block) -> dict[str, np.n
         work.meet(batch, held, pairs_of(places[0], there), write, later)
     later.flush()
     return values
+
+
+def _examples(block: Block) -> float:
+    """Examples that a block has in its batches."""
+    return float(sum(map(len, [*block.queries, *block.train])))
+
+
+def _size(work: PairWork[H], block: Block) -> float:
+    return sum(map(work.size, block.train)) + len(block.members) / max(1, len(block.train))
 
 
 class _Meeting:
@@ -153,6 +167,15 @@ class GradientPairs(PairWork[H]):
 
     def __post_init__(self) -> None:
         self.kind = self.train.kind
+
+    def size(self, batch: list[int]) -> float:
+        """Its positions, padding included."""
+        return padded(self.train.lengths)(batch)
+
+    def held_size(self, block: Block) -> Callable[[slice], float]:
+        """The same of a batch of queries, given by its rows in a block."""
+        members, size = block.members, padded(self.queries.lengths)
+        return lambda rows: size(members[rows])
 
     @abstractmethod
     def held_bytes(self) -> np.ndarray:

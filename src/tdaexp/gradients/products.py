@@ -28,6 +28,7 @@ from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component
 from tdaexp.runtime.deferred import Deferred
+from tdaexp.runtime.rehearsal import sampled
 from tdaexp.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Held:
 
     rows: slice
     factors: list[Factors]
+    ballast: Tensor | None = None
+    """In a rehearsal, what the batches take that this one stands for."""
 
 
 @dataclass
@@ -86,9 +89,9 @@ class Products(GradientPairs[list[Held]]):
 
     def hold(self, block: Block, write: WriteQueries, later: Deferred) -> list[Held]:
         """Capture the queries, batch by batch: factors in component order."""
-        held, first = [], 0
-        for members in block.queries:
-            rows = slice(first, first + len(members))
+        held = []
+        for rows in sampled(block.rows, self.held_size(block), lambda rows: rows.stop - rows.start):
+            members = block.members[rows]
             found: dict[int, Factors] = {}
 
             def keep(columns: list[int], factors: list[Factors], found: dict[int, Factors] = found) -> None:
@@ -97,15 +100,22 @@ class Products(GradientPairs[list[Held]]):
             self._run("query", self.queries, members, keep, later, partial(write, "query_sq", rows))
             held.append(Held(rows, [found[k] for k in range(self.width)]))
             self.explicit = sum(isinstance(one, VectorFactors) for one in held[-1].factors)
-            first = rows.stop
-        return held
+        return held if len(held) == len(block.rows) else self._repeated(held[0], block)
+
+    def _repeated(self, held: Held, block: Block) -> list[Held]:
+        """One batch in place of all."""
+        size = self.held_size(block)
+        taken = sum(one.numel() * one.element_size() for factors in held.factors for one in factors.tensors)
+        more = taken * (sum(map(size, block.rows)) / size(held.rows) - 1)
+        ballast = torch.empty(int(more), dtype=torch.uint8, device=self.train.device)
+        return [Held(rows, held.factors, ballast) for rows in block.rows]
 
     def meet(self, batch: list[int], held: list[Held], pairs: Pairs, write: WritePairs, later: Deferred) -> None:
         """Run a batch of training examples past the held queries."""
         meetings, dots = self._meetings(held, pairs), self._blank(len(pairs))
 
         def multiply(columns: list[int], factors: list[Factors]) -> None:
-            for one, rows, part in meetings:
+            for one, rows, part in sampled(meetings, lambda meeting: len(meeting[2])):
                 _fill(dots[rows], columns, pair_dots([one.factors[k] for k in columns], factors, part))
 
         def write_squares(squares: np.ndarray) -> None:

@@ -32,6 +32,11 @@ class Block:
         """The queries, in the order in which they are held."""
         return [query for batch in self.queries for query in batch]
 
+    @property
+    def rows(self) -> list[slice]:
+        """Where the queries of each batch stand among the members."""
+        return _consecutive([len(batch) for batch in self.queries])
+
 
 def kept_plan(path: Path, blocks: list[Block]) -> list[Block]:
     """The blocks that are written down at `path`, or else write down `blocks` there and return them.
@@ -57,7 +62,11 @@ def listed(plan: list[Block]) -> list[int]:
 
 def rows_of(plan: list[Block]) -> list[slice]:
     """Where the queries of each block stand among all that are `listed`."""
-    ends = np.cumsum([len(block.members) for block in plan]).tolist()
+    return _consecutive([len(block.members) for block in plan])
+
+
+def _consecutive(lengths: list[int]) -> list[slice]:
+    ends = np.cumsum(lengths).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 

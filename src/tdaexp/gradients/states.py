@@ -17,9 +17,10 @@ from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import each_of, padded, sampled
 
 Use = Callable[[Tensor, Tensor], list[Tensor]]
-"""States [B, T, d] and which positions are real [B, T] to a tensor for each example."""
+"""States [B, T, d] and which positions are real [B, T], these on the host, to a tensor for each example."""
 
 
 def hidden_states(
@@ -52,8 +53,10 @@ def hidden_states(
 
     compute = Shrinking(run, two, lambda parts: [one for part in parts for one in part])
     with side.ready():
-        for members in track(mine, "hidden states", len(mine) if each == 1 else len(batches), each=each):
+        for members in track(
+            sampled(mine, padded(side.lengths)), "hidden states", len(mine) if each == 1 else len(batches), each=each
+        ):
             found = compute(members)
             later.add(partial(check, members), torch.stack([torch.isfinite(one).all() for one in found]))
-            yield from zip(members, found, strict=True)
+            yield from each_of(list(zip(members, found, strict=True)), mine)
         later.flush()

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import torch
 import xarray as xr
 
-from tdaexp.costs.stages import inverse_cost
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.inverse import IHVP, InverseSettings
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,10 +35,6 @@ class Arnoldi(InverseSettings, Method):
         super().__post_init__()
         if not 1 <= self.rank <= self.steps:
             raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """A product for each step."""
-        return inverse_cost(self, work, lambda queries: float(self.steps), 1)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Find the eigenvectors, then project each query when it is asked for."""

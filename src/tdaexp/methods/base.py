@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import xarray as xr
 
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from tdaexp.costs.task_workload import TaskWorkload
-    from tdaexp.costs.workload import Workload
 
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
@@ -70,16 +64,14 @@ class Method(ABC):
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
 
+    @property
+    def rehearsed(self) -> Method:
+        """The method that does the work, as a plan sees it."""
+        return self
+
     @abstractmethod
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Score the problem's pairs; positive means that training on the example made the query more likely."""
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """What `attribute` will cost, stage by stage, from sizes alone; empty where the method does not say.
-
-        Peaks of memory include the weights of what is loaded.
-        """
-        return []
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""

@@ -15,14 +15,11 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.costs.stages import inverse_cost
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.cg import Product, conjugate_gradients
 from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
 from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -96,10 +93,6 @@ class CG(InverseSettings, Method):
                 ihvp.damping,
             )
         return vectors, {**notes, "converged": ("query", reached)}
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """Arnoldi's steps, and every iteration of every query."""
-        return inverse_cost(self, work, lambda queries: self.deflate + queries * self.iterations, self.at_once)
 
     def _preconditioner(self, ihvp: IHVP) -> Product | None:
         if not self.deflate:

@@ -28,6 +28,7 @@ from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.rehearsal import repeated
 from tdaexp.selection.parts import check_part, part_note, with_notes
 
 COMPARED = ("gradients", "states")
@@ -70,8 +71,8 @@ class CKA(Method):
         mine = np.array_split(np.argsort(lengths, kind="stable"), me.world)[me.rank]
         queries = dict(hidden_states(problem, problem.queries, self.layer, _features, mine))
         train = dict(hidden_states(problem, problem.train, self.layer, _features, np.unique(pairs[mine])))
-        for row in mine:
-            for column in np.flatnonzero(pairs[row] >= 0):
+        for row in repeated(mine.tolist()):
+            for column in repeated(np.flatnonzero(pairs[row] >= 0).tolist()):
                 values[row, column] = linear_cka(queries[row], train[pairs[row, column]])
         ranks.together(torch.from_numpy(values))  # zeros where another process computes
         return problem.label(values)

@@ -11,12 +11,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from tdaexp.costs.planned import planned
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.methods.full import Full
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 
 
 @dataclass
@@ -26,11 +22,6 @@ class Dot(Full):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
         return _without_norms(super().attribute(problem))
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """As `full`, whose answer is twice as large."""
-        components = planned(work, self.part, self.components)
-        return [*super().plan(work)[:-1], work.answer(len(components), self_products=False)]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""

@@ -15,18 +15,13 @@ from dataclasses import dataclass
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.costs.modules import module_factor_costs, module_scores_cost
-from tdaexp.costs.planned import planned
-from tdaexp.costs.stages import factor_costs, scores_cost
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.fit import FactorSettings, fit_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
-from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.tokens import TokenScoring
@@ -36,7 +31,6 @@ from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
@@ -122,25 +116,6 @@ class EKFAC(Method):
         identity = self._identity(problem, layers.components.names)
         scoring = TokenScoring(sides, inverse)
         return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=EKFAC)
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """The phases of the fit, the scores, and the answer."""
-        if isinstance(work, TaskWorkload):
-            return self._plan_of_classifier(work)
-        layers, how = self.planned_layers(work), self.settings
-        fit = factor_costs(work, layers, work.readers(layers), how.mode, how.partitions, how.saves)
-        scores = scores_cost(work, cut(layers, self.partitions), self.mode, self.query_rank)
-        return [*fit, scores, work.answer(len(layers.components), self_products=False)]
-
-    def _plan_of_classifier(self, work: TaskWorkload) -> list[StageCost]:
-        found = layers_of(planned(work, self.part, self.components), self.strict)
-        fit = module_factor_costs(work, found, self.mode, self.partitions, self.saves)
-        scores = module_scores_cost(work, found, self.mode)
-        return [*fit, scores, work.answer(len(found.components), self_products=False)]
-
-    def planned_layers(self, work: Workload) -> Layers:
-        """The chosen components of a model without data, by weight matrix."""
-        return layers_of(planned(work, self.part, self.components), self.strict)
 
     def layers(self, problem: Problem) -> Layers:
         """The chosen components by weight matrix."""

@@ -22,23 +22,19 @@ from dataclasses import dataclass, field
 import torch
 import xarray as xr
 
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
 from tdaexp.pathkernel.decompose import Decomposer
 from tdaexp.pathkernel.outputs import activation, of_model, output
 from tdaexp.pathkernel.parameters import Batch, Function, Parameters
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
 from tdaexp.paths.checkpoint_walk import decompose_checkpoints
-from tdaexp.paths.costs import checkpoint_costs, path_costs
 from tdaexp.paths.decomposition import PathJob, chosen_rule
 from tdaexp.paths.forward import forward_run
 from tdaexp.paths.partition import KINDS, Partition
 from tdaexp.paths.reverse import sweep_run
-from tdaexp.paths.steps import chosen_steps, planned_steps, steps_between
+from tdaexp.paths.steps import chosen_steps, steps_between
 from tdaexp.paths.store import AXES, labelled, of_examples, of_updates, tell_size
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.training.history import ListedCheckpoints, RecordedSteps
@@ -141,23 +137,6 @@ class Explaind(Method):
         if self.quadrature.rule == "secant":
             raise UserError("method.quadrature.rule=secant: a list of checkpoints has no such rule; choose gauss")
         return decompose_checkpoints(problem, history, frozenset(self.keep), self.quadrature.chosen(secant=False))
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """Of a recorded training, or of the checkpoints of a language model, each with one simulated update."""
-        if isinstance(work, Workload):
-            return checkpoint_costs(work, frozenset(self.keep), self.quadrature.nodes)
-        plural = self.output in ("logits", "log_probabilities") or self.output.startswith(ACTIVATION)
-        parts = None if self.partition is None else Partition.of(self.partition, work.examples)
-        return path_costs(
-            work,
-            frozenset(self.keep),
-            outputs=work.classes if plural else 1,
-            steps=planned_steps(work.layout, self.steps, self.subsample),
-            nodes=self.quadrature.nodes,
-            parts=0 if parts is None else len(parts),
-            single=self.single,
-            mode=self.mode,
-        )
 
     def _function(self, problem: Problem) -> Function:
         if self.output.startswith(ACTIVATION):

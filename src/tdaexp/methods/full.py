@@ -11,16 +11,10 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from tdaexp.costs.modules import module_products_cost
-from tdaexp.costs.planned import planned
-from tdaexp.costs.stages import products_cost
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.selection.parts import check_part, chosen, part_note, restricted, with_notes
 
 
@@ -61,12 +55,6 @@ class Full(Method):
             cache_gb=compute.cache_gb,
         )
         return problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
-
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """Products, and the answer with its self-products."""
-        components = planned(work, self.part, self.components)
-        products = module_products_cost if isinstance(work, TaskWorkload) else products_cost
-        return [products(work, components), work.answer(len(components), self_products=True)]  # type: ignore[arg-type]
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Stored products are the answer, those of the chosen components."""

@@ -15,15 +15,13 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.costs.stages import inverse_cost
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.inverse import IHVP, InverseSettings
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import repeated
 from tdaexp.training.batches import batch_indices
 
 log = logging.getLogger(__name__)
@@ -72,11 +70,6 @@ class LiSSA(InverseSettings, Method):
 
         return ihvp.answer(*ihvp.in_blocks(self.at_once, {}, solver))
 
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """In products over all of `examples`, of which a step takes `batch_size`; without the estimate of the scale."""
-        share = 1.0 if self.examples is None else min(1.0, self.batch_size / self.examples)
-        return inverse_cost(self, work, lambda queries: queries * self.depth * self.repeats * share, self.at_once)
-
     def _scale(self, ihvp: IHVP, multiply: BatchProduct) -> float:
         """σ from the largest eigenvalues of the first batches, from the cache where they are there."""
         settings = [self.seed, self.batch_size, TRIED]
@@ -84,7 +77,9 @@ class LiSSA(InverseSettings, Method):
         kept = BlockStore(store, {"largest": ((1,), "float64")}, [slice(0, 1)])
         with kept.pending() as missing:
             if missing:
-                found = [largest_eigenvalue(partial(multiply, step), ihvp.random("start")) for step in range(TRIED)]
+                found = [
+                    largest_eigenvalue(partial(multiply, step), ihvp.random("start")) for step in repeated(range(TRIED))
+                ]
                 kept.write(0, {"largest": np.array([max(found)])})
         scale = SAFETY * float(kept.read()["largest"][0]) + ihvp.damping
         log.info("LiSSA: scale %.4g; after %d steps like a damping of %.3g", scale, self.depth, scale / self.depth)

@@ -14,15 +14,13 @@ then one pass over queries and candidates.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.costs.stages import factor_costs, scores_cost
-from tdaexp.costs.workload import Workload
 from tdaexp.curvature.layer_blocks import scores_by_blocks
-from tdaexp.curvature.layers import Layers, cut, layers_of
+from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
@@ -34,7 +32,6 @@ from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem, Stage
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.parts import check_choices, choice_notes, damping_note, names_of, with_notes
 
@@ -137,23 +134,6 @@ class MultiStage(Method):
         dataset = problem.label(values, layers[0].components)
         scoring = TokenScoring(sides, reverse)
         return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=type(self))
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """Two fits, the scores with both models loaded, and the answer."""
-        layers = replace(self.pretrained, part=self.part, components=self.components).planned_layers(work)
-        readers, second = work.readers(layers), replace(work, train=work.finetune or work.train)
-        fits = [
-            cost
-            for stage, own, where in (
-                (self.pretrained, work, "pre-training "),
-                (self.finetuned, second, "fine-tuning "),
-            )
-            for cost in factor_costs(own, layers, readers, stage.mode, stage.partitions, stage.saves, where)
-        ]
-        inverses = sum(stage.mode != "identity" for stage in (self.pretrained, self.finetuned))
-        mode = "ekfac" if inverses else "identity"
-        scores = scores_cost(work, cut(layers, self.partitions), mode, self.query_rank, loaded=2, fits=inverses)
-        return [*fits, scores, work.answer(len(layers.components), self_products=False)]
 
     def _stage(self, mode: str, damping: float | None, relative: float) -> EKFAC:
         """The factors of one stage."""

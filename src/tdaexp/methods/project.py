@@ -8,26 +8,19 @@ sketch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from tdaexp.costs.planned import planned
-from tdaexp.costs.sketches import feature_products_cost, features_cost
-from tdaexp.costs.workload import Workload
-from tdaexp.data.sizes import Sizes
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
 from tdaexp.gradients.sketch import Sketch
-from tdaexp.gradients.sketch_factorised import factor_dimensions
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import unknown
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
@@ -86,19 +79,6 @@ class Project(Method):
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """Sketches of all queries and candidates, their products, and the answer with its self-products."""
-        components = planned(work, self.part, self.components)
-        dims = dimensions({one.name: one.size for one in components.components}, self.limit, self.rule)
-        if self.projection == "factorised":  # which may have fewer
-            dims = {one.name: prod(factor_dimensions(dims[one.name], *one.matrix)) for one in components.components}
-        passed = Sizes.joined([work.queries, work.candidates])
-        return [
-            *features_cost(work, passed, components, dims, self.projection),
-            feature_products_cost(work, components, dims),
-            work.answer(len(components), self_products=True),
-        ]
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.rows import Rows
 
 
 @dataclass
@@ -30,12 +27,12 @@ class Random(Method):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
         ids = np.array([*problem.train.ids, ""], dtype=object)
-        train = (ids[row] for row in problem.pairs)
-        return problem.label(self._draw(problem.queries.ids, problem.query_set, train))
+        queries, sets = np.array(problem.queries.ids, dtype=object), np.array(problem.query_set, dtype=object)
 
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """The answer, one number of float64 for each pair."""
-        return [work.answer(2, self_products=False)]
+        def drawn(rows: np.ndarray) -> np.ndarray:
+            return self._draw(queries[rows], sets[rows], ids[problem.pairs[rows]])
+
+        return problem.label(Rows(problem.pairs.shape, np.float64, drawn))
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Uniform scores on the pairs of the products file."""
@@ -44,10 +41,10 @@ class Random(Method):
         scores["influence"] = (("query", "candidate"), values)
         return scores.drop_vars(["component", "size"]).assign_attrs(normalise="none")
 
-    def _draw(self, queries, sets, train: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[no-untyped-def]
-        """Scores [Q, C] from a hash of (seed, query set, query id, training id); `train` gives each query's ids [C]."""
+    def _draw(self, queries: np.ndarray, sets: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Scores [Q, C] from a hash of (seed, query set, query id, training id); `train` has the ids [Q, C]."""
         rows = zip(sets, queries, train, strict=True)
-        return np.stack([np.array([self._uniform(f"{s}/{q}/{name}") for name in names]) for s, q, names in rows])
+        return np.array([[self._uniform(f"{s}/{q}/{name}") for name in names] for s, q, names in rows])
 
     def _uniform(self, key: str) -> float:
         return int(fingerprint(self.seed, key), 16) / 2.0**64

@@ -21,7 +21,9 @@ from tdaexp.gradients.states import hidden_states
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
+from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.rehearsal import arithmetic, repeated
 from tdaexp.runtime.rows import runs
 
 POOLINGS = ("mean", "last")
@@ -52,10 +54,11 @@ class RepSim(Method):
         queries = self.states(problem.after("finetuned"), texts)
         train = self.states(problem.after("pretrained"), problem.train)
         row_bytes = problem.pairs.shape[1] * train[0].nbytes
-        parts = [
-            np.einsum("qd,qcd->qc", queries[run], train[problem.pairs[run]]) for run in runs(len(queries), row_bytes)
-        ]
-        return problem.label(np.concatenate(parts))
+        values = np.empty(problem.pairs.shape, dtype=train.dtype)
+        arithmetic(2.0 * values.size * train.shape[1])
+        for run in repeated(list(runs(len(queries), row_bytes))):
+            values[run] = np.einsum("qd,qcd->qc", queries[run], train[problem.pairs[run]])
+        return problem.label(values)
 
     def states(self, problem: Problem, examples: Any) -> np.ndarray:
         """Unit-length pooled hidden states [N, d] float32, in the examples' order; the processes share the batches."""
@@ -71,6 +74,7 @@ class RepSim(Method):
         """[B, T, d] and [B, T] to B times [d]."""
         states = states.float()
         if self.pooling == "last":
-            return list(states[torch.arange(len(states), device=states.device), real.sum(1) - 1])
-        weight = real.unsqueeze(-1).float()
+            last = send(real.sum(1) - 1, states.device)
+            return list(states[torch.arange(len(states), device=states.device), last])
+        weight = send(real.unsqueeze(-1), states.device).float()
         return list((states * weight).sum(1) / weight.sum(1))

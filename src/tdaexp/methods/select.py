@@ -15,11 +15,8 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
 from tdaexp.problem import Problem
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.selection import greedy
 from tdaexp.selection.subsets import products_of
@@ -82,9 +79,10 @@ class Select(Method):
         """As the method that it selects from."""
         return self.on.sharded
 
-    def plan(self, work: Workload | TaskWorkload) -> list[StageCost]:
-        """As the method that it selects from: the search takes seconds."""
-        return self.on.plan(work)
+    @property
+    def rehearsed(self) -> Method:
+        """The method that it selects from: the search takes seconds."""
+        return self.on.rehearsed
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of `on`, and which components count for each query set."""

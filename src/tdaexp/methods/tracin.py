@@ -20,6 +20,7 @@ from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.problem import History, Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
@@ -58,7 +59,7 @@ class TracIn(Method):
         components, compute = chosen(problem.components(), self.part, self.components), problem.compute
         found: list[tuple[float, Rows]] = []
         used = history_of(problem).moments(self.steps, self.moments)
-        for number, moment in enumerate(used, start=1):
+        for number, moment in enumerate(repeated(used), start=1):
             log.info("moment %d of %d: step %d, rate %.3g", number, len(used), moment.step, moment.rate)
             there = replace(problem, model=moment.load())
             products = component_products(

@@ -24,12 +24,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from tdaexp.costs.planned import planned
-from tdaexp.costs.sketches import features_cost
-from tdaexp.costs.workload import RUNTIME_BYTES, Workload
 from tdaexp.curvature.layers import layers_of
-from tdaexp.data.sizes import Sizes
-from tdaexp.gradients.features import PIECE_BYTES, Features, component_features
+from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
@@ -37,10 +33,10 @@ from tdaexp.methods.tracin import history_of
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
-from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
+from tdaexp.runtime.rehearsal import padded, repeated, sampled
 from tdaexp.selection.parts import PARTS, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
@@ -96,7 +92,7 @@ class TRAK(Method):
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
         models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
         values, weights = np.zeros(()), []
-        for identity, load in models:
+        for identity, load in repeated(models):
             there = replace(problem, model=load())
             sides = {
                 "fitted": replace(train_gradients(there, components), examples=problem.curvature_examples),
@@ -113,25 +109,6 @@ class TRAK(Method):
         values /= len(models)
         values *= np.mean(weights, axis=0)[problem.pairs][..., None]
         return problem.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
-
-    def plan(self, work: Workload) -> list[StageCost]:  # type: ignore[override]
-        """Of the last checkpoint; how many a training will keep is not known before."""
-        if self.checkpoints == "all":
-            return []
-        components = layers_of(planned(work, self.part, self.components)).components
-        dims = dict.fromkeys(components.names, self.dimensions)
-        passed = Sizes.joined([work.train, work.queries])
-        whole = 8.0 * (len(passed) + self.dimensions) * self.dimensions
-        scores = StageCost(
-            "scores",
-            forward=len(work.train),
-            flop=work.forward_flop(work.train)
-            + 2.0 * self.dimensions * (self.dimensions * len(passed) + work.pairs.size * len(components)),
-            device=work.weights + work.pass_bytes(components, work.train),
-            host=2 * whole + 4 * PIECE_BYTES + 3 * 8.0 * work.pairs.size * len(components) + RUNTIME_BYTES,
-        )
-        sketched = features_cost(work, passed, components, dims, self.projection)
-        return [*sketched, scores, work.answer(2 * len(components), self_products=False)]  # float64
 
     def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""
@@ -217,7 +194,7 @@ def out_to_loss(gradients: Gradients, tokens_per_batch: int) -> np.ndarray:
 
     compute = Shrinking(run, two, torch.cat)
     with gradients.ready():
-        for members in gradients.batches(tokens_per_batch)[me.rank :: me.world]:
+        for members in sampled(gradients.batches(tokens_per_batch)[me.rank :: me.world], padded(gradients.lengths)):
             later.add(partial(values.__setitem__, members), compute(members))
     later.flush()
     ranks.together(torch.from_numpy(values))  # zeros where another process computes

@@ -65,7 +65,8 @@ def all_logits(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> Ten
 def hidden_states(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
     """States [B, T, d] behind the embedding and each block, from the model's own forward unless it adds nothing."""
     chosen: Any = model if runs_whole(model) else model.base_model
-    found: tuple[Tensor, ...] = chosen(tokens, attention_mask=attention, output_hidden_states=True).hidden_states
+    answer = chosen(tokens, attention_mask=attention, output_hidden_states=True, use_cache=False)
+    found: tuple[Tensor, ...] = answer.hidden_states
     return found
 
 

@@ -118,7 +118,7 @@ class Objective(ABC, Generic[E]):
 
     @abstractmethod
     def states(self, model: nn.Module, examples: E, members: Sequence[int], layer: int) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, T, d] after a layer (-1: what the last layer reads), and which are real [B, T] bool."""
+        """Hidden states [B, T, d] after a layer (-1: what the last reads), and which are real, on the host [B, T]."""
 
     def losses(self, model: nn.Module, inputs: Inputs, loss: Loss) -> Tensor:
         """Losses [B] of inputs that are on the model's device."""

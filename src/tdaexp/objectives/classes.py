@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.objectives.base import Inputs, Objective, check_layer
 from tdaexp.runtime.deferred import send
+from tdaexp.runtime.rehearsal import aside
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def most_positions(model: nn.Module, inputs: Tensor) -> int:
     modes = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, LAYERS)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), aside():
             model.eval()(as_model(model, send(inputs[:1], next(model.parameters()).device)))
     finally:
         for handle in handles:

@@ -68,8 +68,9 @@ class NextToken(Objective[Examples]):
         """Transformers' hidden states of the whole texts: 0 is the embedding, -1 what the head reads."""
         backbone: Any = model
         check_layer(layer, backbone.config.num_hidden_layers)
-        batch = collate([examples[index] for index in members], self.pad_id).to(backbone.device)
-        return hidden_states(backbone, batch.tokens, batch.attention)[layer], batch.attention.bool()
+        batch = collate([examples[index] for index in members], self.pad_id)
+        there = batch.to(backbone.device)
+        return hidden_states(backbone, there.tokens, there.attention)[layer], batch.attention.bool()
 
     def label_width(self, examples: Examples) -> int:
         """The most predicted tokens of a text."""

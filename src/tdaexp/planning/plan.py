@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import Workload
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.task import TaskModel
-from tdaexp.planning.recordings import NotAtHand, recorded_workload, task_workload
-from tdaexp.planning.workload import Prepared, processes, text_workload
+from tdaexp.planning.before import of_task, of_texts
+from tdaexp.planning.paths import of_checkpoints, of_recording
+from tdaexp.planning.rehearsed import rehearse
+from tdaexp.planning.task_work import TaskWork
+from tdaexp.planning.tasks import NotAtHand, recorded_work, task_work
+from tdaexp.planning.texts import processes, text_work
 from tdaexp.runtime.costs import CostPlan, Machine, StageCost, assumed_rate
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import Rehearsal
+from tdaexp.runtime.rehearsed_store import rehearsing
 from tdaexp.training.task import check_pair
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Stages of the method and those `before` it, what is known of the sizes, and what was assumed of them."""
+
+    stages: list[StageCost]
+    before: list[StageCost]
+    summary: str
+    assumed: list[str]
 
 
 def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
@@ -29,29 +44,43 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     """
     if config.products is not None:
         raise UserError("plan: a run on stored products runs no model and needs no plan; leave plan=true out")
-    machine = machine_of(config.trainer)
-    if check_pair(config.model, config.dataset):
-        prepared: Prepared = task_workload(config)
-    elif isinstance(config.method, Explaind) and config.trainer.fit.record:
-        prepared = recorded_workload(config, corpus)
-    else:
-        prepared = text_workload(config, corpus)
-    work, before, assumed = prepared
-    stages, reason = _stages(config, work)
-    if not stages:
-        assumed.append(f"{reason}; its stages are left out")
+    found = planned(config, corpus)
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
-    return CostPlan(f"{title}, {config.trainer.precision}; {work.summary()}", [*before, *stages], machine, assumed)
+    return CostPlan(
+        f"{title}, {config.trainer.precision}; {found.summary}",
+        [*found.before, *found.stages],
+        machine_of(config.trainer),
+        found.assumed,
+    )
 
 
-OF_TASKS = ("explaind", "ekfac", "full", "dot", "select", "random")
+def planned(config: Any, corpus: Corpus | None = None) -> Planned:
+    """What an attribute run does, on tensors without numbers; `corpus` as for `plan_of`."""
+    rehearsal, explains = Rehearsal(), isinstance(config.method, Explaind)
+    if check_pair(config.model, config.dataset):
+        return _of_task(config, *task_work(config, rehearsal))
+    if explains and config.trainer.fit.record:
+        return _of_task(config, recorded_work(config, corpus, rehearsal), [])
+    work, assumed = text_work(config, corpus, rehearsal)
+    with rehearsing(rehearsal):
+        before = of_texts(config, work)
+        if explains:
+            return Planned(of_checkpoints(config.method, work), before, work.summary, assumed)
+        both, problem = config.method.both_stages, work.problem(config.seed)
+        problem = problem if both else problem.after(config.stage)
+        stages = rehearse(config.method, problem, rehearsal, work.weights * (1 + both))
+        return Planned(stages, before, work.summary, assumed)
 
 
-def _stages(config: Any, work: Workload | TaskWorkload) -> tuple[list[StageCost], str]:
-    """The method's own stages, or why there are none."""
-    if isinstance(work, TaskWorkload) and config.method.name not in OF_TASKS:
-        return [], f"method '{config.method.name}' states no costs of its own on a classification task"
-    return config.method.plan(work), f"method '{config.method.name}' states no costs of its own with these settings"
+def _of_task(config: Any, work: TaskWork, assumed: list[str]) -> Planned:
+    """A recorded training, or scores of a classifier's pairs."""
+    with rehearsing(work.rehearsal):
+        before = of_task(work)
+        if isinstance(config.method, Explaind):
+            return Planned(of_recording(config.method, work), before, work.summary, assumed)
+        problem = work.problem(config.dataset.query_sets[0], config.seed)
+        stages = rehearse(config.method, problem, work.rehearsal, work.weights, work.inputs)
+        return Planned(stages, before, work.summary, assumed)
 
 
 def tell_plan(config: Any, corpus: Corpus | None = None) -> None:

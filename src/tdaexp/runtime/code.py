@@ -31,7 +31,6 @@ SILENT = (
         "tdaexp.app",
         "tdaexp.report",
         "tdaexp.planning",
-        "tdaexp.costs",
         "tdaexp.app.stages",
         "tdaexp.app.sweep",
     ),
@@ -40,6 +39,7 @@ SILENT = (
         for name in ("async_writer", "cache", "clock", "code", "costs", "digests", "errors", "files", "launch")
     ),
     *(f"tdaexp.runtime.{name}" for name in ("heartbeat", "progress", "quiet", "seal", "stop", "watcher")),
+    *(f"tdaexp.runtime.{name}" for name in ("fake_device", "live_bytes", "rehearsal", "rehearsed_store")),
 )
 """Modules, with all below them, that tell, keep or start what others compute, and decide no number."""
 PEERS = ("torch", "transformers", "tokenizers", "numpy")

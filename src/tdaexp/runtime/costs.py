@@ -1,9 +1,6 @@
 """What a run is going to cost: stages with passes, arithmetic, disk and memory, and how a plan is written down.
 
-One rule for arithmetic. A forward pass takes 2 FLOP per token and parameter of the blocks' matrices, 2 per predicted
-token and entry of the head, and 4 · layers · width · T² for the attention of T tokens; a backward pass takes twice as
-much. (Capture forms no weight gradients, so that its backward passes need about half of that: the rule is an upper
-bound.) Products, factors and decompositions count their own multiply-adds, 2 FLOP each.
+FLOP are those of matrix products, convolutions, attention and eigendecompositions (`fake_device.RULES`).
 """
 
 from __future__ import annotations
@@ -144,7 +141,7 @@ class CostPlan:
         if self.machine.processes > 1:
             lines.append(f"memory is that of each of {self.machine.processes} processes, the rest that of all together")
         lines.append(f"time at {self.machine.rate()}, set by trainer.rate_tflops")
-        lines.append("FLOP: 2 per parameter and token forward, 4 backward, and attention; passes count examples")
+        lines.append("FLOP of matrix products, convolutions, attention and eigendecompositions; passes count examples")
         lines += [f"assumed: {one}" for one in self.assumed] + notes
         return "\n".join(lines + [f"too small: {one}" for one in self.problems])
 

@@ -8,11 +8,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.examples import Examples
-from tdaexp.gradients.footprint import training_bytes
 from tdaexp.models.empty import empty_model
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime import ranks
 from tdaexp.runtime.limits import refuse_beyond
+from tdaexp.training.footprint import training_bytes
 from tdaexp.training.settings import FitSettings
 
 log = logging.getLogger(__name__)

@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import KEPT, RUNTIME_BYTES, STORE, Workload
-from tdaexp.data.sizes import Sizes
-from tdaexp.gradients.footprint import training_bytes
+from tdaexp.methods.explaind import ACTIVATION, Explaind
 from tdaexp.pathkernel.decompose import INPUTS, MEMORY
 from tdaexp.paths.blocks import STEPS_PER_BLOCK
 from tdaexp.paths.decomposition import SWEEP_MEMORY
+from tdaexp.paths.partition import Partition
+from tdaexp.paths.steps import planned_steps
+from tdaexp.planning.rehearsed import RUNTIME_BYTES
+from tdaexp.planning.task_work import TaskWork
+from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.costs import StageCost
+from tdaexp.runtime.rehearsed_store import KEPT, STORE
 
 ON_HOST = 4  # copies of a model's weights in main memory: before and after the update, the gradient, one on the way
 
 
-def path_costs(
-    work: TaskWorkload,
-    keep: frozenset[str],
-    *,
-    outputs: int,
-    steps: int,
-    nodes: int,
-    parts: int = 0,
-    single: int | None = None,
-    mode: str = "auto",
-) -> list[StageCost]:
-    """Decomposition of `steps` recorded updates (`methods.path_run`, `path_sweep`), and the answer.
-
-    `nodes` a step; `parts` of a partition, 0 without one; `single` and `mode` as for the method.
-    """
-    found = (
-        _by_example(work, keep, outputs, steps, nodes, work.train if single is None else single)
-        if "train" in keep
-        else _by_update(work, keep, outputs, steps, nodes, parts, mode)
-    )
+def of_recording(method: Explaind, work: TaskWork) -> list[StageCost]:
+    """Decomposition of recorded updates (`paths.forward`, `paths.reverse`), and the answer."""
+    keep, nodes = frozenset(method.keep), method.quadrature.nodes
+    steps = planned_steps(work.layout, method.steps, method.subsample)
+    plural = method.output in ("logits", "log_probabilities") or method.output.startswith(ACTIVATION)
+    outputs = work.classes if plural else 1
+    if "train" in keep:
+        found = _by_example(work, keep, outputs, steps, nodes, work.train if method.single is None else method.single)
+    else:
+        parts = 0 if method.partition is None else len(Partition.of(method.partition, work.examples))
+        found = _by_update(work, keep, outputs, steps, nodes, parts, method.mode)
     passes, arithmetic, memory, disk, answer = found
     ends = 8.0 * work.queries * outputs  # each of start, change, explained and residual
     blocks = 2 * work.layout.rows * 4.0 * work.size * len(work.layout.states()) if work.layout else 0.0
-    inputs = work.example.nbytes * (work.train + work.queries)
     return [
         StageCost(
             "decomposition",
@@ -49,10 +40,10 @@ def path_costs(
             flop=arithmetic,
             disk=disk + math.ceil(steps / STEPS_PER_BLOCK) * 2 * ends + 3 * STORE,
             device=8.0 * work.size + memory,
-            host=blocks + inputs + RUNTIME_BYTES,
+            host=blocks + work.inputs + RUNTIME_BYTES,
             note=f"{steps} steps, {nodes} nodes each; forward passes count derivatives as passes of the same size",
         ),
-        StageCost("answer", disk=KEPT * (answer + 4 * ends) + 2 * STORE, host=3 * answer + inputs + RUNTIME_BYTES),
+        StageCost("answer", disk=KEPT * (answer + 4 * ends) + 2 * STORE, host=3 * answer + work.inputs + RUNTIME_BYTES),
     ]
 
 
@@ -61,7 +52,7 @@ Numbers = tuple[float, float, float, float, float]
 
 
 def _by_update(
-    work: TaskWorkload, keep: frozenset[str], outputs: int, steps: int, nodes: int, parts: int, mode: str
+    work: TaskWork, keep: frozenset[str], outputs: int, steps: int, nodes: int, parts: int, mode: str
 ) -> Numbers:
     """Forwards in time: the queries' derivatives along the directions that an update is split into."""
     told = (parts or 1) + (1 if work.fit.record == 1 else 2)
@@ -71,18 +62,17 @@ def _by_update(
     by_direction = mode == "forward" or (mode == "auto" and forward <= reverse)
     passes = steps * work.queries * (nodes * (forward if by_direction else reverse) + 1.0)
     passes += 3.0 * steps * work.batch * (parts > 0)
-    flop, bytes_ = work.forward
     rows = min(work.queries, max(1, INPUTS // work.example.numel()))
-    held = rows * (bytes_ * (1 + 2 * directions) if by_direction else work.recorded_bytes)
+    held = rows * (work.forward.bytes * (1 + 2 * directions) if by_direction else work.training.bytes)
     tail = math.prod(n for n, axis in ((work.queries, "query"), (outputs, "output")) if axis in keep)
     step = 8.0 * told * components * tail
     stored = steps * (step + 8.0 * told * components) if "step" in keep else step
     repeated = 1 if "step" in keep else math.ceil(steps / STEPS_PER_BLOCK)  # each block has its sum
     memory = held + (0 if by_direction else 3.0 * MEMORY) + 3 * stored
-    return passes, passes * flop, memory, KEPT * repeated * stored + 4.0 * work.size, stored
+    return passes, passes * work.forward.flop, memory, KEPT * repeated * stored + 4.0 * work.size, stored
 
 
-def _by_example(work: TaskWorkload, keep: frozenset[str], outputs: int, steps: int, nodes: int, single: int) -> Numbers:
+def _by_example(work: TaskWork, keep: frozenset[str], outputs: int, steps: int, nodes: int, single: int) -> Numbers:
     """Backwards in time: the queries' Jacobian against each step's gradients, a group of queries at a time."""
     rows, columns = (n if axis in keep else 1 for n, axis in ((work.queries, "query"), (outputs, "output")))
     components = len(work.components.names) if "component" in keep else 1
@@ -90,29 +80,29 @@ def _by_example(work: TaskWorkload, keep: frozenset[str], outputs: int, steps: i
     groups = math.ceil(rows / together)
     first = steps * work.queries * (2 + 3.0 * nodes)  # how complete the steps are
     passes = first + steps * (nodes * (1 + 2.0 * columns) * work.queries + 3.0 * groups * work.batch)
-    arithmetic = passes * work.forward[0] + steps * 2.0 * work.batch * rows * columns * work.size
+    arithmetic = passes * work.forward.flop + steps * 2.0 * work.batch * rows * columns * work.size
     carry, values = 4.0 * rows * columns * work.size, 8.0 * components * rows * columns * (single + 2)
     memory = (4 * carry + 2 * values) * together / rows + MEMORY
     return passes, arithmetic, memory, (values + carry) * (1 + 1 / groups), values
 
 
-def checkpoint_costs(work: Workload, keep: frozenset[str], nodes: int) -> list[StageCost]:
+def of_checkpoints(method: Explaind, work: TextWork) -> list[StageCost]:
     """One simulated update at each checkpoint: the gradient of its batch, then the queries' gradient at every node.
 
     Weights, their gradient and one piece's activations are on the device, in pieces of at most `tokens_per_batch`. With
     the axis train the batch's gradients by group are taken again (for one group of queries).
     """
-    count, again = work.checkpoints, 2 if "train" in keep else 1
+    nodes, count, again = method.quadrature.nodes, work.checkpoints, 2 if "train" in method.keep else 1
     share, batch = count * work.batch / len(work.train), count * work.batch * again
-    weights, longest = 4.0 * work.every.total, int(np.max(Sizes.joined([work.train, work.queries]).tokens))
-    pieces = max(1, work.tokens_per_batch // longest)
-    device = weights + training_bytes(work.model, pieces, longest, work.mode)  # gradients count with the pass
-    host = ON_HOST * weights + RUNTIME_BYTES
+    pieces = max(1, work.tokens_per_batch // int(max(work.train.tokens.max(), work.queries.tokens.max())))
+    learnt, asked = work.training(work.train, pieces), work.training(work.queries, pieces)
+    weights = 4.0 * work.every.total
+    device, host = weights + max(learnt.bytes, asked.bytes), ON_HOST * weights + RUNTIME_BYTES
     update = StageCost(
         "simulated updates",
         forward=batch,
         backward=batch,
-        flop=share * again * work.pass_flop(work.train),
+        flop=share * again * learnt.flop,
         disk=count * weights,
         device=device,
         host=host,
@@ -125,7 +115,7 @@ def checkpoint_costs(work: Workload, keep: frozenset[str], nodes: int) -> list[S
         "decomposition",
         forward=(nodes + 2) * queries,
         backward=nodes * queries,
-        flop=count * (nodes * work.pass_flop(work.queries) + 2 * work.forward_flop(work.queries)),
+        flop=count * (nodes + 2 / 3) * asked.flop,  # a forward pass is a third of both
         disk=KEPT * size + 2 * STORE,
         device=device,
         host=host,

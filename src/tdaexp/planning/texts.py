@@ -6,32 +6,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.building.texts import GENERATED, drawn, text_template
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.costs.workload import RUNTIME_BYTES, Workload
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
-from tdaexp.gradients.footprint import forward_bytes, training_bytes
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.empty import empty_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
-from tdaexp.runtime.costs import StageCost
+from tdaexp.planning.rehearsed import on_device
+from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.launch import CPU_PROCESSES
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.checkpoint_list import expanded
 
-ADAMW = 4  # numbers that training holds for each parameter: weight, gradient (counted with the pass), two moments
+NONE_HELD_OUT = "no record is held out (dataset.held_out), the data's queries stand for them"
 Sets = dict[str, Sizes]
-Prepared = tuple[Workload | TaskWorkload, list[StageCost], list[str]]
-"""A workload, the stages before the method, and what had to be assumed."""
 
 
-def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
-    """A language model's study; `corpus` is its data where it has been read already."""
-    dataset, mode = config.dataset, FakeTensorMode()
+def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple[TextWork, list[str]]:
+    """A language model's sizes, and what had to be assumed; `corpus` is its data where it has been read already."""
+    dataset = config.dataset
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
@@ -53,16 +49,15 @@ def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
     if GENERATED in names:
         sets[GENERATED] = sets[dataset.GENERATED_FROM]
         assumed.append("completions that the model writes are as long as those of the data")
-    checkpoints = 0
+    checkpoints, more = _checkpoints(config)
     if simulated:
         names = [HELD_OUT] if HELD_OUT in sets else names or [dataset.GENERATED_FROM]
-        checkpoints, more = _checkpoints(config, HELD_OUT in sets)
-        assumed += more
+        assumed += [*([] if HELD_OUT in sets else [NONE_HELD_OUT]), *more]
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
-    work = Workload(
-        empty_model(shape, dtype, mode),
-        mode,
+    work = TextWork(
+        on_device(empty_model(shape, dtype, rehearsal.fake)),
+        rehearsal,
         train,
         Sizes.joined(chosen),
         _pairs(sum(map(len, chosen)), len(train), config.candidates.size(range(len(train)))),
@@ -74,9 +69,9 @@ def text_workload(config: Any, corpus: Corpus | None) -> Prepared:
         checkpoints,
         config.trainer.fit.batch_size,
         processes(config.trainer) if config.trainer.strategy == "fsdp" else 1,
+        sets[dataset.GENERATED_FROM] if GENERATED in names else None,
     )
-    before = _before(config, work, sets if GENERATED in names else {})
-    return work, before, assumed
+    return work, assumed
 
 
 def processes(trainer: Any) -> int:
@@ -86,15 +81,13 @@ def processes(trainer: Any) -> int:
     return int(max(1, devices) * trainer.nodes)
 
 
-def _checkpoints(config: Any, held_out: bool) -> tuple[int, list[str]]:
+def _checkpoints(config: Any) -> tuple[int, list[str]]:
     """How many checkpoints there are or will be, and what had to be assumed of them."""
-    assumed = [] if held_out else ["no record is held out (dataset.held_out), the data's queries stand for them"]
     if isinstance(config.model, Pretrained):
         found = sum(len(expanded(entry)) for entry in config.model.checkpoints)
-        assumed += [] if found else ["model.checkpoints names none; these are the costs of one"]
-        return max(1, found), assumed
+        return max(1, found), [] if found else ["model.checkpoints names none; these are the costs of one"]
     fit = config.trainer.fit
-    return max(1, fit.steps // fit.checkpoint_every), assumed
+    return max(1, fit.steps // fit.checkpoint_every), []
 
 
 def read(dataset: Any) -> Corpus:
@@ -139,50 +132,3 @@ def _pairs(queries: int, train: int, count: int) -> np.ndarray:
     others = np.random.default_rng(0).integers(0, train, (queries, count))
     others[:, 0] = np.arange(queries) % train
     return others
-
-
-def _before(config: Any, work: Workload, sets: Sets) -> list[StageCost]:
-    """What comes before the method: training where there are no weights yet, and the model's own completions.
-
-    These are made where `sets` has them, from the sizes of the set that they complete.
-    """
-    stages = []
-    if config.model.needs_training:
-        stages.append(_training("training", config.trainer.fit, work, work.train))
-    if work.finetune is not None and config.model.finetuned is None:
-        stages.append(_training("fine-tuning", config.trainer.finetune, work, work.finetune))
-    if work.shares > 1:
-        whole = float(work.every.total * work.dtype.itemsize)
-        note = "a process at a time holds the whole model in main memory"
-        stages.append(StageCost("loading", device=work.weights, host=whole + RUNTIME_BYTES, note=note))
-    if GENERATED in sets:
-        prompts = sets[config.dataset.GENERATED_FROM]
-        rows = min(config.decoding.batch_size, len(prompts))
-        length = int(prompts.tokens.max()) + config.decoding.max_new_tokens
-        stages.append(
-            StageCost(
-                "completions",
-                forward=len(prompts),
-                flop=work.forward_flop(prompts),
-                device=work.weights + forward_bytes(work.model, rows, length, work.mode),
-                host=RUNTIME_BYTES,
-            )
-        )
-    return stages
-
-
-def _training(name: str, fit: Any, work: Workload, sizes: Sizes) -> StageCost:
-    batch = fit.batch_size if fit.batches == "stream" else min(fit.batch_size, len(sizes))
-    runs = fit.steps * batch
-    activations = training_bytes(work.model, batch, int(sizes.tokens.max()), work.mode)
-    parameters = 4.0 * work.every.total
-    return StageCost(
-        name,
-        forward=runs,
-        backward=runs,
-        flop=work.pass_flop(sizes) * runs / len(sizes),
-        disk=parameters,
-        device=(ADAMW - 1) * parameters + activations if fit.steps else parameters,
-        host=parameters + RUNTIME_BYTES,
-        note="once; other runs find the model in the cache",
-    )

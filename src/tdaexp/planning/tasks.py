@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tdaexp.building.texts import drawn, text_template
-from tdaexp.costs.task_workload import TaskWorkload
-from tdaexp.data.candidates import Sample
 from tdaexp.data.records import Corpus
 from tdaexp.data.tensors import TensorCorpus
 from tdaexp.data.tokenise import tokenise
@@ -14,8 +12,10 @@ from tdaexp.models.completion_task import CompletionTask, as_tensors
 from tdaexp.models.discovery import discovered
 from tdaexp.models.empty import random_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH
-from tdaexp.planning.workload import Prepared, read
+from tdaexp.planning.task_work import TaskWork
+from tdaexp.planning.texts import read
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.language import WATCHED
 
 SOME = 32  # examples that a network is built with
@@ -28,9 +28,9 @@ class NotAtHand(UserError):
         super().__init__(f"plan: {what}")
 
 
-def task_workload(config: Any) -> Prepared:
-    """A classification task's recorded training."""
-    dataset, fit = config.dataset, config.trainer.fit
+def task_work(config: Any, rehearsal: Rehearsal) -> tuple[TaskWork, list[str]]:
+    """A classification task's sizes, and what had to be assumed."""
+    dataset = config.dataset
     corpus = dataset.load() if dataset.at_hand else dataset.blank()
     assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
     few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
@@ -38,16 +38,14 @@ def task_workload(config: Any) -> Prepared:
     parts = {"train": corpus.train, "test": corpus.test}
     limit = dataset.query_limit or len(corpus.train) + len(corpus.test)
     queries = sum(min(limit, len(parts[name])) for name in dataset.query_sets)
-    selector = config.candidates  # as `preparation.tasks` takes it: words are what a task has none of
-    work = TaskWorkload(
-        module, discovered(module), corpus.train, queries, corpus.classes, fit,
-        min(selector.b, len(corpus.train)) if isinstance(selector, Sample) else len(corpus.train),
-        config.trainer.tokens_per_batch, config.trainer.cache_gb,
+    work = TaskWork(
+        module, rehearsal, discovered(module), corpus.train, queries, corpus.classes, config.trainer.fit,
+        config.candidates, config.trainer.tokens_per_batch, config.trainer.cache_gb,
     )  # fmt: skip
-    return work, [work.training()], assumed
+    return work, assumed
 
 
-def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
+def recorded_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> TaskWork:
     """A language model's recorded training, as a network of random weights on the records themselves.
 
     Errors: `NotAtHand`, of data or a tokenizer.
@@ -68,5 +66,4 @@ def recorded_workload(config: Any, corpus: Corpus | None) -> Prepared:
     tensors = as_tensors(examples, max(example.length for example in examples))
     module = CompletionTask(random_model(shape))
     train = tensors.select(range(len(corpus.train)))
-    work = TaskWorkload(module, module.components(), train, len(asked), 2, config.trainer.fit, watched=WATCHED)
-    return work, [work.training()], []
+    return TaskWork(module, rehearsal, module.components(), train, len(asked), 2, config.trainer.fit, watched=WATCHED)

@@ -1,0 +1,143 @@
+"""A rehearsal against an independent count: torch's own counter of FLOP on the real run of the same problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from tdaexp.app.compose import open_composer
+from tdaexp.app.job import check
+from tdaexp.building.language import build_problem
+from tdaexp.building.tasks import build_problem as build_task
+from tdaexp.building.tasks import load_task
+from tdaexp.building.texts import load_model
+from tdaexp.planning.plan import planned
+from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP
+from tdaexp.runtime.rehearsal import Rehearsal, arithmetic, repeated, sampled
+from tdaexp.runtime.rehearsed_store import STORE, rehearsing
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TEXTS = (
+    "model=tiny_olmo", "model.config.num_hidden_layers=1", "dataset.people=12", "dataset.query_sets=[paraphrased]",
+    "trainer.fit.steps=2", "trainer.fit.batch_size=8", "trainer.fit.checkpoint_every=1",
+)  # fmt: skip
+TASK = (
+    "model=mnist_cnn", "model.padding=1", "dataset=digits", "dataset.train=64", "dataset.query_limit=24",
+    "trainer.fit.steps=2",
+)  # fmt: skip
+NEVER = ("method.tolerance=1e-30", "method.iterations=3")
+METHODS = {
+    "full": (),
+    "ekfac": (),
+    "ekfac in 8 bits": ("method.keep_gb=1",),
+    "ekfac by token": ("method.per_token=2", "method.query_rank=4"),
+    "project": ("budget=0.5",),
+    "trak": ("method.dimensions=16",),
+    "tracin": (),
+    "repsim": (),
+    "cka": ("method.of=states",),
+    "cg": (*NEVER, "method.deflate=3"),
+    "lissa": ("method.depth=3",),
+}
+LOOSE = {"cka": 0.25, "lissa": 0.15}
+"""How far FLOP may be off where they are not in proportion to positions, or batches are drawn; else a twentieth."""
+ON_TASKS = ("full", "ekfac", "trak", "cg")
+aten = torch.ops.aten
+
+
+def _left_out() -> dict[Any, Any]:
+    """FLOP by the shapes of the operands, of what torch's counter does not know."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    def added(total: Any, left: Any, right: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        return int(2 * left[0] * left[1] * right[1])
+
+    def eigh(matrix: Any, *_: Any, out_shape: Any, **__: Any) -> float:
+        return float(EIGH_FLOP * matrix[-1] ** 3)
+
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        aten.addmm_: added,
+        aten._linalg_eigh: eigh,
+    }
+
+
+def configured(folder: Path, *arguments: str) -> Any:
+    options = [*arguments, f"cache_dir={folder}", "logger=none"]
+    with open_composer("attribute", CONF) as composer:
+        opened = composer.opened(options)
+        return check(composer, "attribute", opened, composer.compose(opened), ("tdaexp",)).config
+
+
+@pytest.mark.parametrize("case", [*METHODS, *(f"{name} of a classifier" for name in ON_TASKS)])
+def test_flop_and_disk_are_those_of_the_run(case: str, tmp_path: Path) -> None:
+    """Stores as small as these may take less, where many of their numbers are 0; larger ones are in `test_plan`."""
+    name, _, task = case.partition(" of a ")
+    config = configured(tmp_path, *(TASK if task else TEXTS), f"method={name.split()[0]}", *METHODS[name])
+    plan = planned(config)
+    if task:
+        problem = build_task(config, load_task(config))
+    else:
+        corpus = config.dataset.load()
+        problem = build_problem(config, corpus, load_model(config, corpus.train), None)
+    before = set(tmp_path.iterdir())
+    with FlopCounterMode(display=False, custom_mapping=_left_out()) as counted:
+        config.method.attribute(problem)
+    stages = [stage for stage in plan.stages if stage.name != "answer"]
+    assert sum(stage.flop for stage in stages) == pytest.approx(counted.get_total_flops(), rel=LOOSE.get(name, 0.05))
+    files = [file for folder in set(tmp_path.iterdir()) - before for file in folder.rglob("*") if file.is_file()]
+    left, disk = sum(file.stat().st_size for file in files), sum(stage.disk for stage in stages)
+    assert 0.6 * (disk - 2 * len(stages) * STORE) <= left <= 1.1 * disk
+
+
+def test_one_piece_stands_for_all_in_proportion() -> None:
+    rehearsal, done = Rehearsal(), []
+    with rehearsing(rehearsal):
+        for items in sampled([[1], [2, 2], [3, 3, 3]], lambda one: 2.0 * len(one)):
+            for _ in repeated(range(5)):
+                arithmetic(10.0 * len(items))
+            rehearsal.forward += len(items)
+            done.append(items)
+    assert done == [[3, 3, 3]] and rehearsal.flop == 5 * 30 * 2 and rehearsal.forward == 6
+    assert list(sampled([[1], [2]], len)) == [[1], [2]], "outside a rehearsal all are done"
+
+
+def test_stages_that_end_within_a_piece_are_counted_as_often() -> None:
+    rehearsal = Rehearsal()
+    with rehearsing(rehearsal):
+        arithmetic(1.0)
+        rehearsal.end("before")
+        for _ in repeated(range(4)):
+            arithmetic(10.0)
+            rehearsal.end("inside").spent.disk += 7.0
+        arithmetic(100.0)
+        rehearsal.end("after")
+    assert {name: one.spent.flop for name, one in rehearsal.stages.items()} == {
+        "before": 1.0,
+        "inside": 40.0,
+        "after": 100.0,
+    }
+    assert rehearsal.stages["inside"].spent.disk == 28.0
+
+
+def test_peaks_are_those_of_tensors_that_are_alive() -> None:
+    rehearsal = Rehearsal()
+    with rehearsing(rehearsal):
+        rehearsal.begin()
+        one = torch.zeros(1000, 1000, device=DEVICE)
+        two = one @ one
+        del one
+        three = two + 1
+        assert rehearsal.device.now == 8e6 and float(three.sum()) == 1.0, "numbers that are not there are ones"
+        stage = rehearsal.end("stage")
+        assert stage.device == 8e6 + 4 and stage.spent.flop == 2e9, "two matrices, and the sum of one"
