@@ -15,7 +15,7 @@ from tdaexp.building.language import build_problem
 from tdaexp.building.tasks import build_problem as build_task
 from tdaexp.building.tasks import load_task
 from tdaexp.building.texts import load_model
-from tdaexp.planning.plan import planned
+from tdaexp.planning.plan import NotRehearsed, plan_of, planned, tell_plan
 from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP
 from tdaexp.runtime.rehearsal import Rehearsal, arithmetic, repeated, sampled
 from tdaexp.runtime.rehearsed_store import STORE, rehearsing
@@ -36,6 +36,7 @@ METHODS = {
     "ekfac in 8 bits": ("method.keep_gb=1",),
     "ekfac by token": ("method.per_token=2", "method.query_rank=4"),
     "project": ("budget=0.5",),
+    "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),
     "tracin": (),
     "repsim": (),
@@ -141,3 +142,16 @@ def test_peaks_are_those_of_tensors_that_are_alive() -> None:
         assert rehearsal.device.now == 8e6 and float(three.sum()) == 1.0, "numbers that are not there are ones"
         stage = rehearsal.end("stage")
         assert stage.device == 8e6 + 4 and stage.spent.flop == 2e9, "two matrices, and the sum of one"
+
+
+def test_a_method_that_needs_numbers_runs_without_a_plan(tmp_path, monkeypatch, caplog):
+    def attribute(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("tdaexp.methods.full.Full.attribute", attribute)
+    config = configured(tmp_path, *TEXTS, "method=full")
+    with pytest.raises(NotRehearsed, match=r"plan: none, method=full cannot be run on tensors without .*IndexError"):
+        plan_of(config)
+    with caplog.at_level("WARNING"):
+        tell_plan(config)
+    assert "plan: none, method=full cannot be run" in caplog.text

@@ -51,9 +51,11 @@ def test_the_most_influential_are_those_with_the_largest_absolute_sums():
     assert most_influential(alone)["influence"].abs().tolist() == pytest.approx(most_influential(alone)["absolute"])
 
 
-def test_the_account_names_what_moved_the_outputs():
+def test_the_account_names_what_moved_the_outputs(monkeypatch):
     found = store(step=4, component=2)
-    page = decomposition_findings(found, {"agreement": 0.5, "kl": 0.25}, "explaind")
+    measures = {"agreement": 0.5, "kl": 0.25}
+    monkeypatch.setattr("tdaexp.report.decomposition.reconstruction", lambda _: measures)
+    page = decomposition_findings(found, "explaind")
     texts = " ".join(one.text for one in page.statements)
     assert f"training examples {float(found['influence'].sum()):+.4g}" in texts and "a share of 0.5000" in texts
     left = np.linalg.norm(found["residual"]) / np.linalg.norm(found["change"])

@@ -87,7 +87,7 @@ def walsh_hadamard(x: Tensor) -> Tensor:
 @functools.cache
 def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Build the Hadamard matrix [size, size] by Sylvester's doubling."""
-    matrix = torch.ones(1, 1, dtype=dtype, device=device)
+    matrix = torch.ones(1, 1, device="cpu")
     while matrix.shape[0] < size:
-        matrix = torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=dtype, device=device), matrix)
-    return matrix
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], device="cpu"), matrix)
+    return matrix.to(dtype=dtype, device=device)

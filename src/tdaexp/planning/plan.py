@@ -27,6 +27,10 @@ from tdaexp.training.task import check_pair
 log = logging.getLogger(__name__)
 
 
+class NotRehearsed(UserError):
+    """A method that does what tensors without numbers cannot; it may run all the same."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """Stages of the method and those `before` it, what is known of the sizes, and what was assumed of them."""
@@ -40,11 +44,21 @@ class Planned:
 def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     """The plan of an attribute run; `corpus` is the data where it has been read already.
 
-    Errors (UserError): a model without a stated shape, data that is neither at hand nor assumed.
+    Errors (UserError): a model without a stated shape, data that is neither at hand nor assumed, a method that cannot
+    be rehearsed.
     """
     if config.products is not None:
         raise UserError("plan: a run on stored products runs no model and needs no plan; leave plan=true out")
-    found = planned(config, corpus)
+    try:
+        found = planned(config, corpus)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # somebody's own code, run where nothing has a value
+        said = " ".join(str(error).split())[:200]
+        raise NotRehearsed(
+            f"plan: none, method={config.method.name} cannot be run on tensors without numbers "
+            f"({type(error).__name__}: {said})"
+        ) from error
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
     return CostPlan(
         f"{title}, {config.trainer.precision}; {found.summary}",
@@ -92,6 +106,9 @@ def tell_plan(config: Any, corpus: Corpus | None = None) -> None:
         plan = plan_of(config, corpus)
     except NotAtHand:
         log.info("plan: none, the tokenizer of %s is not at hand", config.model.pretrained)
+        return
+    except NotRehearsed as error:
+        log.warning("%s", error)
         return
     log.info("%s", plan.line())
     for problem in plan.problems:
