@@ -133,7 +133,7 @@ def test_two_processes_leave_the_store_of_one(commands, tmp_path, case, request)
         request.getfixturevalue("executed")
     alone(commands, case, tmp_path / "one")
     err = finish(start(commands, case, tmp_path / "two", "trainer=ddp", "trainer.devices=2"))
-    assert "2 processes" in err and err.count("plan:") == 1
+    assert err.count("plan:") == 1
     same_values(tmp_path / "two", tmp_path / "one")
     cost = json.loads((tmp_path / "two" / "run" / "cost.json").read_text(encoding="utf-8"))
     assert min(cost.values()) >= 0, cost

@@ -152,6 +152,16 @@ def test_a_method_that_needs_numbers_runs_without_a_plan(tmp_path, monkeypatch, 
     config = configured(tmp_path, *TEXTS, "method=full")
     with pytest.raises(NotRehearsed, match=r"plan: none, method=full cannot be run on tensors without .*IndexError"):
         plan_of(config)
+    monkeypatch.setattr("tdaexp.planning.plan.SMALL_FLOP", 0.0)
     with caplog.at_level("WARNING"):
         tell_plan(config)
     assert "plan: none, method=full cannot be run" in caplog.text
+
+
+@pytest.mark.parametrize("data", [TEXTS, TASK], ids=["texts", "task"])
+def test_small_work_is_planned_only_where_it_is_asked_for(data, tmp_path, caplog):
+    config = configured(tmp_path, *data, "method=full")
+    with caplog.at_level("INFO"):
+        tell_plan(config)
+    assert "plan: none, a pass over all examples takes" in caplog.text
+    assert plan_of(config).stages

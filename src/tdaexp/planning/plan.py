@@ -27,8 +27,16 @@ from tdaexp.training.task import check_pair
 log = logging.getLogger(__name__)
 
 
+SMALL_FLOP = 1e12
+"""Of one pass over all examples: what takes less is run sooner than planned, unless a plan is asked for."""
+
+
 class NotRehearsed(UserError):
     """A method that does what tensors without numbers cannot; it may run all the same."""
+
+
+class TooSmall(UserError):
+    """Work that nobody needs a plan of."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ class Planned:
     assumed: list[str]
 
 
-def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
+def plan_of(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> CostPlan:
     """The plan of an attribute run; `corpus` is the data where it has been read already.
 
     Errors (UserError): a model without a stated shape, data that is neither at hand nor assumed, a method that cannot
-    be rehearsed.
+    be rehearsed, or a pass over all examples of less than `least` FLOP.
     """
     if config.products is not None:
         raise UserError("plan: a run on stored products runs no model and needs no plan; leave plan=true out")
     try:
-        found = planned(config, corpus)
+        found = planned(config, corpus, least)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # somebody's own code, run where nothing has a value
@@ -68,14 +76,15 @@ def plan_of(config: Any, corpus: Corpus | None = None) -> CostPlan:
     )
 
 
-def planned(config: Any, corpus: Corpus | None = None) -> Planned:
-    """What an attribute run does, on tensors without numbers; `corpus` as for `plan_of`."""
+def planned(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> Planned:
+    """What an attribute run does, on tensors without numbers; arguments and errors as for `plan_of`."""
     rehearsal, explains = Rehearsal(), isinstance(config.method, Explaind)
     if check_pair(config.model, config.dataset):
-        return _of_task(config, *task_work(config, rehearsal))
+        return _of_task(config, *task_work(config, rehearsal), least)
     if explains and config.trainer.fit.record:
-        return _of_task(config, recorded_work(config, corpus, rehearsal), [])
+        return _of_task(config, recorded_work(config, corpus, rehearsal), [], least)
     work, assumed = text_work(config, corpus, rehearsal)
+    _refuse_small(work.pass_flop, least)
     with rehearsing(rehearsal):
         before = of_texts(config, work)
         if explains:
@@ -86,9 +95,15 @@ def planned(config: Any, corpus: Corpus | None = None) -> Planned:
         return Planned(stages, before, work.summary, assumed)
 
 
-def _of_task(config: Any, work: TaskWork, assumed: list[str]) -> Planned:
+def _refuse_small(flop: float, least: float) -> None:
+    if flop < least:
+        raise TooSmall(f"plan: none, a pass over all examples takes {flop / 1e12:.1g} TFLOP; plan=true counts the rest")
+
+
+def _of_task(config: Any, work: TaskWork, assumed: list[str], least: float) -> Planned:
     """A recorded training, or scores of a classifier's pairs."""
     with rehearsing(work.rehearsal):
+        _refuse_small(work.pass_flop, least)
         before = of_task(work)
         if isinstance(config.method, Explaind):
             return Planned(of_recording(config.method, work), before, work.summary, assumed)
@@ -103,7 +118,10 @@ def tell_plan(config: Any, corpus: Corpus | None = None) -> None:
         log.info("plan: none, the sizes of %s are not stated (model.shape)", config.model.pretrained)
         return
     try:
-        plan = plan_of(config, corpus)
+        plan = plan_of(config, corpus, SMALL_FLOP)
+    except TooSmall as error:
+        log.info("%s", error)
+        return
     except NotAtHand:
         log.info("plan: none, the tokenizer of %s is not at hand", config.model.pretrained)
         return

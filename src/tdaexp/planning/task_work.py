@@ -69,6 +69,11 @@ class TaskWork:
         return int(self.components.sizes.sum())
 
     @property
+    def pass_flop(self) -> float:
+        """FLOP of a training pass over all examples and queries."""
+        return self.training.flop * (self.train + self.queries)
+
+    @property
     def weights(self) -> float:
         """Bytes of the parameters."""
         return 4.0 * self.size

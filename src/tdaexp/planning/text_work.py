@@ -67,6 +67,11 @@ class TextWork:
         )
 
     @property
+    def pass_flop(self) -> float:
+        """FLOP of a training pass over all examples and queries, about."""
+        return 6.0 * self.every.total * float(self.train.tokens.sum() + self.queries.tokens.sum())
+
+    @property
     def weights(self) -> float:
         """Bytes of the model's parameters on a device; of a model that is shared out, with what is gathered at once."""
         total = self.every.total
