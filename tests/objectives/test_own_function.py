@@ -62,7 +62,7 @@ def test_an_edited_function_has_other_stores(method, folder):
         forget()
         one = method(measurement="mine:total")
         if isinstance(one, CG):
-            return one.identity()[2:]
+            return one.identity("cg")[2:]
         second = type("Stage", (), {"loaded": type("L", (), {"fingerprint": "f"}), "examples": _Examples()})
         problem = type("Problem", (), {"curvature_examples": _Examples()})
         return one._identity(problem if isinstance(one, EKFAC) else second, ["a"])

@@ -88,6 +88,10 @@ class InverseSettings:
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
 
+    def identity(self, name: str) -> list[object]:
+        """All that the solutions of the method of this name depend on beside the curvature and the queries."""
+        return [name, vars(self), *sources(self.measurement)]
+
     def told(self, name: str) -> str:
         """The method's name, and what is not usual among the keys that change the answer."""
         usual = {one.name: one.default for one in fields(self)}
@@ -113,7 +117,7 @@ class IHVP:
         gradients = replace(fitted_gradients(problem, self.components), examples=chosen_examples)
         self.ggn = TrainingGGN(gradients, min(PRODUCT_TOKENS, problem.compute.tokens_per_batch))
         self.curvature = [self.components.names, chosen_examples.fingerprint()]
-        self.identity = [name, vars(settings), *sources(settings.measurement)]
+        self.identity = settings.identity(name)
 
     @cached_property
     def mean_eigenvalue(self) -> float:

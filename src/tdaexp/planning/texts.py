@@ -38,8 +38,10 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     longest = longest or getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH
     longest, assumed = min(longest, dataset.max_length), []
     if corpus is None:
-        train, sets, finetune = _assumed(dataset, longest)
+        train, sets = _assumed(dataset, longest)
+        finetune = train if config.method.both_stages else None
         assumed.append(f"{len(train):,} training examples and the lengths of dataset.assumed; the data is not at hand")
+        assumed += ["a second stage as large as the first"] if finetune else []
     else:
         corpus = corpus if simulated else drawn(corpus, dataset.query_limit, config.seed)
         train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
@@ -105,14 +107,14 @@ def _read_held_out(dataset: Any) -> Corpus:
     return Corpus(dataset.train_records(), {HELD_OUT: held_out}) if held_out else read(dataset)
 
 
-def _assumed(dataset: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
+def _assumed(dataset: Any, longest: int) -> tuple[Sizes, Sets]:
     stated = dataset.assumed
     if stated is None:
         raise UserError("dataset.assumed: the data is not on this disk; give its files, or state its sizes for a plan")
     count = min(stated.train, getattr(dataset, "limit", None) or stated.train)
     asked = min(stated.queries, dataset.query_limit or stated.queries)
     names = {*dataset.query_sets, dataset.GENERATED_FROM}
-    return stated.sizes(count, longest), {name: stated.sizes(asked, longest) for name in names}, None
+    return stated.sizes(count, longest), {name: stated.sizes(asked, longest) for name in names}
 
 
 def _sizes(config: Any, corpus: Corpus, tokenizer: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
