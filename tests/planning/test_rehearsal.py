@@ -87,7 +87,7 @@ def test_flop_and_disk_are_those_of_the_run(case: str, tmp_path: Path) -> None:
     config = configured(tmp_path, *(TASK if task else TEXTS), f"method={name.split()[0]}", *METHODS[name])
     plan = planned(config)
     if task:
-        problem = build_task(config, load_task(config))
+        problem = build_task(config, load_task(config), config.candidates)
     else:
         corpus = config.dataset.load()
         problem = build_problem(config, corpus, load_model(config, corpus.train), None)
