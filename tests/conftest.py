@@ -7,6 +7,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background, whose programs would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 intercept()
 REPOSITORY = Path(__file__).resolve().parents[1]
 
