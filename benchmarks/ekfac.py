@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from tdaexp.curvature import covariance, lambdas
+from tdaexp.curvature import covariance
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.fisher import FisherSamples
@@ -137,6 +137,18 @@ def ours(count: int) -> dict:
                 "scores": scores.tolist(), "labels": factors.labels().flatten(0, 1)[:count].tolist()}  # fmt: skip
 
 
+def second_moment(tokens: int, width: int) -> int:
+    """Multiply-adds of one `covariance.add_second_moment`: the blocks of rows up to the diagonal."""
+    block = covariance.BLOCK
+    return tokens * sum((min(start + block, width) - start) * (width - start) for start in range(0, width, block))
+
+
+def rotated_squares(positions: int, outputs: int, inputs: int, bias: int) -> int:
+    """Multiply-adds per example of `lambdas.add_rotated_squares`, elementwise work left out."""
+    rotated = outputs * outputs * min(positions, inputs + bias) + inputs * (inputs + bias) * min(positions, outputs)
+    return positions * outputs * inputs + rotated
+
+
 def operations(layers: Layers, count: int) -> dict[str, float]:
     """Multiply-adds of the matrix products of each phase."""
     positions = LENGTH - 1
@@ -147,8 +159,8 @@ def operations(layers: Layers, count: int) -> dict[str, float]:
     total = {"plain": tokens * (3 * linear + 3 * head + 3 * attention), "covariances": frozen, "lambda": frozen}
     for layer in layers.layers:
         inputs = layer.inputs - layer.bias
-        total["covariances"] += sum(covariance.multiply_adds(tokens, width) for width in (inputs, layer.outputs))
-        total["lambda"] += count * lambdas.multiply_adds(positions, layer.outputs, inputs, layer.bias)
+        total["covariances"] += sum(second_moment(tokens, width) for width in (inputs, layer.outputs))
+        total["lambda"] += count * rotated_squares(positions, layer.outputs, inputs, layer.bias)
     preconditioned = QUERIES * sum(2 * layer.size * (layer.outputs + layer.inputs) for layer in layers.layers)
     total["pairs"] = (count + QUERIES) / count * (frozen + linear * tokens) + linear * count * QUERIES + preconditioned
     total["keep"] = frozen + linear * tokens
