@@ -14,9 +14,8 @@
 Each row is a process of its own, so that one that fails or is killed leaves the others alone; its result is a line of
 JSON in FILE as soon as it is there. The table has every row's last result on this device. The ceiling is a large matrix
 product in the row's precision on the row's device, timed in the same process. Shares of it are the plan's arithmetic
-over the measured time; the plan counts weight gradients that captured passes do not form, so that the true share is
-smaller. A share of the work is timed as it is, never scaled up. `--tiny` runs everything in tiny sizes, on a CPU too: a
-test. The exit code is 1 where a row that was asked for was not measured.
+over the measured time. A share of the work is timed as it is, never scaled up. `--tiny` runs everything in tiny sizes,
+on a CPU too: a test. The exit code is 1 where a row that was asked for was not measured.
 """
 
 from __future__ import annotations

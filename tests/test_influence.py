@@ -119,3 +119,16 @@ def test_a_store_is_intact_until_any_of_its_files_changes(dataset, tmp_path):
             influence.load(path)
         file.write_bytes(whole)
     assert influence.load(path).identical(dataset)
+
+
+@pytest.mark.parametrize("harm", ["written anew", "deleted"])
+def test_a_store_that_changes_while_it_is_read_gives_no_mixture(harm, dataset, tmp_path):
+    path = tmp_path / "influence.zarr"
+    influence.save(dataset, path)
+    opened = influence.load(path)
+    shutil.rmtree(path)
+    if harm == "written anew":
+        influence.save(dataset.assign(influence=dataset["influence"] * 2), path)
+    for name in ("influence", "train", "truth"):
+        with pytest.raises(UserError, match=r"influence.zarr: was written anew or deleted while it was read"):
+            opened[name].values  # noqa: B018

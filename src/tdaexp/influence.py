@@ -131,8 +131,11 @@ def scores(dataset: xr.Dataset) -> xr.DataArray:
     return _labelled(dataset, values)
 
 
-def answered(dataset: xr.Dataset) -> xr.Dataset:
-    """The data set with what `scores` gives in memory, as the variable `score`: for whoever asks more than once."""
+def scored(dataset: xr.Dataset) -> xr.Dataset:
+    """The data set with what `scores` gives in memory, as the variable `score`: for whoever asks more than once.
+
+    Its components and weights must then stay as they are.
+    """
     return dataset if "candidate" not in dataset.dims else dataset.assign(score=scores(dataset))
 
 

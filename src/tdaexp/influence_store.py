@@ -83,7 +83,8 @@ def load(path: Path) -> xr.Dataset:
     if broken:  # zarr reads a chunk that was lost as NaN, without a word
         raise UserError(f"{path}: not a readable influence store ({broken}); delete it and run again")
     try:
-        dataset = _plain(xr.open_zarr(path, chunks=None, consolidated=True))
+        seen = _state(path)
+        dataset = _plain(_guarded(xr.open_zarr(path, chunks=None, consolidated=True), path, seen))
     except Exception as error:
         raise UserError(f"{path}: not a readable influence store ({error}); delete it and run again") from error
     return dataset
@@ -107,6 +108,32 @@ def attributes(path: Path) -> dict[str, Any]:
 
 def _written(path: Path) -> dict[str, Any]:
     return dict(json.loads(json.loads((path / ATTRIBUTES).read_text(encoding="utf-8"))["tdaexp"]))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells a store from another that takes its place."""
+    found = (path / seal.SEAL).stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _guarded(stored: xr.Dataset, path: Path, seen: tuple[int, int]) -> xr.Dataset:
+    """The pairs' variables, whose later reads are refused (UserError) once another run has written the store anew."""
+
+    def reader(variable: xr.Variable) -> Rows:
+        def read(rows: np.ndarray) -> np.ndarray:
+            try:
+                values = np.asarray(variable.isel(query=rows).values)
+                same = _state(path) == seen
+            except OSError:
+                same = False
+            if not same:
+                raise UserError(f"{path}: was written anew or deleted while it was read; run again")
+            return values
+
+        return Rows(variable.shape, variable.dtype, read)
+
+    pairs = {name: one for name, one in stored.variables.items() if one.dims[:2] == ("query", "candidate")}
+    return stored.assign({name: (one.dims, lazy(reader(one))) for name, one in pairs.items()})
 
 
 def _plain(stored: xr.Dataset) -> xr.Dataset:

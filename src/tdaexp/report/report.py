@@ -47,7 +47,7 @@ def write_report(
     """
     logger = logger or RunLogger()
     doing("judging the scores")
-    datasets = {label: influence.answered(dataset) for label, dataset in datasets.items()}
+    datasets = {label: influence.scored(dataset) for label, dataset in datasets.items()}
     reference = reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
