@@ -22,7 +22,8 @@ from tdaexp.models.components import ComponentMap
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.base import ExampleList, Objective
 from tdaexp.runtime import cache
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.block_files import stored_seconds
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint

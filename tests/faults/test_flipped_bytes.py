@@ -24,7 +24,8 @@ from tdaexp.gradients.schedule import Block, kept_plan
 from tdaexp.models.completions import CompletionCache
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime import cache
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.block_files import stored_seconds
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.seal import seal
 from tdaexp.training.checkpoints import newest_readable, resume_path, save

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tdaexp.problem import Problem
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.block_files import stored_seconds
+from tdaexp.runtime.blockstore import BlockStore
 
 FEW = ["method.relative_damping=300", "method.queries=2", "method.components=[layers.0.mlp.up]", "method.examples=6"]
 METHODS = {

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from tdaexp.runtime.blockstore import BlockStore, stored_seconds
+from tdaexp.runtime.block_files import stored_seconds
+from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 BLOCKS = [slice(0, 2), slice(2, 4), slice(4, 5)]

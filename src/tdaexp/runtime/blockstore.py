@@ -15,15 +15,13 @@ import zarr
 
 from tdaexp.runtime import lockstep, ranks, stop
 from tdaexp.runtime.async_writer import Behind
+from tdaexp.runtime.block_files import NOT_ITS, NOTES, checksum, create, layout, some_rows
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path, locked, writing
-from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
-NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
-NOT_ITS = 1  # stands for the checksum of an array that a block did not write
 
 
 class BlockStore:
@@ -64,12 +62,12 @@ class BlockStore:
         with contextlib.nullcontext() if path.exists() else locked(path):
             if not path.exists():
                 with atomic_path(path) as temporary:
-                    self._create(temporary, arrays, blocks, compressed, rows)
+                    create(temporary, arrays, blocks, compressed, rows)
         try:
             self.group = cast(Any, zarr.open_group(path, mode="r+"))
             stored = {name: self.group[name].shape for name in arrays}
             self.done = self.group["done"]
-            if self.group.attrs.get("layout") != _layout(path):
+            if self.group.attrs.get("layout") != layout(path):
                 raise ValueError("the checksum of its layout is wrong")
         except Exception as error:
             said = " ".join(str(error).split())  # it may quote what a changed byte made of a line
@@ -81,27 +79,6 @@ class BlockStore:
         expected = {name: shape for name, (shape, _) in arrays.items()}
         if stored != expected or self.done.shape != (len(blocks),):
             raise UserError(f"{path}: cache of another run; delete this folder and run again")
-
-    @staticmethod
-    def _create(
-        path: Path,
-        arrays: dict[str, tuple[tuple[int, ...], str]],
-        blocks: list[slice],
-        compressed: bool,
-        rows: int | None,
-    ) -> None:
-        group = zarr.open_group(path, mode="w")
-        rows = rows or max(1, min(block.stop - block.start for block in blocks))
-        for name, (shape, dtype) in arrays.items():
-            fill = np.nan if np.dtype(dtype).kind == "f" else 0
-            packing: Any = "auto" if compressed else None
-            chunks = (rows, *shape[1:])
-            group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=packing)
-        group.create_array("done", shape=(len(blocks),), dtype="bool", chunks=(1,), fill_value=False)
-        group.create_array("seconds", shape=(len(blocks),), dtype="float64", chunks=(1,), fill_value=0.0)
-        shape = (len(blocks), len(arrays))  # one for each array that the block wrote
-        group.create_array("checksum", shape=shape, dtype="uint64", chunks=(1, len(arrays)), fill_value=0)
-        group.attrs["layout"] = _layout(path)
 
     @contextlib.contextmanager
     def pending(self, among: Collection[int] | None = None, beside: bool = False) -> Iterator[list[int]]:
@@ -183,7 +160,7 @@ class BlockStore:
         """Whether a block reads as it was written."""
         try:
             written = zip(self._arrays().values(), self.group["checksum"][block], strict=True)
-            return all(_checksum(array[self.blocks[block]]) == known for array, known in written if known != NOT_ITS)
+            return all(checksum(array[self.blocks[block]]) == known for array, known in written if known != NOT_ITS)
         except Exception:  # whatever a codec makes of a truncated chunk
             return False
 
@@ -234,7 +211,7 @@ class BlockStore:
                     raise UserError(
                         f"{self.path}: damaged cache ({error}); delete this folder and run again"
                     ) from error
-            sums = [_checksum(values[name]) if name in values else NOT_ITS for name in self._arrays()]
+            sums = [checksum(values[name]) if name in values else NOT_ITS for name in self._arrays()]
             self.group["checksum"][block] = np.array(sums, dtype=np.uint64)
 
     def _finish(self, block: int, seconds: float) -> None:
@@ -259,7 +236,7 @@ class BlockStore:
             values = {name: np.asarray(array[self.blocks[block]]) for name, array in self._arrays().items()}
             known = self.group["checksum"][block]
             written = zip(values.values(), known, strict=True)
-            intact = all(_checksum(value) == total for value, total in written if total != NOT_ITS)
+            intact = all(checksum(value) == total for value, total in written if total != NOT_ITS)
             return values if intact and self.done[block] else None
         except Exception:  # whatever a codec makes of a truncated chunk
             return None
@@ -270,19 +247,14 @@ class BlockStore:
 
     def rows(self) -> dict[str, Rows]:
         """All arrays as `read` gives them, whose rows are read when they are asked for."""
-        return {name: Rows(array.shape, array.dtype, partial(_some, array)) for name, array in self._complete().items()}
+        return {
+            name: Rows(array.shape, array.dtype, partial(some_rows, array)) for name, array in self._complete().items()
+        }
 
     def _complete(self) -> dict[str, Any]:
         if not self.done[:].all():
             raise RuntimeError(f"{self.path}: {int((~self.done[:]).sum())} blocks are missing")
         return self._arrays()
-
-
-def _some(array: Any, places: np.ndarray) -> np.ndarray:
-    """Some rows of a zarr array: a run of them as a slice, which is faster."""
-    if len(places) and (np.diff(places) == 1).all():
-        return np.asarray(array[places[0] : places[-1] + 1])
-    return np.asarray(array.oindex[places])
 
 
 def opened(path: Path) -> Any:
@@ -293,30 +265,3 @@ def opened(path: Path) -> Any:
 def _own_time() -> float:
     """A clock that stands still while time goes into stores."""
     return time.monotonic() - BlockStore.spent
-
-
-def _checksum(values: np.ndarray) -> int:
-    return max(int(fingerprint(values), 16), NOT_ITS + 1)
-
-
-def _layout(path: Path) -> str:
-    """Digest of what zarr knows of each array: it is written once, and decides how the arrays are read."""
-    return fingerprint(
-        [[file.parent.name, file.read_text(encoding="utf-8")] for file in sorted(path.glob("*/zarr.json"))]
-    )
-
-
-def stored_seconds(path: Path) -> float:
-    """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none.
-
-    For a folder of block stores it is their sum.
-    """
-    if not path.exists():
-        return 0.0
-    if not (path / "zarr.json").exists():  # a folder of stores
-        return sum(stored_seconds(one) for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
-    try:
-        return float(cast(Any, zarr.open_group(path, mode="r"))["seconds"][:].sum())
-    except Exception as error:  # whatever a codec makes of a damaged chunk; what was computed does not depend on it
-        log.warning("%s: how long it took cannot be read (%s)", path, error)
-        return 0.0
