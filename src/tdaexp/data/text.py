@@ -145,6 +145,9 @@ class Text(Dataset):
             return read_rows(Path(self.path), self.unit)
         return hub_rows(str(self.hub), self.hub_config, self.split)
 
+    def _query_rows(self) -> list[Row]:
+        return read_rows(Path(str(self.query_path)), self.unit)
+
     def _split(self) -> tuple[list[tuple[int, Row]], list[tuple[int, Row]]]:
         """Rows with their numbers: those to train on, and those held out."""
         rows = list(enumerate(self._rows()[: self.limit]))
@@ -177,7 +180,7 @@ class Text(Dataset):
         known = {record.id for record in train}
         every = known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
         queries, left_out = [], 0
-        for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
+        for number, row in enumerate(self._query_rows()):
             record = self._record(row, number) if self.label_column is None else self._labelled(row, number)
             sources = self._sources(row)
             for source in sources:

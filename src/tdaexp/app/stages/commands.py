@@ -24,6 +24,7 @@ from tdaexp.data.records import Corpus
 from tdaexp.methods.base import Method, check_truth
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
+from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.models.answers import greedy_answers
 from tdaexp.papers.base import Evidence
@@ -58,6 +59,11 @@ class Answer:
     texts: Texts | None = None
     near: pd.DataFrame | None = None
 
+    def describe(self, method: Method, config: dict[str, Any]) -> None:
+        """Note in the store's attributes what it is the answer of: the method, and a run's configuration."""
+        label = self.store.attrs.get("label", method.label)  # a method may have to say how it went
+        self.store.attrs |= {"method": method.name, "label": label, "config": deciding(config), **provenance()}
+
 
 def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Train the configured model on the data set, in both stages where it has two; returns the last measures."""
@@ -81,7 +87,10 @@ def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, flo
 def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report."""
     answer = _of_problem(config) if config.products is None else _of_products(config)
-    return _keep(config, folder, logger, answer) if ranks.current().first else {}
+    if not ranks.current().first:
+        return {}
+    answer.describe(config.method, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    return keep(config.metric, folder, logger, answer)
 
 
 def _of_products(config: AttributeConfig) -> Answer:
@@ -93,19 +102,23 @@ def _of_products(config: AttributeConfig) -> Answer:
 
 def _of_problem(config: AttributeConfig) -> Answer:
     """The method's answer about the problem that the configuration describes."""
-    clock, method, builder = Clock(), config.method, builder_of(config)
+    clock, builder = Clock(), builder_of(config)
     doing("reading the data")
-    _check_sources(method, builder.corpus)
+    check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    problem = builder.problem(clock)
+    return answered(config.method, config.stage, builder.problem(clock), clock)
+
+
+def answered(method: Method, stage: str, problem: Problem, clock: Clock) -> Answer:
+    """The method's answer about a problem; of two training stages, one that knows one sees the model after `stage`."""
     log.info("%s", problem.components().coverage_line())
     if problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
             f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
         )
-    store = method.attribute(problem if method.both_stages else problem.after(config.stage))
+    store = method.attribute(problem if method.both_stages else problem.after(stage))
     clock.stop("scoring")
     store.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
@@ -114,7 +127,7 @@ def _of_problem(config: AttributeConfig) -> Answer:
     return Answer(store, cost, texts, _second_stage(problem, store) if ranks.current().first else None)
 
 
-def _check_sources(method: Method, corpus: Corpus | None) -> None:
+def check_sources(method: Method, corpus: Corpus | None) -> None:
     """Refuse query sets without known sources, before anything is loaded, where the method rests on them."""
     for name, records in corpus.queries.items() if corpus is not None else ():
         check_truth(method, [name] * len(records), [bool(record.truth) for record in records])
@@ -132,25 +145,23 @@ def _second_stage(problem: Problem, store: xr.Dataset) -> pd.DataFrame | None:
     return proximity(problem.loaded, successor)
 
 
-def _keep(config: AttributeConfig, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
-    """Write an answer's store, what it cost, and a page of what it shows into the run's folder; returns its metrics."""
-    store, method = answer.store, config.method
-    own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    label = store.attrs.get("label", method.label)  # a method may have to say how it went
-    store.attrs |= {"method": method.name, "label": label, "config": deciding(own), **provenance()}
+def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
+    """Write an answer's store, what it cost, and a page of what it shows into a folder; returns its metrics."""
+    store = answer.store
+    name, label = store.attrs["method"], store.attrs["label"]
     doing("writing the store")
     influence.save(store, folder / "influence.zarr")
     write_json(folder / "cost.json", answer.cost)
-    store.attrs["cost"] = answer.cost
+    store = store.assign_attrs(cost=answer.cost)
     if "candidate" not in store.dims:
-        findings = decomposition_findings(store, method.name)
+        findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
         return write_findings(folder, findings, {label: store}, logger)
     if answer.texts is not None:
         write_json(folder / "texts.json", answer.texts)
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
-    return write_report(folder, {label: store}, answer.texts, config.metric, logger, answer.near)
+    return write_report(folder, {label: store}, answer.texts, settings, logger, answer.near)
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
@@ -164,9 +175,9 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     stores, found = _pair_stores([Path(store) for store in config.runs])
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = _beside(store, "cost.json")
+        dataset.attrs["cost"] = beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in _beside(store, "texts.json").items():
+            for role, known in beside(store, "texts.json").items():
                 texts[role] |= known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
@@ -188,7 +199,7 @@ def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
     return [store for store, _ in pairs], [dataset for _, dataset in pairs]
 
 
-def _beside(store: Path, name: str) -> dict[str, Any]:
+def beside(store: Path, name: str) -> dict[str, Any]:
     """A JSON file of the run that a store belongs to; empty where there is none."""
     file = store.parent / name
     found = parse_json(read_text(file), str(file)) if file.exists() else {}
