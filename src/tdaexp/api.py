@@ -165,13 +165,17 @@ def _check(config: AttributeConfig) -> None:
         raise UserError("trainer.strategy: a call runs in its own process; take attribute.py for several")
     for wanted, what in ((config.method.decomposes, "a recorded training"), (config.method.both_stages, "two stages")):
         if wanted:
-            raise UserError(f"method={config.method.name}: needs {what}, which attribute.py makes; a call has one model")
+            raise UserError(
+                f"method={config.method.name}: needs {what}, which attribute.py makes; a call has one model"
+            )
 
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """The model in eval mode inside the block, said where that changes what it computes, and put back."""
-    changed = sorted({type(one).__name__ for one in model.modules() if one.training and isinstance(one, CHANGED_BY_MODE)})
+    changed = sorted(
+        {type(one).__name__ for one in model.modules() if one.training and isinstance(one, CHANGED_BY_MODE)}
+    )
     if changed:
         log.warning("the model is in training mode, with %s: it is explained in eval mode", ", ".join(changed))
     with frozen(model):

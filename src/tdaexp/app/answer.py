@@ -74,7 +74,8 @@ class Answer:
         """A table for notebooks: the best rows of the first queries."""
         first = self.dataset.isel(query=slice(SHOWN))
         label = self.dataset.attrs["label"]
-        table = top_texts(label, first, self.texts, 5).to_html(index=False, max_colwidth=120)
+        with pd.option_context("display.max_colwidth", 120):
+            table = top_texts(label, first, self.texts, 5).to_html(index=False)
         more = self.dataset.sizes["query"] - first.sizes["query"]
         rest = f"<p>and {more} more queries: answer.top(5)</p>" if more else ""
         return f"{table}{rest}"

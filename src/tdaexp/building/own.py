@@ -87,5 +87,7 @@ def _examples(data: Any, collate: Callable[[list[Any]], Any] | None, name: str) 
         raise UserError(f"{name}: holds no example; give at least one")
     found = OwnExamples(data, collate or default_collate)
     if behaviour(found.batch([0])) != behaviour(found.batch([0])):
-        raise UserError(f"{name}: its first item is another one each time; take random augmentation out of the data set")
+        raise UserError(
+            f"{name}: its first item is another one each time; take random augmentation out of the data set"
+        )
     return found

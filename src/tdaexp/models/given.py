@@ -61,7 +61,9 @@ class Given:
         words = self._words()
         if source is not None and self._as_read(source):
             return Pretrained(source.name).start_fingerprint()
-        return fingerprint(code_identity(Given), tensors(self.model), _settings(self.model), structure(self.model), words)
+        return fingerprint(
+            code_identity(Given), tensors(self.model), _settings(self.model), structure(self.model), words
+        )
 
     def load(self, device: Any = None, dtype: Any = None, classifier: bool = False) -> LoadedModel:
         """The model where it is and in its type. Errors (UserError): no tokenizer, or one of another model; NaN in its

@@ -124,7 +124,9 @@ class _Walk:
         found = {name: self.of(known[name]) for name in names if name in known}
         modules = [known[name] for name in names if isinstance(known.get(name), types.ModuleType)]
         for module in (one for one in modules if _installed(one.__name__) is None):
-            found |= {f"{module.__name__}.{name}": self.of(getattr(module, name)) for name in names if name in vars(module)}
+            found |= {
+                f"{module.__name__}.{name}": self.of(getattr(module, name)) for name in names if name in vars(module)
+            }
         return found
 
     def _code(self, code: types.CodeType) -> Any:
