@@ -34,7 +34,7 @@ from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
-from tdaexp.report.texts import Texts
+from tdaexp.report.texts import Texts, as_json, from_json, texts_of
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
@@ -109,9 +109,7 @@ def _of_problem(config: AttributeConfig) -> Answer:
     clock.stop("scoring")
     store.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
-    sides = {"query": problem.queries, "train": problem.train}
-    texts = {name: dict(zip(side.ids, side.texts, strict=True)) for name, side in sides.items()}
-    return Answer(store, cost, texts, _second_stage(problem, store) if ranks.current().first else None)
+    return Answer(store, cost, texts_of(problem), _second_stage(problem, store) if ranks.current().first else None)
 
 
 def _check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -147,7 +145,7 @@ def _keep(config: AttributeConfig, folder: Path, logger: RunLogger, answer: Answ
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
         return write_findings(folder, findings, {label: store}, logger)
     if answer.texts is not None:
-        write_json(folder / "texts.json", answer.texts)
+        write_json(folder / "texts.json", as_json(answer.texts))
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
     return write_report(folder, {label: store}, answer.texts, config.metric, logger, answer.near)
@@ -166,7 +164,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = _beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in _beside(store, "texts.json").items():
+            for role, known in from_json(_beside(store, "texts.json"), str(store.parent / "texts.json")).items():
                 texts[role] |= known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
