@@ -412,5 +412,5 @@ def test_nan_in_a_module_is_refused(here, digits):
     module, data = digits
     with torch.no_grad():
         module[0].weight[0, 0] = torch.nan
-    with pytest.raises(UserError, match="1 of 15 numbers of the tensor '0.weight' are NaN"):
+    with pytest.raises(UserError, match=r"1 of 15 numbers of the tensor '0\.weight' are NaN"):
         tdaexp.attribute(module, data, data, "dot", loss=loss)

@@ -154,7 +154,8 @@ def _precision(model: nn.Module) -> str:
     found = "float32" if first is None else str(first.dtype).removeprefix("torch.")
     if found not in PRECISIONS:
         raise UserError(
-            f"model: its parameters are {found}; gradients are taken in {', '.join(PRECISIONS)}: model.to(torch.bfloat16)"
+            f"model: its parameters are {found}; gradients are taken in {', '.join(PRECISIONS)}: take "
+            "model.to(torch.bfloat16)"
         )
     return found
 

@@ -30,7 +30,7 @@ def test_the_same_text_is_the_same_and_a_comment_changes_nothing():
 def test_whatever_changes_the_result_changes_the_identity():
     closure = "def outer(k):\n    def f(x):\n        return k * x\n    return f\nf = outer({})"
     helper = "def g(x):\n    return x + {}\ndef f(x):\n    return g(x)"
-    cls = "class T:\n    def __init__(self, k):\n        self.k = k\n    def __call__(self, x):\n        return {} * self.k\nf = T({})"
+    cls = "class T:\n    k = 1\n    def __call__(self, x):\n        return {} * self.k\nf = T()\nf.k = {}"
     seen = [
         made(TWICE),
         made("def f(x):\n    return 3 * x"),

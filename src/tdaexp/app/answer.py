@@ -1,4 +1,4 @@
-"""What a Python call gives back: an answer to look at, and to keep in the folder that `attribute.py` would have left."""
+"""What a Python call gives back: an answer to look at, and to keep in a folder as `attribute.py` does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.app.stages import commands
-from tdaexp.app.stages.commands import beside, keep
+from tdaexp.app.stages.commands import beside, keep, texts_beside
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.report.answers import top_rows
 from tdaexp.report.loggers import RunLogger
-from tdaexp.report.texts import top_texts
+from tdaexp.report.texts import Texts
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import write_text
 from tdaexp.runtime.reading import read_text
@@ -43,13 +44,13 @@ class Answer:
         return self.kept.store
 
     @property
-    def texts(self) -> Any:
+    def texts(self) -> Texts | None:
         """Texts of queries and training rows by id; None where they are not known."""
         return self.kept.texts
 
     def top(self, k: int = 5) -> pd.DataFrame:
-        """The k rows that helped each query most: query, query_set, rank, row, score, text."""
-        return top_texts(self.dataset.attrs["label"], self.dataset, self.texts, k)
+        """The k most helpful and the k most harmful rows of each query, as `report.answers.top_rows` tells them."""
+        return top_rows(self.dataset, self.texts, k)
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder that `attribute.py` would have left, its page and metrics too; returns its path.
@@ -73,9 +74,8 @@ class Answer:
     def _repr_html_(self) -> str:
         """A table for notebooks: the best rows of the first queries."""
         first = self.dataset.isel(query=slice(SHOWN))
-        label = self.dataset.attrs["label"]
         with pd.option_context("display.max_colwidth", 120):
-            table = top_texts(label, first, self.texts, 5).to_html(index=False)
+            table = top_rows(first, self.texts, 5).to_html(index=False)
         more = self.dataset.sizes["query"] - first.sizes["query"]
         rest = f"<p>and {more} more queries: answer.top(5)</p>" if more else ""
         return f"{table}{rest}"
@@ -87,6 +87,6 @@ def load(folder: str | Path) -> Answer:
     store = place if place.suffix == ".zarr" else place / STORE
     file = store.parent / CONFIG
     config = (yaml.safe_load(read_text(file)) if file.exists() else None) or {}
-    return Answer(
-        commands.Answer(influence.load(store), beside(store, "cost.json"), beside(store, "texts.json") or None), config
-    )
+    texts = texts_beside(store)
+    known = texts if any(texts.values()) else None
+    return Answer(commands.Answer(influence.load(store), beside(store, "cost.json"), known), config)

@@ -18,13 +18,14 @@ class Example:
     """One tokenised record.
 
     `tokens` [T] int64; `loss_mask` [T] bool, True where the token is *predicted* and its loss counts
-    (position 0 is never predicted); `text` is for people.
+    (position 0 is never predicted); `text` is for people, and begins with `prompt` where there is one.
     """
 
     id: str
     tokens: np.ndarray
     loss_mask: np.ndarray
     text: str
+    prompt: str = ""
 
     @property
     def length(self) -> int:
@@ -58,6 +59,11 @@ class Examples(Sequence[Example]):
     def texts(self) -> list[str]:
         """The records' texts in order."""
         return [item.text for item in self.items]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The records' prompts in order, "" where there is none."""
+        return [item.prompt for item in self.items]
 
     @property
     def lengths(self) -> np.ndarray:

@@ -196,7 +196,7 @@ def make_example(record: Record, given: list[int], written: list[int], loss_on: 
             f"{record.place}: its {len(written)} completion token(s) leave nothing to predict; give "
             "it a longer completion or a prompt, remove it, or set dataset.append_eos=true"
         )
-    return Example(record.id, tokens, mask, record.text)
+    return Example(record.id, tokens, mask, record.text, record.prompt)
 
 
 def check_length(max_length: int) -> None:

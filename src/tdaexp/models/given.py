@@ -21,8 +21,8 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 NO_TOKENIZER = (
-    "tokenizer: a language model's texts need one; give tokenizer=AutoTokenizer.from_pretrained(…), or for a module that "
-    "reads no text loss=FUNCTION"
+    "tokenizer: a language model's texts need one; give tokenizer=AutoTokenizer.from_pretrained(…), or loss=FUNCTION for "
+    "a module that reads no text"
 )
 UNREAD = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """Keys of a configuration that decide no number beside the tensors, whose type is looked at by itself."""
@@ -90,7 +90,7 @@ class Given:
 
 
 def given(model: PreTrainedModel, tokenizer: Any, name: str) -> Given:
-    """The model with its tokenizer, that of the model's folder where none is given. Errors (UserError): there is none."""
+    """The model with its tokenizer, else that of the model's folder. Errors (UserError): there is none."""
     found = Given(model, tokenizer, name)
     if tokenizer is None:
         if found.folder is None:

@@ -11,9 +11,9 @@ from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
+from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
-from tdaexp.report.texts import Query
 
 
 def methods_page(

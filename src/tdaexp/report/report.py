@@ -18,12 +18,14 @@ from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
+from tdaexp.report.answers import top_rows
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
+from tdaexp.report.shown import shown_queries
 from tdaexp.report.tables import print_table
-from tdaexp.report.texts import Texts, shown_queries, top_texts
+from tdaexp.report.texts import Texts
 from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
@@ -75,7 +77,7 @@ def write_report(
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
-        rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]
+        rows = [top_rows(dataset, texts, settings.top_k).assign(method=label) for label, dataset in told.items()]
         logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
     print_table(table)
     return metrics

@@ -35,7 +35,7 @@ from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
-from tdaexp.report.texts import Texts
+from tdaexp.report.texts import Texts, as_json, from_json, texts_of
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
@@ -122,9 +122,7 @@ def answered(method: Method, stage: str, problem: Problem, clock: Clock) -> Answ
     clock.stop("scoring")
     store.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
-    sides = {"query": problem.queries, "train": problem.train}
-    texts = {name: dict(zip(side.ids, side.texts, strict=True)) for name, side in sides.items()}
-    return Answer(store, cost, texts, _second_stage(problem, store) if ranks.current().first else None)
+    return Answer(store, cost, texts_of(problem), _second_stage(problem, store) if ranks.current().first else None)
 
 
 def check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -158,7 +156,7 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
         return write_findings(folder, findings, {label: store}, logger)
     if answer.texts is not None:
-        write_json(folder / "texts.json", answer.texts)
+        write_json(folder / "texts.json", as_json(answer.texts))
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
     return write_report(folder, {label: store}, answer.texts, settings, logger, answer.near)
@@ -177,7 +175,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in beside(store, "texts.json").items():
+            for role, known in texts_beside(store).items():
                 texts[role] |= known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
@@ -197,6 +195,11 @@ def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
     for store in set(stores) - {store for store, _ in pairs}:
         log.warning("%s: left out, it decomposes a training and scores no pairs", store)
     return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+
+
+def texts_beside(store: Path) -> Texts:
+    """The texts of the run that a store belongs to."""
+    return from_json(beside(store, "texts.json"), str(store.parent / "texts.json"))
 
 
 def beside(store: Path, name: str) -> dict[str, Any]:
