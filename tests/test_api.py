@@ -154,6 +154,62 @@ def test_what_the_command_wrote_is_read(commands, here):
     assert len(answer.top(1)) and answer.config["method"]["_target_"].endswith("BM25")
 
 
+def test_self_influence_is_that_of_the_command(commands, here, folder, model):
+    train = write("train.jsonl", TRAIN)
+    data = [f"dataset.path={train}", "dataset.template=plain", "dataset.query_sets=[]", "candidates=all"]
+    data += [f"dataset.{name}={column}" for name, column in COLUMNS.items()]
+    options = [
+        *("model=eurollm1b7", f"model.pretrained={folder}", "model.expected_components=null", "dataset=text"),
+        *(*data, "method=ekfac", "self_influence=true", "hydra.run.dir=itself"),
+    ]
+    assert "self-influence: " in commands.done("attribute", *options)
+    wanted = influence.load(Path("itself/self_influence.zarr"))
+    assert not Path("itself/influence.zarr").exists()
+    assert "finished before, skipped" in commands.done("attribute", *options, "resume=true")
+    answer = tdaexp.self_influence(model, TRAIN, "ekfac", dataset=PLAIN, cache=commands.cache)
+    assert answer.dataset.drop_attrs().identical(wanted.drop_attrs())
+    assert answer.dataset["self_influence"].dims == ("train", "component")
+    total = answer.dataset["self_influence"].sum("component")
+    table = pd.read_csv("itself/suspects.csv")
+    assert table["row"].astype(str).tolist() == total["train"].values[np.argsort(-total.values)].tolist()
+    assert answer.top(3)["row"].tolist() == table["row"].astype(str).tolist()[:3]
+    assert "past town" in answer._repr_html_() and "SelfInfluence of ekfac" in repr(answer)
+    answer.save("runs/itself")
+    assert tdaexp.load("runs/itself").dataset.identical(answer.dataset)
+    assert tdaexp.load("itself").texts == answer.texts
+    chunk = next(one for one in Path("itself/self_influence.zarr/self_influence").iterdir() if one.name[0] != ".")
+    chunk.write_bytes(b"x" + chunk.read_bytes()[1:])
+    assert "skipped" not in commands.done("attribute", *options, "resume=true")
+
+
+def test_self_influence_beside_an_answer(commands, here, folder, model):
+    from commands import TINY
+
+    options = (*TINY, "method=dot", "dataset.query_sets=[paraphrased]", "metric.plots=false", "self_influence=true")
+    commands.done("attribute", *options)
+    found = tdaexp.load(only("outputs/attribute/*"))
+    assert found.kept.itself.sizes["train"] == len(pd.read_csv(only("outputs/attribute/*/suspects.csv")))
+    assert "says nothing; take ekfac" in commands.refused("attribute", *options, "method=bm25")
+
+
+def test_a_mislabelled_row_comes_first(here):
+    torch.manual_seed(0)
+    inputs = torch.cat([torch.randn(20, 3) + 3, torch.randn(20, 3) - 3]).double()
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    labels[7] = 1
+    module = nn.Linear(3, 2).double()
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.2)
+    for _ in range(100):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(inputs), labels).backward()
+        optimiser.step()
+    found = tdaexp.self_influence(module, TensorDataset(inputs, labels), "dot", loss=loss)
+    first = found.top(1)
+    assert first["row"].tolist() == ["7"] and first["outlier"].all()
+    with pytest.raises(UserError, match="self_influence: of method=random an example's score for itself says nothing"):
+        tdaexp.self_influence(module, TensorDataset(inputs, labels), "random", loss=loss)
+
+
 # --- what is in the identity
 
 

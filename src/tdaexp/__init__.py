@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tdaexp.api import Answer, attribute, load
+    from tdaexp.api import Answer, SelfInfluence, attribute, load, self_influence
     from tdaexp.runtime.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "UserError", "attribute", "load"]
+__all__ = ["Answer", "SelfInfluence", "UserError", "attribute", "load", "self_influence"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tdaexp.app.answer import Answer, load
+from tdaexp.app.answer import Answer, SelfInfluence, load
 from tdaexp.app.call import configured
 from tdaexp.app.config import AttributeConfig
+from tdaexp.app.stages.commands import Answer as Kept
 from tdaexp.app.stages.commands import answered, check_sources
 from tdaexp.app.work import seed as seed_generators
 from tdaexp.building.given import module_problem, text_builder, text_keys
@@ -32,7 +33,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import plain_memory_errors
 from tdaexp.runtime.untouched import untouched
 
-__all__ = ["Answer", "attribute", "load"]
+__all__ = ["Answer", "SelfInfluence", "attribute", "load", "self_influence"]
 log = logging.getLogger(__name__)
 IN_MEMORY = 1 << 30
 """Bytes up to which an answer is read at once; of a larger one what lies in the cache is read when it is asked for."""
@@ -86,11 +87,33 @@ def attribute(
     given = _Given("tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {})
     keys = {f"trainer.{key}": value for key, value in (trainer or {}).items()}
     with given.opened(method, settings, {"candidates": candidates}, {**keys, "seed": seed, "cache_dir": cache}):
-        found = answered(given.config.method, given.config.stage, given.problem(), given.clock)
-        found.describe(given.config.method, given.values)
-        if found.store.nbytes <= IN_MEMORY:
-            found.store.load()
-    return Answer(found, given.values)
+        return Answer(given.answer(), given.values)
+
+
+def self_influence(
+    model: nn.Module,
+    train: Any,
+    method: str | Method = "ekfac",
+    *,
+    tokenizer: Any = None,
+    loss: Loss | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    name: str = "given",
+    seed: int = 0,
+    cache: str | Path = "cache",
+    dataset: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> SelfInfluence:
+    """What each training row does for itself: large for outliers, and for rows whose label is wrong.
+
+    Arguments and errors as for `attribute`; of methods for which it has a meaning (`methods.base.Method.of_itself`).
+    """
+    given = _Given("tdaexp.self_influence", model, train, None, tokenizer, loss, collate, name, dataset or {})
+    keys = {f"trainer.{key}": value for key, value in (trainer or {}).items()}
+    keys |= {"seed": seed, "cache_dir": cache, "self_influence": True, "dataset.query_sets": []}
+    with given.opened(method, settings, {"candidates": "all"}, keys):
+        return SelfInfluence(given.answer(), given.values)
 
 
 @dataclass
@@ -123,7 +146,7 @@ class _Given:
         """Checked, seeded, and at work with the cache; the program is left as it was, after an error too."""
         keys["trainer.precision"] = _precision(self.model)
         if self.loss is None:
-            groups, keys = {**groups, "dataset": "text"}, {**keys, **text_keys(self.train, self.queries, self.dataset)}
+            groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
         with untouched(), plain_memory_errors(), _as_it_was(self.model):
             self.config, self.values = configured(self.caller, method, settings, groups, keys)
             _check(self.config)
@@ -131,6 +154,15 @@ class _Given:
             with at_work(Path(self.config.cache_dir)):
                 self.clock = Clock()
                 yield
+
+    def answer(self) -> Kept:
+        """The method's answer, in memory where it is not large."""
+        found = answered(self.config, self.problem(), self.clock)
+        found.describe(self.config.method, self.values)
+        for store in (found.store, found.itself):
+            if store is not None and store.nbytes <= IN_MEMORY:
+                store.load()
+        return found
 
     def problem(self) -> Problem:
         """The problem, as the commands build it."""

@@ -29,6 +29,8 @@ def text_keys(train: Any, queries: Any, keys: Mapping[str, Any]) -> dict[str, An
     for key, data in zip(NAMES, (train, queries), strict=True):
         if key in keys:
             raise UserError(f"dataset.{key}: is handed over as {NAMES[key]}; leave it out")
+        if data is None and key == "query_path":
+            continue
         own[f"dataset.{key}"] = str(data) if isinstance(data, (str, Path)) else NAMES[key]
     if not _in_files(train, queries):
         own["dataset._target_"] = f"{Handed.__module__}.{Handed.__qualname__}"
@@ -36,7 +38,7 @@ def text_keys(train: Any, queries: Any, keys: Mapping[str, Any]) -> dict[str, An
 
 
 def _in_files(*data: Any) -> bool:
-    return all(isinstance(one, (str, Path)) for one in data)
+    return all(isinstance(one, (str, Path)) for one in data if one is not None)
 
 
 def text_builder(config: Any, model: PreTrainedModel, tokenizer: Any, name: str, train: Any, queries: Any) -> Texts:
@@ -46,7 +48,7 @@ def text_builder(config: Any, model: PreTrainedModel, tokenizer: Any, name: str,
     """
     dataset = config.dataset
     if isinstance(dataset, Handed):
-        dataset.take(rows_of(train, "train"), rows_of(queries, "queries"))
+        dataset.take(rows_of(train, "train"), [] if queries is None else rows_of(queries, "queries"))
     asked: Asked = replace(config, model=given(model, tokenizer, name))
     return Texts(asked)
 

@@ -38,12 +38,14 @@ def own_problem(
     """All pairs of a module's training examples and queries, where it is and in its type; no truth is known.
 
     `train` and `queries` have a length and items that `collate` batches (None: as a DataLoader does), or are
-    DataLoaders in the data's order, whose data set and collate function are taken; `loss(model, batch)` returns one
-    number for each item of the batch, [B]. Errors (UserError): an empty data set, one without a length, a DataLoader
-    that shuffles or samples, a module without parameters or with NaN in them, a loss of another shape.
+    DataLoaders in the data's order, whose data set and collate function are taken (no queries: None);
+    `loss(model, batch)` returns one number for each item of the batch, [B]. Errors (UserError): an empty data set, one
+    without a length, a DataLoader that shuffles or samples, a module without parameters or with NaN in them, a loss of
+    another shape.
     """
     objective = OwnLoss(loss)
-    lists = {"train": _examples(train, collate, "train"), "queries": _examples(queries, collate, "queries")}
+    lists = {"train": _examples(train, collate, "train")}
+    lists["queries"] = lists["train"].select([]) if queries is None else _examples(queries, collate, "queries")
     first = next(model.parameters(), None)
     if first is None:
         raise UserError(f"model: {type(model).__name__} has no parameter, so that no gradient can be taken")

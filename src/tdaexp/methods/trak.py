@@ -52,7 +52,8 @@ class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
     = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and
     `distribution` as for `project` (`trak` = traker's), `part` of the model (`blocks` = attention and MLP, `attention`,
-    `mlp`, `all`), `components` (names, in place of `part`), `seed`.
+    `mlp`, `all`), `components` (names, in place of `part`), `relative` (divide by the square root of the training
+    example's self-influence: RelatIF, Barshan et al. 2020), `seed`.
     """
 
     dimensions: int = 256
@@ -63,6 +64,7 @@ class TRAK(Method):
     distribution: str = "rademacher"
     part: str = "blocks"
     components: list[str] | None = None
+    relative: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,14 +80,19 @@ class TRAK(Method):
     @property
     def label(self) -> str:
         """Name, that it is an ensemble if it is one, and the part of the model if it is not the usual one."""
-        return with_notes(
-            self.name, ["" if self.checkpoints == "last" else "ensemble", part_note(self.part, self.components)]
-        )
+        ensemble, relative = self.checkpoints != "last", self.relative
+        notes = ["ensemble" if ensemble else "", part_note(self.part, self.components), "relative" if relative else ""]
+        return with_notes(self.name, notes)
 
     @property
     def wants_checkpoints(self) -> bool:
         """Where all are averaged."""
         return self.checkpoints == "all"
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The same, of the output function that it is about."""
+        return replace(self, relative=False)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
@@ -112,7 +119,8 @@ class TRAK(Method):
         values /= len(models)
         if weights:
             values *= np.mean(weights, axis=0)[problem.pairs][..., None]
-        return problem.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
+        answer = self.relative_to_self(problem, values) if self.relative else values
+        return problem.label(answer, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
     def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""

@@ -21,8 +21,8 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 NO_TOKENIZER = (
-    "tokenizer: a language model's texts need one; give tokenizer=AutoTokenizer.from_pretrained(…), or loss=FUNCTION for "
-    "a module that reads no text"
+    "tokenizer: a language model's texts need one; give tokenizer=AutoTokenizer.from_pretrained(…), or loss=FUNCTION "
+    "for a module that reads no text"
 )
 UNREAD = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """Keys of a configuration that decide no number beside the tensors, whose type is looked at by itself."""

@@ -32,6 +32,7 @@ from tdaexp.planning.plan import tell_plan
 from tdaexp.problem import Problem
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
+from tdaexp.report.itself import write_itself
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
@@ -50,19 +51,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's store, seconds by stage, texts of its queries and training examples (None: not known), and how near
-    the two training stages' models are (None: there is one).
+    """A method's store (None: nothing was asked), seconds by stage, texts of its queries and training examples (None:
+    not known), how near the two training stages' models are (None: there is one), and the training examples'
+    self-influence (None: nobody wanted it).
     """
 
-    store: xr.Dataset
+    store: xr.Dataset | None
     cost: dict[str, float]
     texts: Texts | None = None
     near: pd.DataFrame | None = None
+    itself: xr.Dataset | None = None
 
     def describe(self, method: Method, config: dict[str, Any]) -> None:
-        """Note in the store's attributes what it is the answer of: the method, and a run's configuration."""
-        label = self.store.attrs.get("label", method.label)  # a method may have to say how it went
-        self.store.attrs |= {"method": method.name, "label": label, "config": deciding(config), **provenance()}
+        """Note in the stores' attributes what they are the answer of: the method, and a run's configuration."""
+        for store in (self.store, self.itself):
+            if store is not None:
+                label = store.attrs.get("label", method.label)  # a method may have to say how it went
+                store.attrs |= {"method": method.name, "label": label, "config": deciding(config), **provenance()}
 
 
 def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
@@ -107,22 +112,28 @@ def _of_problem(config: AttributeConfig) -> Answer:
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    return answered(config.method, config.stage, builder.problem(clock), clock)
+    return answered(config, builder.problem(clock), clock)
 
 
-def answered(method: Method, stage: str, problem: Problem, clock: Clock) -> Answer:
-    """The method's answer about a problem; of two training stages, one that knows one sees the model after `stage`."""
+def answered(config: AttributeConfig, problem: Problem, clock: Clock) -> Answer:
+    """The configured method's answer about a problem; of two stages, one that knows one sees the model after one."""
+    method = config.method
     log.info("%s", problem.components().coverage_line())
     if problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
             f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
         )
-    store = method.attribute(problem if method.both_stages else problem.after(stage))
+    seen = problem if method.both_stages else problem.after(config.stage)
+    store = method.attribute(seen) if len(problem.queries) else None
+    itself = method.self_influence(seen) if config.self_influence else None
     clock.stop("scoring")
-    store.attrs["study"] = problem.study
+    for found in (store, itself):
+        if found is not None:
+            found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
-    return Answer(store, cost, texts_of(problem), _second_stage(problem, store) if ranks.current().first else None)
+    near = _second_stage(problem, store) if store is not None and ranks.current().first else None
+    return Answer(store, cost, texts_of(problem), near, itself)
 
 
 def check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -144,22 +155,29 @@ def _second_stage(problem: Problem, store: xr.Dataset) -> pd.DataFrame | None:
 
 
 def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
-    """Write an answer's store, what it cost, and a page of what it shows into a folder; returns its metrics."""
+    """Write an answer's stores, what it cost, and a page of what it shows into a folder; returns its metrics."""
+    write_json(folder / "cost.json", answer.cost)
+    if answer.texts is not None:
+        write_json(folder / "texts.json", as_json(answer.texts))
+    own = {} if answer.itself is None else write_itself(folder, answer.itself, answer.texts)
+    if answer.store is None:
+        write_json(folder / "metrics.json", own)
+        logger.log_metrics(own)
+        return own
     store = answer.store
     name, label = store.attrs["method"], store.attrs["label"]
     doing("writing the store")
     influence.save(store, folder / "influence.zarr")
-    write_json(folder / "cost.json", answer.cost)
     store = store.assign_attrs(cost=answer.cost)
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
         return write_findings(folder, findings, {label: store}, logger)
-    if answer.texts is not None:
-        write_json(folder / "texts.json", as_json(answer.texts))
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
-    return write_report(folder, {label: store}, answer.texts, settings, logger, answer.near)
+    metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near) | own
+    write_json(folder / "metrics.json", metrics)
+    return metrics
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
