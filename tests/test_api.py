@@ -179,7 +179,7 @@ def test_self_influence_is_that_of_the_command(commands, here, folder, model):
     assert tdaexp.load("itself").texts == answer.texts
     chunk = next(one for one in Path("itself/self_influence.zarr/self_influence").iterdir() if one.name[0] != ".")
     chunk.write_bytes(b"x" + chunk.read_bytes()[1:])
-    assert "skipped" not in commands.done("attribute", *options, "resume=true")
+    assert "finished before" not in commands.done("attribute", *options, "resume=true")
 
 
 def test_self_influence_beside_an_answer(commands, here, folder, model):
@@ -205,7 +205,7 @@ def test_a_mislabelled_row_comes_first(here):
         optimiser.step()
     found = tdaexp.self_influence(module, TensorDataset(inputs, labels), "dot", loss=loss)
     first = found.top(1)
-    assert first["row"].tolist() == ["7"] and first["outlier"].all()
+    assert first["row"].tolist() == ["7"]
     with pytest.raises(UserError, match="self_influence: of method=random an example's score for itself says nothing"):
         tdaexp.self_influence(module, TensorDataset(inputs, labels), "random", loss=loss)
 
