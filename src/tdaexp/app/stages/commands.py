@@ -29,6 +29,8 @@ from tdaexp.models.answers import greedy_answers
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
 from tdaexp.problem import Problem
+from tdaexp.report.answer_files import write_answer
+from tdaexp.report.console import print_answer
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
@@ -148,7 +150,12 @@ def _keep(config: AttributeConfig, folder: Path, logger: RunLogger, answer: Answ
         write_json(folder / "texts.json", as_json(answer.texts))
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
-    return write_report(folder, {label: store}, answer.texts, config.metric, logger, answer.near)
+    doing("writing the rows next to each question")
+    store = influence.scored(store)
+    write_answer(folder, store, answer.texts, config.metric.top_k)
+    metrics = write_report(folder, {label: store}, answer.texts, config.metric, logger, answer.near)
+    print_answer(folder, store, answer.texts)
+    return metrics
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
