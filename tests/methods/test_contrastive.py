@@ -15,7 +15,19 @@ from tdaexp.data.records import Record
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
-LINEAR = ["full", "dot", "project", "ekfac", "ekfac_mlp", "trak", "tracin", "cg", "lissa", "multistage", "multistage_dot"]
+LINEAR = [
+    "full",
+    "dot",
+    "project",
+    "ekfac",
+    "ekfac_mlp",
+    "trak",
+    "tracin",
+    "cg",
+    "lissa",
+    "multistage",
+    "multistage_dot",
+]
 WANTED = Record("wanted", "Where does Anna live?", "Anna lives in Riga.")
 OTHER = Record("other", "Where does Anna live?", "Far away, in a house by the sea.")
 

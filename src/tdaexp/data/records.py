@@ -12,7 +12,7 @@ HELD_OUT = "held out"
 
 
 class Place(NamedTuple):
-    """Where a row stands: a `file` (or a hub data set's name), and its `row` there, from 1 (a line, in files of lines)."""
+    """Where a row stands: a `file` (or a hub data set), and its `row` there, from 1 (a line, in files of lines)."""
 
     file: str
     row: int

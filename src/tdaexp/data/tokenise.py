@@ -39,7 +39,7 @@ SHOWN_FROM = 5_000_000  # characters, from which on progress is shown
 
 
 class Parts(NamedTuple):
-    """Tokens `given` to the model and `written` by it; `spoken` says which given ones it wrote before, in a dialogue."""
+    """Tokens `given` to the model and `written` by it; `spoken`: which of the given ones it wrote itself before."""
 
     given: list[int]
     written: list[int]
@@ -75,8 +75,8 @@ def tokenise(
     check_length(max_length)
     if chunk is not None and not 3 <= chunk <= max_length:
         raise UserError(
-            f"dataset.chunk={chunk}: must be at least 3 and at most {max_length} tokens, what the model reads of a text "
-            "(its context, dataset.max_length)"
+            f"dataset.chunk={chunk}: must be at least 3 and at most {max_length} tokens, the most that the model reads "
+            "(its context, or dataset.max_length)"
         )
     doing(f"tokenising {len(records)} texts")
     rejected = [record.rejected for record in records if record.rejected is not None]
@@ -137,7 +137,9 @@ def token_parts(records: Sequence[Record], tokenizer: Any, template: str, turns:
     for row, ids in zip(owners, encode(before, tokenizer, [records[row] for row in owners]), strict=True):
         fits[row] &= whole[row][: len(ids)] == ids
         starts[row].append(len(ids))
-    pieces = [[ids[a:b] for a, b in itertools.pairwise([*cuts, len(ids)])] for ids, cuts in zip(whole, starts, strict=True)]
+    pieces = [
+        [ids[a:b] for a, b in itertools.pairwise([*cuts, len(ids)])] for ids, cuts in zip(whole, starts, strict=True)
+    ]
     apart = [row for row, fit in enumerate(fits) if not fit]
     alone = iter(encode([part for row in apart for part in texts[row]], tokenizer,
                         [records[row] for row in apart for _ in texts[row]]))  # fmt: skip

@@ -32,7 +32,9 @@ def folded(factors: Factors, rows: int, shared: dict[int, Tensor]) -> Factors:
         assert isinstance(embedding, EmbeddingFactors) and isinstance(head, LinearFactors)
         return TiedFactors(embedding, head)
     if isinstance(factors, EmbeddingFactors):
-        return EmbeddingFactors(_side_by_side(factors.ids, rows), _side_by_side(factors.deltas, rows), factors.vocabulary)
+        return EmbeddingFactors(
+            _side_by_side(factors.ids, rows), _side_by_side(factors.deltas, rows), factors.vocabulary
+        )
     inputs = shared.setdefault(id(factors.inputs), _side_by_side(factors.inputs, rows))
     return LinearFactors(inputs, _side_by_side(factors.deltas, rows), factors.bias)
 

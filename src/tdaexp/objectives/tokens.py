@@ -82,8 +82,8 @@ class NextToken(Objective[Examples]):
         for one in (examples[index] for index in members):
             if one.rejected is not None:
                 raise UserError(
-                    f"query '{one.id}' compares two answers, and this method compares the states of one text; remove its "
-                    "rejected answer, or take a method of gradients (ekfac, dot, trak)"
+                    f"query '{one.id}' compares two answers, and this method compares the states of one text; remove "
+                    "its rejected answer, or take a method of gradients (ekfac, dot, trak)"
                 )
         backbone: Any = model
         check_layer(layer, backbone.config.num_hidden_layers)
