@@ -33,10 +33,10 @@ class Auto(BM25):
 
     def settled(self, queries: Sequence[Record]) -> Lexical:
         """The candidates that the queries get."""
-        common = {"field": self.field, "lowercase": self.lowercase, "ensure_truth": self.ensure_truth}
+        common: dict[str, Any] = {name: getattr(self, name) for name in ("field", "lowercase", "ensure_truth")}
         if self.b is None and not any(query.truth for query in queries):
-            return All(**common)  # type: ignore[arg-type]
-        return BM25(b=self.b or USUAL, **common)  # type: ignore[arg-type]
+            return All(**common)
+        return BM25(b=self.b or USUAL, **common)
 
     def size(self, train: Sequence[Record]) -> int:
         """Return how many candidates a query with a known source gets."""
@@ -47,17 +47,18 @@ class Auto(BM25):
         return self.settled(queries).select(queries, train)
 
 
-def settled(selector: Any, queries: Sequence[Record], train: Sequence[Record]) -> Any:
-    """The candidates that are configured; where that is `auto`, those that it stands for, and what all cost is said."""
-    if not isinstance(selector, Auto):
-        return selector
-    found = selector.settled(queries)
-    if isinstance(found, All):
+def settled(selector: Any, queries: Sequence[Record]) -> Any:
+    """The candidates that are configured; where that is `auto`, those that it stands for."""
+    return selector.settled(queries) if isinstance(selector, Auto) else selector
+
+
+def tell_cost(selector: Any, queries: int, train: int) -> None:
+    """Say how many pairs it means that `auto` (the selector that is configured) stands for all candidates."""
+    if isinstance(selector, Auto):
         log.info(
             "candidates: all %s training examples for each of %s questions (%s pairs), as no question's source is "
             "known; fewer: candidates.b=N",
-            f"{len(train):,}",
-            f"{len(queries):,}",
-            f"{len(train) * len(queries):,}",
+            f"{train:,}",
+            f"{queries:,}",
+            f"{train * queries:,}",
         )
-    return found

@@ -140,7 +140,7 @@ def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int
         records, own = len(corpus.train), config.dataset.generated_from
         if not config.method.decomposes:  # which looks at no pair
             asked = [one for name in names for one in corpus.queries[own if name == GENERATED else name]]
-            selector = settled(selector, asked, corpus.train)
+            selector = settled(selector, asked)
     return min(train, math.ceil(selector.size(range(records)) * train / records))
 
 
