@@ -23,6 +23,7 @@ from tdaexp.app.stages.commands import Answer as Kept
 from tdaexp.app.stages.commands import answered, check_sources
 from tdaexp.app.work import seed as seed_generators
 from tdaexp.building.given import module_problem, text_builder, text_keys
+from tdaexp.data.records import Corpus
 from tdaexp.gradients.capture import frozen
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
@@ -157,27 +158,29 @@ class _Given:
 
     def answer(self) -> Kept:
         """The method's answer, in memory where it is not large."""
-        found = answered(self.config, self.problem(), self.clock)
+        problem, corpus = self.problem()
+        found = answered(self.config, problem, corpus, self.clock)
         found.describe(self.config.method, self.values)
         for store in (found.store, found.itself):
             if store is not None and store.nbytes <= IN_MEMORY:
                 store.load()
         return found
 
-    def problem(self) -> Problem:
-        """The problem, as the commands build it."""
+    def problem(self) -> tuple[Problem, Corpus | None]:
+        """The problem, as the commands build it, and its texts."""
         config, values = self.config, self.values
         if self.loss is not None:
             made = module_problem(config, self.model, self.train, self.queries, self.loss, self.collate)
             values["dataset"] = {"train": len(made.train), "queries": len(made.queries)}
+            corpus = None
         else:
             assert isinstance(self.model, PreTrainedModel)
             builder = text_builder(config, self.model, self.tokenizer, self.name, self.train, self.queries)
-            check_sources(config.method, builder.corpus)
+            corpus = builder.corpus
+            check_sources(config.method, corpus)
             made = builder.problem(self.clock)
         values["model"] = {"name": self.name, "class": type(self.model).__name__, "identity": made.identity}
-        log.info("%s", made.components().coverage_line())
-        return made
+        return made, corpus
 
 
 def _precision(model: nn.Module) -> str:

@@ -85,7 +85,7 @@ def test_near_identical_rows_are_one_entry():
     }
     store = built([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5]])
     (one,) = questions(store, {"query": {}, "train": train}, 10)
-    assert [(entry.row, entry.rank, entry.near) for entry in one.helpful] == [
+    assert [(entry.row, entry.rank, entry.near) for entry in one.sides["helpful"]] == [
         ("t0", 1, [("t1", 8.0), ("t2", 7.0)]),
         ("t3", 4, []),
         ("t4", 5, []),
@@ -95,7 +95,7 @@ def test_near_identical_rows_are_one_entry():
         ("t9", 10, []),
     ]
     (few,) = questions(store, {"query": {}, "train": train}, 2)
-    assert [entry.row for entry in few.helpful] == ["t0", "t3"]  # copies take no place
+    assert [entry.row for entry in few.sides["helpful"]] == ["t0", "t3"]  # copies take no place
 
 
 def test_rows_are_summed_up_over_queries(many, texts, monkeypatch):

@@ -94,7 +94,8 @@ class Trainer:
 class Logger:
     """Where a run is mirrored: `kind` none | csv | wandb; the other keys are wandb's own.
 
-    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given.
+    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given. `texts`:
+    are training texts and questions mirrored too (null = unless the mode is online)?
     """
 
     kind: str = "wandb"
@@ -103,6 +104,7 @@ class Logger:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    texts: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and modes."""

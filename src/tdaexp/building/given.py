@@ -25,7 +25,7 @@ NAMES = {"path": "train", "query_path": "queries"}
 
 def text_keys(train: Any, queries: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a text's configuration: `keys`, and the two paths, or what rows in memory are called."""
-    own = {"dataset.query_sets": ["paraphrased"]} | {f"dataset.{key}": value for key, value in keys.items()}
+    own = {f"dataset.{key}": value for key, value in keys.items()}
     for key, data in zip(NAMES, (train, queries), strict=True):
         if key in keys:
             raise UserError(f"dataset.{key}: is handed over as {NAMES[key]}; leave it out")
@@ -48,7 +48,8 @@ def text_builder(config: Any, model: PreTrainedModel, tokenizer: Any, name: str,
     """
     dataset = config.dataset
     if isinstance(dataset, Handed):
-        dataset.take(rows_of(train, "train"), [] if queries is None else rows_of(queries, "queries"))
+        dataset.train = rows_of(train, "train")
+        dataset.queries = [] if queries is None else rows_of(queries, "queries")
     asked: Asked = replace(config, model=given(model, tokenizer, name))
     return Texts(asked)
 

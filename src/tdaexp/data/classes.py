@@ -58,4 +58,4 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
 
 def _example(record: Record, ids: list[int], number: int) -> Example:
     mask = np.arange(len(ids) + 1) == len(ids)
-    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text, record.prompt)
+    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text, prompt=record.prompt)

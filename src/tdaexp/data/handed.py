@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tdaexp.data.records import Place, Skipped
 from tdaexp.data.tables import Row, read_rows
 from tdaexp.data.text import Text
 from tdaexp.runtime.errors import UserError
@@ -31,7 +32,8 @@ def rows_of(data: Any, name: str) -> list[Row]:
         raise UserError(f"{name}: is a {type(data).__name__}; give {KINDS}")
     if not len(data):
         raise UserError(f"{name}: holds no row; give at least one")
-    return [Row(_values(data[n], f"{name}, row {n}"), f"{name}, row {n}") for n in range(len(data))]
+    places = [Place(name, number) for number in range(len(data))]
+    return [Row(_values(data[number], place), place) for number, place in enumerate(places)]
 
 
 def refuse_stream(data: Any, name: str) -> None:
@@ -42,7 +44,7 @@ def refuse_stream(data: Any, name: str) -> None:
         )
 
 
-def _values(row: Any, where: str) -> dict[str, Any]:
+def _values(row: Any, where: Place) -> dict[str, Any]:
     if isinstance(row, Mapping):
         return {str(key): value for key, value in row.items()}
     if isinstance(row, str):
@@ -59,23 +61,10 @@ class Handed(Text):
     train: list[Row] = field(default_factory=list, init=False)
     queries: list[Row] = field(default_factory=list, init=False)
 
-    def __post_init__(self) -> None:
-        """What is checked rests on the rows (`take`)."""
-        return
+    @property
+    def _rows(self) -> list[Row | Skipped]:  # type: ignore[override]
+        return [*self.train]
 
-    def take(self, train: list[Row], queries: list[Row]) -> None:
-        """Have these rows; columns that are not named are those that are usual. Errors (UserError): as of `Text`."""
-        self.train, self.queries = train, queries
-        if self.text_column is None and self.completion_column is None:
-            if "completion" in train[0].values:
-                self.completion_column = "completion"
-                self.prompt_column = "prompt" if "prompt" in train[0].values else None
-            else:
-                self.text_column = "text"
-        super().__post_init__()
-
-    def _rows(self) -> list[Row]:
-        return self.train
-
-    def _query_rows(self) -> list[Row]:
-        return self.queries
+    @property
+    def _query_rows(self) -> list[Row | Skipped]:
+        return [*self.queries]

@@ -19,61 +19,91 @@ from tdaexp.report.texts import Passage, Texts, query_text, train_text
 
 SIDES = ("helpful", "harmful")
 REACH = 4  # times as many rows as are shown are looked through for near-identical ones
+AT_ONCE = 200  # queries whose rows are compared with each other
 TOP_COLUMNS = ["query", "query_set", "side", "rank", "row", "score", "near_identical", "text"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A training row next to a question: its `rank` on its side (from 1), and the ids and scores of further rows there
-    that read almost the same (`near`), which are shown with it.
+    """A training row next to a question: its `rank` on its side (from 1), whether it is a `source` of the question
+    (None: not known), and the ids and scores of further rows there that read almost the same (`near`), which are shown
+    with it.
     """
 
     rank: int
     row: str
     score: float
     text: Passage
+    source: bool | None
     near: list[tuple[str, float]]
+
+
+Sides = dict[str, list[Entry]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A query with the entries of its most helpful and most harmful rows, best and worst first."""
+    """A query with the entries of its most helpful and most harmful rows (`SIDES`), best and worst first."""
 
     query_set: str
     query: str
     text: Passage
-    helpful: list[Entry]
-    harmful: list[Entry]
+    sides: Sides
 
 
 def questions(dataset: xr.Dataset, texts: Texts | None, k: int) -> Iterator[Question]:
-    """Each query of a store of pairs, in its order, with up to `k` entries on each side. Ties go by candidate."""
-    for part in influence.blocks(dataset):
-        scores, train = influence.scores(part).values, part["train"].values
-        best = {
-            "helpful": influence.top(np.where(scores > 0, scores, np.nan), REACH * k),
-            "harmful": influence.top(np.where(scores < 0, -scores, np.nan), REACH * k),
-        }
-        shown = pd.unique(np.concatenate([_at(train, columns).ravel() for columns in best.values()]))
-        known = {row: train_text(texts, row) for row in shown if row}
-        place, likeness = {row: number for number, row in enumerate(known)}, Likeness(list(known.values()))
-        for query, (group, name) in enumerate(zip(part["query_set"].values, part["query"].values, strict=True)):
-            sides = {}
-            for side, columns in best.items():
-                mine = columns[query][columns[query] >= 0]
-                rows, values = train[query, mine].tolist(), scores[query, mine].tolist()
-                groups = likeness.groups(np.array([place[row] for row in rows], dtype=int), k)
-                sides[side] = [
-                    Entry(
-                        rank=first + 1,
-                        row=rows[first],
-                        score=values[first],
-                        text=known[rows[first]],
-                        near=[(rows[other], values[other]) for other in others],
-                    )
-                    for first, *others in groups
-                ]
-            yield Question(group, name, query_text(texts, group, name), **sides)
+    """Each query of a store of pairs, in its order, with up to `k` entries on each side."""
+    known = influence.truth_known(dataset)
+    done = 0
+    for block in influence.blocks(dataset):
+        for start in range(0, block.sizes["query"], AT_ONCE):
+            part = block.isel(query=slice(start, start + AT_ONCE))
+            names = zip(part["query_set"].values, part["query"].values, strict=True)
+            found = entries(part, influence.scores(part).values, known[done:], texts, k)
+            for (group, name), sides in zip(names, found, strict=True):
+                yield Question(group, name, query_text(texts, group, name), sides)
+            done += part.sizes["query"]
+
+
+def entries(part: xr.Dataset, scores: np.ndarray, known: np.ndarray, texts: Texts | None, k: int) -> Iterator[Sides]:
+    """For each query of a small store up to `k` entries on each side by some scores [Q, C]; ties go by candidate.
+
+    `known` [Q or more] says of which queries the sources are.
+    """
+    train, truth = part["train"].values, part["truth"].values
+    best = {side: influence.top(of_side(side, scores), REACH * k) for side in SIDES}
+    shown = pd.unique(np.concatenate([train[rows_of(columns), columns].ravel() for columns in best.values()]))
+    texts_of = {row: train_text(texts, row) for row in shown if row}
+    place, likeness = {row: number for number, row in enumerate(texts_of)}, Likeness(list(texts_of.values()))
+    for query, sure in zip(range(len(scores)), known, strict=False):
+        sides = {}
+        for side, columns in best.items():
+            mine = columns[query][columns[query] >= 0]
+            rows, values = train[query, mine].tolist(), scores[query, mine].tolist()
+            groups = likeness.groups(np.array([place[row] for row in rows], dtype=int), k)
+            sides[side] = [
+                Entry(
+                    rank=first + 1,
+                    row=rows[first],
+                    score=values[first],
+                    text=texts_of[rows[first]],
+                    source=bool(truth[query, mine[first]]) if sure else None,
+                    near=[(rows[other], values[other]) for other in others],
+                )
+                for first, *others in groups
+            ]
+        yield sides
+
+
+def of_side(side: str, scores: np.ndarray) -> np.ndarray:
+    """Scores of a side alone, larger for more of it; NaN for those of the other side and for 0."""
+    signed = scores if side == "helpful" else -scores
+    return np.where(signed > 0, signed, np.nan)
+
+
+def rows_of(columns: np.ndarray) -> np.ndarray:
+    """Row numbers [Q, 1] that go with columns [Q, n]."""
+    return np.arange(len(columns))[:, None]
 
 
 def top_rows(dataset: xr.Dataset, texts: Texts | None, k: int) -> pd.DataFrame:
@@ -82,14 +112,16 @@ def top_rows(dataset: xr.Dataset, texts: Texts | None, k: int) -> pd.DataFrame:
     `side` is helpful or harmful, `rank` counts from 1 on each, and `near_identical` lists the ids of further rows of
     that side that read almost the same: they have no line of their own. `text` is prompt and completion.
     """
-    found = [
-        (one.query, one.query_set, side, entry.rank, entry.row, entry.score, [row for row, _ in entry.near],
-         entry.text.whole)
-        for one in questions(dataset, texts, k)
-        for side in SIDES
-        for entry in getattr(one, side)
-    ]  # fmt: skip
+    found = [line for one in questions(dataset, texts, k) for line in lines(one)]
     return pd.DataFrame(found, columns=TOP_COLUMNS)
+
+
+def lines(one: Question) -> Iterator[tuple[object, ...]]:
+    """A question's entries as `TOP_COLUMNS`."""
+    for side, found in one.sides.items():
+        for entry in found:
+            near = [row for row, _ in entry.near]
+            yield one.query, one.query_set, side, entry.rank, entry.row, entry.score, near, entry.text.whole
 
 
 def row_table(
@@ -124,11 +156,6 @@ def row_table(
     if self_influence is not None:
         columns["self_influence"] = np.array([self_influence.get(row, np.nan) for row in places])
     return pd.DataFrame(columns | {"text": [train_text(texts, row).whole for row in places]})
-
-
-def _at(train: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Ids [Q, n] at some columns [Q, n], "" where a column is -1."""
-    return np.where(columns >= 0, np.take_along_axis(train, np.maximum(columns, 0), axis=1), "")
 
 
 def _wider(values: np.ndarray, length: int, fill: float) -> np.ndarray:

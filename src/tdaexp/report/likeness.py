@@ -11,6 +11,7 @@ import numpy as np
 from tdaexp.report.texts import Passage
 
 NEAR = 0.9  # cosine of the counts of words and of pairs of words, of prompts and of completions alike
+FOLDED = 512
 
 
 class Likeness:
@@ -21,6 +22,7 @@ class Likeness:
 
         counts = HashingVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), alternate_sign=False)
         self.completions = counts.transform([_marked(one.completion) for one in passages] or ["_"])
+        self.folded = _folded(self.completions)
         self.prompts = counts.transform([_marked(one.prompt) for one in passages] or ["_"])
 
     def groups(self, places: np.ndarray, count: int) -> list[list[int]]:
@@ -28,15 +30,28 @@ class Likeness:
 
         A text belongs to the first group whose first text it is near to.
         """
-        like = _near(self.completions[places])
-        if like.sum() > len(places):  # else no two completions are near
-            like &= _near(self.prompts[places])
+        like = self._like(places)
         found: dict[int, list[int]] = {}
         for place, row in enumerate(like):
             head = next((one for one in found if row[one]), place)
             if head in found or len(found) < count:
                 found.setdefault(head, []).append(place)
         return list(found.values())
+
+    def _like(self, places: np.ndarray) -> np.ndarray:
+        """Which texts [n, n] are near to each other."""
+        few = self.folded[places]
+        if (few @ few.T >= NEAR).sum() <= len(places):  # as with most: no two completions are near
+            return np.eye(len(places), dtype=bool)
+        return np.logical_and(*(_near(side[places]) for side in (self.completions, self.prompts)))
+
+
+def _folded(counts: Any) -> np.ndarray:
+    """Dense vectors [n, FOLDED] whose products are never below those of the counts, which are positive."""
+    from scipy.sparse import csr_matrix
+
+    shape = (counts.shape[0], FOLDED)
+    return np.asarray(csr_matrix((counts.data, counts.indices % FOLDED, counts.indptr), shape).toarray())
 
 
 def _marked(text: str) -> str:

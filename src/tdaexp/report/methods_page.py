@@ -43,7 +43,10 @@ def methods_page(
         told=told,
         sourced=any(query.hits for items in queries.values() for query in items),
         apart=bool((table["section"] > 0).any()),
-        shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
+        shaded=any(
+            row.shaded for items in queries.values() for query in items for rows in query.sides.values() for row in rows
+        ),
+        files=len(datasets) == 1,
         totals=table[table["section"] == 0].groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,

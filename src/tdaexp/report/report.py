@@ -77,10 +77,20 @@ def write_report(
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
-        rows = [top_rows(dataset, texts, settings.top_k).assign(method=label) for label, dataset in told.items()]
-        logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
+        logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
     print_table(table)
     return metrics
+
+
+def _top_texts(datasets: dict[str, xr.Dataset], texts: Texts | None, k: int) -> pd.DataFrame:
+    """Each method's best and worst rows of every query, in one table; without texts where there are none."""
+    found = []
+    for label, dataset in datasets.items():
+        rows = top_rows(dataset, texts, k)
+        near = rows.pop("near_identical").map(" ".join)
+        rows = rows if texts else rows.drop(columns="text")
+        found.append(rows.assign(near_identical=near).assign(method=label))
+    return pd.concat(found, ignore_index=True)
 
 
 def _beside(dataset: xr.Dataset, first: xr.Dataset) -> bool:

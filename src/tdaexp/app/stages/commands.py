@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.cached import look_after
 from tdaexp.building.build import builder_of, trainings
-from tdaexp.data.records import Corpus
+from tdaexp.data.pieces import SOURCE
+from tdaexp.data.records import Corpus, Skipped
 from tdaexp.methods.base import Method, check_truth
+from tdaexp.metrics.belonging import by_source
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.settings import MetricSettings
@@ -30,15 +32,18 @@ from tdaexp.models.answers import greedy_answers
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
 from tdaexp.problem import Problem
+from tdaexp.report.answer_files import write_answer
+from tdaexp.report.console import print_answer
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
-from tdaexp.report.itself import write_itself
+from tdaexp.report.itself import totals, write_itself
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
 from tdaexp.report.texts import Texts, as_json, from_json, texts_of
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.csvs import csv_text, frame_csv
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, provenance
@@ -52,14 +57,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Answer:
     """A method's store (None: nothing was asked), seconds by stage, texts of its queries and training examples (None:
-    not known), how near the two training stages' models are (None: there is one), and the training examples'
-    self-influence (None: nobody wanted it).
+    not known), how near the two training stages' models are (None: there is one), rows of the data that were left out,
+    and the training examples' self-influence (None: nobody wanted it).
     """
 
     store: xr.Dataset | None
     cost: dict[str, float]
     texts: Texts | None = None
     near: pd.DataFrame | None = None
+    skipped: list[Skipped] = field(default_factory=list)
     itself: xr.Dataset | None = None
 
     def describe(self, method: Method, config: dict[str, Any]) -> None:
@@ -112,11 +118,13 @@ def _of_problem(config: AttributeConfig) -> Answer:
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    return answered(config, builder.problem(clock), clock)
+    return answered(config, builder.problem(clock), builder.corpus, clock)
 
 
-def answered(config: AttributeConfig, problem: Problem, clock: Clock) -> Answer:
-    """The configured method's answer about a problem; of two stages, one that knows one sees the model after one."""
+def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, clock: Clock) -> Answer:
+    """The configured method's answer about a problem, made of texts or not (None); of two training stages, a method
+    that knows one sees the model after the configured one.
+    """
     method = config.method
     log.info("%s", problem.components().coverage_line())
     if problem.classes and method.reads_model and not method.both_stages:
@@ -133,7 +141,7 @@ def answered(config: AttributeConfig, problem: Problem, clock: Clock) -> Answer:
             found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
-    return Answer(store, cost, texts_of(problem), near, itself)
+    return Answer(store, cost, texts_of(problem), near, [] if corpus is None else corpus.skipped, itself)
 
 
 def check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -157,6 +165,9 @@ def _second_stage(problem: Problem, store: xr.Dataset) -> pd.DataFrame | None:
 def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
     """Write an answer's stores, what it cost, and a page of what it shows into a folder; returns its metrics."""
     write_json(folder / "cost.json", answer.cost)
+    if answer.skipped:
+        rows = [(*where, reason) for where, reason in answer.skipped]
+        write_text(folder / "skipped.csv", csv_text(("file", "row", "reason"), rows))
     if answer.texts is not None:
         write_json(folder / "texts.json", as_json(answer.texts))
     own = {} if answer.itself is None else write_itself(folder, answer.itself, answer.texts)
@@ -169,14 +180,21 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
     doing("writing the store")
     influence.save(store, folder / "influence.zarr")
     store = store.assign_attrs(cost=answer.cost)
+    if SOURCE in store.coords:
+        write_text(folder / "sources.csv", frame_csv(by_source(store)))
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
         return write_findings(folder, findings, {label: store}, logger)
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
+    doing("writing the rows next to each question")
+    store = influence.scored(store)
+    itself = None if answer.itself is None else totals(answer.itself)
+    write_answer(folder, store, answer.texts, settings.top_k, itself)
     metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near) | own
     write_json(folder / "metrics.json", metrics)
+    print_answer(folder, store, answer.texts)
     return metrics
 
 
