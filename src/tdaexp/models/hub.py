@@ -115,6 +115,8 @@ def load_weights(
         ) from error
     model: PreTrainedModel
     model, report = loaded
+    if dtype == torch.float64:  # torch has no grouped products of doubles
+        model.set_experts_implementation("eager")
     if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
         raise UserError(adapter_refusal(source.name, Path()))
     if report["missing_keys"]:
