@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tdaexp.building.covered import checked_map
 from tdaexp.building.settings import Named
 from tdaexp.data.classes import tokenise_classes
 from tdaexp.data.examples import Examples
@@ -88,6 +89,8 @@ def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
     ranks.barrier()  # a mistake in the model's name must not meet processes that are still setting this up
     with ranks.in_turn():
         loaded = load_model(config, corpus.train)
+        if any(part.kind == "expert" for one in checked_map(loaded).components for part in one.parts):
+            raise UserError("trainer=fsdp: the weights of experts must be whole in each process; take trainer=ddp")
         sharded = Sharded(loaded.model, mesh)
     sharded.open()
     return loaded

@@ -80,7 +80,7 @@ class VectorSpace:
         """(places in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
         for component, place in zip(self.components.components, self.slices, strict=True):
             start = place.start
-            for part in _own_parts(component):
+            for part in own_parts(component):
                 places = torch.arange(start, start + part.size, device="cpu")
                 if part.kind == "other":
                     yield from self._one_by_one(places, part)
@@ -105,7 +105,7 @@ class VectorSpace:
             start = stop
 
 
-def _own_parts(component: Component) -> list[Part]:
+def own_parts(component: Component) -> list[Part]:
     """The parts that hold a component's parameters: of a tied matrix, the embedding alone."""
     return [part for part in component.parts if part.kind == "embedding"] if component.tied else list(component.parts)
 

@@ -9,7 +9,7 @@ name has its path. A component's order is the model's parameter order. Whatever 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,12 +62,17 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class ComponentMap:
-    """A model's components, what they leave out (`skipped`: name to size), and its number of parameters."""
+    """A model's components and its number of parameters.
+
+    `skipped` (name to size) are the parameters that no component covers, `unchosen` the components that were left out
+    by choice.
+    """
 
     components: tuple[Component, ...]
     skipped: dict[str, int]
     total: int
     model_type: str = field(default="")
+    unchosen: dict[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -79,11 +84,16 @@ class ComponentMap:
         """Parameters per component [K] int64."""
         return np.array([component.size for component in self.components], dtype=np.int64)
 
+    @property
+    def covered(self) -> int:
+        """Parameters in components."""
+        return int(self.sizes.sum())
+
     def __len__(self) -> int:
         return len(self.components)
 
     def select(self, names: Iterable[str]) -> ComponentMap:
-        """Keep the named components, in the map's order; others count as skipped. Errors: unknown name."""
+        """Keep the named components, in the map's order; the others are `unchosen`. Errors: unknown name."""
         wanted = list(names)
         for name in wanted:
             if name not in self.names:
@@ -92,28 +102,32 @@ class ComponentMap:
             raise UserError("the selection of components is empty; name at least one of " + self.names[0] + ", …")
         kept = tuple(c for c in self.components if c.name in wanted)
         left_out = {c.name: c.size for c in self.components if c.name not in wanted}
-        return ComponentMap(kept, {**self.skipped, **left_out}, self.total, self.model_type)
+        return replace(self, components=kept, unchosen={**self.unchosen, **left_out})
 
     def members(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Full names of each component's parameters in the model that the map is of."""
         return {component.name: tuple(parameters_of(model, component)) for component in self.components}
 
     def complete(self) -> ComponentMap:
-        """The map with what it leaves out as one more component, `other`, so that sums over components are whole."""
+        """The map with what it skips as one more component, `other`, so that sums over components are whole."""
         if not self.skipped:
             return self
         rest = grouped({OTHER: tuple(self.skipped)}, self.skipped).components
-        return ComponentMap(self.components + rest, {}, self.total, self.model_type)
+        return replace(self, components=self.components + rest, skipped={})
 
     def coverage_line(self) -> str:
-        """One line for people: how many parameters are attributed, and by name what is not."""
-        covered = int(self.sizes.sum())
-        skipped = ", ".join(f"{name} ({size:,})" for name, size in list(self.skipped.items())[:10])
-        more = f", and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else ""
+        """One line for people: how many parameters are attributed, and by name what is not, by choice or at all."""
+        unchosen = f"left out by choice: {_listed(self.unchosen)}; " if self.unchosen else ""
         return (
-            f"attributed {covered:,} of {self.total:,} parameters ({100 * covered / self.total:.4g} %) in "
-            f"{len(self)} components; skipped: {skipped or 'none'}{more}"
+            f"attributed {self.covered:,} of {self.total:,} parameters ({100 * self.covered / self.total:.4g} %) in "
+            f"{len(self)} components; {unchosen}skipped: {_listed(self.skipped)}"
         )
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    """The first ten names with their sizes, and how many more there are."""
+    more = f", and {len(sizes) - 10} more" if len(sizes) > 10 else ""
+    return (", ".join(f"{name} ({size:,})" for name, size in list(sizes.items())[:10]) or "none") + more
 
 
 def grouped(members: Mapping[str, Sequence[str]], sizes: Mapping[str, int], model_type: str = "") -> ComponentMap:
@@ -141,7 +155,7 @@ def parameters_of(model: nn.Module, component: Component) -> list[str]:
 def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentMap:
     """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `parts.EXPERTS`.
 
-    Parameters without gradients (the integers of a quantised matrix) are skipped.
+    Parameters without gradients (the integers of a quantised matrix) are skipped, and count for nothing.
     """
     inside, top = model.get_input_embeddings(), model.get_output_embeddings()
     embedding = getattr(inside, "weight", None)
@@ -164,7 +178,7 @@ def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentM
     return ComponentMap(
         tuple(_component(name, [part for _, part in found[name]]) for name in order),
         {name: p.numel() for name, p in model.named_parameters() if id(p) not in covered},
-        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in model.parameters() if p.is_floating_point()),
         model.config.model_type,
     )
 

@@ -7,6 +7,7 @@ forms its gradient.
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+ONE_OF_EXPERTS = re.compile(r"\bexperts\.\d+(\.|$)")  # a module that sees some tokens, of examples that it cannot tell
 MATRICES = ("gate_up_proj", "down_proj")
 EXPERTS = ("expert", "layer")
 """What a component of experts in one tensor is: one matrix of one expert, or all of a layer."""
@@ -69,7 +71,7 @@ def named_parts(
     """
     if has_experts(module):
         return _experts(path, module, experts)
-    kind = _kind(module, own)
+    kind = "other" if ONE_OF_EXPERTS.search(path) else _kind(module, own)
     if kind == "norm":
         return [("norms", Part(path, kind, None, "bias" in own, (own["weight"].numel(), 0)))]
     if kind == "other":
