@@ -30,6 +30,7 @@ EMBEDDINGS = {"embed_tokens", "word_embeddings", "embed_in", "wte", "embed"}
 POSITIONS = {"embed_positions", "position_embeddings", "wpe", "pos_embed"}
 HEADS = {"lm_head", "embed_out", "score"}  # of tokens, of tokens before transformers 5, of classes
 WRAPPERS = {"base_layer", "default"}  # of an adapter: the layer that it adapts, and the adapter's usual name
+STACKS = {"layers", "layer", "h", "blocks", "block"}  # what the blocks are in, by number
 NORM = re.compile(r"norm|^ln(_|$)", re.IGNORECASE)
 BLOCK = re.compile(r"layers\.\d+\.(attn|mlp)")
 QKV = ("q", "k", "v")
@@ -92,6 +93,8 @@ FUSED: dict[str, dict[str, tuple[tuple[str, ...], Rows]]] = {
     "gpt2": {"c_attn": (QKV, _third)},
     "falcon": {"query_key_value": (QKV, _falcon)},
     "phi3": {"qkv_proj": (QKV, _grouped), "gate_up_proj": (("gate", "up"), _halves)},
+    "glm": {"gate_up_proj": (("gate", "up"), _halves)},
+    "glm4": {"gate_up_proj": (("gate", "up"), _halves)},
 }
 """Of each `model_type`, the words of its fused matrices: what they hold, and in which rows (config, all rows)."""
 
@@ -103,12 +106,17 @@ def name_of(path: str) -> str:
 
     `model.layers.3.self_attn.q_proj` is `layers.3.attn.q`, an adapter's matrix there `layers.3.attn.q.lora_A`.
     """
+    return _known(path) or path
+
+
+def _known(path: str) -> str | None:
     words = [word for word in path.split(".") if word not in WRAPPERS]
-    number = next((place for place, word in enumerate(words) if word.isdecimal()), None)
+    pairs = zip(words, words[1:], strict=False)
+    number = next((place for place, (word, next_) in enumerate(pairs, 1) if word in STACKS and next_.isdecimal()), None)
     if number is None:
-        return _outside(words) or path
+        return _outside(words)
     inside = _inside(words[number + 1 :])
-    return path if inside is None else ".".join(["layers", words[number], *inside])
+    return None if inside is None else ".".join(["layers", words[number], *inside])
 
 
 def _outside(words: list[str]) -> str | None:
@@ -128,7 +136,7 @@ def _inside(words: list[str]) -> list[str] | None:
     if extra:  # which adapter it is follows the matrix's word
         place = words.index(extra[0])
         below = _inside(words[:place])
-        return None if below is None else [*below, *words[place:]]
+        return None if below is None else [*below[:-1], FUSED_WORDS.get(below[-1], below[-1]), *words[place:]]
     *between, last = words or [""]
     parts = ["attn" if word in ATTENTION else "mlp" if word in FEED_FORWARD else word for word in between]
     parts = [word for place, word in enumerate(parts) if word not in parts[:place]]  # `attn.attention` is said twice
@@ -161,7 +169,7 @@ def canonical_name(parameter: str) -> str:
     last = module.rpartition(".")[2]
     if NORM.search(last):
         return "norms"
-    name = name_of(module)
-    if name == module:
+    name = _known(module)
+    if name is None:
         return parameter
     return f"{name.removesuffix(last)}{FUSED_WORDS[last]}" if name.endswith(f".{last}") and last in FUSED_WORDS else name
