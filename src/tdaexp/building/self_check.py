@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.factors import Factors
+from tdaexp.gradients.factors import Factors, LinearFactors
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import own_parts
 from tdaexp.models.components import Component, ComponentMap
@@ -35,7 +35,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, tor
 """Largest relative error of a component's gradient, by the model's type."""
 FLOOR = 1e-3
 """A component whose gradient is smaller than this share of the largest one's is judged by that: it may be rounding."""
-TEXTS, LENGTH, LONGEST = 2, 16, 256
+TEXTS, LENGTH, LONGEST = 2, 8, 256
 
 
 def random_texts(vocabulary: int, length: int = LENGTH, classes: int = 0) -> Examples:
@@ -142,11 +142,17 @@ def _compared(
 ) -> tuple[float, float]:
     """Norms of the difference of Σ_i c_i G_i to autograd's, and of that."""
     wanted = as_vector(component, gradients)
-    wide = accumulation_dtype(wanted.dtype)
-    difference = wanted.to(wide, copy=True).neg_()
-    for number, weight in enumerate(weights.tolist()):
-        difference.add_(factors.materialise(slice(number, number + 1))[0].to(wide), alpha=weight)
-    return float(difference.norm()), float(wanted.to(wide).norm())
+    wanted = wanted.to(accumulation_dtype(wanted.dtype))
+    if isinstance(factors, LinearFactors):
+        inputs, deltas = (one.to(wanted.dtype).flatten(0, 1) for one in (factors.extended_inputs(), factors.deltas))
+        deltas = deltas * weights.to(deltas).repeat_interleave(factors.inputs.shape[1])[:, None]
+        matrix = wanted.view(deltas.shape[1], inputs.shape[1])
+        difference = torch.addmm(matrix, deltas.T, inputs, beta=-1)
+    else:
+        difference = wanted.neg()
+        for number, weight in enumerate(weights.tolist()):
+            difference.add_(factors.materialise(slice(number, number + 1))[0], alpha=weight)
+    return float(difference.norm()), float(wanted.norm())
 
 
 def parameter_names(component: Component, named: Collection[str]) -> list[str]:
@@ -160,7 +166,8 @@ def parameter_names(component: Component, named: Collection[str]) -> list[str]:
 
 def as_vector(component: Component, gradients: dict[str, Tensor]) -> Tensor:
     """A component's gradient [size], laid out as captured ones are, from those of its parameters."""
-    return torch.cat([side for part in own_parts(component) for side in _sides(part, gradients)])
+    sides = [side for part in own_parts(component) for side in _sides(part, gradients)]
+    return sides[0] if len(sides) == 1 else torch.cat(sides)
 
 
 def _sides(part: Part, gradients: dict[str, Tensor]) -> list[Tensor]:
