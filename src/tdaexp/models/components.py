@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from tdaexp.models.layers import Layout, fused_at, layout, names_of
+from tdaexp.models.adapters import split_path
+from tdaexp.models.layers import Layout, fused_at, joined, layout, names_of
 from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def component_map(model: PreTrainedModel) -> ComponentMap:
     covered: set[int] = set()
     for path, module in modules.items():
         own = dict(module.named_parameters(recurse=False))
-        if not own or not names_of(path, table):
+        if not own or not names_of(split_path(path)[0], table):
             continue
         tied = isinstance(module, nn.Linear) and module.weight is embedding
         covered |= {id(own["weight"])} if tied else {id(p) for p in own.values()}
@@ -215,9 +216,12 @@ def _parts(path: str, module: nn.Module, table: Layout, heads: int, tied: bool) 
     """(component name, part) of one module with parameters: several for a fused matrix."""
     kind, shape = _kind(path, module)
     bias = getattr(module, "bias", None) is not None and not tied
-    fused = fused_at(path, table)
+    layer, matrix = split_path(path)
+    if matrix:
+        return [(f"{joined(names_of(layer, table))}.{matrix}", Part(path, kind, None, bias, shape))]
+    fused = fused_at(layer, table)
     if fused is None:
-        name = "embed" if tied else names_of(path, table)[0]
+        name = "embed" if tied else names_of(layer, table)[0]
         return [(name, Part(path, kind, None, bias, shape))]
     rows = fused.rows(shape[0], heads)
     return [

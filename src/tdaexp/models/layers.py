@@ -141,12 +141,15 @@ def canonical_name(parameter: str, model_type: str | None = None) -> str:
     module = re.sub(r"\.(weight|bias)$", "", parameter)
     for table in [layout(model_type)] if model_type else ARCHITECTURES.values():
         names = names_of(module, table)
-        if len(names) == 1:
-            return names[0]
         if names:
-            stem = names[0].rsplit(".", 1)[0]
-            return f"{stem}." + "".join(name.rsplit(".", 1)[1] for name in names)
+            return joined(names)
     return parameter
+
+
+def joined(names: tuple[str, ...]) -> str:
+    """The name of a matrix that is several components: 'layers.0.attn.qkv' of q, k and v."""
+    stem, last = names[0].rpartition(".")[::2]
+    return names[0] if len(names) == 1 else f"{stem}." + "".join([last, *(one.rpartition(".")[2] for one in names[1:])])
 
 
 def _numbered(name: str, module: str) -> str:

@@ -22,7 +22,8 @@ class LoadedModel:
 
     `fingerprint` identifies weights and tokenizer; `template` names how prompt and completion become tokens;
     `max_length` is the longest sequence in tokens, prompt and completion together. `classes` names what the head
-    chooses between where it is one of classes, read at a text's last token; None where it is one of tokens.
+    chooses between where it is one of classes, read at a text's last token; None where it is one of tokens. `base`
+    identifies the model that an adapter was put on.
     """
 
     model: PreTrainedModel
@@ -31,6 +32,7 @@ class LoadedModel:
     template: str
     max_length: int
     classes: tuple[str, ...] | None = None
+    base: str | None = None
 
 
 def head(model: PreTrainedModel) -> torch.nn.Module:

@@ -46,6 +46,7 @@ class CausalTraining(LightningModule):
         self.model, self.examples, self.settings = model, examples, settings
         self.seed, self.pad_id = seed, pad_id
         self.losses: list[float] = []
+        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
         self.ending = False  # whether a process was asked to end after this step
 
     def on_train_epoch_start(self) -> None:
@@ -98,7 +99,10 @@ class CausalTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loss curve with the weights."""
+        """Keep the loss curve with the weights, and of these what is trained."""
+        fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        if fixed:
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in fixed}
         checkpoint["losses"] = self.losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

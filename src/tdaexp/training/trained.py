@@ -97,7 +97,10 @@ def load_trained(
     seal.require(folder)
     longest = config.context if isinstance(config, Scratch) else config.max_length
     trusted = trusts(config)
-    named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
+    if isinstance(config, Pretrained) and config.adapter is not None:
+        named = dataclasses.replace(config, adapter=str(folder))
+    else:
+        named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
     loaded = named.load(device, dtype)
     note = folder / "training.json"
     try:
