@@ -55,6 +55,8 @@ def places(pretrained: str, revision: str | None, tokenizer: str | None, adapter
         weights = _base_of(own, pretrained)
     elif own is not None:
         _check_base(own, weights)
+    if own is not None:
+        _check_trained_on(own, weights)
     return Places(weights, own, _words(tokenizer, own, weights))
 
 
@@ -156,7 +158,7 @@ def _check_base(adapter: Source, weights: Source) -> None:
         )
 
 
-def check_trained_on(adapter: Source, base: Source) -> None:
+def _check_trained_on(adapter: Source, base: Source) -> None:
     """Refuse a base that was changed since an adapter was trained on it here."""
     note = None if adapter.folder is None else adapter.folder / TRAINED
     if note is None or not note.is_file():

@@ -104,9 +104,12 @@ def put_on(model: PreTrainedModel, adapter: Source, base: Source, merge: bool) -
         if names:
             first = sorted(map(str, names))[0]
             raise _misfit(adapter, base, f"it {verb} {len(names)} tensors, {first} among them")
-    nn.Module.to(model, dtype)
+    for name, parameter in model.named_parameters():
+        if split_path(name.rpartition(".")[0])[1]:  # the model's buffers have types of their own
+            parameter.data = parameter.data.to(dtype)
     check_finite(model, adapter.name)
     if merge:
+        model.name_or_path = adapter.name
         return _merged(model)
     _check_captured(model, adapter.name)
     return _named(model, adapter.name, base)
@@ -142,10 +145,13 @@ def put_empty_on(model: PreTrainedModel, config: LoraConfig | None, mode: FakeTe
     if config is not None:
         from peft import inject_adapter_in_model
 
-        dtype = model.dtype
-        with mode:
-            inject_adapter_in_model(config, model)
-            nn.Module.to(model, dtype)
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        for path, module in model.named_modules():
+            if split_path(path)[1]:
+                for name, own in module.named_parameters(recurse=False):
+                    with mode:
+                        empty = torch.empty(own.shape, dtype=model.dtype, device="cpu")
+                    setattr(module, name, nn.Parameter(empty, requires_grad=False))
         model._hf_peft_config_loaded = True
         model.requires_grad_(False)
     return model

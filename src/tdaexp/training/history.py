@@ -72,11 +72,12 @@ class SavedCheckpoints:
         loaded, folder = self.loaded, str(checkpoint.folder)
         base, own = base_of(loaded.model), runs_own_code(loaded.model)
         return Pretrained(
-            folder if base is None else base,
+            base or folder,
             template=loaded.template,
             max_length=loaded.max_length,
             trust_remote_code=own,
-            adapter=None if base is None else folder,
+            adapter=folder if base else None,
+            merge_adapter=loaded.base is not None and base is None,
         )
 
     def _load(self, checkpoint: Checkpoint) -> nn.Module:

@@ -16,6 +16,7 @@ from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.fit import fit
 from tdaexp.training.settings import FitSettings
 
@@ -107,4 +108,5 @@ def load_trained(
         identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
-    return dataclasses.replace(loaded, fingerprint=str(identity))
+    merged = [config.merge_adapter] if isinstance(config, Pretrained) and config.merge_adapter else []
+    return dataclasses.replace(loaded, fingerprint=fingerprint(identity, *merged) if merged else str(identity))
