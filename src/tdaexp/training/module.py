@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Batch, Example, Examples, collate
+from tdaexp.models.adapters import is_adapted
+from tdaexp.models.forward import runs_whole
+from tdaexp.models.loaded import head
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices, epoch_batch
@@ -23,11 +26,15 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats over all tokens of the batch that carry loss: a scalar.
 
     The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100
-    where `loss_mask` is False; NaN when no token carries loss.
+    where `loss_mask` is False; NaN when no token carries loss. Of a large base that an adapter is trained on, logits
+    are formed where there is loss alone, if that gives the model's own (`models.forward`).
     """
-    logits = model(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits  # [B, T, V]
-    counted = batch.loss_mask[:, 1:]
-    predicted = logits[:, :-1][counted]  # [tokens with loss, V]
+    counted, inputs = batch.loss_mask[:, 1:], {"attention_mask": batch.attention, "use_cache": False}
+    if is_adapted(model) and not runs_whole(model):
+        hidden = model.base_model(input_ids=batch.tokens, **inputs).last_hidden_state
+        predicted = head(model)(hidden[:, :-1][counted])  # [tokens with loss, V]
+    else:
+        predicted = model(input_ids=batch.tokens, **inputs).logits[:, :-1][counted]
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
     return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][counted])
 
