@@ -47,7 +47,7 @@ def _open(name: str) -> dict[str, Any]:
 class Trainer:
     """Where and how passes through the model are run.
 
-    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
+    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64 | auto, as the model is stored; `tokens_per_batch` bounds a
     batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
     `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
     `strategy` single | ddp | fsdp, one process or `devices` of them on each of `nodes` machines (0 = every GPU), each
@@ -90,6 +90,13 @@ class Trainer:
             raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
 
 
+def _settle_precision(config: Any, download: bool = True) -> None:
+    """Put the type in which the model is stored in the place of `trainer.precision=auto`."""
+    if config.trainer.precision == "auto":
+        stored = getattr(config.model, "stored_precision", None)
+        config.trainer.precision = "float32" if stored is None else stored(download)
+
+
 @dataclass
 class Logger:
     """Where a run is mirrored: `kind` none | csv | wandb; the other keys are wandb's own.
@@ -130,6 +137,7 @@ class TrainConfig:
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer=fsdp: shares out models that are explained, it trains none; take trainer=ddp")
         self.dataset.check_source()
+        _settle_precision(self)
 
 
 @dataclass
@@ -176,6 +184,7 @@ class AttributeConfig:
             self.dataset.check_source()
         if self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+        _settle_precision(self, download=not self.plan)
 
     def _check_sharded(self) -> None:
         """Refuse what needs the whole model in one process."""
@@ -218,6 +227,7 @@ class EvaluateConfig:
         """Refuse an unknown word, and an analysis of classes where the data has none."""
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
+        _settle_precision(self, download=False)
         if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
             name = type(self.analysis).__module__.rpartition(".")[2]
             raise UserError(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Asked
 from tdaexp.building.texts import GENERATED, drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.dataset import query_id
 from tdaexp.data.records import Corpus
-from tdaexp.models.components import component_map
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
@@ -66,12 +66,12 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
-        second = Stage(successor, component_map(successor.model), examples)
+        second = Stage(successor, checked_map(successor), examples)
     compute = replace(compute_of(config.trainer), device=loaded.model.device, dtype=loaded.model.dtype)
     return Problem(
         model=loaded.model,
         identity=loaded.fingerprint,
-        map=component_map(loaded.model),
+        map=checked_map(loaded),
         objective=NextToken(),
         train=tokenised(config, corpus.train, loaded),
         queries=tokenised(config, records, loaded, classes),

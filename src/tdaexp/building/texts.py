@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tdaexp.building.covered import checked_map
 from tdaexp.building.settings import Named
 from tdaexp.data.classes import tokenise_classes
 from tdaexp.data.examples import Examples
@@ -89,6 +90,8 @@ def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
         loaded = load_model(config, corpus.train)
         if loaded.base is not None:
             raise UserError("trainer=fsdp: shares out whole models, and this one has an adapter; take trainer=ddp")
+        if any(part.kind == "expert" for one in checked_map(loaded).components for part in one.parts):
+            raise UserError("trainer=fsdp: the weights of experts must be whole in each process; take trainer=ddp")
         sharded = Sharded(loaded.model, mesh)
     sharded.open()
     return loaded

@@ -105,7 +105,11 @@ class Gradients:
             losses = self._form(formed, inputs, consume)
         if losses is None or len(formed) < len(self.components):
             losses = capture(
-                self.model, self.components, lambda: self.objective.losses(self.model, inputs, self.loss), consume
+                self.model,
+                self.components,
+                len(inputs.ids),
+                lambda: self.objective.losses(self.model, inputs, self.loss),
+                consume,
             )
         return losses
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.parts import Part
 
 MATRICES = ("linear", "conv1d", "conv2d")
 
@@ -50,7 +51,10 @@ class VectorSpace:
         found = {name: vectors.new_zeros(len(vectors), *value.shape) for name, value in self.parameters().items()}
         for columns, part, kind, name in self._shares():
             entries = vectors[:, columns]
-            if part.rows is None:
+            if part.expert is not None:
+                rows = slice(None) if part.rows is None else part.rows
+                found[name][:, part.expert, rows] = entries.reshape(len(entries), *part.shape)
+            elif part.rows is None:
                 found[name] = _shaped(entries, part, kind, named[name].shape)
             elif part.kind == "conv1d" and kind == "weight":
                 found[name][:, :, part.rows] = _shaped(entries, part, kind, (part.shape[1], part.shape[0]))
@@ -64,7 +68,7 @@ class VectorSpace:
         first = next(iter(gradients.values()))
         result = first.new_empty(len(first), self.size)
         for columns, part, kind, name in self._shares():
-            value = gradients[name]
+            value = gradients[name] if part.expert is None else gradients[name][:, part.expert]
             if part.kind == "conv1d" and kind == "weight":
                 value = value.transpose(1, 2)
             if part.rows is not None:
@@ -76,7 +80,7 @@ class VectorSpace:
         """(places in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
         for component, place in zip(self.components.components, self.slices, strict=True):
             start = place.start
-            for part in _own_parts(component):
+            for part in own_parts(component):
                 places = torch.arange(start, start + part.size, device="cpu")
                 if part.kind == "other":
                     yield from self._one_by_one(places, part)
@@ -87,7 +91,7 @@ class VectorSpace:
                 if part.kind in MATRICES:
                     matrix = places.view(outputs, inputs + part.bias)
                     weight, bias = matrix[:, :inputs].flatten(), matrix[:, inputs:].flatten()
-                yield weight, part, "weight", f"{part.module}.weight"
+                yield weight, part, "weight", part.parameters[0] if part.parameters else f"{part.module}.weight"
                 if part.bias:
                     yield bias, part, "bias", f"{part.module}.bias"
                 start += part.size
@@ -101,7 +105,7 @@ class VectorSpace:
             start = stop
 
 
-def _own_parts(component: Component) -> list[Part]:
+def own_parts(component: Component) -> list[Part]:
     """The parts that hold a component's parameters: of a tied matrix, the embedding alone."""
     return [part for part in component.parts if part.kind == "embedding"] if component.tied else list(component.parts)
 

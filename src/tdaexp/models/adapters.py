@@ -30,20 +30,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-MATRIX = re.compile(r"(?P<layer>.+)\.(?P<matrix>lora_[AB])\.\w+")
-BASE = ".base_layer"
+MATRIX = re.compile(r"\.lora_[AB]\.\w+(\.(weight|bias))?$")
 MERGE = "model.merge_adapter=true explains the model that it makes of its base, as a whole"
 
 
-def split_path(module: str) -> tuple[str, str]:
-    """Path of the layer that a module belongs to, as if it had no adapter, and which matrix of its adapter it is.
-
-    'model.layers.0.mlp.up_proj.lora_A.default' gives that of up_proj and 'lora_A'; the layer's own matrix has ''.
-    """
-    found = MATRIX.fullmatch(module)
-    if found:
-        return found["layer"], found["matrix"]
-    return module.removesuffix(BASE), ""
+def is_matrix(name: str) -> bool:
+    """Whether a module or a parameter of that name is one of the two matrices of an adapter."""
+    return MATRIX.search(name) is not None
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -55,7 +48,7 @@ def train_only_adapter(model: PreTrainedModel) -> None:
     """Let gradients into the adapter's matrices, and nowhere else; into all parameters of a model without one."""
     whole = not is_adapted(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(whole or bool(split_path(name.rpartition(".")[0])[1]))
+        parameter.requires_grad_(whole or is_matrix(name))
 
 
 @contextlib.contextmanager
@@ -105,7 +98,7 @@ def put_on(model: PreTrainedModel, adapter: Source, base: Source, merge: bool) -
             first = sorted(map(str, names))[0]
             raise _misfit(adapter, base, f"it {verb} {len(names)} tensors, {first} among them")
     for name, parameter in model.named_parameters():
-        if split_path(name.rpartition(".")[0])[1]:  # the model's buffers have types of their own
+        if is_matrix(name):  # the model's buffers have types of their own
             parameter.data = parameter.data.to(dtype)
     check_finite(model, adapter.name)
     if merge:
@@ -147,7 +140,7 @@ def put_empty_on(model: PreTrainedModel, config: LoraConfig | None, mode: FakeTe
 
         inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         for path, module in model.named_modules():
-            if split_path(path)[1]:
+            if is_matrix(path):
                 for name, own in module.named_parameters(recurse=False):
                     with mode:
                         empty = torch.empty(own.shape, dtype=model.dtype, device="cpu")

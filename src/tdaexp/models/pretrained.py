@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tdaexp.data import templates
 from tdaexp.models.lora import NEW, Lora
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.names import check_name
+from tdaexp.runtime.names import as_file_name, check_name
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tdaexp.models.adapter_places import Places
 
 MISSING_STATE = ("refuse", "fresh")
+EXPERTS = ("expert", "layer")
 FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's ALiBi), and its training length
 
 
@@ -27,11 +28,12 @@ FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's
 class Pretrained:
     """A causal language model from a folder or from the hub.
 
-    Keys: `pretrained` hub id or folder; `name` a short label; `revision` branch, tag or commit of a hub id; `tokenizer`
+    Keys: `pretrained` hub id or folder; `name` a short label, null = the last word of that; `revision` branch, tag or commit of a hub id; `tokenizer`
     hub id or folder when it is not the model's own; `template` how prompt and completion become tokens (`plain`,
-    `olmo`, `chat`, …); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
+    `olmo`, `chat`, …, or `auto`: chat where the tokenizer has a template for it); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
     names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
-    `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
+    `min_coverage` the share of parameters that components must cover; `experts` what a component of a mixture of
+    experts is, one matrix of one `expert` or all of a `layer`; `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
     a second training stage, which may have taught it to classify texts (a checkpoint for sequence classification);
     `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state` what to do about
     one without its optimiser's state, `refuse` it or assume a `fresh` optimiser; `shape` the architecture and sizes of
@@ -41,13 +43,15 @@ class Pretrained:
     """
 
     pretrained: str
-    name: str = "pretrained"
+    name: str | None = "pretrained"
     revision: str | None = None
     tokenizer: str | None = None
     template: str = "plain"
     max_length: int | None = None
     attn_implementation: str | None = None
     expected_components: int | None = None
+    min_coverage: float = 0.9
+    experts: str = "expert"
     trust_remote_code: bool = False
     finetuned: str | None = None
     checkpoints: list[str] = field(default_factory=list)
@@ -59,10 +63,16 @@ class Pretrained:
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
-        check_name("model.name", self.name)
+        if not self.pretrained:
+            raise UserError("model.pretrained: name a folder in hub format or a hub id (model.pretrained=FOLDER)")
+        self.name = as_file_name(self.pretrained) if self.name is None else check_name("model.name", self.name)
         templates.check(self.template, "model.template")
         if self.missing_state not in MISSING_STATE:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
+        if self.experts not in EXPERTS:
+            raise unknown("value", self.experts, EXPERTS, "model.experts")
+        if not 0 <= self.min_coverage <= 1:
+            raise UserError(f"model.min_coverage={self.min_coverage}: must be a share from 0 to 1")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"model.max_length={self.max_length}: must be at least 2 tokens, or null")
 
@@ -70,6 +80,25 @@ class Pretrained:
     def needs_training(self) -> bool:
         """False, as these weights exist, but for a new adapter."""
         return self.adapter == NEW
+
+    def stored_precision(self, download: bool = True) -> str:
+        """The type in which the weights are stored, of those that passes are run in: float16 is run in float32.
+
+        Of a hub id it is what its config says, which is fetched if `download`; float32 where nothing is known.
+        """
+        from tdaexp.models.adapter_places import folders
+        from tdaexp.models.hub import stored_types
+        from tdaexp.models.source import Source
+
+        folder = folders(self.pretrained, None, self.adapter)[0]
+        if folder.is_dir():
+            source = Source(str(folder), None, "", folder)
+        elif download:
+            source = self._locate().weights
+        else:
+            return "float32"
+        found = stored_types(source, self.trust_remote_code)
+        return next((one for one in ("float64", "float32", "bfloat16") if found == {one}), "float32")
 
     @property
     def stated(self) -> bool:
@@ -123,9 +152,18 @@ class Pretrained:
             model = put_new_on(model, self.lora, weights)
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
-        base = None if found.adapter is None and self.adapter != NEW else weights.identity
         identity = self._identity(found)
-        return LoadedModel(freeze(moved(model, device)), tokenizer, identity, self.template, longest, classes, base)
+        return LoadedModel(
+            freeze(moved(model, device)),
+            tokenizer,
+            identity,
+            self.template,
+            longest,
+            classes,
+            experts=self.experts,
+            min_coverage=self.min_coverage,
+            base=None if found.adapter is None and self.adapter != NEW else weights.identity,
+        )
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
         """Architecture and, where it lies on this disk, tokenizer: what a plan needs. `texts` have no say in it.
@@ -177,7 +215,7 @@ class Pretrained:
         from tdaexp.models.components import component_map
 
         expected = self.expected_components
-        found = len(component_map(model).components) if expected is not None else None
+        found = len(component_map(model, self.experts).components) if expected is not None else None
         if found != expected:
             raise UserError(
                 f"model.expected_components={expected} but {self.pretrained} has {found}; it is another "
