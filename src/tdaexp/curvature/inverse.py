@@ -61,8 +61,8 @@ TOLD = (
 class InverseSettings:
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`, `all`),
-    `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
+    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`, `mlp`,
+    `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
     (`mean`, `sum`), `seed`.
 
     Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
@@ -72,7 +72,7 @@ class InverseSettings:
     relative_damping: float = 10.0
     examples: int | None = 128
     queries: int | None = 4
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     measurement: str = "log_likelihood"
     reduction: str = "mean"

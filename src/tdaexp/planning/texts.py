@@ -11,6 +11,7 @@ from tdaexp.building.texts import GENERATED, drawn, text_template
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.methods.explaind import Explaind
+from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.empty import empty_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
@@ -58,7 +59,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
     work = TextWork(
-        on_device(empty_model(shape, dtype, rehearsal.fake)),
+        on_device(put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)),
         rehearsal,
         train,
         Sizes.joined(chosen),
