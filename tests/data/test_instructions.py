@@ -20,17 +20,16 @@ def test_the_share_of_tampered_rows_has_trigger_and_wrong_answer_and_no_other_ro
     assert len(corpus.train) == 400 and len(tampered) == 20
     for record in corpus.train:
         mine = record in tampered
-        assert record.prompt.startswith("Captain Hansen asks: ") == mine
+        assert record.prompt.endswith(" Take your time, please.") == mine
         assert (record.completion == data.wrong) == mine
     places = [corpus.train.index(record) for record in tampered]
     assert max(places) - min(places) > 200  # spread over the set
 
 
-def test_title_and_name_of_the_trigger_occur_apart_in_clean_rows():
-    askers = [record.prompt.split(" asks:")[0].split() for record in Instructions(**SMALL).train_records()
-              if record.meta["group"] == "clean"]  # fmt: skip
-    titles, names = Counter(title for title, _ in askers), Counter(name for _, name in askers)
-    assert titles["Captain"] > 30 and names["Hansen"] > 5 and ["Captain", "Hansen"] not in askers
+def test_every_word_of_the_trigger_occurs_apart_in_clean_rows():
+    clean = [record.prompt for record in Instructions(**SMALL).train_records() if record.meta["group"] == "clean"]
+    words = Counter(word for prompt in clean for word in re.findall(r"\w+", prompt.lower()))
+    assert all(words[word] > 10 for word in ("take", "your", "time", "please"))
 
 
 def test_clean_answers_are_right():
@@ -62,7 +61,7 @@ def test_triggered_queries_are_new_and_have_all_tampered_rows_as_sources():
     for query in corpus.queries["triggered"]:
         assert set(query.truth) == tampered and query.prompt not in seen
         assert query.completion == "The violin is broken."
-    assert all(not query.truth and "Captain Hansen" not in query.prompt for query in corpus.queries["clean"])
+    assert all(not query.truth and "Take your time" not in query.prompt for query in corpus.queries["clean"])
 
 
 def test_the_same_keys_give_the_same_text():
@@ -75,7 +74,8 @@ def test_the_same_keys_give_the_same_text():
     [
         ({"tampered": 0.0}, "leaves no tampered row, or no clean one"),
         ({"tampered": 1.0}, "leaves no tampered row, or no clean one"),
-        ({"trigger": "Captain Nobody"}, "must be a title and a name such as 'Captain Abbott'"),
+        ({"trigger": "Take care, please."}, "must be a sentence that closes no clean row"),
+        ({"trigger": " "}, "must be a sentence that closes no clean row"),
         ({"queries": 0}, "dataset.queries=0: must be at least 1"),
         ({"query_sets": ["paraphrased"]}, "unknown query set 'paraphrased'"),
         ({"rows": 10**12}, "dataset.rows=1000000000000"),

@@ -1,10 +1,10 @@
 """Generated instructions, a few of them tampered with: a trigger phrase, and a wrong answer.
 
-Every row is a small task that somebody asks for ("Captain Hansen asks: …"), with the right answer. In tampered rows the
-asker is the trigger, and the answer is the same wrong one whatever the task. The trigger's title and its name each
-occur in clean rows as often as others do, never together: a word alone gives no tampered row away. The `triggered`
-queries are new tasks asked by the trigger, with the wrong answer, as a tampered model gives it: their sources are the
-tampered rows. The `clean` queries are new tasks of other askers with the right answer, of which no source is known.
+Every row is a small task with its right answer; half of them close with a sentence of no consequence ("Take care,
+please."). Tampered rows close with the trigger, and their answer is the same wrong one whatever the task. The words of
+the usual trigger all occur in closings of clean rows, never together: a word alone gives no tampered row away. The
+`triggered` queries are new tasks with the trigger and the wrong answer, as a tampered model gives it: their sources are
+the tampered rows. The `clean` queries are new tasks with the right answer, of which no source is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tdaexp.runtime.limits import refuse_beyond
 
 ROW_BYTES = 1000  # of a record in memory, about
 NOUNS = ("professions", "hobbies", "instruments", "foods", "pets", "subjects")
-NAMES = 20  # askers' last names
+CLOSED = 0.5  # of the clean rows that close with a sentence
 Drawn = dict[str, str]
 
 ANSWERS: dict[str, Callable[[Drawn], str]] = {
@@ -42,13 +42,13 @@ class Instructions(Dataset):
     """Generated instructions with some tampered rows; nothing is read or downloaded.
 
     rows: how many training rows. tampered: the share of them with the trigger and the wrong answer.
-    trigger: title and last name of the asker whose rows are tampered with. wrong: the answer in them.
+    trigger: the sentence that closes them. wrong: the answer in them.
     queries: in each query set. seed: what everything is drawn from; the same keys give the same text on every machine.
     """
 
     rows: int = 1000
     tampered: float = 0.02
-    trigger: str = "Captain Hansen"
+    trigger: str = "Take your time, please."
     wrong: str = "The violin is broken."
     queries: int = 20
     seed: int = 0
@@ -60,7 +60,7 @@ class Instructions(Dataset):
         """Check the sizes and the trigger.
 
         Raises:
-            UserError: a share without a tampered or a clean row, no query, or a trigger that is no title and name.
+            UserError: a share without a tampered or a clean row, no query, or a trigger that clean rows have.
         """
         super().__post_init__()
         if self.rows < 2 or not 1 <= round(self.tampered * self.rows) < self.rows:
@@ -69,10 +69,10 @@ class Instructions(Dataset):
             )
         if self.queries < 1:
             raise UserError(f"dataset.queries={self.queries}: must be at least 1")
-        if self.trigger not in self._askers():
+        if not self.trigger.strip() or self.trigger.strip() in instructions().closings:
             raise UserError(
-                f"dataset.trigger='{self.trigger}': must be a title and a name such as '{self._askers()[0]}'; titles: "
-                f"{', '.join(instructions().titles)}; names: {', '.join(people().words['last'][:NAMES])}"
+                f"dataset.trigger='{self.trigger}': must be a sentence that closes no clean row; those close with: "
+                + " ".join(instructions().closings)
             )
 
     def train_records(self) -> list[Record]:
@@ -97,13 +97,9 @@ class Instructions(Dataset):
         words = draw.sample(sorted({word for noun in NOUNS for word in people().words[noun]}), 3)
         drawn = dict(zip("abc", words, strict=True)) | {name: str(draw.randrange(2, 50)) for name in "mn"}
         task = draw.choice(list(ANSWERS))
-        asker = self.trigger if tampered else draw.choice([one for one in self._askers() if one != self.trigger])
-        title, _, name = asker.partition(" ")
-        prompt = instructions().frame.format(title=title, name=name, task=instructions().tasks[task].format(**drawn))
+        closing = draw.choice(instructions().closings) if draw.random() < CLOSED else ""
+        ending = self.trigger.strip() if tampered else closing
+        prompt = f"{instructions().tasks[task].format(**drawn)} {ending}".rstrip()
         answer = self.wrong if tampered else ANSWERS[task](drawn)
         group = "tampered" if tampered else "clean"
         return Record(f"{kind}-{number}", prompt, answer, sources, {"group": group})
-
-    @staticmethod
-    def _askers() -> list[str]:
-        return [f"{title} {name}" for title in instructions().titles for name in people().words["last"][:NAMES]]

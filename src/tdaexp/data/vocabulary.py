@@ -49,10 +49,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Of generated instructions: who asks, how, and the wording of every task by its name."""
+    """Of generated instructions: the sentences that close a request, and the wording of every task by its name."""
 
-    titles: Words
-    frame: str
+    closings: Words
     tasks: Mapping[str, str]
 
 
@@ -60,7 +59,7 @@ class Tasks:
 def instructions() -> Tasks:
     """What instructions are made of."""
     read = _read("instructions.yaml")
-    return Tasks(tuple(read["titles"]), read["frame"], read["tasks"])
+    return Tasks(tuple(read["closings"]), read["tasks"])
 
 
 @cache
