@@ -79,7 +79,9 @@ def test_named_columns_win(tmp_path) -> None:
 
 def test_a_file_without_usual_names_says_what_to_name_and_what_is_nested(tmp_path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"data": {"prompt": "p", "completion": "c"}, "n": 1}])
-    with pytest.raises(UserError, match=r"columns \(data, n\) has a usual name.*nested.*data\.prompt, data\.completion"):
+    with pytest.raises(
+        UserError, match=r"columns \(data, n\) has a usual name.*nested.*data\.prompt, data\.completion"
+    ):
         only(path)
     with pytest.raises(UserError, match=r"row 1: column 'data' holds an object, which is no text"):
         only(path, text_column="data")
@@ -116,7 +118,9 @@ def test_a_file_called_like_the_models_own_set_keeps_its_ending(tmp_path) -> Non
 def test_questions_without_answers_are_for_the_model(tmp_path) -> None:
     train = jsonl(tmp_path / "t.jsonl", [{"text": "x"}])
     asked = jsonl(tmp_path / "q.jsonl", [{"prompt": "Where?"}])
-    with pytest.raises(UserError, match=r"q\.jsonl: has questions \('prompt'\) and no answers.*query_sets=\[generated\]"):
+    with pytest.raises(
+        UserError, match=r"q\.jsonl: has questions \('prompt'\) and no answers.*query_sets=\[generated\]"
+    ):
         Text(path=train, query_path=asked).load()
     queries = Text(path=train, query_path=asked, query_sets=["generated"]).load().queries
     assert [query.prompt for query in queries["q"]] == ["Where?"]

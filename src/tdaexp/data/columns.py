@@ -58,8 +58,8 @@ class Columns:
             return Record(name, *split_words(row.text(self.text), fraction), meta=meta, where=row.where)
         prompt, completion, said = self._told(row)
         rejected = None
-        if self.rejected is not None and not row.blank(self.rejected):
-            other = self._answered(row, self.rejected)
+        if self.rejected in row.values and not row.blank(str(self.rejected)):
+            other = self._answered(row, str(self.rejected))
             if other == (prompt, completion, said):
                 raise UserError(f"{row.where}: its rejected answer is the chosen one, so there is nothing to compare")
             rejected = Record(name, other[0], other[1], where=row.where, said=other[2])
