@@ -114,6 +114,7 @@ class Problem:
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None
+    belongs: dict[str, list[str]] = field(default_factory=dict)
     stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
     spent: float = field(default_factory=lambda: BlockStore.spent)
@@ -253,6 +254,8 @@ class Problem:
             query=self.queries.ids,
             query_set=self.query_set,
             train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),
+            belongs=self.belongs,
+            example=self.train.ids if self.belongs else None,
             truth=self.truth,
             truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,

@@ -20,7 +20,7 @@ from tdaexp import influence
 from tdaexp.data import templates
 from tdaexp.data.dataset import Dataset
 from tdaexp.data.lima import Lima
-from tdaexp.data.records import Record
+from tdaexp.data.records import Place, Record
 from tdaexp.data.tables import read_rows
 from tdaexp.data.text import Text
 from tdaexp.data.tokenise import tokenise
@@ -267,7 +267,7 @@ def tokenizer():
 
 def chat(template: str, tokenizer) -> None:
     tokenizer.chat_template = template
-    tokenise([Record("r1", "Who?", "Me.", where="rows.jsonl, row 7")], tokenizer, template="chat")
+    tokenise([Record("r1", "Who?", "Me.", where=Place("rows.jsonl", 7))], tokenizer, template="chat")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ class Strange:
 )
 def test_a_tokenizer_that_reads_nothing(ids, message):
     with pytest.raises(UserError, match=message) as caught:
-        tokenise([Record("r1", "", "some text", where="rows.jsonl, row 7")], Strange(ids), template="plain")
+        tokenise([Record("r1", "", "some text", where=Place("rows.jsonl", 7))], Strange(ids), template="plain")
     assert "model.tokenizer" in str(caught.value) and str(caught.value).isprintable()
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tdaexp.data.encoding import begins_with, check_words, encode
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
-from tdaexp.data.tokenise import begins_with, check_length, check_words, cut_left, encode
+from tdaexp.data.tokenise import check_length, cut_left
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -26,6 +27,10 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
     check_length(max_length)
     kept = len(begins_with(tokenizer))
     for record in records:
+        if record.rejected is not None:
+            raise UserError(
+                f"{record.place}: compares two answers, and model.finetuned classifies; remove its rejected answer"
+            )
         if not record.prompt.strip():
             raise UserError(
                 f"{record.place}: has no text to classify, and model.finetuned classifies; give it a prompt and "

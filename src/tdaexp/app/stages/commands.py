@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.cached import look_after
 from tdaexp.building.build import builder_of, trainings
-from tdaexp.data.records import Corpus
+from tdaexp.data.pieces import SOURCE
+from tdaexp.data.records import Corpus, Skipped
 from tdaexp.methods.base import Method, check_truth
+from tdaexp.metrics.belonging import by_source
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
@@ -37,6 +39,7 @@ from tdaexp.report.shading import tokens_json
 from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.csvs import csv_text, frame_csv
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, provenance
@@ -49,14 +52,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's store, seconds by stage, texts of its queries and training examples (None: not known), and how near
-    the two training stages' models are (None: there is one).
+    """A method's store, seconds by stage, texts of its queries and training examples (None: not known), how near the
+    two training stages' models are (None: there is one), and rows of the data that were left out.
     """
 
     store: xr.Dataset
     cost: dict[str, float]
     texts: Texts | None = None
     near: pd.DataFrame | None = None
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
@@ -111,7 +115,8 @@ def _of_problem(config: AttributeConfig) -> Answer:
     cost = problem.split_cost(clock.seconds)
     sides = {"query": problem.queries, "train": problem.train}
     texts = {name: dict(zip(side.ids, side.texts, strict=True)) for name, side in sides.items()}
-    return Answer(store, cost, texts, _second_stage(problem, store) if ranks.current().first else None)
+    near = _second_stage(problem, store) if ranks.current().first else None
+    return Answer(store, cost, texts, near, [] if builder.corpus is None else builder.corpus.skipped)
 
 
 def _check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -142,6 +147,11 @@ def _keep(config: AttributeConfig, folder: Path, logger: RunLogger, answer: Answ
     influence.save(store, folder / "influence.zarr")
     write_json(folder / "cost.json", answer.cost)
     store.attrs["cost"] = answer.cost
+    if answer.skipped:
+        rows = [(*where, reason) for where, reason in answer.skipped]
+        write_text(folder / "skipped.csv", csv_text(("file", "row", "reason"), rows))
+    if SOURCE in store.coords:
+        write_text(folder / "sources.csv", frame_csv(by_source(store)))
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, method.name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
