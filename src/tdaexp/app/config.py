@@ -101,7 +101,8 @@ def _settle_precision(config: Any, download: bool = True) -> None:
 class Logger:
     """Where a run is mirrored: `kind` none | csv | wandb; the other keys are wandb's own.
 
-    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given.
+    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given. `texts`:
+    are training texts and questions mirrored too (null = unless the mode is online)?
     """
 
     kind: str = "wandb"
@@ -110,6 +111,7 @@ class Logger:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    texts: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and modes."""
@@ -147,8 +149,9 @@ class AttributeConfig:
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
-    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
-    cost and ends.
+    `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
+    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `plan` prints what the run
+    would cost and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -164,6 +167,7 @@ class AttributeConfig:
     stage: str = "finetuned"
     products: str | None = None
     query_set: str | None = None
+    self_influence: bool = False
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -182,9 +186,17 @@ class AttributeConfig:
             self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
-        if self.products is None and not self.dataset.query_sets:
+        if self.self_influence:
+            self._check_itself()
+        elif self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
         _settle_precision(self, download=not self.plan)
+
+    def _check_itself(self) -> None:
+        """Refuse self-influence without a model, and of methods that have none."""
+        if self.products is not None:
+            raise UserError("self_influence=true: needs a model and its training examples; leave products out")
+        self.method.check_itself()
 
     def _check_sharded(self) -> None:
         """Refuse what needs the whole model in one process."""

@@ -8,6 +8,7 @@ Nothing ever reads it: it is the last position, attention is causal, and gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
 
 def texts_alone(examples: Examples) -> Examples:
     """The examples without their classes."""
-    return Examples([Example(one.id, one.tokens[:-1], one.loss_mask[:-1], one.text) for one in examples])
+    return Examples([replace(one, tokens=one.tokens[:-1], loss_mask=one.loss_mask[:-1]) for one in examples])
 
 
 def class_number(record: Record, classes: Sequence[str]) -> int:
@@ -62,4 +63,4 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
 
 def _example(record: Record, ids: list[int], number: int) -> Example:
     mask = np.arange(len(ids) + 1) == len(ids)
-    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text)
+    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text, prompt=record.prompt)
