@@ -19,6 +19,11 @@ from tdaexp.problem import Problem
 class Dot(Full):
     """Keys: as for `full`."""
 
+    @property
+    def linear(self) -> bool:
+        """Products with the query's gradient."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
         return _without_norms(super().attribute(problem))

@@ -95,6 +95,11 @@ class EKFAC(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors, precondition the queries, score the pairs."""
         if self.per_token and not isinstance(problem.objective, NextToken):

@@ -54,6 +54,11 @@ class TracIn(Method):
         """Always."""
         return True
 
+    @property
+    def linear(self) -> bool:
+        """Sums of products with the query's gradient."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
         components, compute = chosen(problem.components(), self.part, self.components), problem.compute

@@ -85,6 +85,11 @@ class TRAK(Method):
         """Where all are averaged."""
         return self.checkpoints == "all"
 
+    @property
+    def linear(self) -> bool:
+        """The query's projected gradient, times a matrix that no query decides."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
         components = layers_of(chosen(problem.components(), self.part, self.components)).components

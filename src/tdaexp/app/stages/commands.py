@@ -22,8 +22,9 @@ from tdaexp.app.stages.cached import look_after
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Skipped
-from tdaexp.methods.base import Method, check_truth
+from tdaexp.methods.base import Method, check_combines, check_truth
 from tdaexp.metrics.belonging import by_source
+from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.stores import distinct_labels, same_study
@@ -38,7 +39,7 @@ from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
-from tdaexp.report.texts import Texts, as_json, from_json, texts_of
+from tdaexp.report.texts import Texts, as_json, as_one, from_json, texts_of
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.csvs import csv_text, frame_csv
@@ -101,10 +102,15 @@ def _of_problem(config: AttributeConfig) -> Answer:
     """The method's answer about the problem that the configuration describes."""
     clock, method, builder = Clock(), config.method, builder_of(config)
     doing("reading the data")
+    combine = getattr(config.dataset, "combine", None)  # only data of texts has it
+    if combine is not None:
+        check_combines(method)
     _check_sources(method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
     problem = builder.problem(clock)
+    if combine is not None:
+        check_candidates(problem.query_set, problem.pairs)
     log.info("%s", problem.components().coverage_line())
     if problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
@@ -116,7 +122,10 @@ def _of_problem(config: AttributeConfig) -> Answer:
     store.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
     near = _second_stage(problem, store) if ranks.current().first else None
-    return Answer(store, cost, texts_of(problem), near, [] if builder.corpus is None else builder.corpus.skipped)
+    texts = texts_of(problem)
+    if combine is not None:
+        store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
+    return Answer(store, cost, texts, near, [] if builder.corpus is None else builder.corpus.skipped)
 
 
 def _check_sources(method: Method, corpus: Corpus | None) -> None:
