@@ -42,7 +42,7 @@ def test_a_cosine_has_no_mean(configured, name):
 
 
 def test_all_questions_are_meant(configured):
-    with pytest.raises(UserError, match="set method.queries=null"):
+    with pytest.raises(UserError, match=r"set method\.queries=null"):
         check_combines(configured("cg", "method.queries=3"))
     with pytest.raises(UserError, match="per_token"):
         check_combines(configured("ekfac", "method.per_token=2"))
