@@ -179,6 +179,19 @@ class Problem:
             truth_known=None if self.truth_known is None else self.truth_known[places],
         )
 
+    def with_itself(self) -> Problem:
+        """The problem in which each training example is asked about itself alone, as a query of its own."""
+        count = len(self.train)
+        none = np.zeros((count, 1), dtype=bool)
+        return replace(
+            self,
+            queries=self.train,
+            query_set=["train"] * count,
+            candidates=Candidates(np.arange(count)[:, None], np.full((count, 1), np.nan)),
+            truth=none,
+            truth_known=none[:, 0],
+        )
+
     @property
     def classes(self) -> tuple[str, ...] | None:
         """What queries and fine-tuning examples end in, where the second stage classifies texts; else None."""

@@ -141,8 +141,9 @@ class AttributeConfig:
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
-    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
-    cost and ends.
+    `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
+    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `plan` prints what the run
+    would cost and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -158,6 +159,7 @@ class AttributeConfig:
     stage: str = "finetuned"
     products: str | None = None
     query_set: str | None = None
+    self_influence: bool = False
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -176,8 +178,16 @@ class AttributeConfig:
             self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
-        if self.products is None and not self.dataset.query_sets:
+        if self.self_influence:
+            self._check_itself()
+        elif self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+
+    def _check_itself(self) -> None:
+        """Refuse self-influence without a model, and of methods that have none."""
+        if self.products is not None:
+            raise UserError("self_influence=true: needs a model and its training examples; leave products out")
+        self.method.check_itself()
 
     def _check_sharded(self) -> None:
         """Refuse what needs the whole model in one process."""

@@ -88,7 +88,9 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
         queries=tokenised(config, records, loaded, classes, trained_on=False),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
-        truth=np.stack([np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)]),
+        truth=np.array(
+            [np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)], dtype=bool
+        ).reshape(candidates.indices.shape),
         loaded=loaded,
         history=SavedCheckpoints(loaded, compute.device, compute.dtype),
         compute=compute,

@@ -192,6 +192,10 @@ class Text(Dataset):
             return scan(Path(self.path), self.unit, self.split)
         return list(hub_rows(str(self.hub), self.hub_config, self.split))
 
+    @property
+    def _query_rows(self) -> list[Row | Skipped]:
+        return scan(Path(str(self.query_path)), self.unit, self.split)
+
     @cached_property
     def _read(self) -> tuple[list[Pair], list[Skipped]]:
         """Records with their paraphrases, and rows that are left out."""
@@ -236,5 +240,4 @@ class Text(Dataset):
         asking = Asking(
             named, self.truth_column, self.label_column, self.generated_from, self.query_sets != [GENERATED]
         )
-        rows = scan(Path(str(self.query_path)), self.unit, self.split)
-        return questions(rows, asking, known, beyond, self.prompt_fraction, self.skip_bad)
+        return questions(self._query_rows, asking, known, beyond, self.prompt_fraction, self.skip_bad)

@@ -59,6 +59,11 @@ class TracIn(Method):
         """Sums of products with the query's gradient."""
         return True
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The same."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
         components, compute = chosen(problem.components(), self.part, self.components), problem.compute

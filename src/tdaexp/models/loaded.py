@@ -80,7 +80,7 @@ def _embedded(model: PreTrainedModel) -> int:
     return int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])
 
 
-def check_finite(model: PreTrainedModel, where: str) -> None:
+def check_finite(model: torch.nn.Module, where: str) -> None:
     """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
 
     Costs one pass over them.
