@@ -19,6 +19,7 @@ import yaml
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.cached import look_after
+from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Skipped
@@ -211,6 +212,11 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
     if config.cache is not None:
         return look_after(Path(config.cache_dir), config.cache)
+    if config.drop is not None:
+        doing("leaving rows out of the training file")
+        metrics = drop_rows(config, folder)
+        write_json(folder / "metrics.json", metrics)
+        return metrics
     doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
