@@ -12,6 +12,7 @@ from typing import Any
 from tdaexp.app import foreign
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
+from tdaexp.report.dropping import COLUMN
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.names import check_name
@@ -220,7 +221,9 @@ class EvaluateConfig:
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
     the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
     that is made of them instead of the comparison (`tdaexp.papers`); `cache` lists what cache_dir holds (`list`) or
-    deletes what no run of this version can reach (`prune`), and does nothing else.
+    deletes what no run of this version can reach (`prune`), and does nothing else; `drop` writes the training file of
+    the one run in `runs` without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or
+    `helpful` ones, or those with the largest `self`-influence (`drop_by`).
     """
 
     model: Any = field(metadata=_open("model"))
@@ -232,14 +235,21 @@ class EvaluateConfig:
     analysis: Any = field(default=None, metadata=_open("analysis"))
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
+    drop: float | None = None
+    drop_by: str = "harmful"
     cache: str | None = None
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown word, and an analysis of classes where the data has none."""
+        """Refuse an unknown word, a number of rows that is none, and an analysis of classes where the data has none."""
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
         _settle_precision(self, download=False)
+        _choice("drop_by", self.drop_by, tuple(COLUMN))
+        if self.drop is not None and not (0 < self.drop < 1 or (self.drop >= 1 and self.drop == int(self.drop))):
+            raise UserError(
+                f"drop={self.drop:g}: must be a share of the rows between 0 and 1, or a whole number of rows"
+            )
         if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
             name = type(self.analysis).__module__.rpartition(".")[2]
             raise UserError(

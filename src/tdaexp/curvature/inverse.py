@@ -88,6 +88,11 @@ class InverseSettings:
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
 
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
     def identity(self, name: str) -> list[object]:
         """All that the solutions of the method of this name depend on beside the curvature and the queries."""
         return [name, vars(self), *sources(self.measurement)]

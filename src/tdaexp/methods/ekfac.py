@@ -105,6 +105,11 @@ class EKFAC(Method):
         return True
 
     @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
+    @property
     def of_itself(self) -> Method | None:
         """The same, of the loss."""
         return replace(self, measurement="log_likelihood", relative=False, per_token=0)

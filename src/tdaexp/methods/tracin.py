@@ -55,6 +55,11 @@ class TracIn(Method):
         return True
 
     @property
+    def linear(self) -> bool:
+        """Sums of products with the query's gradient."""
+        return True
+
+    @property
     def of_itself(self) -> Method | None:
         """The same."""
         return self

@@ -90,6 +90,11 @@ class TRAK(Method):
         return self.checkpoints == "all"
 
     @property
+    def linear(self) -> bool:
+        """The query's projected gradient, times a matrix that no query decides."""
+        return True
+
+    @property
     def of_itself(self) -> Method | None:
         """The same, of the output function that it is about."""
         return replace(self, relative=False)
