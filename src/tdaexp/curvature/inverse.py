@@ -184,8 +184,10 @@ class IHVP:
                 found = solver(self.gradients(range(count)[slices[number]]))
                 blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
 
+        solved = blocks.rows()["vectors"]
+
         def vectors(queries: list[int]) -> Tensor:
-            return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
+            return torch.from_numpy(solved[queries])
 
         return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
 
