@@ -39,19 +39,22 @@ def token_parts(records: Sequence[Record], tokenizer: Any, template: str, turns:
     # what comes before each part but the first: where its tokens begin the whole, the part begins behind them
     owners = [row for row, parts in enumerate(texts) for _ in parts[1:]]
     before = ["".join(parts[:k]) for parts in texts for k in range(1, len(parts))]
-    starts = [[0] for _ in records]
+    starts: list[list[int]] = [[0] for _ in records]
+    first: list[list[int]] = [[] for _ in records]
     fits = [True] * len(records)
     for row, ids in zip(owners, encode(before, tokenizer, [records[row] for row in owners]), strict=True):
+        first[row] = first[row] or ids
         fits[row] &= whole[row][: len(ids)] == ids
         starts[row].append(len(ids))
     pieces = [
         [ids[a:b] for a, b in itertools.pairwise([*cuts, len(ids)])] for ids, cuts in zip(whole, starts, strict=True)
     ]
     apart = [row for row, fit in enumerate(fits) if not fit]
-    alone = iter(encode([part for row in apart for part in texts[row]], tokenizer,
-                        [records[row] for row in apart for _ in texts[row]]))  # fmt: skip
+    owners = [row for row in apart for _ in texts[row][1:]]
+    rest = [part for row in apart for part in texts[row][1:]]
+    alone = iter(encode(rest, tokenizer, [records[row] for row in owners]))
     for row in apart:
-        pieces[row] = [next(alone) for _ in texts[row]]
+        pieces[row] = [first[row], *(next(alone) for _ in texts[row][1:])]
     return [joined(parts) for parts in pieces]
 
 
