@@ -1,4 +1,4 @@
-"""`python evaluate.py runs=RUN drop=0.01 drop_by=harmful`: the training file without the rows that did most of it."""
+"""`python evaluate.py runs=[RUN] drop=0.01 drop_by=harmful`: the training file without the rows that did most of it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _run(patterns: list[str]) -> Path:
     folders = [one.parent if one.suffix == ".zarr" else one for one in found]
     runs = list(dict.fromkeys(one for one in folders if any((one / name).exists() for name in (STORE, SELF_INFLUENCE))))
     if len(runs) != 1:
-        raise UserError(f"drop: needs one run of attribute.py, and runs={patterns} names {len(runs)}; give runs=FOLDER")
+        raise UserError(
+            f"drop: needs one run of attribute.py, and runs={patterns} names {len(runs)}; give runs=[FOLDER]"
+        )
     return runs[0]
 
 
