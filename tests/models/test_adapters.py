@@ -251,12 +251,7 @@ def test_an_adapter_on_the_hub(adapter, base, peft_logits, monkeypatch, tmp_path
         (entry / "refs" / "main").write_text("a" * 40)
     edit(tmp_path / "models--owner--adapter" / "snapshots" / ("a" * 40), base_model_name_or_path="owner/base")
     for place in list(sys.modules.values()):
-        if (
-            getattr(place, "HF_HUB_CACHE", None) == huggingface_hub.constants.HF_HUB_CACHE
-            and place.__name__ != __name__
-        ):
+        if getattr(place, "HF_HUB_CACHE", None) == huggingface_hub.constants.HF_HUB_CACHE and place.__name__ != __name__:
             monkeypatch.setattr(place, "HF_HUB_CACHE", str(tmp_path))
     torch.testing.assert_close(logits(pretrained="owner/adapter"), peft_logits, rtol=0, atol=1e-12)
-    torch.testing.assert_close(
-        logits(pretrained="owner/base", adapter="owner/adapter"), peft_logits, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(logits(pretrained="owner/base", adapter="owner/adapter"), peft_logits, rtol=0, atol=1e-12)

@@ -61,7 +61,9 @@ def load_successor(config: Named, records: list[Record], first: LoadedModel) -> 
         start = replace(model, adapter=str(folder), **known)
     elif folder.is_dir():
         merged = getattr(model, "merge_adapter", False)
-        start = Pretrained(str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known)
+        start = Pretrained(
+            str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known
+        )
     else:
         start = replace(model, **known)
     named = replace(start, name=f"{config.model.name}-finetuned")

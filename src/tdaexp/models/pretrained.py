@@ -141,7 +141,9 @@ class Pretrained:
         if classes is None:
             check_causal(weights, trust)
         tokenizer = load_tokenizer(found.words, trust)
-        model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
+        model = load_weights(
+            weights, kind, trust, self.attn_implementation, device, classifier=classes is not None
+        )
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
         if found.adapter is not None:

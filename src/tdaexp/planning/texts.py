@@ -62,9 +62,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
     work = TextWork(
-        on_device(
-            put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)
-        ),
+        on_device(put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)),
         rehearsal,
         train,
         Sizes.joined(chosen),
