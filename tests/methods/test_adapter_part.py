@@ -76,6 +76,6 @@ def test_a_model_without_one(problem, compose):
 
 
 def test_checkpoints_of_whole_models_are_no_adapters(loaded, tmp_path):
-    keep_checkpoints(loaded, tmp_path / "whole")
+    keep_checkpoints(loaded, tmp_path)
     with pytest.raises(UserError, match=r"no adapter_config.json"):
-        Pretrained(str(tmp_path / "whole" / "model"), adapter=str(tmp_path / "whole" / "checkpoints" / "step-10")).load()
+        Pretrained(str(tmp_path / "model"), adapter=str(tmp_path / "checkpoints" / "step-10")).load()

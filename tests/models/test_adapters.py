@@ -10,8 +10,11 @@ import pytest
 import torch
 from adapted import by_peft, write_adapter
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.components import component_map
+from tdaexp.models.empty import empty_model
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.lora import Lora
 from tdaexp.models.pretrained import Pretrained
@@ -107,7 +110,7 @@ def test_matrices_are_components_beside_those_of_the_base(base, adapter):
 
 def test_an_adapter_of_a_fused_matrix_is_one(small_start, tmp_path):
     folder = hub(small_start("gpt2"), tmp_path / "gpt2")
-    loaded = Pretrained(str(folder), adapter="new", lora=Lora(r=2)).start([])
+    loaded = Pretrained(str(folder), adapter="new", lora=Lora(r=2, target_modules=["c_attn"])).start([])
     names = [name for name in component_map(loaded.model).names if ".lora_" in name]
     assert names == [f"layers.{k}.attn.qkv.lora_{side}" for k in (0, 1) for side in "AB"]
 
@@ -186,7 +189,6 @@ def load_file_of(content: bytes, folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        ({"use_dora": True}, r"adapter of 'model.layers.0.self_attn.q_proj' is no plain pair of matrices"),
         ({"modules_to_save": ["lm_head"]}, r"'lm_head' was trained whole"),
         ({"target_modules": ["embed_tokens"]}, r"adapter of 'model.embed_tokens' is no plain pair of matrices"),
     ],
@@ -199,9 +201,26 @@ def test_what_has_no_captured_gradient_is_refused_unless_merged(keys, what, base
     torch.testing.assert_close(logits(pretrained=folder, merge_adapter=True), wanted, rtol=0, atol=1e-12)
 
 
-def test_trained_biases_of_the_base_are_refused(base, copied):
-    edit(copied, bias="lora_only")
-    refused(r"trained biases of its base \(bias=lora_only\)", pretrained=base, adapter=copied)
+@pytest.mark.parametrize(("key", "value"), [("bias", "lora_only"), ("use_dora", True)])
+def test_what_is_not_read_is_refused(key, value, base, copied):
+    edit(copied, **{key: value})
+    for merge in (False, True):
+        refused(rf"adapter: an adapter with {key}={value}, .*merge it with its base by peft", pretrained=base,
+                adapter=copied, merge_adapter=merge)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_has_the_same_matrices(dtype, base, adapter):
+    for config in (Pretrained(str(adapter)), Pretrained(str(base), adapter="new", lora=Lora(r=2))):
+        shape, tokenizer = config.planned([])
+        empty = put_empty_on(empty_model(shape, dtype, mode := FakeTensorMode()), config.planned_adapter(), mode)
+        real = config.start([]).model
+        assert {name: one.shape for name, one in empty.named_parameters()} == {
+            name: one.shape for name, one in real.named_parameters()
+        }
+        assert {one.dtype for one in empty.parameters()} == {dtype} and tokenizer is not None
+    for config in (Pretrained(str(adapter), merge_adapter=True), Pretrained(str(base))):
+        assert config.planned_adapter() is None
 
 
 def test_without_peft_it_is_one_line(base, adapter, monkeypatch):
@@ -230,6 +249,7 @@ def test_a_new_one_changes_nothing_yet_and_comes_from_its_seed(base):
     [
         ({"r": 0}, r"model.lora.r=0"), ({"alpha": 0}, r"model.lora.alpha=0"),
         ({"target_modules": ["all-linear", "q_proj"]}, r"all-linear stands for all"),
+        ({"target_modules": []}, r"model.lora.target_modules is empty"),
     ],
 )  # fmt: skip
 def test_keys_of_a_new_one(keys, what):
@@ -250,8 +270,9 @@ def test_an_adapter_on_the_hub(adapter, base, peft_logits, monkeypatch, tmp_path
         (entry / "refs").mkdir()
         (entry / "refs" / "main").write_text("a" * 40)
     edit(tmp_path / "models--owner--adapter" / "snapshots" / ("a" * 40), base_model_name_or_path="owner/base")
+    usual = huggingface_hub.constants.HF_HUB_CACHE
     for place in list(sys.modules.values()):
-        if getattr(place, "HF_HUB_CACHE", None) == huggingface_hub.constants.HF_HUB_CACHE and place.__name__ != __name__:
+        if getattr(place, "HF_HUB_CACHE", None) == usual:
             monkeypatch.setattr(place, "HF_HUB_CACHE", str(tmp_path))
-    torch.testing.assert_close(logits(pretrained="owner/adapter"), peft_logits, rtol=0, atol=1e-12)
-    torch.testing.assert_close(logits(pretrained="owner/base", adapter="owner/adapter"), peft_logits, rtol=0, atol=1e-12)
+    for keys in ({"pretrained": "owner/adapter"}, {"pretrained": "owner/base", "adapter": "owner/adapter"}):
+        torch.testing.assert_close(logits(**keys), peft_logits, rtol=0, atol=1e-12)

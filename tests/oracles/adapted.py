@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from tdaexp.models.loaded import quiet_transformers
 
 def write_adapter(base: Path, folder: Path, stated: str | None = None, **keys) -> Path:
     """Write an adapter with random matrices, to the base in a folder, which it calls by the name `stated`."""
-    with torch.random.fork_rng(), quiet_transformers():
+    with torch.random.fork_rng(), quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_pretrained(base)
         keys = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], **keys}
@@ -29,7 +31,8 @@ def write_adapter(base: Path, folder: Path, stated: str | None = None, **keys) -
 
 def by_peft(base: Path, adapter: Path) -> PeftModel:
     """The adapted model in float64 as peft loads it, its two matrices trainable and nothing else."""
-    with quiet_transformers():
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
         return PeftModel.from_pretrained(model, adapter, is_trainable=True).double().eval()
 

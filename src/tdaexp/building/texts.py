@@ -56,14 +56,12 @@ def load_successor(config: Named, records: list[Record], first: LoadedModel) -> 
         return None
     # what a model was trained from lies in a folder, or on the hub under the configured name
     folder, model = Path(str(first.model.name_or_path)), config.model
-    known = {"template": first.template, "max_length": first.max_length}
+    known: dict[str, Any] = {"template": first.template, "max_length": first.max_length}
     if getattr(model, "adapter", None) is not None:
         start = replace(model, adapter=str(folder), **known)
     elif folder.is_dir():
         merged = getattr(model, "merge_adapter", False)
-        start = Pretrained(
-            str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known
-        )
+        start = Pretrained(str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known)
     else:
         start = replace(model, **known)
     named = replace(start, name=f"{config.model.name}-finetuned")

@@ -61,9 +61,9 @@ TOLD = (
 class InverseSettings:
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`, `mlp`,
-    `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
-    (`mean`, `sum`), `seed`.
+    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`,
+    `mlp`, `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`),
+    `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `seed`.
 
     Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MATRIX = re.compile(r"\.lora_[AB]\.\w+(\.(weight|bias))?$")
+UNREAD = {"bias": "none", "use_dora": False}
+"""Keys of an adapter's config whose other values change the base, or are not read by transformers."""
 MERGE = "model.merge_adapter=true explains the model that it makes of its base, as a whole"
 
 
@@ -67,6 +70,14 @@ def adapters_apart() -> Iterator[None]:
             place.is_peft_available = own  # type: ignore[attr-defined]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block peft corrects a config without a word, and transformers shows no bars."""
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"peft\.")
+        yield
+
+
 def require_peft(what: str) -> None:
     """Refuse in one line where peft is not installed; `what` is the key that needs it."""
     try:
@@ -82,17 +93,22 @@ def put_on(model: PreTrainedModel, adapter: Source, base: Source, merge: bool) -
     """
     require_peft(adapter.name)
     dtype, note = model.dtype, note_of(adapter)
-    if note.get("bias", "none") != "none":
-        raise UserError(
-            f"{adapter.name}: an adapter with trained biases of its base (bias={note['bias']}), which have no place "
-            "of their own; merge the two with peft (merge_and_unload, then save_pretrained) and name that folder"
-        )
+    for key, plain in UNREAD.items():
+        if note.get(key, plain) != plain:
+            raise UserError(
+                f"{adapter.name}: an adapter with {key}={note[key]}, more than two matrices beside each layer; "
+                "merge it with its base by peft (merge_and_unload, then save_pretrained) and name that folder"
+            )
     try:
-        with quiet_transformers():
+        with _quiet():
             told = model.load_adapter(adapter.name, adapter_kwargs={"revision": adapter.revision or "main"})
     except Exception as error:  # peft and transformers have many classes for the same mistake
         raise _misfit(adapter, base, _reason(error)) from error
-    wrong = {"lacks": told.missing_keys, "has besides": told.unexpected_keys, "misshapes": told.mismatched_keys}
+    wrong: dict[str, set[Any]] = {
+        "lacks": told.missing_keys,
+        "has besides": told.unexpected_keys,
+        "misshapes": told.mismatched_keys,
+    }
     for verb, names in wrong.items():
         if names:
             first = sorted(map(str, names))[0]
@@ -109,10 +125,13 @@ def put_on(model: PreTrainedModel, adapter: Source, base: Source, merge: bool) -
 
 
 def put_new_on(model: PreTrainedModel, lora: Lora, base: Source) -> PreTrainedModel:
-    """Give a model an adapter with random A and zero B, so that it computes what it did. Errors: it has no such layer."""
+    """Give a model an adapter with random A and zero B, so that it computes what it did.
+
+    Errors (UserError): it has no such layers.
+    """
     require_peft("model.adapter=new")
     try:
-        with torch.random.fork_rng(devices=[]), quiet_transformers():
+        with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(lora.seed)
             model.add_adapter(lora.config())
     except Exception as error:
@@ -138,7 +157,8 @@ def put_empty_on(model: PreTrainedModel, config: LoraConfig | None, mode: FakeTe
     if config is not None:
         from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        with _quiet():
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         for path, module in model.named_modules():
             if is_matrix(path):
                 for name, own in module.named_parameters(recurse=False):
@@ -152,7 +172,8 @@ def put_empty_on(model: PreTrainedModel, config: LoraConfig | None, mode: FakeTe
 
 def config_of(model: PreTrainedModel) -> LoraConfig | None:
     """How peft describes the adapter of a model; None without one."""
-    return model.peft_config["default"] if is_adapted(model) else None  # type: ignore[return-value]
+    config: Any = model.peft_config["default"] if is_adapted(model) else None
+    return config
 
 
 def base_of(model: PreTrainedModel) -> str | None:
@@ -200,8 +221,8 @@ def _check_captured(model: PreTrainedModel, where: str) -> None:
             if not plain:
                 kind = f"{type(module).__module__.rpartition('.')[0]}.{type(module).__name__}"
                 raise UserError(
-                    f"{where}: the adapter of '{path}' is no plain pair of matrices beside a linear layer ({kind}), and "
-                    f"has no captured gradient; {MERGE}"
+                    f"{where}: the adapter of '{path}' is no plain pair of matrices beside a linear layer ({kind}), "
+                    f"and has no captured gradient; {MERGE}"
                 )
 
 

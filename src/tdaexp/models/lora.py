@@ -20,13 +20,12 @@ class Lora:
     """A new low-rank adapter: W x becomes W x + alpha / r · B A x, with A drawn from `seed` and B zero.
 
     Keys: `r` the rank; `alpha`; `target_modules` names of linear layers as peft takes them, such as [q_proj,v_proj],
-    [all-linear] for all but the head, empty for those that peft adapts in models of this architecture (queries and
-    values, mostly); `seed`. There is no dropout: what is explained is the function that was trained.
+    [all-linear] for all but the head; `seed`. There is no dropout: what is explained is the function that was trained.
     """
 
     r: int = 8
     alpha: float = 16
-    target_modules: list[str] = field(default_factory=list)
+    target_modules: list[str] = field(default_factory=lambda: [EVERY])
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -35,6 +34,8 @@ class Lora:
             raise UserError(f"model.lora.r={self.r}: must be at least 1")
         if not 0 < self.alpha < float("inf"):
             raise UserError(f"model.lora.alpha={self.alpha}: must be a positive number")
+        if not self.target_modules:
+            raise UserError(f"model.lora.target_modules is empty; name linear layers, or [{EVERY}]")
         if EVERY in self.target_modules and len(self.target_modules) > 1:
             raise UserError(f"model.lora.target_modules: {EVERY} stands for all others; name it alone, or not at all")
 
@@ -42,6 +43,6 @@ class Lora:
         """As peft takes it."""
         from peft import LoraConfig
 
-        names: Any = EVERY if EVERY in self.target_modules else list(self.target_modules) or None
+        names: Any = EVERY if EVERY in self.target_modules else list(self.target_modules)
         alpha: Any = self.alpha  # whole in peft's types, any number in its arithmetic
         return LoraConfig(task_type="CAUSAL_LM", r=self.r, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)

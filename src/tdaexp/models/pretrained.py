@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from tdaexp.models.loaded import LoadedModel
     from tdaexp.models.adapter_places import Places
+    from tdaexp.models.loaded import LoadedModel
 
 MISSING_STATE = ("refuse", "fresh")
 EXPERTS = ("expert", "layer")
@@ -103,8 +102,10 @@ class Pretrained:
     @property
     def stated(self) -> bool:
         """Whether the architecture is known without a download."""
-        here = self.adapter in (None, NEW) or Path(str(self.adapter)).expanduser().is_dir()
-        return here and (bool(self.shape) or Path(self.pretrained).expanduser().is_dir())
+        from tdaexp.models.adapter_places import folders
+
+        base, _, adapter = folders(self.pretrained, None, self.adapter)
+        return (adapter is not None or self.adapter in (None, NEW)) and (bool(self.shape) or base.is_dir())
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
@@ -141,15 +142,15 @@ class Pretrained:
         if classes is None:
             check_causal(weights, trust)
         tokenizer = load_tokenizer(found.words, trust)
-        model = load_weights(
-            weights, kind, trust, self.attn_implementation, device, classifier=classes is not None
-        )
+        model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
         if found.adapter is not None:
             model = put_on(model, found.adapter, weights, self.merge_adapter)
         elif self.adapter == NEW:
             model = put_new_on(model, self.lora, weights)
+        elif self.merge_adapter:
+            raise UserError(f"model.merge_adapter=true: {self.pretrained} has no adapter; name one in model.adapter")
         self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         identity = self._identity(found)
@@ -234,7 +235,7 @@ class Pretrained:
         from tdaexp.runtime.fingerprint import fingerprint
 
         how = [self.trust_remote_code, self.attn_implementation]
-        read = [code_identity(Pretrained), found.weights.identity, found.words.identity, how]
+        read: list[Any] = [code_identity(Pretrained), found.weights.identity, found.words.identity, how]
         if found.adapter is not None:
             read.append([found.adapter.identity, self.merge_adapter])
         elif self.adapter == NEW:

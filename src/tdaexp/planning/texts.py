@@ -61,8 +61,9 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         assumed += [*([] if HELD_OUT in sets else [NONE_HELD_OUT]), *more]
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
+    model = put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)
     work = TextWork(
-        on_device(put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)),
+        on_device(model),
         rehearsal,
         train,
         Sizes.joined(chosen),

@@ -58,9 +58,10 @@ def restricted(products: xr.Dataset, part: str | None, names: list[str] | None, 
 
 def check_part(part: str | None, reduction: str = "mean") -> None:
     """Refuse an unknown part or reduction."""
-    for key, value, choices in (("part", part, (None, *PARTS)), ("reduction", reduction, REDUCTIONS)):
-        if value not in choices:
-            raise unknown(key, value, [one for one in choices if one], f"method.{key}")
+    if part is not None and part not in PARTS:
+        raise unknown("part", part, PARTS, "method.part")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
 
 
 def check_choices(part: str | None, measurement: str, reduction: str) -> None:

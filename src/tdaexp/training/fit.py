@@ -5,8 +5,8 @@
     folder/checkpoints/step-N/      hub format, with keep=all; keep=state adds `optimizer.safetensors`
     folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
 
-Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory. Of a
-model with an adapter that alone is trained, kept and saved (in peft's format): no gradient of the base is formed.
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory. Of
+a model with an adapter that alone is trained, kept and saved (in peft's format): no gradient of the base is formed.
 """
 
 from __future__ import annotations
