@@ -62,7 +62,7 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     candidates = cached_candidates(config.candidates, records, corpus.train, Path(config.cache_dir) / "candidates")
     position = {record.id: index for index, record in enumerate(corpus.train)}
     own = [[position[source] for source in record.truth] for record in records]
-    classes = None if successor is None else successor.classes
+    classes = (successor or loaded).classes
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
@@ -73,7 +73,7 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
         identity=loaded.fingerprint,
         map=checked_map(loaded),
         objective=NextToken(),
-        train=tokenised(config, corpus.train, loaded),
+        train=tokenised(config, corpus.train, loaded, loaded.classes),
         queries=tokenised(config, records, loaded, classes),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
@@ -94,7 +94,7 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
         return corpus
     if loaded.classes is not None:
         raise UserError(
-            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets: 'generated' needs a model that writes, and this one classifies; take "
             "dataset.query_sets=[paraphrased]"
         )
     source = config.dataset.GENERATED_FROM

@@ -100,7 +100,7 @@ def _of_problem(config: AttributeConfig) -> Answer:
         tell_plan(config, builder.corpus)
     problem = builder.problem(clock)
     log.info("%s", problem.components().coverage_line())
-    if problem.classes and method.reads_model and not method.both_stages:
+    if problem.finetuned is not None and problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
             f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
