@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from tdaexp.building.parts import alike
+from tdaexp.building.self_check import check
 from tdaexp.gradients.capture import frozen
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.base import cross_entropy
@@ -52,6 +53,7 @@ def own_problem(
 
     with frozen(model):
         components = discovered(model, probe, len(two))
+    check(model, components, objective, lists["train"].select(two), type(model).__name__)
     everything = alike(np.arange(len(train)), len(queries))
     return Problem(
         model=model,

@@ -172,4 +172,6 @@ def canonical_name(parameter: str) -> str:
     name = _known(module)
     if name is None:
         return parameter
-    return f"{name.removesuffix(last)}{FUSED_WORDS[last]}" if name.endswith(f".{last}") and last in FUSED_WORDS else name
+    return (
+        f"{name.removesuffix(last)}{FUSED_WORDS[last]}" if name.endswith(f".{last}") and last in FUSED_WORDS else name
+    )

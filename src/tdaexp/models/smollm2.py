@@ -6,6 +6,8 @@ package `gguf`. It is converted once, to a folder in hub format in the cache.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,13 +76,12 @@ def convert(file: Path, folder: Path) -> None:
 
     from tdaexp.models.loaded import quiet_transformers
     from tdaexp.runtime.progress import doing
-    from tdaexp.runtime.silence import silenced
 
     doing("converting SmolLM2 (once)")
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
-    with quiet_transformers(), silenced():
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
         del model.config.quantization_config  # of the file, which the folder is not
         model.config._name_or_path = folder.name
         model.hf_quantizer = None
