@@ -27,7 +27,7 @@ class Pretrained:
     """A causal language model from a folder or from the hub.
 
     Keys: `pretrained` hub id or folder; `name` a short label, null = the last word of that; `revision` branch, tag or
-    commit of a hub id; `tokenizer` hub id or folder when it is not the model's own; `template` how prompt and completion
+    commit of a hub id; `tokenizer` hub id or folder when it is not the model's; `template` how prompt and completion
     become tokens (`plain`, `olmo`, `chat`, …, or `auto`: chat where the tokenizer has a template for it); `max_length`
     in tokens, null = what the model allows; `attn_implementation` as transformers names it, null = its choice;
     `expected_components` the number of components that the model must have, null = any; `min_coverage` the share of
