@@ -48,8 +48,9 @@ def _open(name: str) -> dict[str, Any]:
 class Trainer:
     """Where and how passes through the model are run.
 
-    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64 | auto, as the model is stored; `tokens_per_batch` bounds a
-    batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
+    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64 | auto, as the model is stored;
+    `tokens_per_batch` bounds a batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads`
+    (0 = leave them);
     `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
     `strategy` single | ddp | fsdp, one process or `devices` of them on each of `nodes` machines (0 = every GPU), each
     with the whole model (ddp) or a share of it (fsdp);

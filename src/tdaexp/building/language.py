@@ -66,14 +66,14 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     if isinstance(selector, All):
         tell_cost(config.candidates, len(records), len(corpus.train))
     candidates = cached_candidates(selector, records, corpus.train, Path(config.cache_dir) / "candidates")
-    train = tokenised(config, corpus.train, loaded)
+    train = tokenised(config, corpus.train, loaded, loaded.classes)
     belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
     documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
         [position[name] for name in belongs[DOCUMENT]]
     )  # fmt: skip
     candidates = of_pieces(candidates, documents)
     own = [np.flatnonzero(np.isin(documents, [position[source] for source in record.truth])) for record in records]
-    classes = None if successor is None else successor.classes
+    classes = (successor or loaded).classes
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
@@ -108,7 +108,7 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
         return corpus
     if loaded.classes is not None:
         raise UserError(
-            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets: 'generated' needs a model that writes, and this one classifies; take "
             "dataset.query_sets=[paraphrased]"
         )
     source = config.dataset.generated_from

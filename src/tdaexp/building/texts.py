@@ -37,7 +37,8 @@ def load_model(config: Named, records: list[Record], always_train: bool = False)
     """
     doing("loading the model")
     if not (config.model.needs_training or always_train):
-        loaded: LoadedModel = config.model.load(_place(config), resolve_dtype(config.trainer.precision))
+        one_stage = {"classifier": True} if isinstance(config.model, Pretrained) else {}
+        loaded: LoadedModel = config.model.load(_place(config), resolve_dtype(config.trainer.precision), **one_stage)
         return loaded
     return _trained(config, config.model, records, config.trainer.fit)
 

@@ -34,7 +34,7 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
             )
         if not record.prompt.strip():
             raise UserError(
-                f"{record.place}: has no text to classify, and model.finetuned classifies; give it a prompt and "
+                f"{record.place}: has no text to classify, and the model classifies; give it a prompt and "
                 "a class (of queries in dataset.query_path: dataset.label_column=NAME)"
             )
     texts = [record.prompt for record in records]
@@ -58,7 +58,7 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
         return list(classes).index(name)
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
-    raise unknown("class", name[:60], classes, f"{record.place}: model.finetuned classifies (dataset.label_column)")
+    raise unknown("class", name[:60], classes, f"{record.place}: the model classifies (dataset.label_column)")
 
 
 def _example(record: Record, ids: list[int], number: int) -> Example:
