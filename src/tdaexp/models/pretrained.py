@@ -147,13 +147,13 @@ class Pretrained:
         model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
+        self._check_components(model)  # of the base: an adapter adds its own
         if found.adapter is not None:
             model = put_on(model, found.adapter, weights, self.merge_adapter)
         elif self.adapter == NEW:
             model = put_new_on(model, self.lora, weights)
         elif self.merge_adapter:
             raise UserError(f"model.merge_adapter=true: {self.pretrained} has no adapter; name one in model.adapter")
-        self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         identity = self._identity(found)
         return LoadedModel(
