@@ -53,7 +53,7 @@ def test_best_and_worst_are_those_of_a_sort(many, texts, monkeypatch):
     for query, scores in influence.dense(many).to_pandas().iterrows():
         ordered = scores.dropna().sort_values(ascending=False, kind="stable")
         mine = found[found["query"] == query]
-        for side, wanted in (("helpful", ordered[ordered > 0][:3]), ("harmful", ordered[ordered < 0][::-1][:3])):
+        for side, wanted in (("helpful", ordered[:3]), ("harmful", ordered[::-1][:3])):
             part = mine[mine["side"] == side]
             assert part["row"].tolist() == wanted.index.tolist()
             np.testing.assert_array_equal(part["score"], wanted)
@@ -62,11 +62,22 @@ def test_best_and_worst_are_those_of_a_sort(many, texts, monkeypatch):
     assert set(found["query"]) == {f"q{k}" for k in range(30)} - {"q6"}
 
 
-def test_no_row_is_called_helpful_that_harms():
-    found = top_rows(built([[-1.0, -3.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), None, 3)
-    assert found[["query", "side", "row"]].values.tolist() == [
-        ["q0", "helpful", "t3"], ["q0", "harmful", "t1"], ["q0", "harmful", "t0"],
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "helpful", "harmful"),
+    [
+        ([5, 4, 3, 2, 1, 0.5], [5, 4, 3], [0.5, 1, 2]),  # none harms: those that helped least
+        ([-5, -4, -3, -2, -1, -0.5], [-0.5, -1, -2], [-5, -4, -3]),
+        ([2, -1, 0, -3], [2, 0], [-3, -1]),
+        ([2, 1, 3], [3, 2, 1], []),
+        ([-2, -1, -3], [], [-3, -2, -1]),
+        ([0, 0], [0, 0], []),
+    ],
+)
+def test_no_row_stands_on_both_sides(scores, helpful, harmful):
+    found = top_rows(built([scores]), None, 3)
+    assert found[found["side"] == "helpful"]["score"].tolist() == helpful
+    assert found[found["side"] == "harmful"]["score"].tolist() == harmful
+    assert not found["row"].duplicated().any()
 
 
 def test_near_identical_rows_are_one_entry():
@@ -96,6 +107,8 @@ def test_near_identical_rows_are_one_entry():
     ]
     (few,) = questions(store, {"query": {}, "train": train}, 2)
     assert [entry.row for entry in few.sides["helpful"]] == ["t0", "t3"]  # copies take no place
+    assert [entry.row for entry in few.sides["harmful"]] == ["t9", "t8"]
+    assert one.sides["harmful"] == []
 
 
 def test_rows_are_summed_up_over_queries(many, texts, monkeypatch):

@@ -16,7 +16,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -123,10 +123,9 @@ class Checker:
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
-            leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
+            return _known(hint, value) if isinstance(value, Hashable) else _converted(hint, value)
         except OmegaConfBaseException as error:
             raise self._wrong(value, _name(hint), path) from error
-        return leaf.value
 
     def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
         given = "null" if value is None else repr(value)
@@ -169,6 +168,15 @@ class Checker:
 def _schema(hint: Any) -> Any:
     """One value of a type, as OmegaConf checks and converts it."""
     return OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """A plain value as the type asks for it."""
+    leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
+    return leaf.value
+
+
+_known = functools.lru_cache(maxsize=None, typed=True)(_converted)  # jobs of a sweep share most of their values
 
 
 def _module(name: str, where: Callable[[], str]) -> Any:

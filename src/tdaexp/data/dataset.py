@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,15 @@ from typing import Any, ClassVar
 
 from tdaexp.data import templates
 from tdaexp.data.assumed import Assumed
+from tdaexp.data.chunks import LEAST_CHUNK
 from tdaexp.data.limits import check_limits
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record, Skipped
-from tdaexp.data.tables import SHOWN
 from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
-log = logging.getLogger(__name__)
 LOSS_ON = ("completion", "all")
+MEAN = "mean"
+"""How the questions of a set can be combined, and the id of the one that they become."""
 GENERATED = "generated"
 """The query set that the model under study writes itself."""
 
@@ -36,6 +36,7 @@ class Dataset(ABC):
         (the model's own completions of the paraphrased prompts) and what the data set adds.
     query_limit: draw that many queries of each set at random (null: all).
     query_seed: the seed of that draw (null: the run's).
+    combine: `mean` makes one question of each set, the mean of their measurements (null: each is asked by itself).
     paraphrase: a provider that rewrites the training records (`_target_` of one in
         `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
     template: how prompt and completion become one text: `auto` (the model's own `template`), `chat`, `plain`,
@@ -52,6 +53,7 @@ class Dataset(ABC):
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
     query_limit: int | None = None
     query_seed: int | None = None
+    combine: str | None = None
     paraphrase: Any = field(default=None, metadata={"offers": ("settings", "paraphrase", "cache")})
     template: str = "auto"
     max_length: int = 512
@@ -78,11 +80,17 @@ class Dataset(ABC):
                 raise unknown("query set", name, self.known_sets, "dataset.query_sets")
         check_distinct(self.query_sets, lambda: "dataset.query_sets")
         templates.check(self.template)
-        check_limits(self, "query_limit", "chunk")
+        check_limits(self, "query_limit")
+        if self.chunk is not None and self.chunk < LEAST_CHUNK:
+            raise UserError(
+                f"dataset.chunk={self.chunk}: must be at least {LEAST_CHUNK} tokens (or null, to cut nothing)"
+            )
         if self.turns not in templates.TURNS:
             raise unknown("value", self.turns, templates.TURNS, "dataset.turns")
         if self.query_seed is not None and self.query_seed < 0:
             raise UserError(f"dataset.query_seed={self.query_seed}: must be at least 0 (or null for the run's seed)")
+        if self.combine not in (None, MEAN):
+            raise unknown("value", self.combine, (MEAN, "null"), "dataset.combine")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:
@@ -141,12 +149,7 @@ class Dataset(ABC):
         queries = {}
         if {own, GENERATED} & set(self.query_sets):
             queries[own] = self._paraphrased(train)
-        skipped = self.skipped_rows()
-        for where, reason in skipped[:SHOWN]:
-            log.warning("left out: %s: %s", where, reason)
-        if skipped:
-            log.warning("dataset.skip_bad: %d rows could not be read and were left out", len(skipped))
-        return Corpus(train, queries, self.finetune_records(), skipped)
+        return Corpus(train, queries, self.finetune_records(), self.skipped_rows())
 
     def _paraphrased(self, train: list[Record]) -> list[Record]:
         if self.paraphrase is not None:

@@ -65,6 +65,11 @@ class Method(ABC):
         return False
 
     @property
+    def linear(self) -> bool:
+        """Whether the answer about the mean of several queries' measurements is the mean of the answers about them."""
+        return False
+
+    @property
     def sharded(self) -> bool:
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
@@ -139,3 +144,17 @@ def check_truth(method: Method, query_sets: Iterable[str], known: Iterable[bool]
                 "choose by similarity to the full gradient (method=select_fidelity), or say where queries come from "
                 "(dataset.truth_column=NAME; the array 'target' of stored products)"
             )
+
+
+def check_combines(method: Method) -> None:
+    """Refuse (UserError) a method whose answer about a mean of measurements is not the mean of its answers."""
+    if not method.linear:
+        raise UserError(
+            f"dataset.combine=mean: method={method.name} is not linear in the query (a cosine scales each question by "
+            "its own norm), so the mean of its scores is no score of the mean; take dot, ekfac, cg, lissa, arnoldi, "
+            "trak or tracin"
+        )
+    if getattr(method, "queries", None) is not None:
+        raise UserError("dataset.combine=mean: is about all questions; set method.queries=null")
+    if getattr(method, "per_token", 0):
+        raise UserError("dataset.combine=mean: several questions have no tokens in common; set method.per_token=0")

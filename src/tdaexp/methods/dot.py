@@ -38,6 +38,11 @@ class Dot(Full):
         """The dot product."""
         return replace(self, relative=False)
 
+    @property
+    def linear(self) -> bool:
+        """Products with the query's gradient."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
         return self._without_norms(super().attribute(problem))

@@ -1,7 +1,8 @@
 """The answer to act on: each question's most helpful and most harmful rows, and what each row did to all questions.
 
-A row is helpful where its score is above 0 (training on it made the answer more likely), harmful where it is below.
-Stores are read by blocks of queries (`influence.blocks`).
+A score above 0 says that training on the row made the answer more likely, below 0 less likely. The most helpful rows
+have the highest scores, the most harmful ones the lowest; no row is both. Where no score is below 0, the most harmful
+rows are those that helped least, and their scores say so. Stores are read by blocks of queries (`influence.blocks`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ TOP_COLUMNS = ["query", "query_set", "side", "rank", "row", "score", "near_ident
 
 @dataclass(frozen=True)
 class Entry:
-    """A training row next to a question: its `rank` on its side (from 1), whether it is a `source` of the question
-    (None: not known), and the ids and scores of further rows there that read almost the same (`near`), which are shown
-    with it.
+    """A training row next to a question: its `rank` among all rows (1 has the highest score on the helpful side, the
+    lowest on the other), whether it is a `source` of the question (None: not known), and the ids and scores of further
+    rows there that read almost the same (`near`), which are shown with it.
     """
 
     rank: int
@@ -65,52 +66,58 @@ def questions(dataset: xr.Dataset, texts: Texts | None, k: int) -> Iterator[Ques
             done += part.sizes["query"]
 
 
-def entries(part: xr.Dataset, scores: np.ndarray, known: np.ndarray, texts: Texts | None, k: int) -> Iterator[Sides]:
+def entries(
+    part: xr.Dataset, scores: np.ndarray, known_sources: np.ndarray, texts: Texts | None, k: int
+) -> Iterator[Sides]:
     """For each query of a small store up to `k` entries on each side by some scores [Q, C]; ties go by candidate.
 
-    `known` [Q or more] says of which queries the sources are.
+    `known_sources` [Q or more] says of which queries the sources are.
     """
     train, truth = part["train"].values, part["truth"].values
-    best = {side: influence.top(of_side(side, scores), REACH * k) for side in SIDES}
-    shown = pd.unique(np.concatenate([train[rows_of(columns), columns].ravel() for columns in best.values()]))
-    texts_of = {row: train_text(texts, row) for row in shown if row}
-    place, likeness = {row: number for number, row in enumerate(texts_of)}, Likeness(list(texts_of.values()))
-    for query, sure in zip(range(len(scores)), known, strict=False):
-        sides = {}
+    best = {side: influence.top(signed(side, scores), REACH * k) for side in SIDES}
+    shown = pd.unique(np.concatenate([_at(train, columns).ravel() for columns in best.values()]))
+    known = {row: train_text(texts, row) for row in shown if row}
+    place, likeness = {row: number for number, row in enumerate(known)}, Likeness(list(known.values()))
+    for query, sure in zip(range(len(scores)), known_sources, strict=False):
+        worst = best["harmful"][query][:k]
+        taken = {column for column in worst.tolist() if scores[query, column] < 0}
+        sides: Sides = {}
         for side, columns in best.items():
-            mine = columns[query][columns[query] >= 0]
-            rows, values = train[query, mine].tolist(), scores[query, mine].tolist()
+            ranked = [(rank, one) for rank, one in enumerate(columns[query].tolist(), start=1) if one >= 0]
+            ranked = [(rank, one) for rank, one in ranked if one not in taken]
+            rows = [train[query, column] for _, column in ranked]
             groups = likeness.groups(np.array([place[row] for row in rows], dtype=int), k)
             sides[side] = [
                 Entry(
-                    rank=first + 1,
+                    rank=ranked[first][0],
                     row=rows[first],
-                    score=values[first],
-                    text=texts_of[rows[first]],
-                    source=bool(truth[query, mine[first]]) if sure else None,
-                    near=[(rows[other], values[other]) for other in others],
+                    score=float(scores[query, ranked[first][1]]),
+                    text=known[rows[first]],
+                    source=bool(truth[query, ranked[first][1]]) if sure else None,
+                    near=[(rows[other], float(scores[query, ranked[other][1]])) for other in others],
                 )
                 for first, *others in groups
             ]
+            taken = {ranked[one][1] for group in groups for one in group}
         yield sides
 
 
-def of_side(side: str, scores: np.ndarray) -> np.ndarray:
-    """Scores of a side alone, larger for more of it; NaN for those of the other side and for 0."""
-    signed = scores if side == "helpful" else -scores
-    return np.where(signed > 0, signed, np.nan)
+def signed(side: str, scores: np.ndarray) -> np.ndarray:
+    """Scores that are the higher, the more a row belongs on the side."""
+    return scores if side == "helpful" else -scores
 
 
-def rows_of(columns: np.ndarray) -> np.ndarray:
-    """Row numbers [Q, 1] that go with columns [Q, n]."""
-    return np.arange(len(columns))[:, None]
+def _at(train: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Ids [Q, n] at some columns [Q, n], "" where a column is -1."""
+    return np.where(columns < 0, "", train[np.arange(len(train))[:, None], columns])
 
 
 def top_rows(dataset: xr.Dataset, texts: Texts | None, k: int) -> pd.DataFrame:
     """The `k` most helpful and the `k` most harmful rows of each query, as `TOP_COLUMNS`.
 
-    `side` is helpful or harmful, `rank` counts from 1 on each, and `near_identical` lists the ids of further rows of
-    that side that read almost the same: they have no line of their own. `text` is prompt and completion.
+    `side` is helpful or harmful, `rank` counts from the highest or the lowest score, from 1, and `near_identical` lists
+    the ids of further rows of that side that read almost the same: they have no line of their own. `text` is prompt
+    and completion.
     """
     found = [line for one in questions(dataset, texts, k) for line in lines(one)]
     return pd.DataFrame(found, columns=TOP_COLUMNS)

@@ -41,7 +41,7 @@ def print_answer(folder: Path, dataset: xr.Dataset, texts: Texts | None, console
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for side, entries in one.sides.items():
             for entry in entries[: SHOWN[side]]:
-                score = Text(f"{entry.score:+#.3g}", style="green" if side == "helpful" else "red")
+                score = Text(f"{entry.score:+#.3g}", style="green" if entry.score > 0 else "red")
                 table.add_row(score, Text(printable(entry.row)), _told(entry, console.width - widest - 13))
         console.print(Padding(table, (0, 0, 1, 2)))
     left = dataset.sizes["query"] - QUESTIONS

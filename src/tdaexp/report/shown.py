@@ -10,7 +10,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics import retrieval
 from tdaexp.metrics.stores import aligned, by_query_set
-from tdaexp.report.answers import SIDES, Entry, entries, of_side
+from tdaexp.report.answers import SIDES, Entry, entries, signed
 from tdaexp.report.shading import Shaded, shaded_pairs
 from tdaexp.report.texts import Passage, Texts, query_text
 
@@ -20,13 +20,14 @@ LETTERS = 2000  # of each part of a text on the page; the files have all
 
 @dataclass(frozen=True)
 class Row:
-    """A training row next to a question: `places` holds each method's rank on this side and score, "" for none,
-    `shaded` its tokens from each method that was asked for them.
+    """A training row next to a question: `places` holds each method's rank from this side's end and score, "" for none,
+    `agrees` whether the score has the side's sign, `shaded` its tokens from each method that was asked for them.
     """
 
     id: str
     text: Passage
     source: bool | None
+    agrees: bool
     places: list[tuple[str, str]]
     near: list[str]
     shaded: list[Shaded]
@@ -91,18 +92,19 @@ def _rows(
         if not seen & {entry.row, *copies}:
             places = [_place(side, values, column[entry.row]) for values in scores]
             mine = shaded.get(entry.row, [])
-            rows.append(Row(entry.row, _cut(entry.text), entry.source, places, copies, mine))
+            agrees = bool(signed(side, np.array(entry.score)) > 0)
+            rows.append(Row(entry.row, _cut(entry.text), entry.source, agrees, places, copies, mine))
         seen |= {entry.row, *copies}
     return rows
 
 
 def _place(side: str, scores: np.ndarray, column: int) -> tuple[str, str]:
-    """A row's rank on a side, "" where it is on the other, and its score, "" for none; `scores` are a method's [C]."""
-    own, mine = scores[column], of_side(side, scores)
-    if np.isnan(own):
+    """A row's rank from a side's end, and its score; "" for none. `scores` are a method's [C]."""
+    if np.isnan(scores[column]):
         return "", ""
+    mine = signed(side, scores)
     ahead = (mine > mine[column]).sum() + (mine[:column] == mine[column]).sum()
-    return "" if np.isnan(mine[column]) else str(ahead + 1), f"{own:+#.3g}"
+    return str(ahead + 1), f"{scores[column]:+#.3g}"
 
 
 def _cut(text: Passage) -> Passage:

@@ -36,6 +36,16 @@ def texts_of(problem: Problem) -> Texts:
     return found
 
 
+def as_one(texts: Texts, query_sets: list[str], ids: list[str], name: str) -> Texts:
+    """The texts where the queries of each set became one, called `name`; `query_sets` and `ids` are what they were."""
+    found: dict[str, Passage] = {}
+    for group in dict.fromkeys(query_sets):
+        mine = [one for one, of in zip(ids, query_sets, strict=True) if of == group]
+        together = "\n\n".join(query_text(texts, group, one).whole for one in mine)
+        found[f"{group}/{name}"] = Passage(f"The mean of {len(mine)} questions:", together)
+    return {**texts, "query": found}
+
+
 def _apart(prompt: str, text: str) -> Passage:
     """Cut a text that begins with its prompt (`data.records.Record.text`)."""
     if not prompt or not text.startswith(prompt):

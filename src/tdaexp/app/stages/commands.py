@@ -19,11 +19,13 @@ import yaml
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.cached import look_after
+from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Skipped
-from tdaexp.methods.base import Method, check_truth
+from tdaexp.methods.base import Method, check_combines, check_truth
 from tdaexp.metrics.belonging import by_source
+from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
 from tdaexp.metrics.settings import MetricSettings
@@ -40,7 +42,7 @@ from tdaexp.report.itself import totals, write_itself
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import tokens_json
-from tdaexp.report.texts import Texts, as_json, from_json, texts_of
+from tdaexp.report.texts import Texts, as_json, as_one, from_json, texts_of
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.csvs import csv_text, frame_csv
@@ -115,6 +117,8 @@ def _of_problem(config: AttributeConfig) -> Answer:
     """The method's answer about the problem that the configuration describes."""
     clock, builder = Clock(), builder_of(config)
     doing("reading the data")
+    if getattr(config.dataset, "combine", None) is not None:  # only data of texts has it
+        check_combines(config.method)
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
@@ -125,9 +129,12 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
     """The configured method's answer about a problem, made of texts or not (None); of two training stages, a method
     that knows one sees the model after the configured one.
     """
-    method = config.method
+    method, combine = config.method, getattr(config.dataset, "combine", None)
+    if combine is not None:
+        check_combines(method)
+        check_candidates(problem.query_set, problem.pairs)
     log.info("%s", problem.components().coverage_line())
-    if problem.classes and method.reads_model and not method.both_stages:
+    if problem.finetuned is not None and problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
             f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
@@ -141,7 +148,10 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
             found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
-    return Answer(store, cost, texts_of(problem), near, [] if corpus is None else corpus.skipped, itself)
+    texts = texts_of(problem)
+    if combine is not None and store is not None:
+        store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
+    return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself)
 
 
 def check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -202,6 +212,11 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
     if config.cache is not None:
         return look_after(Path(config.cache_dir), config.cache)
+    if config.drop is not None:
+        doing("leaving rows out of the training file")
+        metrics = drop_rows(config, folder)
+        write_json(folder / "metrics.json", metrics)
+        return metrics
     doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
