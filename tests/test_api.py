@@ -260,7 +260,7 @@ def state(model: nn.Module) -> dict[str, object]:
         "environment": dict(os.environ),
         "modes": [module.training for module in model.modules()],
         "wanted": [parameter.requires_grad for parameter in model.parameters()],
-        "grads": [parameter.grad is None for parameter in model.parameters()],
+        "grads": [None if one.grad is None else one.grad.numpy().tobytes() for one in model.parameters()],
         "values": [parameter.detach().numpy().tobytes() for parameter in model.parameters()],
         "hooks": [
             [len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)]
@@ -274,6 +274,7 @@ def state(model: nn.Module) -> dict[str, object]:
 def test_the_program_is_left_as_it_was(here, model, fails, monkeypatch):
     model.train()
     model.model.layers[0].eval()
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
     model.model.embed_tokens.weight.requires_grad_(False)
     torch.set_default_dtype(torch.float64)
     transformers_logging.set_verbosity_info()

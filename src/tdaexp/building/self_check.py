@@ -122,6 +122,9 @@ def _errors(
         for old in arrived.keys() - set().union(*(names for _, names in waiting.values())):
             del arrived[old]
 
+    before = {name: named[name].grad for name in chosen}  # of somebody's own training
+    for name in chosen:
+        named[name].grad = None
     with frozen(model), torch.enable_grad():
         handles = [
             named[name].requires_grad_(True).register_post_accumulate_grad_hook(partial(receive, name))
@@ -134,7 +137,7 @@ def _errors(
             for handle in handles:
                 handle.remove()
             for name in chosen:
-                named[name].requires_grad_(False).grad = None
+                named[name].requires_grad_(False).grad = before[name]
     for component, names in waiting.values():  # autograd says nothing of what has no part in the losses
         absent = {name: torch.zeros_like(named[name]) for name in names - arrived.keys()}
         found[component.name] = _compared(component, weights, held[component.name], {**absent, **arrived})
