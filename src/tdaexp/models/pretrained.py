@@ -195,7 +195,7 @@ class Pretrained:
     def planned_adapter(self) -> LoraConfig | None:
         """The adapter that the planned model has beside its matrices, as peft describes it; None without one."""
         from tdaexp.models.adapter_places import folders
-        from tdaexp.models.adapters import described
+        from tdaexp.models.empty_adapter import described
 
         if self.adapter == NEW:
             return described(self.lora)
