@@ -95,7 +95,7 @@ def test_the_table():
     made = f"{before}{start}\n\n" + "\n".join(rows) + f"\n\n{end}{rest.partition(end)[2]}"
     if os.environ.get("UPDATE_DOCS"):
         PAGE.write_text(made, encoding="utf-8")
-    assert made == page or os.environ.get("UPDATE_DOCS"), "UPDATE_DOCS=1 python -m pytest tests/models/test_architectures.py"
+    assert made == page or os.environ.get("UPDATE_DOCS"), "run this file with UPDATE_DOCS=1"
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

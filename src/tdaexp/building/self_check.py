@@ -5,13 +5,14 @@ parameter, and a gradient that went to another example is seen. Autograd's gradi
 none is kept: the check takes the memory of the largest component, not of the model.
 
 Cost: two forward and backward passes over `TEXTS` x `LENGTH` tokens, and a few operations on each parameter: 0.02
-CPU-seconds on a model of two small layers. Of P parameters about 4e-9 P CPU-seconds.
+CPU-seconds on a model of two small layers, 1.5 on one of 166 million parameters (measured), so about 10 on 1 billion.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients.capture import frozen
-from tdaexp.gradients.factors import Factors
+from tdaexp.gradients.factors import Factors, LinearFactors
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import own_parts
 from tdaexp.models.components import Component, ComponentMap
@@ -31,11 +32,11 @@ from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest relative error of a component's gradient, by the model's type."""
 FLOOR = 1e-3
 """A component whose gradient is smaller than this share of the largest one's is judged by that: it may be rounding."""
-TEXTS, LENGTH, LONGEST = 2, 16, 256
+TEXTS, LENGTH, LONGEST = 2, 8, 256
 
 
 def random_texts(vocabulary: int, length: int = LENGTH, classes: int = 0) -> Examples:
@@ -73,7 +74,10 @@ def check(model: nn.Module, components: ComponentMap, objective: Objective[Any],
 
     Errors (UserError): a component differs, by its name; `name` is what the model is called.
     """
-    gradients = Gradients(model, components, examples, objective)
+    ruled = tuple(one for one in components.components if one.captured)  # autograd itself forms the others
+    if not ruled:
+        return []
+    gradients = Gradients(model, replace(components, components=ruled), examples, objective)
     members = range(len(examples))
     held: dict[str, Factors] = {}
 
@@ -85,7 +89,7 @@ def check(model: nn.Module, components: ComponentMap, objective: Objective[Any],
     weights = 1.0 + torch.arange(len(members), dtype=torch.float64, device="cpu") / 2
     errors = _errors(gradients, members, weights, held)
     largest = max((wanted for _, wanted in errors.values()), default=0.0)
-    tolerance = TOLERANCE[next(model.parameters()).dtype]
+    tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.bfloat16])
     for component, (error, wanted) in errors.items():
         if not error <= tolerance * max(wanted, FLOOR * largest):
             relative = error / wanted if wanted else float("inf")
@@ -142,11 +146,17 @@ def _compared(
 ) -> tuple[float, float]:
     """Norms of the difference of Σ_i c_i G_i to autograd's, and of that."""
     wanted = as_vector(component, gradients)
-    wide = accumulation_dtype(wanted.dtype)
-    difference = wanted.to(wide, copy=True).neg_()
-    for number, weight in enumerate(weights.tolist()):
-        difference.add_(factors.materialise(slice(number, number + 1))[0].to(wide), alpha=weight)
-    return float(difference.norm()), float(wanted.to(wide).norm())
+    wanted = wanted.to(accumulation_dtype(wanted.dtype))
+    if isinstance(factors, LinearFactors):
+        inputs, deltas = (one.to(wanted.dtype).flatten(0, 1) for one in (factors.extended_inputs(), factors.deltas))
+        deltas = deltas * weights.to(deltas).repeat_interleave(factors.inputs.shape[1])[:, None]
+        matrix = wanted.view(deltas.shape[1], inputs.shape[1])
+        difference = torch.addmm(matrix, deltas.T, inputs, beta=-1)
+    else:
+        difference = wanted.neg()
+        for number, weight in enumerate(weights.tolist()):
+            difference.add_(factors.materialise(slice(number, number + 1))[0], alpha=weight)
+    return float(difference.norm()), float(wanted.norm())
 
 
 def parameter_names(component: Component, named: Collection[str]) -> list[str]:
@@ -160,7 +170,8 @@ def parameter_names(component: Component, named: Collection[str]) -> list[str]:
 
 def as_vector(component: Component, gradients: dict[str, Tensor]) -> Tensor:
     """A component's gradient [size], laid out as captured ones are, from those of its parameters."""
-    return torch.cat([side for part in own_parts(component) for side in _sides(part, gradients)])
+    sides = [side for part in own_parts(component) for side in _sides(part, gradients)]
+    return sides[0] if len(sides) == 1 else torch.cat(sides)
 
 
 def _sides(part: Part, gradients: dict[str, Tensor]) -> list[Tensor]:

@@ -88,6 +88,11 @@ class InverseSettings:
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
 
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
     def identity(self, name: str) -> list[object]:
         """All that the solutions of the method of this name depend on beside the curvature and the queries."""
         return [name, vars(self), *sources(self.measurement)]
@@ -179,8 +184,10 @@ class IHVP:
                 found = solver(self.gradients(range(count)[slices[number]]))
                 blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
 
+        solved = blocks.rows()["vectors"]
+
         def vectors(queries: list[int]) -> Tensor:
-            return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
+            return torch.from_numpy(solved[queries])
 
         return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
 

@@ -140,6 +140,9 @@ class Assembly:
 def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Factors:
     """Factors of one module (or of its rows in a fused matrix) from its input and its output's gradient δ."""
     if part.kind == "embedding":
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None:  # the row of that token is never trained
+            delta = delta.masked_fill((inputs == padding)[..., None], 0)
         return EmbeddingFactors(inputs, delta, part.shape[1])
     if part.kind == "norm":
         return VectorFactors(norm_gradient(part, module, inputs, delta))

@@ -34,7 +34,8 @@ def expert_factors(
         if part.expert != last:
             last = part.expert
             sides = _sides(module, last, states, (weights * (chosen == last)).sum(-1, keepdim=True), delta)
-        inputs, deltas = (one.reshape(examples, -1, one.shape[-1]) for one in sides[part.parameters[0].rpartition(".")[2]])
+        matrix = part.parameters[0].rpartition(".")[2]
+        inputs, deltas = (one.reshape(examples, -1, one.shape[-1]) for one in sides[matrix])
         if part.rows is not None:
             deltas = deltas[..., int(part.rows[0]) : int(part.rows[-1]) + 1]
         yield LinearFactors(inputs, deltas, False)

@@ -43,6 +43,11 @@ class Full(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The dot product: squared norms of gradients."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
         components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute

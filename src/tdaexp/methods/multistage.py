@@ -96,6 +96,11 @@ class MultiStage(Method):
         """Yes."""
         return True
 
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""
         if self.per_token and not isinstance(problem.objective, NextToken):

@@ -65,6 +65,11 @@ class Project(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The same without norms: squared norms of projected gradients."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
         components = chosen(problem.components(), self.part, self.components, "all")

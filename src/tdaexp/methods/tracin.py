@@ -54,6 +54,16 @@ class TracIn(Method):
         """Always."""
         return True
 
+    @property
+    def linear(self) -> bool:
+        """Sums of products with the query's gradient."""
+        return True
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The same."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
         components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute

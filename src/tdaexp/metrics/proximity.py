@@ -50,7 +50,8 @@ def _weight(model: nn.Module, component: Component) -> Tensor:
 
 
 def _rows(module: nn.Module, part: Part) -> Tensor:
-    weight = module.weight if part.expert is None else getattr(module, part.parameters[0].rpartition(".")[2])[part.expert]
+    weight = getattr(module, part.parameters[0].rpartition(".")[2] if part.parameters else "weight")
+    weight = weight if part.expert is None else weight[part.expert]
     assert isinstance(weight, Tensor)
     matrix = (weight.T if part.kind == "conv1d" else weight).detach().double().cpu()
     return (matrix if part.rows is None else matrix[torch.from_numpy(part.rows)]).flatten()

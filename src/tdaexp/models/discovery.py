@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.models.parts import NORMS, Part
 
+
 def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:
     """The components of a module, in parameter order.
 

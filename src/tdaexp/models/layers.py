@@ -7,6 +7,7 @@ rows of a fused matrix are laid out: that stands in a table, one entry per Huggi
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,8 +112,8 @@ def name_of(path: str) -> str:
 
 def _known(path: str) -> str | None:
     words = [word for word in path.split(".") if word not in WRAPPERS]
-    pairs = zip(words, words[1:], strict=False)
-    number = next((place for place, (word, next_) in enumerate(pairs, 1) if word in STACKS and next_.isdecimal()), None)
+    pairs = enumerate(itertools.pairwise(words), start=1)
+    number = next((place for place, (word, behind) in pairs if word in STACKS and behind.isdecimal()), None)
     if number is None:
         return _outside(words)
     inside = _inside(words[number + 1 :])
@@ -172,4 +173,5 @@ def canonical_name(parameter: str) -> str:
     name = _known(module)
     if name is None:
         return parameter
-    return f"{name.removesuffix(last)}{FUSED_WORDS[last]}" if name.endswith(f".{last}") and last in FUSED_WORDS else name
+    stem, _, word = name.rpartition(".")
+    return f"{stem}.{FUSED_WORDS[word]}" if word in FUSED_WORDS else name

@@ -69,9 +69,13 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer with token ids beyond the embedding's rows."""
-    rows = _embedded(model)
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    """Refuse a tokenizer with token ids beyond the embedding's rows.
+
+    Added tokens may lie beyond: transformers adds those of a model's family, whether its texts have them or not, and
+    texts are looked at (`check_tokens`).
+    """
+    rows, added = _embedded(model), set(tokenizer.added_tokens_decoder)
+    highest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=-1)
     if highest >= rows:
         raise UserError(
             f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "
@@ -85,7 +89,7 @@ def _embedded(model: PreTrainedModel) -> int:
     return int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])
 
 
-def check_finite(model: PreTrainedModel, where: str) -> None:
+def check_finite(model: torch.nn.Module, where: str) -> None:
     """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
 
     Costs one pass over them.

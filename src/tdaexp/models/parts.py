@@ -114,10 +114,8 @@ def _kind(module: nn.Module, own: dict[str, nn.Parameter]) -> str:
             return "embedding"
         if isinstance(module, nn.Linear) or is_router(module):
             return "linear"
-    if weight is not None and plain and weight.ndim == 1:
-        if isinstance(module, NORMS) or (NORM.search(type(module).__name__) and _reads_one(module)):
-            return "norm"
-    return "other"
+    norm = isinstance(module, NORMS) or (NORM.search(type(module).__name__) and _reads_one(module))
+    return "norm" if norm and plain and weight is not None and weight.ndim == 1 else "other"
 
 
 def _reads_one(module: nn.Module) -> bool:

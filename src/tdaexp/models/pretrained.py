@@ -27,18 +27,20 @@ FALLBACK_LENGTH = 2048  # tokens, for models without a positional limit (BLOOM's
 class Pretrained:
     """A causal language model from a folder or from the hub.
 
-    Keys: `pretrained` hub id or folder; `name` a short label, null = the last word of that; `revision` branch, tag or commit of a hub id; `tokenizer`
-    hub id or folder when it is not the model's own; `template` how prompt and completion become tokens (`plain`,
-    `olmo`, `chat`, …, or `auto`: chat where the tokenizer has a template for it); `max_length` in tokens, null = what the model allows; `attn_implementation` as transformers
-    names it, null = its choice; `expected_components` the number of components that the model must have, null = any;
-    `min_coverage` the share of parameters that components must cover; `experts` what a component of a mixture of
-    experts is, one matrix of one `expert` or all of a `layer`; `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or folder of the same model after
-    a second training stage, which may have taught it to classify texts (a checkpoint for sequence classification);
-    `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state` what to do about
-    one without its optimiser's state, `refuse` it or assume a `fresh` optimiser; `shape` the architecture and sizes of
-    the model in the words of its transformers config, for plans that download nothing (a folder's own config.json
-    counts instead); `adapter` folder or hub id of an adapter to the model, or `new` to train one, as `lora` says
-    (`pretrained` may also name an adapter, alone or beside its base); `merge_adapter` adds it to the model's matrices.
+    Keys: `pretrained` hub id or folder; `name` a short label, null = the last word of that; `revision` branch, tag or
+    commit of a hub id; `tokenizer` hub id or folder when it is not the model's; `template` how prompt and completion
+    become tokens (`plain`, `olmo`, `chat`, …, or `auto`: chat where the tokenizer has a template for it); `max_length`
+    in tokens, null = what the model allows; `attn_implementation` as transformers names it, null = its choice;
+    `expected_components` the number of components that the model must have, null = any; `min_coverage` the share of
+    parameters that components must cover; `experts` what a component of a mixture of experts is, one matrix of one
+    `expert` or all of a `layer`; `trust_remote_code` runs Python code that comes with the model; `finetuned` hub id or
+    folder of the same model after a second training stage. Both may classify texts (a checkpoint for sequence
+    classification); `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state`
+    what to do about one without its optimiser's state, `refuse` it or assume a `fresh` optimiser; `shape` the
+    architecture and sizes of the model in the words of its transformers config, for plans that download nothing (a
+    folder's own config.json counts instead); `adapter` folder or hub id of an adapter to the model, or `new` to train
+    one, as `lora` says (`pretrained` may also name an adapter, alone or beside its base); `merge_adapter` adds it to
+    the model's matrices.
     """
 
     pretrained: str
@@ -145,13 +147,13 @@ class Pretrained:
         model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
+        self._check_components(model)  # of the base: an adapter adds its own
         if found.adapter is not None:
             model = put_on(model, found.adapter, weights, self.merge_adapter)
         elif self.adapter == NEW:
             model = put_new_on(model, self.lora, weights)
         elif self.merge_adapter:
             raise UserError(f"model.merge_adapter=true: {self.pretrained} has no adapter; name one in model.adapter")
-        self._check_components(model)
         longest = self._length(model_length(model.config, tokenizer))
         identity = self._identity(found)
         return LoadedModel(

@@ -32,6 +32,8 @@ class Tokenisation:
     max_length: int = 512
     loss_on: str = "completion"
     append_eos: bool = True
+    turns: str = "all"
+    chunk: int | None = None
 
 
 def trained_folder(
@@ -45,7 +47,7 @@ def trained_folder(
     precision: str = "float32",
 ) -> Path:
     """Where this training lies or will lie: the folder is named after all that the weights depend on."""
-    texts = [[record.id, record.prompt, record.completion] for record in records]
+    texts = [record.content for record in records]
     parts = (config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision)
     every = "" if settings.keep == "last" else f"-every{settings.checkpoint_every}"
     every += "-state" if settings.keep == "state" else ""
