@@ -130,6 +130,19 @@ def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
     return xr.Dataset({"influence": (("query", "candidate"), values), **parts}, coords, attributes)
 
 
+def itself(dataset: xr.Dataset) -> xr.Dataset:
+    """Self-influence [train, component] from an answer in which each training example is its own query and candidate.
+
+    Positive: the example supports itself. `self_influence.sum("component")` is the whole; nothing is read.
+    """
+    alone = dataset["influence"].isel(candidate=0, drop=True).variable
+    known = {name: dataset[name].variable for name in ("component", "size")}
+    train = dataset["query"].values
+    attrs = {key: value for key, value in dataset.attrs.items() if key != "normalise"}
+    named = xr.Variable(("train", "component"), alone._data)
+    return xr.Dataset({"self_influence": named}, {"train": train, **known}, attrs)
+
+
 def scores(dataset: xr.Dataset) -> xr.DataArray:
     """Return the method's answer [query, candidate]: the (weighted) sum over components, as a cosine if it is one."""
     if "score" in dataset or "component" not in dataset["influence"].dims:

@@ -179,10 +179,27 @@ class Problem:
             truth_known=None if self.truth_known is None else self.truth_known[places],
         )
 
+    def with_itself(self) -> Problem:
+        """The problem in which each training example is asked about itself alone, as a query of its own."""
+        count = len(self.train)
+        none = np.zeros((count, 1), dtype=bool)
+        return replace(
+            self,
+            queries=self.train,
+            query_set=["train"] * count,
+            candidates=Candidates(np.arange(count)[:, None], np.full((count, 1), np.nan)),
+            truth=none,
+            truth_known=none[:, 0],
+        )
+
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """What queries and fine-tuning examples end in, where the second stage classifies texts; else None."""
-        return None if self.finetuned is None else self.finetuned.loaded.classes
+        """What queries end in, where the model that answers them classifies texts; else None.
+
+        So do the examples of its training: those of the second stage, where there is one.
+        """
+        answering = self.loaded if self.finetuned is None else self.finetuned.loaded
+        return None if answering is None else answering.classes
 
     @property
     def fingerprint(self) -> str:

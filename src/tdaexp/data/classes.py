@@ -8,6 +8,7 @@ Nothing ever reads it: it is the last position, attention is causal, and gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
             )
         if not record.prompt.strip():
             raise UserError(
-                f"{record.place}: has no text to classify, and model.finetuned classifies; give it a prompt and "
+                f"{record.place}: has no text to classify, and the model classifies; give it a prompt and "
                 "a class (of queries in dataset.query_path: dataset.label_column=NAME)"
             )
     texts = [record.prompt for record in records]
@@ -47,7 +48,7 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
 
 def texts_alone(examples: Examples) -> Examples:
     """The examples without their classes."""
-    return Examples([Example(one.id, one.tokens[:-1], one.loss_mask[:-1], one.text) for one in examples])
+    return Examples([replace(one, tokens=one.tokens[:-1], loss_mask=one.loss_mask[:-1]) for one in examples])
 
 
 def class_number(record: Record, classes: Sequence[str]) -> int:
@@ -57,9 +58,9 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
         return list(classes).index(name)
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
-    raise unknown("class", name[:60], classes, f"{record.place}: model.finetuned classifies (dataset.label_column)")
+    raise unknown("class", name[:60], classes, f"{record.place}: the model classifies (dataset.label_column)")
 
 
 def _example(record: Record, ids: list[int], number: int) -> Example:
     mask = np.arange(len(ids) + 1) == len(ids)
-    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text)
+    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text, prompt=record.prompt)

@@ -17,6 +17,8 @@ from tdaexp.data.records import Corpus, Record, Skipped
 from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
 LOSS_ON = ("completion", "all")
+MEAN = "mean"
+"""How the questions of a set can be combined, and the id of the one that they become."""
 GENERATED = "generated"
 """The query set that the model under study writes itself."""
 
@@ -34,6 +36,7 @@ class Dataset(ABC):
         (the model's own completions of the paraphrased prompts) and what the data set adds.
     query_limit: draw that many queries of each set at random (null: all).
     query_seed: the seed of that draw (null: the run's).
+    combine: `mean` makes one question of each set, the mean of their measurements (null: each is asked by itself).
     paraphrase: a provider that rewrites the training records (`_target_` of one in
         `tdaexp.data.paraphrasers`), or null to take the data's own paraphrases.
     template: how prompt and completion become one text: `auto` (the model's own `template`), `chat`, `plain`,
@@ -50,6 +53,7 @@ class Dataset(ABC):
     query_sets: list[str] = field(default_factory=lambda: ["paraphrased", "generated"])
     query_limit: int | None = None
     query_seed: int | None = None
+    combine: str | None = None
     paraphrase: Any = field(default=None, metadata={"offers": ("settings", "paraphrase", "cache")})
     template: str = "auto"
     max_length: int = 512
@@ -85,6 +89,8 @@ class Dataset(ABC):
             raise unknown("value", self.turns, templates.TURNS, "dataset.turns")
         if self.query_seed is not None and self.query_seed < 0:
             raise UserError(f"dataset.query_seed={self.query_seed}: must be at least 0 (or null for the run's seed)")
+        if self.combine not in (None, MEAN):
+            raise unknown("value", self.combine, (MEAN, "null"), "dataset.combine")
         if self.loss_on not in LOSS_ON:
             raise unknown("value", self.loss_on, LOSS_ON, "dataset.loss_on")
         if self.max_length < 2:

@@ -20,9 +20,9 @@ class Example:
     """One tokenised record.
 
     `tokens` [T] int64; `loss_mask` [T] bool, True where the token is *predicted* and its loss counts
-    (position 0 is never predicted); `text` is for people. `document` is the id of the record that it is a piece of,
-    where long ones are cut into pieces. `rejected` is the same with an answer that is not wanted: what is asked is then
-    how much likelier the first one is.
+    (position 0 is never predicted); `text` is for people, and begins with `prompt` where there is one. `document` is
+    the id of the record that it is a piece of, where long ones are cut into pieces. `rejected` is the same with an
+    answer that is not wanted: what is asked is then how much likelier the first one is.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Example:
     text: str
     document: str | None = None
     rejected: Example | None = None
+    prompt: str = ""
 
     @property
     def length(self) -> int:
@@ -64,6 +65,11 @@ class Examples(Sequence[Example]):
     def texts(self) -> list[str]:
         """The records' texts in order."""
         return [item.text for item in self.items]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The records' prompts in order, "" where there is none."""
+        return [item.prompt for item in self.items]
 
     @property
     def lengths(self) -> np.ndarray:

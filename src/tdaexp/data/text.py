@@ -190,6 +190,10 @@ class Text(Dataset):
             return scan(Path(self.path), self.unit, self.split)
         return list(hub_rows(str(self.hub), self.hub_config, self.split))
 
+    def _query_rows(self) -> list[Row | Skipped]:
+        """All rows of `query_path`."""
+        return scan(Path(str(self.query_path)), self.unit, self.split)
+
     @cached_property
     def _read(self) -> tuple[list[Pair], list[Skipped]]:
         """Records with their paraphrases, and rows that are left out."""
@@ -215,5 +219,4 @@ class Text(Dataset):
             beyond = ids_of(self._rows(), replace(self._columns, rejected=None)) - known
         answered = self.query_sets != [GENERATED]
         asking = Asking(self._columns, self.truth_column, self.label_column, self.generated_from, answered)
-        rows = scan(Path(str(self.query_path)), self.unit, self.split)
-        return questions(rows, asking, known, beyond, self.prompt_fraction, self.skip_bad)
+        return questions(self._query_rows(), asking, known, beyond, self.prompt_fraction, self.skip_bad)

@@ -100,6 +100,11 @@ class Reach:
 class Objective(ABC, Generic[E]):
     """What the model is asked of its examples. Instances hold no data and no model."""
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether `outputs` are logits, from which the targets' probabilities follow."""
+        return True
+
     def prepare(self, model: nn.Module) -> None:
         """What has to be found out about a model before hooks or derivatives are about."""
         return
