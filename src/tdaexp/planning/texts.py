@@ -143,7 +143,7 @@ def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int
         if not config.method.decomposes:  # which looks at no pair
             asked = [one for name in names for one in corpus.queries[own if name == GENERATED else name]]
             selector = settled(selector, asked)
-    return min(train, math.ceil(selector.size(range(records)) * train / records))
+    return min(train, math.ceil(int(selector.size(range(records))) * train / records))
 
 
 def _pairs(queries: int, train: int, count: int) -> np.ndarray:
