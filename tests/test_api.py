@@ -87,7 +87,7 @@ def test_call_and_command_give_the_same_from_one_cache(commands, here, folder, m
     data += [f"dataset.{name}={column}" for name, column in COLUMNS.items()]
     commands.done(
         *("attribute", "model=eurollm1b7", f"model.pretrained={folder}", "model.expected_components=null"),
-        *("dataset=text", *data, "dataset.query_sets=[paraphrased]", "candidates=all"),
+        *("dataset=text", *data, "candidates=all"),
         *(f"method={method}", f"method.{key}={value}", "metric.plots=false"),
     )
     wanted = influence.load(only("outputs/attribute/*") / "influence.zarr").load()
@@ -406,7 +406,7 @@ class Augmented(list):
         ({"train": {"train": TRAIN}}, r"train: holds several parts \(train\)"),
         ({"train": [*TRAIN, 3]}, "train, row 8: is a int; a row is a dict, a string, or a pair"),
         ({"train": 3}, "train: a int gives no row twice or has no length"),
-        ({"train": [{"words": "a"}]}, "train, row 0: unknown column 'text'"),
+        ({"train": [{"words": "a"}]}, r"train: none of its columns \(words\) has a usual name"),
         ({"train": "none.jsonl"}, "none.jsonl: no such file"),
         ({"queries": [{"prompt": "a", "completion": " "}]}, "queries, row 0: column 'completion' holds no text"),
         ({"method": "ekfacs"}, "tdaexp.attribute: unknown method 'ekfacs'; did you mean 'ekfac'"),

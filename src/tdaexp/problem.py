@@ -194,8 +194,12 @@ class Problem:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """What queries and fine-tuning examples end in, where the second stage classifies texts; else None."""
-        return None if self.finetuned is None else self.finetuned.loaded.classes
+        """What queries end in, where the model that answers them classifies texts; else None.
+
+        So do the examples of its training: those of the second stage, where there is one.
+        """
+        answering = self.loaded if self.finetuned is None else self.finetuned.loaded
+        return None if answering is None else answering.classes
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from tdaexp.data.examples import Examples
 from tdaexp.data.pieces import labels_of, of_pieces
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
+from tdaexp.models.components import component_map
 from tdaexp.runtime.errors import UserError
 
 LONG = Record("long", "Where?", "Anna lives in Riga. " * 12, meta={"source": "wiki"})
@@ -73,7 +74,11 @@ def test_pieces_of_a_model_without_memory_add_up_to_the_whole_gradient() -> None
     pieces = cut_into_chunks([example], 7, 0, Silent())
     assert len(pieces) > 3
     (whole,), parts = oracle(model, Examples([example]), "sum"), oracle(model, pieces, "sum")
-    for k, gradient in enumerate(whole):
+    for k, component in enumerate(component_map(model).components):
+        if component.name.endswith("attn.o"):
+            continue  # whose own gradient is of what it would have read
+        gradient = whole[k]
+        assert "attn" in component.name or gradient.norm() > 1e-3
         torch.testing.assert_close(sum(part[k] for part in parts), gradient, rtol=1e-9, atol=1e-9)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -19,10 +20,7 @@ RECORD = Record("r", "Be brief.\nWhere?\nRiga.\nSince when?", "1201.", said=SAID
 def pieces(example, tokenizer) -> list[tuple[bool, str]]:
     """Runs of tokens with loss or without, as texts."""
     cuts = [0, *(np.flatnonzero(np.diff(example.loss_mask)) + 1), example.length]
-    return [
-        (bool(example.loss_mask[a]), tokenizer.decode(example.tokens[a:b]))
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    return [(bool(example.loss_mask[a]), tokenizer.decode(example.tokens[a:b])) for a, b in itertools.pairwise(cuts)]
 
 
 def test_a_dialogue_becomes_its_last_answer_and_what_was_said_before() -> None:
@@ -117,7 +115,7 @@ def test_a_template_that_renders_earlier_turns_otherwise_is_refused_but_for_the_
         "{{ m.content if loop.last or m.role != 'assistant' else '...' }}{% endfor %}"
         "{{ '<|assistant|>\n' if add_generation_prompt }}"
     )
-    with pytest.raises(UserError, match="the assistant's turn 3 otherwise.*dataset.turns=last"):
+    with pytest.raises(UserError, match=r"the assistant's turn 3 otherwise.*dataset\.turns=last"):
         tokenise([RECORD], forgetful)
     (last,) = tokenise([RECORD], forgetful, turns="last")
     assert pieces(last, forgetful)[-1] == (True, "1201.")

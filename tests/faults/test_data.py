@@ -101,8 +101,8 @@ BAD_TABLES = {
     "ragged.csv": ("id,completion\na,x,y\n", "row 2: 3 columns where the header has 2"),
     "short.csv": ("id,completion\na\n", "row 2: 1 columns where the header has 2"),
     "open.csv": ('id,completion\na,"x\nb,y\n', "not valid CSV"),
-    "latin.csv": ("id,completion,prompt\na,x,\nb,Zürich,\n".encode("latin-1"), "not UTF-8 text (line 3, byte 4 of it)"),
-    "wide.jsonl": (FIRST.encode("utf-16"), "not UTF-8 text (line 1, byte 1 of it)"),
+    "latin.csv": ("id,completion,prompt\na,x,\nb,Zürich,\n".encode("latin-1"), "row 3: not UTF-8 text (byte 4 of it)"),
+    "wide.jsonl": (FIRST.encode("utf-16"), "row 1: not UTF-8 text (byte 1 of it)"),
     "nul.txt": ("one\nt\0wo\n", "holds a NUL byte"),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gradient_oracle import VARIANTS, gradients_of, make_examples, oracle
+from gradient_oracle import VARIANTS, build_model, gradients_of, make_examples, oracle
 
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.explicit import explicit_gradients
@@ -80,6 +80,12 @@ def test_lengths_bound_both_rows():
     plain = NextToken().lengths(None, WANTED)
     np.testing.assert_array_equal(plain, WANTED.lengths)
     both = NextToken().lengths(None, MIXED)
+    reach = NextToken().reach(build_model("llama-tied"), MIXED)
+    sides = [NextToken().reach(build_model("llama-tied"), side) for side in (WANTED, OTHERS)]
+    counted = np.array([one.rejected is not None for one in MIXED])
+    for name in ("below", "at_loss"):
+        mine, others = (getattr(side, name) for side in sides)
+        np.testing.assert_array_equal(getattr(reach, name), 2 * np.where(counted, np.maximum(mine, others), mine))
     longest = [one.length if one.rejected is None else max(one.length, one.rejected.length) for one in MIXED]
     np.testing.assert_array_equal(both, 2 * np.array(longest))
 

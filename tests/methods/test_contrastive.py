@@ -28,6 +28,7 @@ LINEAR = [
     "multistage",
     "multistage_dot",
 ]
+SOLVED = {"cg": ["method.tolerance=1e-9", "method.iterations=60"]}  # closer than what is compared
 WANTED = Record("wanted", "Where does Anna live?", "Anna lives in Riga.")
 OTHER = Record("other", "Where does Anna live?", "Far away, in a house by the sea.")
 
@@ -43,7 +44,7 @@ def compared(make_problem: Callable[..., Problem], tmp_path) -> Problem:
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_answer_is_the_difference_of_the_two(name, configured, compared):
-    method = configured(name)
+    method = configured(name, *SOLVED.get(name, []))
     values = method.attribute(compared if method.both_stages else compared.after("pretrained"))["influence"].values
     both, wanted, other = values
     scale = np.abs(values).max()

@@ -94,9 +94,9 @@ def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("model=bloomz560m", "method=ekfac"),
         ("model=eurollm1b7", "method=explaind", "method.quadrature.nodes=4"),
-        ("model=bloomz560m", "dataset=trex", "method=multistage", "dataset.limit=2000", "dataset.query_limit=20"),
+        ("model=bloomz560m", "model.shape.num_hidden_layers=4", "dataset=trex", "method=multistage",
+         "dataset.limit=2000", "dataset.query_limit=20"),
         ("method=cg",),
         ("method=lissa",),
         ("method=trak", "method.checkpoints=all"),

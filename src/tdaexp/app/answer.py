@@ -128,5 +128,5 @@ def load(folder: str | Path) -> Answer | SelfInfluence:
     itself = influence.load(own) if own.exists() else None
     found = influence.load(store) if store.exists() or itself is None else None
     known = texts if any(texts.values()) else None
-    kept = commands.Answer(found, beside(store, "cost.json"), known, None, itself)
+    kept = commands.Answer(found, beside(store, "cost.json"), known, itself=itself)
     return SelfInfluence(kept, config) if found is None else Answer(kept, config)

@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -118,10 +118,9 @@ class Checker:
 
     def _leaf(self, value: Any, hint: Any, path: Path) -> Any:
         try:
-            leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
+            return _known(hint, value) if isinstance(value, Hashable) else _converted(hint, value)
         except OmegaConfBaseException as error:
             raise self._wrong(value, _name(hint), path) from error
-        return leaf.value
 
     def _wrong(self, value: Any, wanted: str, path: Path) -> UserError:
         given = "null" if value is None else repr(value)
@@ -153,6 +152,15 @@ class Checker:
 def _schema(hint: Any) -> Any:
     """One value of a type, as OmegaConf checks and converts it."""
     return OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """A plain value as the type asks for it."""
+    leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
+    return leaf.value
+
+
+_known = functools.lru_cache(maxsize=None, typed=True)(_converted)  # jobs of a sweep share most of their values
 
 
 def _module(name: str, where: Callable[[], str]) -> Any:

@@ -48,8 +48,9 @@ def _open(name: str) -> dict[str, Any]:
 class Trainer:
     """Where and how passes through the model are run.
 
-    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64; `tokens_per_batch` bounds a
-    batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads` (0 = leave them);
+    `accelerator` auto | cpu | cuda; `precision` float32 | bfloat16 | float64 | auto, as the model is stored;
+    `tokens_per_batch` bounds a batch's padded size (tokens); `cache_gb` memory for captured factors (GB); CPU `threads`
+    (0 = leave them);
     `fit` how a model is trained, where it is, and `finetune` how it is trained on, where the data has a second stage;
     `strategy` single | ddp | fsdp, one process or `devices` of them on each of `nodes` machines (0 = every GPU), each
     with the whole model (ddp) or a share of it (fsdp);
@@ -89,6 +90,13 @@ class Trainer:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least {least}")
         if self.threads > MOST_THREADS:
             raise UserError(f"trainer.threads={self.threads}: must be at most {MOST_THREADS}")
+
+
+def _settle_precision(config: Any, download: bool = True) -> None:
+    """Put the type in which the model is stored in the place of `trainer.precision=auto`."""
+    if config.trainer.precision == "auto":
+        stored = getattr(config.model, "stored_precision", None)
+        config.trainer.precision = "float32" if stored is None else stored(download)
 
 
 @dataclass
@@ -133,6 +141,7 @@ class TrainConfig:
         if self.trainer.strategy == "fsdp":
             raise UserError("trainer=fsdp: shares out models that are explained, it trains none; take trainer=ddp")
         self.dataset.check_source()
+        _settle_precision(self)
 
 
 @dataclass
@@ -183,6 +192,7 @@ class AttributeConfig:
             self._check_itself()
         elif self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
+        _settle_precision(self, download=not self.plan)
 
     def _check_itself(self) -> None:
         """Refuse self-influence without a model, and of methods that have none."""
@@ -235,6 +245,7 @@ class EvaluateConfig:
         """Refuse an unknown word, a number of rows that is none, and an analysis of classes where the data has none."""
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
+        _settle_precision(self, download=False)
         _choice("drop_by", self.drop_by, tuple(COLUMN))
         if self.drop is not None and not (0 < self.drop < 1 or (self.drop >= 1 and self.drop == int(self.drop))):
             raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Asked
 from tdaexp.building.texts import drawn, load_model, load_sharded, load_successor, text_template, tokenised
@@ -17,7 +18,6 @@ from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
 from tdaexp.data.records import Corpus
 from tdaexp.data.unknown_sources import settled, tell_cost
-from tdaexp.models.components import component_map
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
@@ -66,23 +66,23 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     if isinstance(selector, All):
         tell_cost(config.candidates, len(records), len(corpus.train))
     candidates = cached_candidates(selector, records, corpus.train, Path(config.cache_dir) / "candidates")
-    train = tokenised(config, corpus.train, loaded)
+    train = tokenised(config, corpus.train, loaded, loaded.classes)
     belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
     documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
         [position[name] for name in belongs[DOCUMENT]]
     )  # fmt: skip
     candidates = of_pieces(candidates, documents)
     own = [np.flatnonzero(np.isin(documents, [position[source] for source in record.truth])) for record in records]
-    classes = None if successor is None else successor.classes
+    classes = (successor or loaded).classes
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
-        second = Stage(successor, component_map(successor.model), examples)
+        second = Stage(successor, checked_map(successor), examples)
     compute = replace(compute_of(config.trainer), device=loaded.model.device, dtype=loaded.model.dtype)
     return Problem(
         model=loaded.model,
         identity=loaded.fingerprint,
-        map=component_map(loaded.model),
+        map=checked_map(loaded),
         objective=NextToken(),
         train=train,
         queries=tokenised(config, records, loaded, classes, trained_on=False),
@@ -108,7 +108,7 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
         return corpus
     if loaded.classes is not None:
         raise UserError(
-            "dataset.query_sets: 'generated' needs a model that writes, and model.finetuned classifies; take "
+            "dataset.query_sets: 'generated' needs a model that writes, and this one classifies; take "
             "dataset.query_sets=[paraphrased]"
         )
     source = config.dataset.generated_from

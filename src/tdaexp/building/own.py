@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from tdaexp.building.parts import alike
+from tdaexp.building.self_check import check
 from tdaexp.data.handed import refuse_stream
 from tdaexp.gradients.capture import frozen
 from tdaexp.models.discovery import discovered
@@ -57,6 +58,7 @@ def own_problem(
 
     with frozen(model):
         components = discovered(model, probe, len(two))
+    check(model, components, objective, lists["train"].select(two), type(model).__name__)
     everything = alike(np.arange(len(lists["train"])), len(lists["queries"]))
     return Problem(
         model=model,

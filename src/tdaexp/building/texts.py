@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tdaexp.building.covered import checked_map
 from tdaexp.building.settings import Named
 from tdaexp.data.classes import tokenise_classes
 from tdaexp.data.examples import Examples
@@ -36,7 +37,8 @@ def load_model(config: Named, records: list[Record], always_train: bool = False)
     """
     doing("loading the model")
     if not (config.model.needs_training or always_train):
-        loaded: LoadedModel = config.model.load(_place(config), resolve_dtype(config.trainer.precision))
+        one_stage = {"classifier": True} if isinstance(config.model, Pretrained) else {}
+        loaded: LoadedModel = config.model.load(_place(config), resolve_dtype(config.trainer.precision), **one_stage)
         return loaded
     return _trained(config, config.model, records, config.trainer.fit)
 
@@ -54,18 +56,15 @@ def load_successor(config: Named, records: list[Record], first: LoadedModel) -> 
     if not records:
         return None
     # what a model was trained from lies in a folder, or on the hub under the configured name
-    folder = Path(str(first.model.name_or_path))
-    start = (
-        Pretrained(
-            str(folder),
-            name=config.model.name,
-            template=first.template,
-            max_length=first.max_length,
-            trust_remote_code=trusts(config.model),
-        )
-        if folder.is_dir()
-        else replace(config.model, template=first.template, max_length=first.max_length)
-    )
+    folder, model = Path(str(first.model.name_or_path)), config.model
+    known: dict[str, Any] = {"template": first.template, "max_length": first.max_length}
+    if getattr(model, "adapter", None) is not None:
+        start = replace(model, adapter=str(folder), **known)
+    elif folder.is_dir():
+        merged = getattr(model, "merge_adapter", False)
+        start = Pretrained(str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known)
+    else:
+        start = replace(model, **known)
     named = replace(start, name=f"{config.model.name}-finetuned")
     return _trained(config, named, records, config.trainer.finetune)
 
@@ -87,6 +86,10 @@ def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
     ranks.barrier()  # a mistake in the model's name must not meet processes that are still setting this up
     with ranks.in_turn():
         loaded = load_model(config, corpus.train)
+        if loaded.base is not None:
+            raise UserError("trainer=fsdp: shares out whole models, and this one has an adapter; take trainer=ddp")
+        if any(part.kind == "expert" for one in checked_map(loaded).components for part in one.parts):
+            raise UserError("trainer=fsdp: the weights of experts must be whole in each process; take trainer=ddp")
         sharded = Sharded(loaded.model, mesh)
     sharded.open()
     return loaded

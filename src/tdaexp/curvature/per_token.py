@@ -41,16 +41,16 @@ def with_tokens(
 
     tokenizer = problem.loaded.tokenizer if problem.loaded else None
 
-    def written(example: Example, width: int) -> list[str]:
+    def written(example: Example, width: int, classified: bool) -> list[str]:
         found = [] if tokenizer is None else pieces(tokenizer, example.tokens.tolist())
+        if found and classified and problem.classes is not None:
+            found[-1] = f" [{problem.classes[int(example.tokens[-1])]}]"
         return found + [""] * (width - len(found))
 
     blank = Example("", np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), "")
-    train_tokens = [[written(blank if k < 0 else problem.train[k], train.shape[2]) for k in row] for row in pairs]
-    query_tokens = [written(example, query.shape[2]) for example in problem.queries]
-    if problem.classes is not None:
-        for words, example in zip(query_tokens, problem.queries, strict=True):
-            words[example.length - 1] = f" [{problem.classes[int(example.tokens[-1])]}]"
+    own = problem.finetuned is None
+    train_tokens = [[written(blank if k < 0 else problem.train[k], train.shape[2], own) for k in row] for row in pairs]
+    query_tokens = [written(example, query.shape[2], True) for example in problem.queries]
     return dataset.assign(
         best=(("query", "rank"), best),
         train_share=(("query", "rank", "train_position"), train),

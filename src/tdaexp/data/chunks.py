@@ -19,6 +19,8 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
+LEAST_CHUNK = 3
+"""Tokens of a piece at least: a bos token, one that is read, and one that is predicted."""
 
 
 def cut_into_chunks(examples: Sequence[Example], chunk: int, kept: int, tokenizer: Any) -> Examples:

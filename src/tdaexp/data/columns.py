@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tdaexp.data.dialogues import Told, told, turns_of
+from tdaexp.data.dialogues import Told, is_dialogue, told, turns_of
 from tdaexp.data.records import Record, Turn
 from tdaexp.data.tables import Row
 from tdaexp.data.templates import ASSISTANT
@@ -58,8 +58,8 @@ class Columns:
             return Record(name, *split_words(row.text(self.text), fraction), meta=meta, where=row.where)
         prompt, completion, said = self._told(row)
         rejected = None
-        if self.rejected is not None and not row.blank(self.rejected):
-            other = self._answered(row, self.rejected)
+        if self.rejected in row.values and not row.blank(str(self.rejected)):
+            other = self._answered(row, str(self.rejected))
             if other == (prompt, completion, said):
                 raise UserError(f"{row.where}: its rejected answer is the chosen one, so there is nothing to compare")
             rejected = Record(name, other[0], other[1], where=row.where, said=other[2])
@@ -84,7 +84,7 @@ class Columns:
     def _answered(self, row: Row, column: str) -> Told:
         """With the answer of a column: behind the prompt or the dialogue, unless it is a whole dialogue itself."""
         value, where = row.value(column), f"{row.where}: column '{column}'"
-        plain = not isinstance(value, (list, tuple))
+        plain = not is_dialogue(value)
         if plain and self.dialogue is None and not self._prompt_is_dialogue(row):
             return self.asked(row), row.text(column), ()
         turns = [(ASSISTANT, row.text(column))] if plain else turns_of(value, where)
@@ -93,7 +93,7 @@ class Columns:
         return told(turns, where)
 
     def _prompt_is_dialogue(self, row: Row) -> bool:
-        return bool(self.prompt) and isinstance(row.values.get(self.prompt[0]), (list, tuple))
+        return bool(self.prompt) and is_dialogue(row.values.get(self.prompt[0]))
 
     def _before(self, row: Row) -> list[Turn]:
         """What was said before an answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,12 @@ from typing import Any, ClassVar
 
 from tdaexp.data import templates
 from tdaexp.data.assumed import Assumed
+from tdaexp.data.chunks import LEAST_CHUNK
 from tdaexp.data.limits import check_limits
 from tdaexp.data.paraphrase import paraphrase_records
 from tdaexp.data.records import Corpus, Record, Skipped
-from tdaexp.data.tables import SHOWN
 from tdaexp.runtime.errors import UserError, check_distinct, unknown
 
-log = logging.getLogger(__name__)
 LOSS_ON = ("completion", "all")
 MEAN = "mean"
 """How the questions of a set can be combined, and the id of the one that they become."""
@@ -82,7 +80,11 @@ class Dataset(ABC):
                 raise unknown("query set", name, self.known_sets, "dataset.query_sets")
         check_distinct(self.query_sets, lambda: "dataset.query_sets")
         templates.check(self.template)
-        check_limits(self, "query_limit", "chunk")
+        check_limits(self, "query_limit")
+        if self.chunk is not None and self.chunk < LEAST_CHUNK:
+            raise UserError(
+                f"dataset.chunk={self.chunk}: must be at least {LEAST_CHUNK} tokens (or null, to cut nothing)"
+            )
         if self.turns not in templates.TURNS:
             raise unknown("value", self.turns, templates.TURNS, "dataset.turns")
         if self.query_seed is not None and self.query_seed < 0:
@@ -147,12 +149,7 @@ class Dataset(ABC):
         queries = {}
         if {own, GENERATED} & set(self.query_sets):
             queries[own] = self._paraphrased(train)
-        skipped = self.skipped_rows()
-        for where, reason in skipped[:SHOWN]:
-            log.warning("left out: %s: %s", where, reason)
-        if skipped:
-            log.warning("dataset.skip_bad: %d rows could not be read and were left out", len(skipped))
-        return Corpus(train, queries, self.finetune_records(), skipped)
+        return Corpus(train, queries, self.finetune_records(), self.skipped_rows())
 
     def _paraphrased(self, train: list[Record]) -> list[Record]:
         if self.paraphrase is not None:

@@ -26,6 +26,11 @@ Told = tuple[str, str, tuple[Turn, ...]]
 """A record's prompt, its completion, and what was said before it where that is more than one question."""
 
 
+def is_dialogue(value: Any) -> bool:
+    """Whether a value of a column that may hold a text is a list of messages."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], dict)
+
+
 def turns_of(value: Any, where: str) -> list[Turn]:
     """Read a dialogue's turns; `where` is the place of the whole list.
 

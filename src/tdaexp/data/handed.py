@@ -61,10 +61,8 @@ class Handed(Text):
     train: list[Row] = field(default_factory=list, init=False)
     queries: list[Row] = field(default_factory=list, init=False)
 
-    @property
-    def _rows(self) -> list[Row | Skipped]:  # type: ignore[override]
+    def _rows(self) -> list[Row | Skipped]:
         return [*self.train]
 
-    @property
     def _query_rows(self) -> list[Row | Skipped]:
         return [*self.queries]

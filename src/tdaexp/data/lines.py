@@ -83,7 +83,7 @@ def _table(numbered: Iterator[tuple[int, list[str] | str]], source: str) -> Iter
             if len(cells) != len(header):
                 yield number, f"{len(cells)} columns where the header has {len(header)}"
             else:
-                yield number, undecoded("".join(cells)) or dict(zip(header, cells, strict=True))
+                yield number, undecoded(",".join(cells)) or dict(zip(header, cells, strict=True))
 
 
 def _text(stream: TextIO, source: str, unit: str) -> Iterator[tuple[int, Values]]:

@@ -68,7 +68,7 @@ def questions(
     found, skipped = made_of(rows, make, skip_bad)
     kept = [record for record in found if record is not None]
     if len(kept) < len(found):
-        log.info("left out %d questions whose sources lie beyond dataset.limit", len(found) - len(kept))
+        log.info("left out %d queries whose sources lie beyond dataset.limit", len(found) - len(kept))
     return kept, skipped
 
 

@@ -6,6 +6,7 @@ whole numbers too. Nothing else is turned into text: NaN, booleans and fractions
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.reading import as_name, as_text, reason
 
 __all__ = ["Row", "first_line", "hub_rows", "made_of", "read_rows", "scan", "second_stage"]
+log = logging.getLogger(__name__)
 SHOWN = 20
-"""Rows that an error names, of those that cannot be read."""
+"""Rows that are named, of those that cannot be read."""
 T = TypeVar("T")
 
 
@@ -122,6 +124,10 @@ def made_of(
             bad.append(Skipped(row.where, str(error).removeprefix(f"{row.where}: ")))
     if bad and not (skip_bad and made):
         raise UserError(_told(bad, len(found)))
+    for where, why in bad[:SHOWN]:
+        log.warning("left out: %s: %s", where, why)
+    if bad:
+        log.warning("dataset.skip_bad: %d of %d rows could not be read and were left out", len(bad), len(found))
     return made, bad
 
 

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from tdaexp.data.columns import Columns
-from tdaexp.data.dataset import GENERATED, Dataset, query_id
-from tdaexp.data.groups import groups_of, stratified
+from tdaexp.data.dataset import GENERATED, Dataset
 from tdaexp.data.limits import check_limits
 from tdaexp.data.question_file import Asking, questions
 from tdaexp.data.records import Record, Skipped
-from tdaexp.data.tables import Row, hub_rows, made_of, scan, second_stage
-from tdaexp.data.usual import columns_of
+from tdaexp.data.tables import Row, hub_rows, scan, second_stage
+from tdaexp.data.training_file import Pair, ids_of, training_pairs, without_held_out
 from tdaexp.runtime.errors import UserError, unknown
 
 UNITS = ("line", "paragraph")
-Pair = tuple[Record, Record | None]
-"""A training record and its paraphrase."""
 
 
 @dataclass
@@ -82,7 +79,7 @@ class Text(Dataset):
     finetune_path: str | None = None
     finetune_limit: int | None = None
 
-    PARAPHRASE_KEYS: ClassVar[str] = "dataset.query_path=FILE or dataset.paraphrase_column=NAME"
+    PARAPHRASE_KEYS: ClassVar[str] = "dataset.paraphrase_column=NAME or dataset.query_path=FILE"
 
     def __post_init__(self) -> None:
         """Check that the keys fit together.
@@ -164,7 +161,8 @@ class Text(Dataset):
 
     def skipped_rows(self) -> list[Skipped]:
         """Return the rows of both files that could not be read."""
-        return [*self._read[1], *(self._asked[1] if self.query_path is not None else [])]
+        asked = self.query_path is not None and {self.generated_from, GENERATED} & set(self.query_sets or ())
+        return [*self._read[1], *(self._asked[1] if asked else [])]
 
     def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
         """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""
@@ -180,64 +178,45 @@ class Text(Dataset):
             text=self.text_column,
             prompt=() if self.prompt_column is None else (self.prompt_column,),
             completion=self.completion_column,
+            rejected=self.rejected_column,
             id=self.id_column,
             group=self.group_column,
             source=self.source_column,
         )
 
-    @cached_property
     def _rows(self) -> list[Row | Skipped]:
         """All rows, whatever the limit."""
         if self.path is not None:
             return scan(Path(self.path), self.unit, self.split)
         return list(hub_rows(str(self.hub), self.hub_config, self.split))
 
-    @property
     def _query_rows(self) -> list[Row | Skipped]:
+        """All rows of `query_path`."""
         return scan(Path(str(self.query_path)), self.unit, self.split)
 
     @cached_property
     def _read(self) -> tuple[list[Pair], list[Skipped]]:
         """Records with their paraphrases, and rows that are left out."""
-        rows = self._rows[: self.limit]
-        columns, fraction = columns_of(rows, self._columns), self.prompt_fraction
         own = self.paraphrase_prompt_column
-        other = Columns(
+        paraphrase = Columns(
             text=self.paraphrase_column,
             prompt=() if own is None else (own,),
             completion=self.paraphrase_completion_column,
         )
-
-        def make(row: Row, number: int) -> Pair:
-            record = columns.record(row, number, fraction)
-            if other.text is None and other.completion is None:
-                return record, None
-            query = other.record(row, number, fraction)
-            return record, replace(query, id=query_id(record.id, "paraphrased"), truth=(record.id,))
-
-        return made_of(rows, make, self.skip_bad)
+        rows, named = self._rows()[: self.limit], replace(self._columns, rejected=None)
+        return training_pairs(rows, named, paraphrase, self.prompt_fraction, self.skip_bad)
 
     @cached_property
     def _split(self) -> tuple[list[Pair], list[Pair]]:
         """Records to train on, and those held out."""
-        pairs = self._read[0]
-        if not self.held_out:
-            return pairs, []
-        groups = groups_of([record for record, _ in pairs])
-        chosen = set(stratified(groups, self.held_out, [0], "dataset.held_out").tolist())
-        kept, out = ([one for k, one in enumerate(pairs) if (k in chosen) == held] for held in (False, True))
-        return kept, out
+        return without_held_out(self._read[0], self.held_out)
 
     @cached_property
     def _asked(self) -> tuple[list[Record], list[Skipped]]:
         """The questions of `query_path`, and rows that are left out."""
-        known = {record.id for record, _ in self._split[0]}
-        beyond = set()
+        known, beyond = {record.id for record, _ in self._split[0]}, set()
         if self.limit is not None and self.truth_column is not None:
-            columns = columns_of(self._rows, self._columns, told=False)
-            beyond = {columns.name(row, n) for n, row in enumerate(self._rows) if isinstance(row, Row)} - known
-        named = replace(self._columns, rejected=self.rejected_column)
-        asking = Asking(
-            named, self.truth_column, self.label_column, self.generated_from, self.query_sets != [GENERATED]
-        )
-        return questions(self._query_rows, asking, known, beyond, self.prompt_fraction, self.skip_bad)
+            beyond = ids_of(self._rows(), replace(self._columns, rejected=None)) - known
+        answered = self.query_sets != [GENERATED]
+        asking = Asking(self._columns, self.truth_column, self.label_column, self.generated_from, answered)
+        return questions(self._query_rows(), asking, known, beyond, self.prompt_fraction, self.skip_bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -43,14 +44,16 @@ def columns_of(
     read = [row for row in rows if isinstance(row, Row)]
     if not read:
         return named
-    names = list(dict.fromkeys(name for row in read for name in row.values))
+    counts = Counter(name for row in read for name in row.values)
+    names = list(counts)
     if questions:
         named = _there(named, names)
     else:
         for column in named.used:
             if column not in names:
                 read[0].value(column)  # says so, with the nearest name
-    found = _completed(names, named, questions)
+    usually = {name for name in names if 2 * counts[name] >= len(read)}  # a row of another form changes none
+    found = _completed(names, usually, named, questions)
     if found.dialogue is found.text is found.completion is None and (answered or not found.prompt):
         raise _unusual(read[0], names, found, questions)
     if told and names != ["text"]:
@@ -73,19 +76,21 @@ def _there(named: Columns, names: Sequence[str]) -> Columns:
     )
 
 
-def _completed(names: Sequence[str], named: Columns, questions: bool) -> Columns:
+def _completed(names: Sequence[str], usually: set[str], named: Columns, questions: bool) -> Columns:
     known = {name.casefold(): name for name in reversed(names)}
 
-    def usual(choices: Iterable[str]) -> str | None:
-        return next((known[one] for one in choices if one in known), None)
+    def usual(choices: Iterable[str], needed: bool = True) -> str | None:
+        """The first of the choices that the file has, in most of its rows if it is `needed` in all."""
+        found = (known[one] for one in choices if one in known)
+        return next((name for name in found if name in usually or not needed), None)
 
     found = named
     if questions and found.rejected is None:
-        found = replace(found, rejected=usual(("rejected",)))
+        found = replace(found, rejected=usual(("rejected",), needed=False))
     if found.id is None:
         found = replace(found, id=usual(IDS))
     if found.source is None and not questions:
-        found = replace(found, source=usual(SOURCES))
+        found = replace(found, source=usual(SOURCES, needed=False))
     if found.dialogue or found.text or found.completion:
         return found
     compared = found.rejected is not None and "chosen" in known
@@ -96,7 +101,7 @@ def _completed(names: Sequence[str], named: Columns, questions: bool) -> Columns
     text = None if named.prompt else usual(TEXTS)
     if text is not None and not (prompt and completion):
         return replace(found, text=text)
-    beside = usual(BESIDE.get(prompt.casefold(), ())) if prompt and not named.prompt else None
+    beside = usual(BESIDE.get(prompt.casefold(), ()), needed=False) if prompt and not named.prompt else None
     prompts = tuple(one for one in (prompt, beside if beside != completion else None) if one is not None)
     return replace(found, prompt=prompts, completion=completion)
 

@@ -107,7 +107,11 @@ class Gradients:
         if losses is None or len(formed) < len(self.components):
             take = consume if inputs.rows == 1 else folding(consume, inputs.rows)
             losses = capture(
-                self.model, self.components, lambda: self.objective.losses(self.model, inputs, self.loss), take
+                self.model,
+                self.components,
+                len(inputs.ids) * inputs.rows,
+                lambda: self.objective.losses(self.model, inputs, self.loss),
+                take,
             )
         return losses
 

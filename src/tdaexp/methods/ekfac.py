@@ -41,20 +41,21 @@ log = logging.getLogger(__name__)
 @dataclass
 class EKFAC(Method):
     """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
-    `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
-    attention and MLP, `attention`, `mlp`, `all`), `components` (names, in place of `part`), `strict` (refuse components
-    without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
-    `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
-    other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
-    `saves` of a phase, `relative` (divide by the square root of the training example's self-influence: RelatIF, Barshan
-    et al. 2020; a pass more over each training example, as a query and as a candidate), `per_token` (for each query's
-    so many best candidates, which tokens their scores come from), `seed` of the drawn labels.
+    `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`adapter`,
+    `blocks` = attention and MLP, `attention`, `mlp`, `all`; null = the adapter where there is one, else `blocks`),
+    `components` (names, in place of `part`), `strict` (refuse components without a factor rule), `measurement` of a
+    query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `query_rank` (approximate each query's
+    gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for other queries, in at most so many GB),
+    `partitions` (fit and score the matrices in so many passes: less memory), `saves` of a phase, `relative` (divide by
+    the square root of the training example's self-influence: RelatIF, Barshan et al. 2020; a pass more over each
+    training example, as a query and as a candidate), `per_token` (for each query's so many best candidates, which
+    tokens their scores come from), `seed` of the drawn labels.
     """
 
     mode: str = "ekfac"
     damping: float | None = None
     relative_damping: float = 0.1
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     strict: bool = False
     measurement: str = "log_likelihood"

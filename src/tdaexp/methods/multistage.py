@@ -51,7 +51,7 @@ class MultiStage(Method):
     finetuned_mode: str | None = None
     finetuned_damping: float | None = None
     finetuned_relative_damping: float | None = None
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     strict: bool = False
     measurement: str = "log_likelihood"

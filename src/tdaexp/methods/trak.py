@@ -39,7 +39,7 @@ from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import padded, repeated, sampled
-from tdaexp.selection.parts import PARTS, chosen, part_note, with_notes
+from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -51,9 +51,8 @@ ENSEMBLES = ("last", "all")
 class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
     = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and
-    `distribution` as for `project` (`trak` = traker's), `part` of the model (`blocks` = attention and MLP, `attention`,
-    `mlp`, `all`), `components` (names, in place of `part`), `relative` (divide by the square root of the training
-    example's self-influence: RelatIF, Barshan et al. 2020), `seed`.
+    `distribution` as for `project` (`trak` = traker's), `part` and `components` as for `ekfac`, `relative` (divide by
+    the square root of the training example's self-influence: RelatIF, Barshan et al. 2020), `seed`.
     """
 
     dimensions: int = 256
@@ -62,16 +61,17 @@ class TRAK(Method):
     moments: int = 10
     projection: str = "trak"
     distribution: str = "rademacher"
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     relative: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        for key, choices in (("checkpoints", ENSEMBLES), ("projection", KINDS), ("part", PARTS)):
+        for key, choices in (("checkpoints", ENSEMBLES), ("projection", KINDS)):
             if getattr(self, key) not in choices:
                 raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_part(self.part)
         if self.dimensions < 1:
             raise UserError(f"method.dimensions={self.dimensions}: must be at least 1")
         if not self.ridge >= 0:

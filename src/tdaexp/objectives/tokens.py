@@ -9,7 +9,7 @@ example's last one is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,8 +110,8 @@ class NextToken(Objective[Examples]):
 
 def two_rows(example: Example) -> list[tuple[Example, float]]:
     """An example's two rows and their signs: what is wanted and what is not; where there is no such, itself twice."""
-    other = example.rejected
-    return [(example, 1.0), (example, 0.0) if other is None else (other, -1.0)]
+    alone, other = replace(example, rejected=None), example.rejected
+    return [(alone, 1.0), (alone, 0.0) if other is None else (other, -1.0)]
 
 
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
+from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.empty import empty_model
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
@@ -60,8 +61,9 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         assumed += [*([] if HELD_OUT in sets else [NONE_HELD_OUT]), *more]
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
+    model = put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)
     work = TextWork(
-        on_device(empty_model(shape, dtype, rehearsal.fake)),
+        on_device(model),
         rehearsal,
         train,
         Sizes.joined(chosen),

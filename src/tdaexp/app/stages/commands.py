@@ -134,7 +134,7 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
         check_combines(method)
         check_candidates(problem.query_set, problem.pairs)
     log.info("%s", problem.components().coverage_line())
-    if problem.classes and method.reads_model and not method.both_stages:
+    if problem.finetuned is not None and problem.classes and method.reads_model and not method.both_stages:
         raise UserError(
             f"method={method.name}: needs one model for training texts and queries, but model.finetuned classifies and "
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
