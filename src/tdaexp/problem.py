@@ -114,6 +114,7 @@ class Problem:
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None
+    belongs: dict[str, list[str]] = field(default_factory=dict)
     stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
     spent: float = field(default_factory=lambda: BlockStore.spent)
@@ -178,10 +179,27 @@ class Problem:
             truth_known=None if self.truth_known is None else self.truth_known[places],
         )
 
+    def with_itself(self) -> Problem:
+        """The problem in which each training example is asked about itself alone, as a query of its own."""
+        count = len(self.train)
+        none = np.zeros((count, 1), dtype=bool)
+        return replace(
+            self,
+            queries=self.train,
+            query_set=["train"] * count,
+            candidates=Candidates(np.arange(count)[:, None], np.full((count, 1), np.nan)),
+            truth=none,
+            truth_known=none[:, 0],
+        )
+
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """What queries and fine-tuning examples end in, where the second stage classifies texts; else None."""
-        return None if self.finetuned is None else self.finetuned.loaded.classes
+        """What queries end in, where the model that answers them classifies texts; else None.
+
+        So do the examples of its training: those of the second stage, where there is one.
+        """
+        answering = self.loaded if self.finetuned is None else self.finetuned.loaded
+        return None if answering is None else answering.classes
 
     @property
     def fingerprint(self) -> str:
@@ -253,6 +271,8 @@ class Problem:
             query=self.queries.ids,
             query_set=self.query_set,
             train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),
+            belongs=self.belongs,
+            example=self.train.ids if self.belongs else None,
             truth=self.truth,
             truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,

@@ -72,7 +72,7 @@ def test_what_does_not_go_together_is_one_line(keys, commands):
     line = commands.refused("attribute", *both, "dataset.label_column=side", "method=ekfac")
     assert "method=ekfac: needs one model for training texts and queries" in line and "take multistage" in line
     line = commands.refused("attribute", *both, "method=multistage")
-    assert "has no text to classify, and model.finetuned classifies" in line and "dataset.label_column=NAME" in line
+    assert "has no text to classify, and the model classifies" in line and "dataset.label_column=NAME" in line
     line = commands.refused("attribute", *both, "dataset.label_column=id", "method=multistage")
     assert "unknown class 'd1'" in line and "choices: north, south" in line
     line = commands.refused(

@@ -197,7 +197,7 @@ def test_answers_and_representations_leave_the_class_out(problem):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (Record("x", "a text", "west"), r"example 'x': model.finetuned classifies .*unknown class 'west'.*north"),
+        (Record("x", "a text", "west"), r"example 'x': the model classifies .*unknown class 'west'.*north"),
         (Record("x", "a text", "3"), "unknown class '3'"),
         (Record("x", "", "north"), "has no text to classify"),
     ],

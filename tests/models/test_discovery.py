@@ -129,7 +129,7 @@ def test_what_has_no_rule_is_named():
     components = discovered(model)
     assert dict(zip(components.names, components.sizes, strict=True)) == {"0": 40, "norms": 8, "2": 148, "3": 12}
     assert layers_of(components).names == ["3"]
-    assert "skipped: 0 (40), norms (8), 2 (148)" in layers_of(components).components.coverage_line()
+    assert "left out by choice: 0 (40), norms (8), 2 (148)" in layers_of(components).components.coverage_line()
     with pytest.raises(UserError, match="components without a factor rule: 0, norms, 2 "):
         layers_of(components, strict=True)
     with pytest.raises(UserError, match="a linear or convolutional layer"):

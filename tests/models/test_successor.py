@@ -41,7 +41,7 @@ def test_added_tokens_are_allowed_and_what_they_resize_is_not_shared(first):
     second.model.resize_token_embeddings(len(second.tokenizer))
     check_successor(first, second, "x")
     one, two = shared(first, second)
-    assert {"embed", "lm_head"}.isdisjoint(one.names) and {"embed", "lm_head"} <= set(one.skipped)
+    assert {"embed", "lm_head"}.isdisjoint(one.names) and {"embed", "lm_head"} <= set(one.unchosen)
     assert "embed (" in one.coverage_line() and "lm_head (" in two.coverage_line()
     assert one.names == two.names and "layers.1.mlp.up" in one.names
     with pytest.raises(UserError, match=r"'lm_head' has another shape in model\.finetuned"):

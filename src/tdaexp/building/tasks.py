@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tdaexp.building.parts import chosen_candidates, compute_of
+from tdaexp.building.self_check import check
 from tdaexp.building.settings import Asked, Named
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
@@ -72,10 +73,12 @@ def build_problem(
     candidates = chosen_candidates(selector, len(queries), len(train))
     model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
     few = train.inputs[:2].to(compute.device)
+    found = components or discovered(task.module, lambda: task.module(few), len(few))
+    check(model, found, Classes(), train.select(range(len(few))), f"model={config.model.name}")
     return Problem(
         model=model,
         identity=task.fingerprint,
-        map=components or discovered(task.module, lambda: task.module(few), len(few)),
+        map=found,
         objective=Classes(),
         train=train,
         queries=queries,

@@ -70,7 +70,7 @@ class FisherSamples:
             linear = [one for one in factors if isinstance(one, LinearFactors)]
             consume(arrived, linear, at_loss if self.parts[arrived[0]].at_loss else reached)
 
-        capture(model, self.parts.map.select(names), losses, receive)
+        capture(model, self.parts.map.select(names), len(members), losses, receive)
         return drawn[0]
 
 

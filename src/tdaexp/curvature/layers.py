@@ -100,9 +100,9 @@ def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
             "none of the chosen components is a linear or convolutional layer; name some in method.components, e.g. "
             "[layers.0.mlp.up]"
         )
-    groups: dict[str, list[Component]] = {}
+    groups: dict[object, list[Component]] = {}
     for one in fit:
-        groups.setdefault(one.parts[0].module, []).append(one)
+        groups.setdefault(one.parts[0].matrix, []).append(one)
     kept = components.select([one.name for one in fit])
     pairs = [_layer(group) for group in groups.values()]
     whole = ComponentMap(tuple(fused for _, fused in pairs), kept.skipped, kept.total, kept.model_type)
@@ -110,7 +110,7 @@ def layers_of(components: ComponentMap, strict: bool = False) -> Layers:
 
 
 def _without_rule(component: Component) -> bool:
-    return len(component.parts) > 1 or component.parts[0].kind not in ("linear", "conv1d", "conv2d")
+    return len(component.parts) > 1 or component.parts[0].kind not in ("linear", "conv1d", "conv2d", "expert")
 
 
 def _layer(group: list[Component]) -> tuple[Layer, Component]:
@@ -128,5 +128,6 @@ def _layer(group: list[Component]) -> tuple[Layer, Component]:
     rows = None if first.rows is None else np.concatenate([part.rows for part in parts if part.rows is not None])
     shape = (int(ends[-1]), first.shape[1])
     part = replace(first, rows=rows, shape=shape)
-    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss=name == "lm_head")
+    at_loss = name.partition(".")[0] == "lm_head"  # an adapter's matrices there, too
+    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss)
     return layer, Component(name, (part,), sum(one.size for one in group))

@@ -29,22 +29,28 @@ def with_tokens(
     """
     if not count:
         return dataset
+    for one in problem.queries:
+        if one.rejected is not None:
+            raise UserError(
+                f"method.per_token={count}: tells the tokens of one text apart, and query '{one.id}' compares two "
+                "answers; take per_token=0, or remove the rejected answer"
+            )
     best = influence.best(dataset, count)
     pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs, best, axis=1))
     train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on, by=by))
 
     tokenizer = problem.loaded.tokenizer if problem.loaded else None
 
-    def written(example: Example, width: int) -> list[str]:
+    def written(example: Example, width: int, classified: bool) -> list[str]:
         found = [] if tokenizer is None else pieces(tokenizer, example.tokens.tolist())
+        if found and classified and problem.classes is not None:
+            found[-1] = f" [{problem.classes[int(example.tokens[-1])]}]"
         return found + [""] * (width - len(found))
 
     blank = Example("", np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), "")
-    train_tokens = [[written(blank if k < 0 else problem.train[k], train.shape[2]) for k in row] for row in pairs]
-    query_tokens = [written(example, query.shape[2]) for example in problem.queries]
-    if problem.classes is not None:
-        for words, example in zip(query_tokens, problem.queries, strict=True):
-            words[example.length - 1] = f" [{problem.classes[int(example.tokens[-1])]}]"
+    own = problem.finetuned is None
+    train_tokens = [[written(blank if k < 0 else problem.train[k], train.shape[2], own) for k in row] for row in pairs]
+    query_tokens = [written(example, query.shape[2], True) for example in problem.queries]
     return dataset.assign(
         best=(("query", "rank"), best),
         train_share=(("query", "rank", "train_position"), train),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdaexp.gradients.experts import expert_factors
 from tdaexp.gradients.factors import (
     EmbeddingFactors,
     Factors,
@@ -16,13 +18,11 @@ from tdaexp.gradients.factors import (
     TiedFactors,
     VectorFactors,
 )
-from tdaexp.models.components import Component, ComponentMap, Part
-from tdaexp.runtime.accumulation import accumulation_dtype
+from tdaexp.gradients.norms import norm_gradient
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.parts import Part
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.errors import UserError
-
-CHANNELS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-"""Norms whose parameters belong to the second axis."""
 
 Consumer = Callable[[list[Component], list[Factors]], None]
 """Receives components and their factors, once each and as soon as the backward pass has them.
@@ -35,9 +35,9 @@ share one `inputs` tensor; every other component comes alone.
 class Assembly:
     """Turns (module, input, output gradient) into component factors and hands finished ones on."""
 
-    def __init__(self, model: nn.Module, components: ComponentMap, consume: Consumer) -> None:
-        """Prepare for one pass: `modules` are those whose inputs and output gradients are needed."""
-        self.consume = consume
+    def __init__(self, model: nn.Module, components: ComponentMap, consume: Consumer, examples: int) -> None:
+        """Prepare for one pass over so many examples: of `modules` the inputs and output gradients are needed."""
+        self.consume, self.examples = consume, examples
         self.modules: dict[str, nn.Module] = {}
         self._order = {one.name: k for k, one in enumerate(components.components) if one.captured}
         self._shares: dict[str, list[tuple[Component, int]]] = {}
@@ -51,7 +51,19 @@ class Assembly:
                 self.modules.setdefault(part.module, model.get_submodule(part.module))
                 self._shares.setdefault(part.module, []).append((component, place))
 
-    def announce(self, path: str, inputs: Tensor) -> Tensor:
+    @property
+    def own_ways(self) -> dict[str, nn.Module]:
+        """The modules whose output is not that of their weight: they scale it, or choose by it.
+
+        What counts is where the weight is used (`capture`).
+        """
+        return {path: module for path, module in self.modules.items() if not _plain(module, self._kind(path))}
+
+    def _kind(self, path: str) -> str:
+        component, place = self._shares[path][0]
+        return component.parts[place].kind
+
+    def announce(self, path: str, read: Sequence[Any]) -> Any:
         """Tell in the forward pass what the module at `path` reads; returns what to hand to `receive` later.
 
         The tensor itself is kept too, so that another one cannot take its identity. Errors (UserError): it ran before.
@@ -62,19 +74,46 @@ class Assembly:
                 "runs, which is not captured; leave its component out (method.components=[...])"
             )
         self._announced.add(path)
-        _, shared = self._inputs.setdefault(id(inputs), (inputs, _as_rows(self.modules[path], inputs.detach())))
+        if self._kind(path) == "expert":
+            return [one.detach() for one in read]
+        inputs = read[0]
+        _, shared = self._inputs.setdefault(id(inputs), (inputs, self._as_rows(path, inputs.detach())))
         self._sharing[id(shared)] += sum(component.alone_linear for component, _ in self._shares[path])
         return shared
 
-    def receive(self, path: str, inputs: Tensor, delta: Tensor) -> None:
+    def receive(self, path: str, inputs: Any, delta: Tensor) -> None:
         """Take in the backward pass the gradient δ of the output of the module at `path`."""
         self._inputs.clear()
-        for component, place in self._shares[path]:
+        for component, place, factors in self._formed(path, inputs, delta):
             arrived = self._parts[component.name]
-            arrived[place] = part_factors(component.parts[place], self.modules[path], inputs, delta)
+            arrived[place] = factors
             if len(arrived) == len(component.parts):
                 del self._parts[component.name]
                 self._deliver(component, combine(component, [arrived[k] for k in range(len(arrived))]))
+
+    def _formed(self, path: str, inputs: Any, delta: Tensor) -> Iterator[tuple[Component, int, Factors]]:
+        """Each share in a module, and its factors."""
+        module, shares = self.modules[path], self._shares[path]
+        if self._kind(path) == "expert":
+            parts = [component.parts[place] for component, place in shares]
+            made = expert_factors(module, parts, inputs, delta, self.examples)
+            yield from ((*share, factors) for share, factors in zip(shares, made, strict=True))
+            return
+        delta = self._as_rows(path, delta)
+        for component, place in shares:
+            yield component, place, part_factors(component.parts[place], module, inputs, delta)
+
+    def _as_rows(self, path: str, values: Tensor) -> Tensor:
+        """What a layer reads or gives, with the examples along its first axis: [B, T, d] of a linear one.
+
+        A layer that saw the positions of all examples in one row is as good: they stand there in order.
+        """
+        if self._kind(path) == "linear":
+            whole = values.ndim == 3 and len(values) == self.examples
+            return values if whole else values.reshape(self.examples, -1, values.shape[-1])
+        if len(values) == self.examples:
+            return values
+        return values.reshape(self.examples, -1, *values.shape[1:])
 
     def _deliver(self, component: Component, factors: Factors) -> None:
         if not (isinstance(factors, LinearFactors) and component.alone_linear):
@@ -101,22 +140,24 @@ class Assembly:
 def part_factors(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Factors:
     """Factors of one module (or of its rows in a fused matrix) from its input and its output's gradient δ."""
     if part.kind == "embedding":
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None:  # the row of that token is never trained
+            delta = delta.masked_fill((inputs == padding)[..., None], 0)
         return EmbeddingFactors(inputs, delta, part.shape[1])
     if part.kind == "norm":
         return VectorFactors(norm_gradient(part, module, inputs, delta))
     if part.kind == "conv2d":
         return LinearFactors(conv_patches(inputs, module), delta.flatten(2).transpose(1, 2), part.bias)  # type: ignore[arg-type]
-    delta = _as_rows(module, delta)
     if part.rows is not None:
         delta = take_outputs(delta, part.rows)
     return LinearFactors(inputs, delta, part.bias)
 
 
-def _as_rows(module: nn.Module, values: Tensor) -> Tensor:
-    """What a linear layer reads or gives as [B, T, d], whatever axes it has; anything else as it is."""
-    if values.ndim == 3 or not isinstance(module, nn.Linear):
-        return values
-    return values.reshape(len(values), -1, values.shape[-1])
+def _plain(module: nn.Module, kind: str) -> bool:
+    """Whether the module's output is what its weight makes of its first input."""
+    if kind == "embedding":
+        return type(module).forward is nn.Embedding.forward
+    return kind != "linear" or isinstance(module, nn.Linear)
 
 
 def conv_patches(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -137,30 +178,12 @@ def take_outputs(delta: Tensor, rows: np.ndarray) -> Tensor:
     return torch.cat([delta[..., int(run[0]) : int(run[-1]) + 1] for run in runs], dim=2)
 
 
-def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
-    """Per-example gradient of y = w ⊙ x̂ + b: weight Σ_t δ_t ⊙ x̂_t, then bias Σ_t δ_t. Returns [B, size].
-
-    x̂ is what the module itself computes with weight 1 and bias 0, so every kind of norm is covered as it is.
-    """
-    plain = {  # of a sharded model the values may be elsewhere: only their shapes are read
-        name: torch.full(value.shape, float(name == "weight"), dtype=value.dtype, device=inputs.device)
-        for name, value in module.named_parameters()
-    }
-    with torch.no_grad():
-        normalised = torch.func.functional_call(module, plain, (inputs,))
-    wide = accumulation_dtype(delta.dtype)
-    delta = delta.to(wide)
-    # Of images the parameters run along the channels, else along the last axes.
-    width = plain["weight"].ndim
-    summed = tuple(range(2, delta.ndim)) if isinstance(module, CHANNELS) else tuple(range(1, delta.ndim - width))
-    sides = [delta * normalised.to(wide), *([delta] if part.bias else [])]
-    return torch.cat([(one.sum(summed) if summed else one).flatten(1) for one in sides], dim=1)
-
-
 def combine(component: Component, parts: list[Factors]) -> Factors:
-    """Factors of a component from those of its parts: one layer, norms side by side, or a tied embedding."""
+    """Factors of a component from those of its parts: one layer, norms or experts side by side, a tied embedding."""
     if len(parts) == 1:
         return parts[0]
+    if component.parts[0].kind == "expert":
+        return VectorFactors(torch.cat([part.materialise() for part in parts], dim=1))
     vectors = [part.gradient for part in parts if isinstance(part, VectorFactors)]
     if len(vectors) == len(parts):
         return VectorFactors(torch.cat(vectors, dim=1))

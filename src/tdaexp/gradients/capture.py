@@ -17,22 +17,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.sharded import in_step
 
 
-def capture(model: nn.Module, components: ComponentMap, losses: Callable[[], Tensor], consume: Consumer) -> Tensor:
+def capture(
+    model: nn.Module, components: ComponentMap, examples: int, losses: Callable[[], Tensor], consume: Consumer
+) -> Tensor:
     """Run one forward and backward pass; hand every component's factors to `consume`. Returns losses [B].
 
-    To be called inside `with frozen(model):`. `losses` runs the model and returns one number for each example.
+    To be called inside `with frozen(model):`. `losses` runs the model on B = `examples` of them and returns one number
+    for each.
     `consume` is called inside the backward pass, from the loss downwards, so that whatever it does not keep is freed at
     once. Errors (UserError): a layer that runs more than once.
     """
 
     def one_pass() -> Tensor:
-        assembly = Assembly(model, components, consume)
+        assembly = Assembly(model, components, consume, examples)
         roots: list[Tensor] = []
         with torch.enable_grad():
             with _hooks(assembly, roots):
@@ -49,12 +53,15 @@ def capture(model: nn.Module, components: ComponentMap, losses: Callable[[], Ten
 @contextlib.contextmanager
 def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
     """Attach the forward hooks of the modules that the assembly needs, for one forward pass."""
+    own_ways = assembly.own_ways
     handles = [
         module.register_forward_hook(partial(_watch, assembly, path, roots), with_kwargs=True)
         for path, module in assembly.modules.items()
+        if path not in own_ways
     ]
     try:
-        yield
+        with _Uses(assembly, roots, own_ways) if own_ways else contextlib.nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -74,9 +81,34 @@ def _watch(
         root = output.detach().requires_grad_()
         roots.append(root)
         output = root.clone()  # a leaf may not be changed in place, which some models do (clip_qkv)
-    read = arguments[0] if arguments else next(iter(named.values()))
+    read = [*arguments, *named.values()]
     output.register_hook(partial(assembly.receive, path, assembly.announce(path, read)))
     return output
+
+
+class _Uses(TorchFunctionMode):
+    """Watches where weights are used whose modules do more with them: a scaled embedding, a router, shifted positions.
+
+    The module's output is then not the lookup's or the linear map's, and what it is called with may not be what those
+    read.
+    """
+
+    def __init__(self, assembly: Assembly, roots: list[Tensor], modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.assembly, self.roots, self.modules = assembly, roots, modules
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The function's result, watched where one of the modules' weights is its second argument."""
+        output = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear or func is nn.functional.embedding:
+            weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+            for path, module in self.modules.items():
+                looks_up = isinstance(module, nn.Embedding)  # whose matrix may be a head's, too
+                if module.weight is weight and looks_up == (func is nn.functional.embedding):
+                    return _watch(self.assembly, path, self.roots, module, args, {}, output)
+        return output
 
 
 @contextlib.contextmanager

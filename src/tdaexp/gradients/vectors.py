@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tdaexp.models.components import Component, ComponentMap, Part
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.parts import Part
 
 MATRICES = ("linear", "conv1d", "conv2d")
 
@@ -54,12 +55,15 @@ class VectorSpace:
         for place, part, kind, name in self._shares():
             shape = named[name].shape
             entries = place.of(vectors)
-            if part.rows is None:
+            if part.rows is None and part.expert is None:
                 found[name] = _shaped(entries, part, kind, shape)
                 continue
             if name not in found:
                 found[name] = vectors.new_zeros(len(vectors), *shape)
-            if part.kind == "conv1d" and kind == "weight":
+            if part.expert is not None:
+                rows = slice(None) if part.rows is None else part.rows
+                found[name][:, part.expert, rows] = entries.reshape(len(entries), *part.shape)
+            elif part.kind == "conv1d" and kind == "weight":
                 found[name][:, :, part.rows] = _shaped(entries, part, kind, (part.shape[1], part.shape[0]))
             else:
                 found[name][:, part.rows] = _shaped(entries, part, kind, (part.shape[0], *shape[1:]))
@@ -70,7 +74,7 @@ class VectorSpace:
         first = next(iter(gradients.values()))
         result = first.new_empty(len(first), self.size)
         for place, part, kind, name in self._shares():
-            value = gradients[name]
+            value = gradients[name] if part.expert is None else gradients[name][:, part.expert]
             if part.kind == "conv1d" and kind == "weight":
                 value = value.transpose(1, 2)
             if part.rows is not None:
@@ -83,7 +87,7 @@ class VectorSpace:
         """(place in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
         for component, whole in zip(self.components.components, self.slices, strict=True):
             start = whole.start
-            for part in _own_parts(component):
+            for part in own_parts(component):
                 stop = start + part.size
                 if part.kind == "other":
                     yield from self._one_by_one(start, part)
@@ -94,7 +98,7 @@ class VectorSpace:
                 if part.kind in MATRICES and part.bias:
                     weight = Place(start, stop, inputs + 1, (0, inputs))
                     bias = Place(start, stop, inputs + 1, (inputs, inputs + 1))
-                yield weight, part, "weight", f"{part.module}.weight"
+                yield weight, part, "weight", part.parameters[0] if part.parameters else f"{part.module}.weight"
                 if part.bias:
                     yield bias, part, "bias", f"{part.module}.bias"
                 start = stop
@@ -122,7 +126,7 @@ class Place:
         return vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))[..., slice(*self.columns)]
 
 
-def _own_parts(component: Component) -> list[Part]:
+def own_parts(component: Component) -> list[Part]:
     """The parts that hold a component's parameters: of a tied matrix, the embedding alone."""
     return [part for part in component.parts if part.kind == "embedding"] if component.tied else list(component.parts)
 

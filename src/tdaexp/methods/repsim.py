@@ -52,7 +52,8 @@ class RepSim(Method):
         """Cosine of pooled hidden states for every candidate pair."""
         texts = texts_alone(problem.queries) if problem.classes else problem.queries
         queries = self.states(problem.after("finetuned"), texts)
-        train = self.states(problem.after("pretrained"), problem.train)
+        own = problem.classes and problem.finetuned is None
+        train = self.states(problem.after("pretrained"), texts_alone(problem.train) if own else problem.train)
         row_bytes = problem.pairs.shape[1] * train[0].nbytes
         values = np.empty(problem.pairs.shape, dtype=train.dtype)
         arithmetic(2.0 * values.size * train.shape[1])

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.metrics.selection import describe
-from tdaexp.models.components import Component, Part, component_map
+from tdaexp.models.components import Component, component_map
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.parts import Part
 from tdaexp.models.successor import shared_components
 
-LINEAR = ("linear", "conv1d")
+LINEAR = ("linear", "conv1d", "expert")
 
 
 def proximity(before: LoadedModel, after: LoadedModel) -> pd.DataFrame:
@@ -49,7 +50,8 @@ def _weight(model: nn.Module, component: Component) -> Tensor:
 
 
 def _rows(module: nn.Module, part: Part) -> Tensor:
-    weight = module.weight
+    weight = getattr(module, part.parameters[0].rpartition(".")[2] if part.parameters else "weight")
+    weight = weight if part.expert is None else weight[part.expert]
     assert isinstance(weight, Tensor)
     matrix = (weight.T if part.kind == "conv1d" else weight).detach().double().cpu()
     return (matrix if part.rows is None else matrix[torch.from_numpy(part.rows)]).flatten()

@@ -64,7 +64,7 @@ class CompletionTask(nn.Module):
         kind = self.network.config.model_type
         members: dict[str, list[str]] = {}
         for name, _ in self.named_parameters():
-            members.setdefault(canonical_name(name.removeprefix(PREFIX), kind), []).append(name)
+            members.setdefault(canonical_name(name.removeprefix(PREFIX)), []).append(name)
         return grouped(members, {name: parameter.numel() for name, parameter in self.named_parameters()}, kind)
 
 

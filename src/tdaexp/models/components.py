@@ -1,51 +1,27 @@
 """The map from a model's parameters to named components: disjoint groups that attribution is broken down by.
 
 Names are the same across architectures: `embed`, `layers.3.attn.q` `.k` `.v` `.o`, `layers.3.mlp.gate` `.up` `.down`,
-`norms` (all norm weights and biases), `lm_head` (when it is not tied to the embedding) and `pos_embed` (learned
-positions). A component's order is the model's parameter order. Whatever no component covers is named.
+`layers.3.mlp.router` and `layers.3.mlp.experts.7.gate` where there are experts, `norms` (all norm weights and biases),
+`lm_head` (when it is not tied to the embedding) and `pos_embed` (learned positions); what the words of `layers` do not
+name has its path. A component's order is the model's parameter order. Whatever no component covers is named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
-from tdaexp.models.layers import Layout, fused_at, layout, names_of
+from tdaexp.models.parts import Part, named_parts
 from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OTHER = "other"
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One module's share in a component.
-
-    `module`: dotted path. `kind`: 'linear' (y = x Wᵀ + b), 'conv1d' (y = x W + b, GPT-2), 'conv2d' (a matrix over
-    patches), 'embedding', 'norm', or 'other': whatever has no rule, whose gradient is formed by autograd. `rows` [R]
-    int64: the outputs that belong to the component when its matrix is fused with others, else None. `bias`: the
-    module's bias belongs to the component too. `shape`: (outputs, inputs) of the part's weight, inputs being the
-    vocabulary for an embedding and 0 for a norm or something else. `parameters`: full names, of a part without a rule.
-    """
-
-    module: str
-    kind: str
-    rows: np.ndarray | None
-    bias: bool
-    shape: tuple[int, int]
-    parameters: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of parameters: weight and bias."""
-        outputs, inputs = self.shape
-        return outputs * max(inputs, 1) + (outputs if self.bias else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +62,17 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class ComponentMap:
-    """A model's components, what they leave out (`skipped`: name to size), and its number of parameters."""
+    """A model's components and its number of parameters.
+
+    `skipped` (name to size) are the parameters that no component covers, `unchosen` the components that were left out
+    by choice.
+    """
 
     components: tuple[Component, ...]
     skipped: dict[str, int]
     total: int
     model_type: str = field(default="")
+    unchosen: dict[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -103,11 +84,16 @@ class ComponentMap:
         """Parameters per component [K] int64."""
         return np.array([component.size for component in self.components], dtype=np.int64)
 
+    @property
+    def covered(self) -> int:
+        """Parameters in components."""
+        return int(self.sizes.sum())
+
     def __len__(self) -> int:
         return len(self.components)
 
     def select(self, names: Iterable[str]) -> ComponentMap:
-        """Keep the named components, in the map's order; others count as skipped. Errors: unknown name."""
+        """Keep the named components, in the map's order; the others are `unchosen`. Errors: unknown name."""
         wanted = list(names)
         for name in wanted:
             if name not in self.names:
@@ -116,28 +102,32 @@ class ComponentMap:
             raise UserError("the selection of components is empty; name at least one of " + self.names[0] + ", …")
         kept = tuple(c for c in self.components if c.name in wanted)
         left_out = {c.name: c.size for c in self.components if c.name not in wanted}
-        return ComponentMap(kept, {**self.skipped, **left_out}, self.total, self.model_type)
+        return replace(self, components=kept, unchosen={**self.unchosen, **left_out})
 
     def members(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
         """Full names of each component's parameters in the model that the map is of."""
         return {component.name: tuple(parameters_of(model, component)) for component in self.components}
 
     def complete(self) -> ComponentMap:
-        """The map with what it leaves out as one more component, `other`, so that sums over components are whole."""
+        """The map with what it skips as one more component, `other`, so that sums over components are whole."""
         if not self.skipped:
             return self
         rest = grouped({OTHER: tuple(self.skipped)}, self.skipped).components
-        return ComponentMap(self.components + rest, {}, self.total, self.model_type)
+        return replace(self, components=self.components + rest, skipped={})
 
     def coverage_line(self) -> str:
-        """One line for people: how many parameters are attributed, and by name what is not."""
-        covered = int(self.sizes.sum())
-        skipped = ", ".join(f"{name} ({size:,})" for name, size in list(self.skipped.items())[:10])
-        more = f", and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else ""
+        """One line for people: how many parameters are attributed, and by name what is not, by choice or at all."""
+        unchosen = f"left out by choice: {_listed(self.unchosen)}; " if self.unchosen else ""
         return (
-            f"attributed {covered:,} of {self.total:,} parameters ({100 * covered / self.total:.4g} %) in "
-            f"{len(self)} components; skipped: {skipped or 'none'}{more}"
+            f"attributed {self.covered:,} of {self.total:,} parameters ({100 * self.covered / self.total:.4g} %) in "
+            f"{len(self)} components; {unchosen}skipped: {_listed(self.skipped)}"
         )
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    """The first ten names with their sizes, and how many more there are."""
+    more = f", and {len(sizes) - 10} more" if len(sizes) > 10 else ""
+    return (", ".join(f"{name} ({size:,})" for name, size in list(sizes.items())[:10]) or "none") + more
 
 
 def grouped(members: Mapping[str, Sequence[str]], sizes: Mapping[str, int], model_type: str = "") -> ComponentMap:
@@ -162,28 +152,33 @@ def parameters_of(model: nn.Module, component: Component) -> list[str]:
     return names
 
 
-def component_map(model: PreTrainedModel) -> ComponentMap:
-    """Find every parameter's component, on the meta device too. Errors: unsupported `config.model_type`."""
-    table = layout(model.config.model_type)
-    embedding = model.get_input_embeddings().weight
-    modules = dict(model.named_modules())
-    refuse_shared(model, (model.get_input_embeddings(), model.get_output_embeddings()))
+def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentMap:
+    """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `parts.EXPERTS`.
+
+    Parameters without gradients (the integers of a quantised matrix) are skipped, and count for nothing.
+    """
+    inside, top = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding = getattr(inside, "weight", None)
+    refuse_shared(model, (inside, top))
     first: dict[int, int] = {id(p): place for place, p in enumerate(model.parameters())}
     found: dict[str, list[tuple[int, Part]]] = {}
     covered: set[int] = set()
-    for path, module in modules.items():
-        own = dict(module.named_parameters(recurse=False))
-        if not own or not names_of(path, table):
-            continue
+    for path, module in model.named_modules():
         tied = isinstance(module, nn.Linear) and module.weight is embedding
-        covered |= {id(own["weight"])} if tied else {id(p) for p in own.values()}
-        for name, part in _parts(path, module, table, model.config.num_attention_heads, tied):
-            found.setdefault(name, []).append((first[id(own["weight"])], part))
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.is_floating_point()}
+        if tied:  # its bias, where it has one, is no row of the embedding
+            own = {"weight": own["weight"]}
+        name = "embed" if module is inside or tied else "lm_head" if module is top else None
+        covered |= {id(p) for p in own.values()}
+        for component, part in named_parts(path, module, own, model.config, name, experts) if own else ():
+            if component in found and part.kind not in ("norm", "expert") and not tied:  # another layer's name
+                component = f"{path}.{component.rpartition('.')[2]}" if part.rows is not None else path
+            found.setdefault(component, []).append((min(first[id(p)] for p in own.values()), part))
     order = sorted(found, key=lambda name: min(place for place, _ in found[name]))
     return ComponentMap(
         tuple(_component(name, [part for _, part in found[name]]) for name in order),
         {name: p.numel() for name, p in model.named_parameters() if id(p) not in covered},
-        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in model.parameters() if p.is_floating_point()),
         model.config.model_type,
     )
 
@@ -209,36 +204,3 @@ def _component(name: str, parts: list[Part]) -> Component:
     kinds = {part.kind for part in parts}
     counted = [part for part in parts if part.kind == "embedding"] if "embedding" in kinds else parts
     return Component(name, tuple(parts), sum(part.size for part in counted))
-
-
-def _parts(path: str, module: nn.Module, table: Layout, heads: int, tied: bool) -> list[tuple[str, Part]]:
-    """(component name, part) of one module with parameters: several for a fused matrix."""
-    kind, shape = _kind(path, module)
-    bias = getattr(module, "bias", None) is not None and not tied
-    fused = fused_at(path, table)
-    if fused is None:
-        name = "embed" if tied else names_of(path, table)[0]
-        return [(name, Part(path, kind, None, bias, shape))]
-    rows = fused.rows(shape[0], heads)
-    return [
-        (name, Part(path, kind, mine, bias, (len(mine), shape[1])))
-        for name, mine in zip(fused.names, rows, strict=True)
-    ]
-
-
-def _kind(path: str, module: nn.Module) -> tuple[str, tuple[int, int]]:
-    """Kind of layer and (outputs, inputs)."""
-    from transformers.pytorch_utils import Conv1D
-
-    weight = module.weight
-    if not isinstance(weight, nn.Parameter):
-        raise UserError(f"module '{path}' has no plain weight; load the model without quantisation or adapters")
-    if isinstance(module, nn.Linear):
-        return "linear", (weight.shape[0], weight.shape[1])
-    if isinstance(module, Conv1D):
-        return "conv1d", (weight.shape[1], weight.shape[0])
-    if isinstance(module, nn.Embedding):
-        return "embedding", (weight.shape[1], weight.shape[0])
-    if weight.ndim == 1:
-        return "norm", (weight.shape[0], 0)
-    raise UserError(f"module '{path}' is a {type(module).__name__}, which has no gradient capture; use a plain model")

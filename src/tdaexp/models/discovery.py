@@ -15,15 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tdaexp.models.components import Component, ComponentMap, Part
-
-NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.parts import NORMS, Part
 
 
 def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:

@@ -7,6 +7,7 @@ on a model once a small batch has shown the same numbers to the last bit, both w
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tdaexp.models.layers import layout
+from tdaexp.models.layers import POSITIONS
 from tdaexp.models.loaded import head, one_text_a_row
 from tdaexp.runtime.errors import UserError
 
@@ -29,6 +30,7 @@ PROBE = 2, 8
 """Texts and tokens of the batch that a shortcut is tried on."""
 
 _whole: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+_positions: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tens
     Ask `runs_whole` before, where hooks or derivatives are about.
     """
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if "pos_embed" in layout(model.config.model_type).values():  # each example its own, for their gradients
+    if _learned_positions(model):  # each example its own, for their gradients
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     with one_text_a_row():
         if _whole.get(model):
@@ -45,6 +47,14 @@ def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tens
         hidden = model.base_model(**arguments).last_hidden_state
     logits: Tensor = head(model)(_rows(hidden, positions))
     return logits
+
+
+def _learned_positions(model: PreTrainedModel) -> bool:
+    """Whether a model embeds positions by number, which it may be given."""
+    if model not in _positions:
+        found = any(path.rpartition(".")[2] in POSITIONS for path, _ in model.named_modules())
+        _positions[model] = found and "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return _positions[model]
 
 
 def _rows(values: Tensor, positions: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ Weights are read as safetensors, or as a PyTorch file with `weights_only`: nothi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,9 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tdaexp.models.adapters import adapters_apart
 from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.models.source import Source, adapter_refusal, first_line, mend
+from tdaexp.models.source import Source, first_line, mend
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.hub import from_config, from_hub
 
@@ -98,7 +100,7 @@ def load_weights(
         options["device_map"] = {"": torch.device(device)}
     _tell_conversion(source, dtype, trust_remote_code)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), adapters_apart():
             loaded: Any = from_hub(
                 auto,
                 source.name,
@@ -115,8 +117,8 @@ def load_weights(
         ) from error
     model: PreTrainedModel
     model, report = loaded
-    if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
-        raise UserError(adapter_refusal(source.name, Path()))
+    if dtype == torch.float64:  # torch has no grouped products of doubles
+        model.set_experts_implementation("eager")
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(
@@ -151,23 +153,30 @@ def _config(source: Source, trust_remote_code: bool) -> Any:
         )
 
 
-def _tell_conversion(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> None:
+def stored_types(source: Source, trust_remote_code: bool) -> set[str]:
+    """Floating-point types of a model's weights: those of a folder's files, else what its config says."""
+    found = _types_in(source.folder) if source.folder else set()
+    if found:
+        return found
     try:
-        config = _config(source, trust_remote_code)
+        stated = getattr(_config(source, trust_remote_code), "dtype", None)
     except Exception:  # loading the weights meets the same fault, and has the words for it
-        return
-    stated, wanted = getattr(config, "dtype", None), str(dtype).removeprefix("torch.")
-    stated = {str(stated).removeprefix("torch.")} if isinstance(stated, torch.dtype) else set()
-    stored = (_stored_types(source.folder) if source.folder else set()) or stated
+        return set()
+    return {str(stated).removeprefix("torch.")} if isinstance(stated, torch.dtype) else set()
+
+
+def _tell_conversion(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    wanted = str(dtype).removeprefix("torch.")
+    stored = stored_types(source, trust_remote_code)
     if stored - {wanted}:
         log.info("%s: stored in %s, run in %s (trainer.precision)", source.name, ", ".join(sorted(stored)), wanted)
 
 
-def _stored_types(folder: Path) -> set[str]:
-    """Floating-point types in a folder's safetensors files; its config.json may say something else."""
+def _types_in(folder: Path) -> set[str]:
+    """Floating-point types in a folder's safetensors files that can be read; its config.json may say something else."""
     found: set[str] = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
+        with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
             found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
     return {FLOATS[one] for one in found if one in FLOATS}
 

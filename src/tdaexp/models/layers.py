@@ -1,155 +1,177 @@
-"""Where each architecture keeps its layers, and the names that this project gives them.
+"""The names that this project gives to a model's layers, whatever the model calls them.
 
-One entry per Hugging Face `model_type` maps module paths to component names; `#` stands for the layer's
-number on both sides. Adding an architecture is adding one entry. A fused matrix names the components that
-share it, and how its output rows are laid out.
+A layer's path is read word by word: the number of its block, the part of the block (`self_attn`, `mlp`, …) and the
+layer's own word (`q_proj`, `fc1`, …). A path without known words is its own name. What a path cannot tell is how the
+rows of a fused matrix are laid out: that stands in a table, one entry per Hugging Face `model_type`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tdaexp.runtime.errors import unknown
+ATTENTION = {"attn", "attention", "self_attn", "self_attention"}
+FEED_FORWARD = {"mlp", "ffn", "feed_forward", "block_sparse_moe"}
+IN_ATTENTION = {
+    **{"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o", "dense": "o", "c_proj": "o"},
+    **{"query": "q", "key": "k", "value": "v", "wq": "q", "wk": "k", "wv": "v", "wo": "o"},
+    **{name: name for name in ("q", "k", "v", "o")},
+}
+IN_FEED_FORWARD = {
+    **{"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "fc1": "up", "fc2": "down", "c_fc": "up"},
+    **{"c_proj": "down", "dense_h_to_4h": "up", "dense_4h_to_h": "down", "fc_in": "up", "fc_out": "down"},
+    **{"w1": "gate", "w2": "down", "w3": "up", "gate": "gate", "up": "up", "down": "down"},
+}
+EMBEDDINGS = {"embed_tokens", "word_embeddings", "embed_in", "wte", "embed"}
+POSITIONS = {"embed_positions", "position_embeddings", "wpe", "pos_embed"}
+HEADS = {"lm_head", "embed_out", "score"}  # of tokens, of tokens before transformers 5, of classes
+WRAPPERS = {"base_layer", "default"}  # of an adapter: the layer that it adapts, and the adapter's usual name
+STACKS = {"layers", "layer", "h", "blocks", "block"}  # what the blocks are in, by number
+NORM = re.compile(r"norm|^ln(_|$)", re.IGNORECASE)
+BLOCK = re.compile(r"layers\.\d+\.(attn|mlp)")
+QKV = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
 class Fused:
-    """Several components in one weight matrix, of equal size.
-
-    `interleaved`: output rows are laid out per head, as view(heads, len(names), head_dim); otherwise the
-    components lie one after the other.
-    """
+    """Several components in one weight matrix: their `names`, and `rows`, the output rows of each."""
 
     names: tuple[str, ...]
-    interleaved: bool
-
-    def rows(self, outputs: int, heads: int) -> list[np.ndarray]:
-        """Output rows of each component in a matrix of `outputs` rows, in the order of `names`."""
-        blocks = (heads, len(self.names), -1) if self.interleaved else (1, len(self.names), -1)
-        grid = np.arange(outputs).reshape(blocks)
-        return [grid[:, k].reshape(-1) for k in range(len(self.names))]
+    rows: tuple[np.ndarray, ...]
 
 
-Layout = Mapping[str, str | Fused]
+def interleaved(groups: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Output rows of components that follow each other in each of some `groups` of rows, with these sizes there.
 
-QKV = ("layers.#.attn.q", "layers.#.attn.k", "layers.#.attn.v")
+    Heads that hold q, k and v one after the other are such groups; matrices one after the other are one group.
+    """
+    ends = np.cumsum(sizes)
+    grid = np.arange(groups * int(ends[-1])).reshape(groups, -1)
+    return tuple(grid[:, end - size : end].reshape(-1) for end, size in zip(ends, sizes, strict=True))
 
-LLAMA: Layout = {
-    "model.embed_tokens": "embed",
-    "model.layers.#.self_attn.q_proj": "layers.#.attn.q",
-    "model.layers.#.self_attn.k_proj": "layers.#.attn.k",
-    "model.layers.#.self_attn.v_proj": "layers.#.attn.v",
-    "model.layers.#.self_attn.o_proj": "layers.#.attn.o",
-    "model.layers.#.mlp.gate_proj": "layers.#.mlp.gate",
-    "model.layers.#.mlp.up_proj": "layers.#.mlp.up",
-    "model.layers.#.mlp.down_proj": "layers.#.mlp.down",
-    "model.layers.#.input_layernorm": "norms",
-    "model.layers.#.post_attention_layernorm": "norms",
-    "model.norm": "norms",
-    "lm_head": "lm_head",
-    "score": "lm_head",  # of classes
+
+def _third(config: Any, rows: int) -> tuple[np.ndarray, ...]:
+    return interleaved(1, (rows // 3,) * 3)
+
+
+def _by_head(config: Any, rows: int) -> tuple[np.ndarray, ...]:
+    heads = config.num_attention_heads
+    return interleaved(heads, (rows // heads // 3,) * 3)
+
+
+def _grouped(config: Any, rows: int) -> tuple[np.ndarray, ...]:
+    """Heads of q, then those of k, then those of v, of which there may be fewer."""
+    heads, few = config.num_attention_heads, config.num_key_value_heads
+    size = rows // (heads + 2 * few)
+    return interleaved(1, (heads * size, few * size, few * size))
+
+
+def _falcon(config: Any, rows: int) -> tuple[np.ndarray, ...]:
+    """Each group of heads of q with the head of k and of v that it shares; all of them at once, or each its own."""
+    heads = few = config.num_attention_heads
+    if config.new_decoder_architecture:
+        few = config.num_kv_heads
+    elif config.multi_query:
+        few = 1
+    size = rows // (heads + 2 * few)
+    return interleaved(few, (heads // few * size, size, size))
+
+
+def _halves(config: Any, rows: int) -> tuple[np.ndarray, ...]:
+    return interleaved(1, (rows // 2,) * 2)
+
+
+Rows = Callable[[Any, int], tuple[np.ndarray, ...]]
+
+FUSED: dict[str, dict[str, tuple[tuple[str, ...], Rows]]] = {
+    "bloom": {"query_key_value": (QKV, _by_head)},
+    "gpt_neox": {"query_key_value": (QKV, _by_head)},
+    "gpt2": {"c_attn": (QKV, _third)},
+    "falcon": {"query_key_value": (QKV, _falcon)},
+    "phi3": {"qkv_proj": (QKV, _grouped), "gate_up_proj": (("gate", "up"), _halves)},
+    "glm": {"gate_up_proj": (("gate", "up"), _halves)},
+    "glm4": {"gate_up_proj": (("gate", "up"), _halves)},
 }
+"""Of each `model_type`, the words of its fused matrices: what they hold, and in which rows (config, all rows)."""
 
-BLOOM: Layout = {
-    "transformer.word_embeddings": "embed",
-    "transformer.word_embeddings_layernorm": "norms",
-    "transformer.h.#.self_attention.query_key_value": Fused(QKV, interleaved=True),
-    "transformer.h.#.self_attention.dense": "layers.#.attn.o",
-    "transformer.h.#.mlp.dense_h_to_4h": "layers.#.mlp.up",
-    "transformer.h.#.mlp.dense_4h_to_h": "layers.#.mlp.down",
-    "transformer.h.#.input_layernorm": "norms",
-    "transformer.h.#.post_attention_layernorm": "norms",
-    "transformer.ln_f": "norms",
-    "lm_head": "lm_head",
-    "score": "lm_head",  # of classes
-}
-
-GPT_NEOX: Layout = {
-    "gpt_neox.embed_in": "embed",
-    "gpt_neox.layers.#.attention.query_key_value": Fused(QKV, interleaved=True),
-    "gpt_neox.layers.#.attention.dense": "layers.#.attn.o",
-    "gpt_neox.layers.#.mlp.dense_h_to_4h": "layers.#.mlp.up",
-    "gpt_neox.layers.#.mlp.dense_4h_to_h": "layers.#.mlp.down",
-    "gpt_neox.layers.#.input_layernorm": "norms",
-    "gpt_neox.layers.#.post_attention_layernorm": "norms",
-    "gpt_neox.final_layer_norm": "norms",
-    "lm_head": "lm_head",
-    "score": "lm_head",  # of classes
-    "embed_out": "lm_head",  # the head's name before transformers 5
-}
-
-GPT2: Layout = {
-    "transformer.wte": "embed",
-    "transformer.wpe": "pos_embed",
-    "transformer.h.#.attn.c_attn": Fused(QKV, interleaved=False),
-    "transformer.h.#.attn.c_proj": "layers.#.attn.o",
-    "transformer.h.#.mlp.c_fc": "layers.#.mlp.up",
-    "transformer.h.#.mlp.c_proj": "layers.#.mlp.down",
-    "transformer.h.#.ln_1": "norms",
-    "transformer.h.#.ln_2": "norms",
-    "transformer.ln_f": "norms",
-    "lm_head": "lm_head",
-    "score": "lm_head",  # of classes
-}
-
-ARCHITECTURES: dict[str, Layout] = {
-    "olmo": LLAMA,
-    "llama": LLAMA,
-    "bloom": BLOOM,
-    "gpt_neox": GPT_NEOX,
-    "gpt2": GPT2,
-}
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+FUSED_WORDS = {"query_key_value": "qkv", "c_attn": "qkv", "qkv_proj": "qkv", "gate_up_proj": "gateup"}
 
 
-def layout(model_type: str) -> Layout:
-    """Return the layout of a Hugging Face `model_type`. Errors: an unsupported one."""
-    if model_type not in ARCHITECTURES:
-        raise unknown("architecture", model_type, ARCHITECTURES, "config.model_type of the model")
-    return ARCHITECTURES[model_type]
+def name_of(path: str) -> str:
+    """The component's name for the layer at a dotted path, as far as its words are known; else the path.
+
+    `model.layers.3.self_attn.q_proj` is `layers.3.attn.q`, an adapter's matrix there `layers.3.attn.q.lora_A`.
+    """
+    return _known(path) or path
 
 
-def names_of(module: str, table: Layout) -> tuple[str, ...]:
-    """Names of the components in the module at a dotted path: several for a fused matrix, () if unknown."""
-    found = fused_at(module, table)
-    if found is not None:
-        return found.names
-    name = table.get(_NUMBER.sub("#", module))
-    return (_numbered(name, module),) if isinstance(name, str) else ()
+def _known(path: str) -> str | None:
+    words = [word for word in path.split(".") if word not in WRAPPERS]
+    pairs = enumerate(itertools.pairwise(words), start=1)
+    number = next((place for place, (word, behind) in pairs if word in STACKS and behind.isdecimal()), None)
+    if number is None:
+        return _outside(words)
+    inside = _inside(words[number + 1 :])
+    return None if inside is None else ".".join(["layers", words[number], *inside])
 
 
-def fused_at(module: str, table: Layout) -> Fused | None:
-    """Return the fused matrix at a dotted path, its component names carrying the layer's number, or None."""
-    entry = table.get(_NUMBER.sub("#", module))
-    if not isinstance(entry, Fused):
+def _outside(words: list[str]) -> str | None:
+    last = words[-1] if words else ""
+    if last.startswith("lora_") and len(words) > 1:
+        below = _outside(words[:-1])
+        return below and f"{below}.{last}"
+    for names, name in ((EMBEDDINGS, "embed"), (POSITIONS, "pos_embed"), (HEADS, "lm_head")):
+        if last in names:
+            return name
+    return None
+
+
+def _inside(words: list[str]) -> list[str] | None:
+    """The words behind a block's number, ours where they are known; None where no part of a block is."""
+    extra = [word for word in words if word.startswith("lora_")]
+    if extra:  # which adapter it is follows the matrix's word
+        place = words.index(extra[0])
+        below = _inside(words[:place])
+        return None if below is None else [*below[:-1], FUSED_WORDS.get(below[-1], below[-1]), *words[place:]]
+    *between, last = words or [""]
+    parts = ["attn" if word in ATTENTION else "mlp" if word in FEED_FORWARD else word for word in between]
+    parts = [word for place, word in enumerate(parts) if word not in parts[:place]]  # `attn.attention` is said twice
+    if "attn" in parts and last in IN_ATTENTION:
+        return [*parts, IN_ATTENTION[last]]
+    if "mlp" in parts:
+        return [*parts, IN_FEED_FORWARD.get(last, last)]
+    if not parts and last in IN_FEED_FORWARD and last != "c_proj":
+        return ["mlp", IN_FEED_FORWARD[last]]
+    return [*parts, last] if last else parts or None
+
+
+def fused_at(path: str, config: Any, rows: int) -> Fused | None:
+    """The fused matrix of `rows` output rows at a dotted path, where the table has the model's; None where not."""
+    stem, _, word = name_of(path).rpartition(".")
+    entry = FUSED.get(str(getattr(config, "model_type", "")), {}).get(word)
+    if entry is None or not BLOCK.fullmatch(stem):
         return None
-    return Fused(tuple(_numbered(name, module) for name in entry.names), entry.interleaved)
+    names, cut = entry
+    return Fused(tuple(f"{stem}.{name}" for name in names), cut(config, rows))
 
 
-def canonical_name(parameter: str, model_type: str | None = None) -> str:
+def canonical_name(parameter: str) -> str:
     """Translate a parameter's name into the component's: 'model.layers.0.self_attn.q_proj.weight' to 'layers.0.attn.q'.
 
-    Looks in one architecture or, with None, in all. A fused q, k, v matrix, which is three components, is
-    called 'layers.0.attn.qkv'. All norms share the name 'norms'. A name that no table knows comes back
-    unchanged, so that names which are canonical already may be passed. Errors: unknown `model_type`.
+    A fused q, k, v matrix, which is three components, is called 'layers.0.attn.qkv'. All norms share the name 'norms'.
+    A name without known words comes back unchanged, so that names which are canonical already may be passed.
     """
     module = re.sub(r"\.(weight|bias)$", "", parameter)
-    for table in [layout(model_type)] if model_type else ARCHITECTURES.values():
-        names = names_of(module, table)
-        if len(names) == 1:
-            return names[0]
-        if names:
-            stem = names[0].rsplit(".", 1)[0]
-            return f"{stem}." + "".join(name.rsplit(".", 1)[1] for name in names)
-    return parameter
-
-
-def _numbered(name: str, module: str) -> str:
-    """Fill `#` with the layer's number found in the module's path."""
-    number = _NUMBER.search(module)
-    return name.replace("#", number.group()) if number else name
+    last = module.rpartition(".")[2]
+    if NORM.search(last):
+        return "norms"
+    name = _known(module)
+    if name is None:
+        return parameter
+    stem, _, word = name.rpartition(".")
+    return f"{stem}.{FUSED_WORDS[word]}" if word in FUSED_WORDS else name

@@ -22,7 +22,9 @@ class LoadedModel:
 
     `fingerprint` identifies weights and tokenizer; `template` names how prompt and completion become tokens;
     `max_length` is the longest sequence in tokens, prompt and completion together. `classes` names what the head
-    chooses between where it is one of classes, read at a text's last token; None where it is one of tokens.
+    chooses between where it is one of classes, read at a text's last token; None where it is one of tokens. `experts`
+    tells what a component of a mixture of experts is, and `min_coverage` which share of the parameters components must
+    cover (`building.covered`). `base` identifies the model that an adapter was put on.
     """
 
     model: PreTrainedModel
@@ -31,6 +33,9 @@ class LoadedModel:
     template: str
     max_length: int
     classes: tuple[str, ...] | None = None
+    experts: str = "expert"
+    min_coverage: float = 0.9
+    base: str | None = None
 
 
 def head(model: PreTrainedModel) -> torch.nn.Module:
@@ -64,9 +69,13 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer with token ids beyond the embedding's rows."""
-    rows = _embedded(model)
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    """Refuse a tokenizer with token ids beyond the embedding's rows.
+
+    Added tokens may lie beyond: transformers adds those of a model's family, whether its texts have them or not, and
+    texts are looked at (`check_tokens`).
+    """
+    rows, added = _embedded(model), set(tokenizer.added_tokens_decoder)
+    highest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=-1)
     if highest >= rows:
         raise UserError(
             f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "
@@ -80,7 +89,7 @@ def _embedded(model: PreTrainedModel) -> int:
     return int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])
 
 
-def check_finite(model: PreTrainedModel, where: str) -> None:
+def check_finite(model: torch.nn.Module, where: str) -> None:
     """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
 
     Costs one pass over them.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 ACCELERATORS = ("auto", "cpu", "cuda")
-PRECISIONS = ("float32", "bfloat16", "float64")
+PRECISIONS = ("float32", "bfloat16", "float64", "auto")
 
 
 def resolve_device(accelerator: str) -> torch.device:
@@ -37,7 +37,7 @@ def resolve_device(accelerator: str) -> torch.device:
 
 
 def resolve_dtype(precision: str) -> torch.dtype:
-    """Return the floating-point type for one of PRECISIONS."""
+    """Return the floating-point type for one of PRECISIONS; `auto` was settled before, when the model was known."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tdaexp.runtime.errors import UserError
 
 LONGEST = 100  # bytes: with a fingerprint and a suffix it stays below the 255 of a file system
@@ -25,3 +27,11 @@ def check_name(key: str, name: str) -> str:
         return name
     shown = name if len(name) <= LONGEST else f"{name[:40]}…"
     raise UserError(f"{key}={shown!r}: names a file or a folder and {reason}; take letters, digits, '-', '_' and '.'")
+
+
+def as_file_name(path: str) -> str:
+    """The last word of a folder or hub id as a name that `check_name` takes; what it refuses becomes a dash."""
+    word = Path(path).expanduser().resolve().name if Path(path).expanduser().is_dir() else path.rpartition("/")[2]
+    plain = "".join(letter if letter.isprintable() and letter not in FORBIDDEN else "-" for letter in word)
+    cut = plain.encode(errors="replace")[:LONGEST].decode(errors="ignore").strip(" .-~")
+    return cut or "model"

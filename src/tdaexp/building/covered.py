@@ -1,0 +1,74 @@
+"""The components of a loaded language model: those that run, enough of them, and checked against autograd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from tdaexp.building.self_check import check_language_model
+from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.runtime.errors import UserError
+
+WORDS = 2
+
+_found: WeakKeyDictionary[nn.Module, ComponentMap] = WeakKeyDictionary()
+
+
+def checked_map(loaded: LoadedModel) -> ComponentMap:
+    """The model's components, whose gradients are autograd's. Checked once: a model that is shared out keeps its map.
+
+    Errors (UserError): they cover too small a share of its parameters; a gradient is not right (`self_check`).
+    """
+    model, name = loaded.model, str(loaded.model.name_or_path)
+    if model in _found:
+        return _found[model]
+    components = running(model, component_map(model, loaded.experts))
+    share = components.covered / components.total
+    if share < loaded.min_coverage:
+        left = ", ".join(f"{one} ({size:,})" for one, size in list(components.skipped.items())[:3])
+        raise UserError(
+            f"{name}: components cover {100 * share:.3g} % of its parameters, less than model.min_coverage="
+            f"{loaded.min_coverage:g}; skipped are {left}{', …' if len(components.skipped) > 3 else ''}: set a smaller "
+            "model.min_coverage if answers without them are what you want"
+        )
+    check_language_model(model, components, NextToken(), name, len(loaded.classes or ()))
+    _found[model] = components
+    return components
+
+
+def running(model: Any, components: ComponentMap) -> ComponentMap:
+    """The components without the layers that a text does not run (a tower for pictures): those are skipped."""
+    ran: set[nn.Module] = set()
+    parts = [part for one in components.components for part in one.parts if part.kind != "other"]
+    layers = {part.module: model.get_submodule(part.module) for part in parts}
+    handles = [layer.register_forward_hook(lambda layer, *_: ran.add(layer)) for layer in layers.values()]
+    tokens = torch.zeros(1, WORDS, dtype=torch.int64, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    idle = {path for path, layer in layers.items() if layer not in ran}
+    return components if not idle else _without(model, components, idle)
+
+
+def _without(model: nn.Module, components: ComponentMap, idle: set[str]) -> ComponentMap:
+    kept: list[Component] = []
+    for one in components.components:
+        parts = tuple(part for part in one.parts if part.module not in idle)
+        if parts:
+            size = one.size if len(parts) == len(one.parts) else sum(part.size for part in parts)
+            kept.append(replace(one, parts=parts, size=size))
+    skipped = {
+        f"{path}.{name}": parameter.numel()
+        for path in sorted(idle)
+        for name, parameter in model.get_submodule(path).named_parameters(recurse=False)
+    }
+    return replace(components, components=tuple(kept), skipped={**components.skipped, **skipped})

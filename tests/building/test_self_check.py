@@ -1,0 +1,115 @@
+"""The check of a loaded model against autograd: what it lets pass, and each kind of mistake that it must not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import tiny
+from torch import nn
+
+from tdaexp.building import covered
+from tdaexp.building.self_check import LENGTH, check, check_language_model, random_texts
+from tdaexp.data.tensors import TensorExamples
+from tdaexp.gradients import assembly, norms
+from tdaexp.models.components import component_map
+from tdaexp.models.discovery import discovered
+from tdaexp.models.loaded import LoadedModel
+from tdaexp.objectives.classes import Classes
+from tdaexp.objectives.tokens import NextToken
+from tdaexp.runtime.errors import UserError
+
+
+def run(family, dtype=torch.float32):
+    model = tiny(family, dtype)
+    check_language_model(model, component_map(model), NextToken(), family)
+
+
+@pytest.mark.parametrize("family", ["Gemma 3 (text)", "OPT", "Phi 3", "Qwen 2, experts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_right_gradients_pass(family, dtype):
+    run(family, dtype)
+
+
+def test_a_norm_that_is_one_plus_its_weight_is_told_from_others(monkeypatch):
+    monkeypatch.setattr(norms, "zero_weight", lambda module: 0.0)
+    with pytest.raises(UserError, match=r"component 'norms' is not autograd's \(relative error 1,"):
+        run("Gemma 2")
+    run("Llama, SmolLM2")
+
+
+def test_a_scaled_embedding_is_not_taken_for_a_plain_one(monkeypatch):
+    monkeypatch.setattr(assembly, "_plain", lambda module, kind: True)
+    with pytest.raises(UserError, match="component 'embed' is not autograd's"):
+        run("Gemma 2")
+
+
+def test_examples_that_are_exchanged_are_seen(monkeypatch):
+    right = assembly.part_factors
+
+    def exchanged(part, module, inputs, delta):
+        return right(part, module, inputs, delta.flip(0) if part.module.endswith("1.mlp.up_proj") else delta)
+
+    monkeypatch.setattr(assembly, "part_factors", exchanged)
+    with pytest.raises(UserError, match=r"tiny: .*component 'layers.1.mlp.up'.*, allowed 0.0001"):
+        model = tiny("Llama, SmolLM2")
+        check_language_model(model, component_map(model), NextToken(), "tiny")
+
+
+def test_the_router_s_weight_counts(monkeypatch):
+    right = assembly.expert_factors
+
+    def unweighted(module, parts, read, delta, examples):
+        return right(module, parts, [read[0], read[1], torch.ones_like(read[2])], delta, examples)
+
+    monkeypatch.setattr(assembly, "expert_factors", unweighted)
+    with pytest.raises(UserError, match=r"component 'layers.\d.mlp.experts.\d.\w+'"):
+        run("Mixtral")
+
+
+def test_texts_grow_until_each_expert_reads_one(monkeypatch):
+    """One token reaches two of four experts in each layer; then more do."""
+    lengths = []
+
+    def noted(vocabulary, length=LENGTH, classes=0):
+        lengths.append(length)
+        return random_texts(vocabulary, 3 if len(lengths) == 1 else length, classes)
+
+    monkeypatch.setattr("tdaexp.building.self_check.random_texts", noted)
+    run("Mixtral")
+    assert len(lengths) > 1 and lengths == sorted(lengths)
+
+
+def test_the_padding_token_s_row_is_not_trained():
+    """Its gradient is zero, as autograd's is, though texts may hold the token."""
+    model = tiny("Llama, SmolLM2")
+    embedding = model.get_input_embeddings()
+    embedding.padding_idx = int(random_texts(40)[0].tokens[2])
+    try:
+        run("Llama, SmolLM2")
+    finally:
+        embedding.padding_idx = None
+
+
+def test_nothing_is_left_behind():
+    model = tiny("Mistral")
+    run("Mistral")
+    assert not any(one.requires_grad or one.grad is not None for one in model.parameters())
+    assert not any(one._forward_hooks for one in model.modules())
+
+
+def test_a_model_with_too_little_covered_is_refused(monkeypatch):
+    model = tiny("Llama, SmolLM2")
+    loaded = LoadedModel(model, None, "x", "plain", 16)
+    whole = component_map(model)
+    monkeypatch.setattr(covered, "_found", {})
+    monkeypatch.setattr(covered, "component_map", lambda *_: covered._without(model, whole, {"lm_head"}))
+    with pytest.raises(UserError, match=r"cover 8\d.\d % .*model.min_coverage=0.9; skipped are lm_head.weight"):
+        covered.checked_map(loaded)
+
+
+def test_a_module_of_somebodys_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    examples = TensorExamples(["a", "b"], torch.randn(2, 4), torch.tensor([0, 2]))
+    assert check(model, discovered(model), Classes(), examples, "mine") == []
+    assert all(one.requires_grad for one in model.parameters())

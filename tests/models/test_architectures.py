@@ -1,0 +1,150 @@
+"""Any decoder: captured gradients of tiny models against autograd's; the table of docs/models.md is made here.
+
+UPDATE_DOCS=1 python -m pytest tests/models/test_architectures.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, gradients, texts, tiny
+from gradient_oracle import gradients_of
+
+from tdaexp.building.covered import running
+from tdaexp.data.examples import Examples
+from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.models.components import component_map
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+EXACT, CLOSE = 1e-9, 1e-5
+PLAIN = ["embed", "layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v", "layers.0.attn.o", "norms"]
+
+
+def captured(model, examples, components, together=True):
+    """The gradients of all examples [N, size], in one batch or one by one."""
+    rows = []
+    side = gradients_of(model, examples, components)
+    with side.ready():
+        for batch in [list(range(len(examples)))] if together else [[k] for k in range(len(examples))]:
+            found = {}
+
+            def keep(arrived, factors, found=found):
+                found.update({one.name: own.materialise() for one, own in zip(arrived, factors, strict=True)})
+
+            side.capture(batch, keep)
+            rows.append(torch.cat([found[name] for name in components.names], dim=1))
+    return torch.cat(rows)
+
+
+def errors(model, examples, components, together=True):
+    """The relative error of each component's gradients; of one that is rounding alone, relative to the largest."""
+    space = VectorSpace(model, components)
+    mine, wanted = captured(model, examples, components, together), gradients(model, examples)
+    assert set(space.parameters()) == set(wanted)
+    whole = space.vectors(wanted)
+    norms = [float(whole[:, place].norm()) for place in space.slices]
+    return {
+        name: float((mine[:, place] - whole[:, place]).norm()) / max(norm, 1e-3 * max(norms))
+        for name, place, norm in zip(components.names, space.slices, norms, strict=True)
+    }
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Models that compute some of their parts in float32, whatever they are in, compute them in float64."""
+    plain = torch.Tensor.to
+
+    def to(self, *arguments, **named):
+        kinds = [torch.float64 if one is torch.float32 else one for one in arguments]
+        return plain(self, *kinds, **{k: torch.float64 if v is torch.float32 else v for k, v in named.items()})
+
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_gradients_in_double_precision(family, double):
+    model, examples = tiny(family, torch.float64), texts(3)
+    found = errors(model, examples, component_map(model))
+    worst = max(found, key=found.__getitem__)
+    assert found[worst] < EXACT, worst
+
+
+def covered(family):
+    """The share of the parameters that the map covers, checked in float32 in a padded batch."""
+    model, examples = tiny(family), texts()
+    components = running(model, component_map(model))
+    found = errors(model, examples, components)
+    assert max(found.values()) < CLOSE, max(found, key=found.__getitem__)
+    return len(components), components.covered / components.total
+
+
+def test_the_table():
+    """Every family is checked, and the page says so."""
+    rows = ["| family | `model_type` | components of the tiny model | gradients | parameters covered |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for family, (kind, _) in ARCHITECTURES.items():
+        count, share = covered(family)
+        rows.append(f"| {family} | `{kind}` | {count} | autograd's | {100 * share:.4g} % |")
+    start, end = "<!-- made by tests/models/test_architectures.py -->", "<!-- end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(start)
+    made = f"{before}{start}\n\n" + "\n".join(rows) + f"\n\n{end}{rest.partition(end)[2]}"
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.write_text(made, encoding="utf-8")
+    assert made == page or os.environ.get("UPDATE_DOCS"), "run this file with UPDATE_DOCS=1"
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_names_are_the_same_everywhere(family):
+    """Attention's four matrices and the feed-forward layer's have their names, fused or not."""
+    names = component_map(tiny(family)).names
+    blocks = [name for name in names if name.startswith("layers.")]
+    assert set(PLAIN) - {"norms"} <= set(names) and not any(".self_attn" in name or "proj" in name for name in blocks)
+    assert any(name.startswith("layers.1.mlp.") and name.endswith("up") for name in names)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen 2, experts"])
+def test_a_layer_of_experts_is_one_component_where_asked(family):
+    model, examples = tiny(family), texts()
+    each, whole = component_map(model), component_map(model, "layer")
+    assert [name for name in whole.names if "experts" in name] == [f"layers.{k}.mlp.experts" for k in range(2)]
+    assert whole.covered == each.covered == each.total
+    assert max(errors(model, examples, whole).values()) < CLOSE
+    dots = [side @ side.T for side in (captured(model, examples, one) for one in (each, whole))]
+    torch.testing.assert_close(*dots)
+    assert {f"layers.0.mlp.experts.{k}.{word}" for k in range(4) for word in ("gate", "up", "down")} <= set(each.names)
+    assert "layers.0.mlp.router" in each.names
+
+
+def test_rows_of_fused_matrices_are_what_the_model_calls_them():
+    """The rows of k and v, changed, leave q as it is, seen from the model's own split."""
+    model = tiny("Falcon, grouped heads")
+    attention = model.transformer.h[0].self_attention
+    parts = {one.name: one.parts[0] for one in component_map(model).components}
+    marks = torch.zeros(attention.query_key_value.weight.shape[0])
+    for value, name in enumerate("qkv"):
+        marks[torch.from_numpy(parts[f"layers.0.attn.{name}"].rows)] = value + 1.0
+    assert [one.unique().tolist() for one in attention._split_heads(marks[None, None])] == [[1.0], [2.0], [3.0]]
+    rows = {one.name: one.parts[0].rows for one in component_map(tiny("Phi 3")).components}
+    assert [rows[f"layers.0.attn.{name}"].tolist() for name in "qkv"] == [
+        list(range(16)), list(range(16, 24)), list(range(24, 32))
+    ]  # fmt: skip
+    assert rows["layers.0.mlp.gate"].tolist() == list(range(24)) and rows["layers.0.mlp.up"][0] == 24
+
+
+def test_what_no_text_runs_is_skipped_and_named():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 4, "vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", add_cross_attention=True, **sizes)).eval()
+    whole = component_map(model)
+    assert "layers.0.crossattention.q_attn" in whole.names
+    components = running(model, whole)
+    assert not any("crossattention" in name for name in components.names)
+    assert "skipped: transformer.h.0.crossattention.c_attn.weight (" in components.coverage_line()
+    assert components.covered + sum(components.skipped.values()) == components.total
+    captured(model, Examples(list(texts(2))).select([0]), components)
