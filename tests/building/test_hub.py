@@ -112,7 +112,7 @@ def test_names_are_file_names(tmp_path):
 
 
 def test_no_folder_at_all(config):
-    with pytest.raises(UserError, match="model.pretrained: name a folder in hub format or a hub id"):
+    with pytest.raises(UserError, match=r"model\.pretrained: name a folder in hub format or a hub id"):
         config("model=hub")
 
 

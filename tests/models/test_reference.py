@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,34 +40,30 @@ def folders(tmp_path_factory):
     return root, [(row["prompt"], row["completion"], row["para"]) for row in make.ROWS[:5]]
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_dots_and_cosines_are_the_reference_s(folders, name, double, monkeypatch, tmp_path):
+def test_dots_and_cosines_are_the_reference_s(folders, name, dtype, tolerance, request, monkeypatch, tmp_path):
+    if dtype == torch.float64:
+        request.getfixturevalue("double")
     root, rows = folders
     trust, reference = name == "custom_forward", program("reference")
-    plain = reference.AutoModelForCausalLM.from_pretrained
     # torch's grouped products, with which experts run elsewhere, take no float64
-    monkeypatch.setattr(
-        reference,
-        "AutoModelForCausalLM",
-        type("Eager", (), {"from_pretrained": partial(plain, experts_implementation="eager")}),
-    )
+    load = partial(reference.AutoModelForCausalLM.from_pretrained, experts_implementation="eager")
+    monkeypatch.setattr(reference, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=load))
     train, asked = [row[:2] for row in rows], [(row[0], row[2]) for row in rows[:2]]
     dot, cosine = reference.products(str(root / name), train, asked, trust=trust)
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
-        config = Pretrained(str(root / name), trust_remote_code=trust, attn_implementation="eager")
-        loaded = config.load(dtype=dtype)
-        sides = [
-            tokenise([Record(f"r{k}", *row) for k, row in enumerate(side)], loaded.tokenizer, template="plain")
-            for side in (train, asked)
-        ]
-        components = checked_map(loaded)
-        assert components.covered == components.total
-        gradients = [gradients_of(loaded.model, side, components) for side in sides]
-        pairs = np.tile(np.arange(len(train)), (len(asked), 1))
-        found = {
-            key: rows[:].sum(-1)
-            for key, rows in component_products(*gradients, pairs, store=tmp_path / str(dtype)).items()
-        }
-        norms = np.sqrt(found["query_sq"][:, None] * found["train_sq"])
-        assert np.abs(found["dot"] / norms - cosine).max() < tolerance
-        assert np.abs(found["dot"] - dot).max() < tolerance * np.abs(dot / cosine).max()
+    config = Pretrained(str(root / name), trust_remote_code=trust, attn_implementation="eager")
+    loaded = config.load(dtype=dtype)
+    sides = [
+        tokenise([Record(f"r{k}", *row) for k, row in enumerate(side)], loaded.tokenizer, template="plain")
+        for side in (train, asked)
+    ]
+    components = checked_map(loaded)
+    assert components.covered == components.total
+    gradients = [gradients_of(loaded.model, side, components) for side in sides]
+    pairs = np.tile(np.arange(len(train)), (len(asked), 1))
+    products = component_products(*gradients, pairs, store=tmp_path / "products")
+    found = {key: values[:].sum(-1) for key, values in products.items()}
+    norms = np.sqrt(found["query_sq"][:, None] * found["train_sq"])
+    assert np.abs(found["dot"] / norms - cosine).max() < tolerance
+    assert np.abs(found["dot"] - dot).max() < tolerance * np.abs(dot / cosine).max()
