@@ -52,8 +52,8 @@ class VectorSpace:
         for columns, part, kind, name in self._shares():
             entries = vectors[:, columns]
             if part.expert is not None:
-                rows = slice(None) if part.rows is None else part.rows
-                found[name][:, part.expert, rows] = entries.reshape(len(entries), *part.shape)
+                own = slice(None) if part.rows is None else part.rows
+                found[name][:, part.expert, own] = entries.reshape(len(entries), *part.shape)
             elif part.rows is None:
                 found[name] = _shaped(entries, part, kind, named[name].shape)
             elif part.kind == "conv1d" and kind == "weight":
