@@ -71,7 +71,7 @@ class Pretrained:
         if self.missing_state not in MISSING_STATE:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
         if self.experts not in EXPERTS:
-            raise unknown("value", self.experts, EXPERTS, "model.experts")
+            raise unknown("value", self.experts, EXPERTS, f"model.experts={self.experts}")
         if not 0 <= self.min_coverage <= 1:
             raise UserError(f"model.min_coverage={self.min_coverage}: must be a share from 0 to 1")
         if self.max_length is not None and self.max_length < 2:
