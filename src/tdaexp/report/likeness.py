@@ -43,8 +43,7 @@ class Likeness:
         few = self.folded[places]
         if (few @ few.T >= NEAR).sum() <= len(places):  # as with most: no two completions are near
             return np.eye(len(places), dtype=bool)
-        completions, prompts = _near(self.completions[places]), _near(self.prompts[places])
-        return completions & prompts
+        return np.asarray(_near(self.completions[places]) & _near(self.prompts[places]))
 
 
 def _folded(counts: Any) -> np.ndarray:
