@@ -31,6 +31,8 @@ kept, `train` as a dense axis of ids; its own docstring names its variables.
 
 Coordinates: `query`, `query_set` [Q], `train` [Q, C], `component`, `size` [K] (parameters), `query_set_name` [S], and
 the tokens' texts `train_token` [Q, R, T] and `query_token` [Q, T'].
+Where training texts were cut into pieces, or records name their source, also `example` [N], all training ids, with
+`document` [N], the text that an example is a piece of, and `source` [N] ("" where it has none).
 Attributes: `method`, `label`, `normalise` ("cosine" or "none"), `format_version`, and where it came from (`config`,
 `versions`, `git_commit`).
 """
@@ -64,12 +66,14 @@ def build(
     query_sq: np.ndarray | Rows | None = None,
     train_sq: np.ndarray | Rows | None = None,
     truth_known: np.ndarray | None = None,
+    belongs: dict[str, list[str]] | None = None,
+    example: list[str] | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label raw arrays (shapes in the module's docstring) as an influence data set.
 
     `train` [Q, C] holds training ids as strings, "" where there is no candidate; influence there must be NaN. `Rows`
-    stay where they are until values are asked for.
+    stay where they are until values are asked for. `belongs` says what each training `example` [N] is a part of.
     The answer is a cosine when both self-products are given, else a plain sum over components.
     """
     dims = ("query", "candidate", "component")[: influence.ndim]
@@ -86,6 +90,9 @@ def build(
     if component is not None:
         coords["component"] = np.array(component, dtype=object)
         coords["size"] = ("component", np.asarray(size, dtype=np.int64))
+    if belongs:
+        coords["example"] = np.array(example, dtype=object)
+        coords |= {name: ("example", np.array(of, dtype=object)) for name, of in belongs.items()}
     if truth_known is not None:
         data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
@@ -121,6 +128,19 @@ def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
     coords = {name: dataset[name] for name in ("query", "query_set", "train")}
     attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **attrs}
     return xr.Dataset({"influence": (("query", "candidate"), values), **parts}, coords, attributes)
+
+
+def itself(dataset: xr.Dataset) -> xr.Dataset:
+    """Self-influence [train, component] from an answer in which each training example is its own query and candidate.
+
+    Positive: the example supports itself. `self_influence.sum("component")` is the whole; nothing is read.
+    """
+    alone = dataset["influence"].isel(candidate=0, drop=True).variable
+    known = {name: dataset[name].variable for name in ("component", "size")}
+    train = dataset["query"].values
+    attrs = {key: value for key, value in dataset.attrs.items() if key != "normalise"}
+    named = xr.Variable(("train", "component"), alone._data)
+    return xr.Dataset({"self_influence": named}, {"train": train, **known}, attrs)
 
 
 def scores(dataset: xr.Dataset) -> xr.DataArray:

@@ -114,6 +114,7 @@ class Problem:
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None
+    belongs: dict[str, list[str]] = field(default_factory=dict)
     stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
     spent: float = field(default_factory=lambda: BlockStore.spent)
@@ -176,6 +177,19 @@ class Problem:
             candidates=Candidates(self.candidates.indices[places], self.candidates.bm25[places]),
             truth=self.truth[places],
             truth_known=None if self.truth_known is None else self.truth_known[places],
+        )
+
+    def with_itself(self) -> Problem:
+        """The problem in which each training example is asked about itself alone, as a query of its own."""
+        count = len(self.train)
+        none = np.zeros((count, 1), dtype=bool)
+        return replace(
+            self,
+            queries=self.train,
+            query_set=["train"] * count,
+            candidates=Candidates(np.arange(count)[:, None], np.full((count, 1), np.nan)),
+            truth=none,
+            truth_known=none[:, 0],
         )
 
     @property
@@ -257,6 +271,8 @@ class Problem:
             query=self.queries.ids,
             query_set=self.query_set,
             train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),
+            belongs=self.belongs,
+            example=self.train.ids if self.belongs else None,
             truth=self.truth,
             truth_known=np.ones(len(self.truth), bool) if self.truth_known is None else self.truth_known,
             bm25=self.candidates.bm25,

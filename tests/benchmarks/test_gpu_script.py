@@ -6,12 +6,12 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nursery
 import pytest
 import torch
 
@@ -26,7 +26,7 @@ ROWS = ["select", "factorised-1", "factorised-5", "srht-1", "srht-5", "ekfac", "
 def run(out: Path, *arguments: str) -> tuple[int, list[str], list[dict[str, Any]]]:
     """Exit code, the table's rows, and the records on disk."""
     command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = nursery.run(command)
     table = [line for line in done.stdout.splitlines() if line.startswith("| `")]
     assert len(table) == len(ROWS), done.stderr
     return done.returncode, table, [json.loads(line) for line in out.read_text().splitlines()]

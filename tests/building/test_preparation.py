@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,9 +112,12 @@ def test_the_fine_tuned_model_answers_for_itself(config):
 def test_queries_are_drawn_by_the_seed_in_their_order():
     records = [Record(f"q{k}", "p", "c") for k in range(30)]
     corpus = Corpus([Record("t", "p", "c")], {"a": records, "b": records[:3]})
-    some = drawn(corpus, 5, 0)
+    five, all_of_them = (SimpleNamespace(query_limit=limit, query_seed=None) for limit in (5, None))
+    some = drawn(corpus, five, 0)
     assert [len(queries) for queries in some.queries.values()] == [5, 3]
     places = [records.index(record) for record in some.queries["a"]]
-    assert places == sorted(places) and some == drawn(corpus, 5, 0) != drawn(corpus, 5, 1)
-    assert drawn(corpus, None, 0) is corpus
+    assert places == sorted(places) and some == drawn(corpus, five, 0) != drawn(corpus, five, 1)
+    assert drawn(corpus, all_of_them, 0) is corpus
+    apart = SimpleNamespace(query_limit=5, query_seed=0)
+    assert drawn(corpus, apart, 1) == drawn(corpus, apart, 2) == some
     assert np.isin(places, range(30)).all() and dataclasses.is_dataclass(some)

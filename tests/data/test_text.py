@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tdaexp.data.candidates import BM25
+from tdaexp.data.columns import split_words
+from tdaexp.data.records import Place
 from tdaexp.data.tables import read_rows
-from tdaexp.data.text import Text, split_words
+from tdaexp.data.text import Text
 from tdaexp.runtime.errors import UserError
 
 VERSES = Path(__file__).parents[2].parent / "shared" / "data" / "verses" / "verses.tsv"
@@ -38,7 +40,7 @@ def test_plain_lines_and_paragraphs(tmp_path) -> None:
     ]
     paragraphs = Text(path=path, unit="paragraph", query_sets=[]).load().train
     assert [r.completion for r in paragraphs] == ["one\ntwo", "three\nfour"]
-    assert [row.where for row in read_rows(Path(path), "paragraph")] == [f"{path}, row 1", f"{path}, row 5"]
+    assert [row.where for row in read_rows(Path(path), "paragraph")] == [Place(path, 1), Place(path, 5)]
 
 
 def test_jsonl_with_prompts_and_paraphrases(tmp_path) -> None:
@@ -104,18 +106,18 @@ def test_separate_queries_with_their_own_ids_and_truths(tmp_path, caplog) -> Non
     ]
     keys = {"id_column": "id", "text_column": "text", "truth_column": "source"}
     query_path = jsonl(tmp_path / "q.jsonl", rows)
-    everything = Text(path=train, query_path=query_path, **keys).load().queries["paraphrased"]
+    everything = Text(path=train, query_path=query_path, **keys).load().queries["q"]
     assert [(q.id, q.truth) for q in everything] == [
-        ("a/paraphrased", ("t1",)),
-        ("b/paraphrased", ("t0", "t3")),
-        ("c/paraphrased", ("t3",)),
+        ("a/q", ("t1",)),
+        ("b/q", ("t0", "t3")),
+        ("c/q", ("t3",)),
     ]
     with caplog.at_level(logging.INFO):
-        limited = Text(path=train, query_path=query_path, limit=2, **keys).load().queries["paraphrased"]
-    assert [(q.id, q.truth) for q in limited] == [("a/paraphrased", ("t1",)), ("b/paraphrased", ("t0",))]
+        limited = Text(path=train, query_path=query_path, limit=2, **keys).load().queries["q"]
+    assert [(q.id, q.truth) for q in limited] == [("a/q", ("t1",)), ("b/q", ("t0",))]
     assert "left out 1 queries" in caplog.text
     write(tmp_path / "q.tsv", 'id\ttext\tsource\nb\tB\t["t0", "t3"]\nd\tD\t[]\n')
-    query, unknown = Text(path=train, query_path=str(tmp_path / "q.tsv"), **keys).load().queries["paraphrased"]
+    query, unknown = Text(path=train, query_path=str(tmp_path / "q.tsv"), **keys).load().queries["q"]
     assert query.truth == ("t0", "t3")
     assert unknown.truth == ()  # a query without a known source stays
 
@@ -183,10 +185,9 @@ def test_missing_paraphrases_matter_only_when_asked_for(tmp_path) -> None:
     [
         ({}, "give either dataset.path=FILE or dataset.hub=NAME"),
         ({"path": "a.tsv", "hub": "b", "text_column": "t"}, "give either"),
-        ({"path": "a.tsv"}, "name either dataset.text_column or dataset.completion_column"),
-        ({"path": "a.tsv", "prompt_column": "p"}, "name either"),
         ({"path": "a.tsv", "text_column": "t", "completion_column": "c"}, "name either"),
         ({"path": "a.tsv", "text_column": "t", "prompt_column": "p"}, "goes with dataset.completion_column"),
+        ({"path": "a.tsv", "messages_column": "m", "text_column": "t"}, "name either dataset.messages_column or"),
         (
             {"path": "a.tsv", "text_column": "t", "paraphrase_prompt_column": "p"},
             "needs dataset.paraphrase_comp",

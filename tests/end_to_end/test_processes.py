@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,25 @@ def start(commands: Commands, case: str, folder: Path, *more: str) -> subprocess
     )
 
 
-def alone(commands: Commands, case: str, folder: Path) -> None:
-    """The same in one process, this one."""
-    commands.done("attribute", *(CASES | WHOLE)[case], f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
+@pytest.fixture(scope="module")
+def ready() -> dict[str, Path]:
+    """Folders of what was run in one process, by case."""
+    return {}
+
+
+@pytest.fixture
+def alone(commands: Commands, ready: dict[str, Path], tmp_path_factory) -> Callable[[str], Path]:
+    """The same in one process, this one; the folder where it is."""
+
+    def run(case: str) -> Path:
+        if case not in ready:
+            folder = tmp_path_factory.mktemp("one")
+            places = f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"
+            commands.done("attribute", *(CASES | WHOLE)[case], *places)
+            ready[case] = folder
+        return ready[case]
+
+    return run
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -106,8 +123,7 @@ def same_values(one: Path, other: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("case", "trainer"), TOGETHER)
-def test_two_processes_of_which_one_is_killed(commands, tmp_path, case, trainer):
-    alone(commands, case, tmp_path / "one")
+def test_two_processes_of_which_one_is_killed(commands, alone, tmp_path, case, trainer):
     two = tmp_path / "two"
     process = start(commands, case, two, f"trainer={trainer}", "trainer.devices=2")
     wait_for_a_block(process, two)
@@ -120,28 +136,26 @@ def test_two_processes_of_which_one_is_killed(commands, tmp_path, case, trainer)
     assert not (two / "run" / "influence.zarr").exists()
     err = finish(start(commands, case, two, f"trainer={trainer}", "trainer.devices=2"))
     assert "2 processes" in err and "process 1" not in err
-    same_values(two, tmp_path / "one")
+    same_values(two, alone(case))
     cost = json.loads((two / "run" / "cost.json").read_text(encoding="utf-8"))
     assert min(cost.values()) >= 0, cost
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", WHOLE)
-def test_two_processes_leave_the_store_of_one(commands, tmp_path, case, request):
+def test_two_processes_leave_the_store_of_one(commands, alone, tmp_path, case, request):
     """Without a kill: what is not a study of texts."""
     if case == "classifier":
         request.getfixturevalue("executed")
-    alone(commands, case, tmp_path / "one")
     err = finish(start(commands, case, tmp_path / "two", "trainer=ddp", "trainer.devices=2"))
     assert err.count("plan:") == 1
-    same_values(tmp_path / "two", tmp_path / "one")
+    same_values(tmp_path / "two", alone(case))
     cost = json.loads((tmp_path / "two" / "run" / "cost.json").read_text(encoding="utf-8"))
     assert min(cost.values()) >= 0, cost
 
 
 @pytest.mark.long
-def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
-    alone(commands, "select", tmp_path / "one")
+def test_sigterm_ends_after_the_block_at_hand(commands, alone, tmp_path):
     two = tmp_path / "two"
     for more in ((), ("trainer=ddp", "trainer.devices=2"), ("trainer=fsdp", "trainer.devices=2")):
         before = blocks_done(two)
@@ -154,7 +168,7 @@ def test_sigterm_ends_after_the_block_at_hand(commands, tmp_path):
         assert "Traceback" not in err
         assert json.loads((two / "run" / "row.json").read_text(encoding="utf-8"))["status"] == "stopped"
     err = finish(start(commands, "select", two, "trainer=ddp", "trainer.devices=3"))
-    same_values(two, tmp_path / "one")
+    same_values(two, alone("select"))
 
 
 def outside(commands: Commands, rank: int, port: int, folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -177,7 +191,7 @@ def free_port() -> int:
 
 
 @pytest.mark.long
-def test_processes_from_outside(commands, tmp_path):
+def test_processes_from_outside(commands, alone, tmp_path):
     """Those that differ are refused; where one dies the other stops; the third time they finish."""
     port, two = free_port(), tmp_path / "two"
     pair = [outside(commands, rank, port, two, f"seed={rank}") for rank in (0, 1)]
@@ -198,8 +212,7 @@ def test_processes_from_outside(commands, tmp_path):
     pair = [outside(commands, rank, port, two) for rank in (0, 1)]
     for process in pair:
         finish(process)
-    alone(commands, "select", tmp_path / "one")
-    same_values(two, tmp_path / "one")
+    same_values(two, alone("select"))
 
 
 def test_what_several_processes_cannot_do_is_refused(commands, monkeypatch):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from commands import REPOSITORY, TINY, only
+from nursery import popen
 
 from tdaexp import influence
 
@@ -68,7 +69,7 @@ def begin(folder: Path) -> subprocess.Popen[str]:
     """Start the job as its script does."""
     command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
     environment = {**os.environ, **ALLOTTED, "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.long

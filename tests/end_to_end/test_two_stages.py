@@ -70,14 +70,15 @@ def test_single_stage_methods_explain_the_stage_that_they_are_told(commands):
 def test_table_1_compares_with_converged_conjugate_gradients(commands):
     own = ("dataset.people=12", "candidates.b=10", "dataset.query_limit=4")
     small = (*(text for text in TINY if "finetune" not in text), *own)
-    parts = {
-        "msif_table1": ("method.damping=1.0",),
-        "msif_table1_solvers": ("method.damping=1.0", "method=cg,lissa"),
-        "msif_table1_baselines": ("method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
-    }
-    for name, own in parts.items():
-        commands.done("attribute", f"experiment={name}", *small, *own)
-    runs = ",".join(f"multirun/{name}-toy" for name in parts)
+    parts = [
+        ("msif_table1", "method.damping=1.0"),
+        ("msif_table1_solvers", "method.damping=1.0", "method=cg", "method.deflate=10"),
+        ("msif_table1_solvers", "method.damping=1.0", "method=lissa", "method.depth=30"),
+        ("msif_table1_baselines", "method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
+    ]
+    for number, (name, *own) in enumerate(parts):
+        commands.done("attribute", f"experiment={name}", *small, *own, f"hydra.sweep.dir=multirun/{number}")
+    runs = ",".join(f"multirun/{number}" for number in range(len(parts)))
     commands.done("evaluate", f"runs=[{runs}]", "metric.reference=cg", "metric.bootstrap=50")
     folder = only("outputs/evaluate/*")
     found = metrics(folder)

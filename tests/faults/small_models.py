@@ -54,14 +54,6 @@ def with_own_forward(folder: Path) -> Path:
     return folder
 
 
-def with_adapter(folder: Path) -> Path:
-    """The note of an adapter."""
-    folder.mkdir(exist_ok=True)
-    note = {"peft_type": "LORA", "base_model_name_or_path": "owner/base", "lora_alpha": 8, "r": 2}
-    (folder / "adapter_config.json").write_text(json.dumps(note))
-    return folder
-
-
 def rows(file: Path) -> Path:
     """The pairs of texts as JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -20,7 +20,7 @@ from tdaexp import influence
 from tdaexp.data import templates
 from tdaexp.data.dataset import Dataset
 from tdaexp.data.lima import Lima
-from tdaexp.data.records import Record
+from tdaexp.data.records import Place, Record
 from tdaexp.data.tables import read_rows
 from tdaexp.data.text import Text
 from tdaexp.data.tokenise import tokenise
@@ -101,8 +101,8 @@ BAD_TABLES = {
     "ragged.csv": ("id,completion\na,x,y\n", "row 2: 3 columns where the header has 2"),
     "short.csv": ("id,completion\na\n", "row 2: 1 columns where the header has 2"),
     "open.csv": ('id,completion\na,"x\nb,y\n', "not valid CSV"),
-    "latin.csv": ("id,completion,prompt\na,x,\nb,Zürich,\n".encode("latin-1"), "not UTF-8 text (line 3, byte 4 of it)"),
-    "wide.jsonl": (FIRST.encode("utf-16"), "not UTF-8 text (line 1, byte 1 of it)"),
+    "latin.csv": ("id,completion,prompt\na,x,\nb,Zürich,\n".encode("latin-1"), "row 3: not UTF-8 text (byte 4 of it)"),
+    "wide.jsonl": (FIRST.encode("utf-16"), "row 1: not UTF-8 text (byte 1 of it)"),
     "nul.txt": ("one\nt\0wo\n", "holds a NUL byte"),
 }
 
@@ -267,7 +267,7 @@ def tokenizer():
 
 def chat(template: str, tokenizer) -> None:
     tokenizer.chat_template = template
-    tokenise([Record("r1", "Who?", "Me.", where="rows.jsonl, row 7")], tokenizer, template="chat")
+    tokenise([Record("r1", "Who?", "Me.", where=Place("rows.jsonl", 7))], tokenizer, template="chat")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ class Strange:
 )
 def test_a_tokenizer_that_reads_nothing(ids, message):
     with pytest.raises(UserError, match=message) as caught:
-        tokenise([Record("r1", "", "some text", where="rows.jsonl, row 7")], Strange(ids), template="plain")
+        tokenise([Record("r1", "", "some text", where=Place("rows.jsonl", 7))], Strange(ids), template="plain")
     assert "model.tokenizer" in str(caught.value) and str(caught.value).isprintable()
 
 

@@ -26,16 +26,6 @@ def scores(pattern: str = "outputs/attribute/*/influence.zarr") -> np.ndarray:
     return influence.scores(influence.load(only(pattern))).values
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_an_adapter_is_named_and_refused(commands, tmp_path, alone):
-    folder = tmp_path / "adapted"
-    if not alone:
-        small.llama(folder)
-    small.with_adapter(folder)
-    line = commands.refused("attribute", *small.arguments(folder, small.rows(tmp_path / "rows.jsonl"), "method=dot"))
-    assert "adapted: holds an adapter (adapter_config.json, to owner/base)" in line
-
-
 @pytest.mark.parametrize(
     "file",
     [

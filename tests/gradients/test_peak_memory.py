@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
+from nursery import run
 
 CACHE_MB = 100  # as in the benchmark
 
@@ -17,7 +17,7 @@ CACHE_MB = 100  # as in the benchmark
 def test_eight_times_the_queries_need_the_same_memory(kind, repository):
     def peak(queries: int) -> float:
         command = [sys.executable, str(repository / "benchmarks" / "memory.py"), str(queries), kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = run(command, check=True)
         return float(json.loads(done.stdout.splitlines()[-1])["peak"])
 
     few, many = peak(200), peak(1600)

@@ -33,7 +33,7 @@ def test_a_part_is_the_components_that_it_stands_for(name, configured, problem):
 @pytest.mark.parametrize("name", ["full", "dot", "project", "cka", "tracin"])
 def test_all_is_what_is_taken_where_nothing_is_said(name, configured, problem):
     usual, named = configured(name), configured(name)
-    assert usual.part == "all"
+    assert usual.part is None
     named.components = list(PARAMETER)
     one, other = usual.attribute(problem), named.attribute(problem)
     np.testing.assert_array_equal(one["influence"].values, other["influence"].values)
@@ -59,5 +59,5 @@ def test_what_is_not_usual_is_told(cls):
     for part in PARTS:
         assert (cls(part=part).label == usual) == (part == ("all" if cls in WHOLE else "blocks"))
     assert "mlp" in cls(part="mlp").label and "2 components" in cls(components=["a", "b"]).label
-    with pytest.raises(UserError, match=r"method.part.*'heads'.*all, attention, blocks, mlp"):
+    with pytest.raises(UserError, match=r"method.part.*'heads'.*adapter, all, attention, blocks, mlp"):
         cls(part="heads")

@@ -85,6 +85,7 @@ def _begun() -> Nursery:
     near, far = socket.socketpair()
     command = [sys.executable, str(Path(__file__).resolve()), str(far.fileno())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+    environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which pandas imports
     begun = subprocess.Popen(command, pass_fds=[far.fileno()], env=environment, start_new_session=True)
     begun.returncode = 0  # nobody waits for it: it ends with this process
     far.close()
@@ -95,6 +96,15 @@ def popen(command: list[str], **how: Any) -> subprocess.Popen[str]:
     """`subprocess.Popen` of a Python program, by way of the nursery."""
     assert command[0] == sys.executable
     return (Program if _wanted() else subprocess.Popen)(command, **how)
+
+
+def run(command: list[str], *, check: bool = False, **how: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of a Python program whose words are kept, by way of the nursery."""
+    started = popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+    out, err = started.communicate()
+    if check and started.returncode:
+        raise subprocess.CalledProcessError(started.returncode, command, out, err)
+    return subprocess.CompletedProcess(command, started.returncode, out, err)
 
 
 def _wanted() -> bool:

@@ -1,4 +1,4 @@
-"""YAML texts parsed once a process: commands that run in a test's own process read the same files again and again."""
+"""Configurations in less time: commands that run in a test's own process read the same files again and again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from hydra.core.config_store import ConfigStore
 
 _PARSED: dict[tuple[str | bytes, str], Any] = {}
 
 
 @contextlib.contextmanager
 def parsed_once() -> Iterator[None]:
-    """Within it `yaml.load` knows the texts that it has parsed before; those with mistakes are read as ever."""
+    """Within it `yaml.load` knows the texts that it has parsed before; those with mistakes are read as ever.
+
+    And Hydra's store, with all experiments at all scales, is not copied for each composition: nothing changes the copy.
+    """
     plain = yaml.load
 
     def load(stream: Any, Loader: Any) -> Any:
@@ -27,5 +31,8 @@ def parsed_once() -> Iterator[None]:
             _PARSED[key] = plain(stream, Loader)
         return copy.deepcopy(_PARSED[key])
 
-    with mock.patch.object(yaml, "load", load):
+    def itself(store: ConfigStore, _: Any) -> ConfigStore:
+        return store
+
+    with mock.patch.object(yaml, "load", load), mock.patch.object(ConfigStore, "__deepcopy__", itself, create=True):
         yield

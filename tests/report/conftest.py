@@ -6,6 +6,7 @@ import pytest
 from tdaexp import influence
 from tdaexp.metrics.selection import products_of
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.report.texts import Passage
 from tdaexp.selection.greedy import select
 
 COMPONENTS = ["embed", "layers.0.attn.q", "layers.0.mlp.up", "layers.1.attn.q", "layers.1.mlp.up", "norms"]
@@ -61,11 +62,11 @@ def stores(full_store):
 @pytest.fixture(scope="session")
 def texts():
     """`q0` has a text of its own in one set; one text tries to be markup."""
-    queries = {f"q{k}": f"question number {k}" for k in range(10)}
-    train = {f"t{k}": f"answer number {k}" for k in range(20)}
+    queries = {f"q{k}": Passage(f"question number {k}", "as it was put") for k in range(10)}
+    train = {f"t{k}": Passage("What was said?", f"answer number {k}") for k in range(20)}
     return {
-        "query": queries | {"generated/q0": "question zero as the model put it"},
-        "train": train | {"t1": "<script src='http://example.org/x.js'></script>"},
+        "query": queries | {"generated/q0": Passage("question zero", "as the model put it")},
+        "train": train | {"t1": Passage("", "<script src='http://example.org/x.js'></script>")},
     }
 
 

@@ -5,12 +5,15 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from tdaexp import influence
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.shown import shown_queries
 
 FIGURES = ["accuracies", "accuracy_curve", "by_depth", "by_size", "components", "fidelity_curve"]
 LOADING = {
@@ -139,7 +142,7 @@ def test_texts_stand_next_to_their_query_and_stay_text(written):
     assert "question number 0" in page.text  # the other set's q0
     assert "<script src='http://example.org/x.js'>" in page.text
     assert page.ids.isdisjoint({"x"})
-    assert (folder / "report.html").read_text().count("<script") == 1
+    assert (folder / "report.html").read_text().count("<script") == 2  # the page's own
 
 
 def test_queries_stand_in_the_order_of_the_data(written, stores):
@@ -153,14 +156,15 @@ def test_queries_stand_in_the_order_of_the_data(written, stores):
         assert part.count("no") / 10 == pytest.approx(metrics[f"select/{name}/accuracy"])
 
 
-def test_everything_is_mirrored(written):
+def test_everything_is_mirrored(written, stores):
     _, metrics, logger, _ = written
     assert logger.metrics == metrics
     assert sorted(logger.images) == FIGURES
     assert all(path.exists() for path in logger.images.values())
     top = logger.tables["top_texts"]
-    assert len(top) == 3 * 20 * 2  # stores, queries, k
-    assert top.groupby(["method", "query_set", "query"])["score"].apply(lambda s: s.is_monotonic_decreasing).all()
+    of_side = top.groupby(["method", "query_set", "query", "side"])["score"]
+    assert of_side.apply(lambda s: s.abs().is_monotonic_decreasing and s.size <= 2).all()
+    assert set(top["method"]) == set(stores)
     assert "comparison" in logger.tables
 
 
@@ -188,3 +192,44 @@ def test_without_truth_the_page_says_so(tmp_path, full_store, quick):
     metrics = write_report(tmp_path, {"full": blind}, None, quick)
     assert not [name for name in metrics if "accuracy" in name]
     assert "no query's source is known" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_texts_stay_at_home_where_a_mirror_takes_none(tmp_path, stores, texts, quick):
+    logger = Recorder()
+    logger.texts = False
+    write_report(tmp_path, {"full": stores["full"]}, texts, quick, logger)
+    top = logger.tables["top_texts"]
+    assert len(top) and "text" not in top
+    said = {one.completion for side in texts.values() for one in side.values()}
+    assert not said & set(top.astype(str).to_numpy().ravel())
+
+
+def test_the_page_begins_with_the_first_question_open_and_shows_no_verdict_without_truth(
+    tmp_path, stores, texts, quick
+):
+    blind = stores["full"].assign(truth_known=("query", np.zeros(20, bool)))
+    write_report(tmp_path, {"full": blind}, texts, quick)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (
+        text.index('<section id="queries">') < text.index('<div class="findings">') < text.index('<section id="table">')
+    )
+    assert re.findall(r'<details class="query"[^>]*?( open)?>', text) == [" open"] + [""] * 19
+    assert 'class="badge' not in text and "✓" not in text
+    asked = re.search(r'<div class="prompt">(.*?)</div><div class="completion">(.*?)</div>', text)
+    assert asked.groups() == ("question number 0", "as it was put")
+
+
+def test_a_row_is_shown_with_each_methods_rank_and_score(stores, texts):
+    first, other = stores["full"], stores["project"]
+    for query in shown_queries({"full": first, "project": other}, texts, 2)["paraphrased"]:
+        scores = {
+            label: influence.dense(store.isel(query=slice(10))).to_pandas().loc[query.id].dropna()
+            for label, store in (("full", first), ("project", other))
+        }
+        shown = [row for side in query.sides.values() for row in side]
+        assert {row.id for row in shown} == set(scores["full"].index)  # three candidates
+        for side, rows in query.sides.items():
+            for row in rows:
+                for (rank, score), values in zip(row.places, scores.values(), strict=True):
+                    assert score == f"{values[row.id]:+#.3g}"
+                    assert int(rank) == values.rank(ascending=side == "harmful")[row.id]

@@ -6,6 +6,7 @@ from test_report import Page
 
 from tdaexp.report.report import write_report
 from tdaexp.report.shading import LEVELS, shade, tokens_json
+from tdaexp.report.shown import shown_queries
 
 
 @pytest.fixture
@@ -53,15 +54,20 @@ def test_the_page_shades_the_pairs_that_have_tokens(tmp_path, store, texts, quic
     score = float(store["influence"].values[0].max())
     sign = "p" if score > 0 else "n"
     assert f'<b class="{sign}{LEVELS}" title="{1.5 * score:.3g}">&lt;i&gt;up</b>' in text
-    assert text.count('<div class="tokens-of">query</div>') == 20
+    assert text.count('<div class="tokens-of">question</div>') == 20
     assert '<div class="tokens-of">ekfac' not in text
-    assert page.text.count("answer number") == 19  # the second candidates have no tokens; one of them is `t1`
+    sides = [
+        side for items in shown_queries({"ekfac": store}, texts, 2)["paraphrased"] for side in items.sides.values()
+    ]
+    rows = [row for side in sides for row in side]
+    assert {row.id for row in rows if not row.shaded} and sum(bool(row.shaded) for row in rows) == 10
 
 
 def test_of_several_stores_each_shows_its_own(tmp_path, store, full_store, texts, quick):
     write_report(tmp_path, {"ekfac": store, "full": full_store, "other": store}, texts, quick)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert text.count('<div class="tokens-of">ekfac</div>') == text.count('<div class="tokens-of">other</div>') == 20
+    # a row on which the methods disagree stands on both sides
+    assert text.count('<div class="tokens-of">ekfac</div>') == text.count('<div class="tokens-of">other</div>') >= 20
 
 
 def test_without_tokens_there_is_no_legend(tmp_path, full_store, texts, quick):

@@ -136,3 +136,11 @@ def test_a_method_that_answers_some_queries_only_says_how_many(table):
     assert "queries" in columns_of(rows)
     assert {row["method"]: row["queries"] for row in rows}[fewer["method"].iloc[0]] == "4"
     assert sum(bool(row["queries"]) for row in rows) == 1
+
+
+def test_brackets_of_a_label_are_not_markup(table):
+    stream = io.StringIO()
+    labelled = table.assign(method=table["method"].replace({"full": "full [bold] [method.damping=0.1]"}))
+    print_table(labelled.assign(query_set="my [red] set"), Console(file=stream, width=200))
+    assert "full [bold] [method.damping=0.1]" in stream.getvalue()
+    assert "my [red] set (50 queries)" in stream.getvalue()

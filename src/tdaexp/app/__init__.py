@@ -16,9 +16,6 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.silence import never_silent
 from tdaexp.runtime.stop import INTERRUPTED, exit_code, heard
 
-# Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 MISTAKE = 2
 
 
@@ -39,6 +36,8 @@ def main(
         packages: whose dataclasses a `_target_` may name.
         module: where the stages are functions `(config, folder, logger) -> metrics`.
     """
+    # Waiting OpenMP threads that spin make a busy machine many times slower. To be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     program, *arguments = sys.argv if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         from tdaexp.app.help import show

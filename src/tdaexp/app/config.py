@@ -12,6 +12,7 @@ from typing import Any
 from tdaexp.app import foreign
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
+from tdaexp.report.dropping import COLUMN
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.names import check_name
@@ -102,7 +103,8 @@ def _settle_precision(config: Any, download: bool = True) -> None:
 class Logger:
     """Where a run is mirrored: `kind` none | csv | wandb; the other keys are wandb's own.
 
-    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given.
+    `mode` offline | online | disabled. Jobs of a sweep share the sweep's name as `group` unless one is given. `texts`:
+    are training texts and questions mirrored too (null = unless the mode is online)?
     """
 
     kind: str = "wandb"
@@ -111,6 +113,7 @@ class Logger:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    texts: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds and modes."""
@@ -148,8 +151,9 @@ class AttributeConfig:
     `budget` is the fraction of parameters (select) or dimensions (project) that a surrogate may use,
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
-    `pretrained`) whose model a single-stage method explains where the data has two; `plan` prints what the run would
-    cost and ends.
+    `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
+    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `plan` prints what the run
+    would cost and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -165,6 +169,7 @@ class AttributeConfig:
     stage: str = "finetuned"
     products: str | None = None
     query_set: str | None = None
+    self_influence: bool = False
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -183,9 +188,17 @@ class AttributeConfig:
             self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
-        if self.products is None and not self.dataset.query_sets:
+        if self.self_influence:
+            self._check_itself()
+        elif self.products is None and not self.dataset.query_sets:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
         _settle_precision(self, download=not self.plan)
+
+    def _check_itself(self) -> None:
+        """Refuse self-influence without a model, and of methods that have none."""
+        if self.products is not None:
+            raise UserError("self_influence=true: needs a model and its training examples; leave products out")
+        self.method.check_itself()
 
     def _check_sharded(self) -> None:
         """Refuse what needs the whole model in one process."""
@@ -209,7 +222,9 @@ class EvaluateConfig:
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
     the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
     that is made of them instead of the comparison (`tdaexp.papers`); `cache` lists what cache_dir holds (`list`) or
-    deletes what no run of this version can reach (`prune`), and does nothing else.
+    deletes what no run of this version can reach (`prune`), and does nothing else; `drop` writes the training file of
+    the one run in `runs` without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or
+    `helpful` ones, or those with the largest `self`-influence (`drop_by`).
     """
 
     model: Any = field(metadata=_open("model"))
@@ -221,14 +236,21 @@ class EvaluateConfig:
     analysis: Any = field(default=None, metadata=_open("analysis"))
     runs: list[str] = field(default_factory=list)
     scores: str | None = None
+    drop: float | None = None
+    drop_by: str = "harmful"
     cache: str | None = None
     cache_dir: str = "cache"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown word, and an analysis of classes where the data has none."""
+        """Refuse an unknown word, a number of rows that is none, and an analysis of classes where the data has none."""
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
         _settle_precision(self, download=False)
+        _choice("drop_by", self.drop_by, tuple(COLUMN))
+        if self.drop is not None and not (0 < self.drop < 1 or (self.drop >= 1 and self.drop == int(self.drop))):
+            raise UserError(
+                f"drop={self.drop:g}: must be a share of the rows between 0 and 1, or a whole number of rows"
+            )
         if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
             name = type(self.analysis).__module__.rpartition(".")[2]
             raise UserError(

@@ -13,7 +13,7 @@ from tdaexp import influence
 from tdaexp.runtime import stop
 from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import CHECKPOINTS, locked, write_json, write_text
+from tdaexp.runtime.files import CHECKPOINTS, SELF_INFLUENCE, locked, write_json, write_text
 from tdaexp.runtime.secrets import masked
 
 log = logging.getLogger(__name__)
@@ -75,18 +75,20 @@ def finished(row: Row) -> Row | None:
     known = read_row(folder)
     if known is None or (known.fingerprint, known.code) != (row.fingerprint, row.code):
         return None
-    if not all(_left(folder / name) for name in LEFT[row.stage]):
-        return None
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+    itself = [key.startswith("self_influence/") for key in metrics]
+    left = [] if itself and all(itself) else [*LEFT[row.stage]]  # of a run without queries
+    if not all(_left(folder / name) for name in [*left, *([SELF_INFLUENCE] if any(itself) else [])]):
         return None
     return known if known.status == "done" else replace(known, status="done", error="", metrics=metrics)
 
 
 def _left(path: Path) -> bool:
     """Whether something that a job leaves is there and intact."""
-    if path.name == STORE:
+    if path.name in (STORE, SELF_INFLUENCE):
         return influence.intact(path)
     if path.name == CHECKPOINTS:
         try:

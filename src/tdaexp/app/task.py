@@ -146,6 +146,8 @@ class Task:
         given, analysis = job.config.runs, job.config.analysis
         if job.config.cache is not None:
             return []
+        if job.config.drop is not None:
+            return list(given)  # one run, perhaps one without questions
         if analysis is not None and not analysis.needs_runs and not given:
             return []
         try:

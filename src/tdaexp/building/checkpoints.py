@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.settings import Named
-from tdaexp.building.texts import load_model, tokenisation
+from tdaexp.building.texts import check_simple, load_model, tokenisation
 from tdaexp.data.examples import Examples
 from tdaexp.data.groups import groups_of
 from tdaexp.data.records import HELD_OUT, Corpus, Record
@@ -55,7 +55,9 @@ class Checkpoints:
                 "dataset.held_out: simulated updates are judged by the loss of held-out records, of which there are "
                 "none; set e.g. dataset.held_out=64 (dataset=text or multilingual)"
             )
-        return Corpus(train, {HELD_OUT: held_out}, [])
+        corpus = Corpus(train, {HELD_OUT: held_out}, [])
+        check_simple(config, corpus, "a list of checkpoints")
+        return corpus
 
     def problem(self, clock: Clock) -> Problem:
         """The checkpoints with batches and held-out text; no pair is a candidate.

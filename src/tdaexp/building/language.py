@@ -11,10 +11,13 @@ import numpy as np
 from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Asked
-from tdaexp.building.texts import GENERATED, drawn, load_model, load_sharded, load_successor, text_template, tokenised
+from tdaexp.building.texts import drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
-from tdaexp.data.dataset import query_id
+from tdaexp.data.candidates import All
+from tdaexp.data.dataset import GENERATED, query_id
+from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
 from tdaexp.data.records import Corpus
+from tdaexp.data.unknown_sources import settled, tell_cost
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
@@ -35,7 +38,7 @@ class Texts:
     def corpus(self) -> Corpus:
         """All records, with at most `query_limit` queries of each set."""
         config = self.config
-        return drawn(config.dataset.load(), config.dataset.query_limit, config.seed)
+        return drawn(config.dataset.load(), config.dataset, config.seed)
 
     def problem(self, clock: Clock) -> Problem:
         """The models before and after the second stage, what the last one completes, and the pairs."""
@@ -59,9 +62,17 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names = list(config.dataset.query_sets)
     records = [record for name in names for record in corpus.queries[name]]
-    candidates = cached_candidates(config.candidates, records, corpus.train, Path(config.cache_dir) / "candidates")
-    position = {record.id: index for index, record in enumerate(corpus.train)}
-    own = [[position[source] for source in record.truth] for record in records]
+    selector = settled(config.candidates, records)
+    if isinstance(selector, All):
+        tell_cost(config.candidates, len(records), len(corpus.train))
+    candidates = cached_candidates(selector, records, corpus.train, Path(config.cache_dir) / "candidates")
+    train = tokenised(config, corpus.train, loaded, loaded.classes)
+    belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
+    documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
+        [position[name] for name in belongs[DOCUMENT]]
+    )  # fmt: skip
+    candidates = of_pieces(candidates, documents)
+    own = [np.flatnonzero(np.isin(documents, [position[source] for source in record.truth])) for record in records]
     classes = (successor or loaded).classes
     second = None
     if successor is not None:
@@ -73,18 +84,21 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
         identity=loaded.fingerprint,
         map=checked_map(loaded),
         objective=NextToken(),
-        train=tokenised(config, corpus.train, loaded, loaded.classes),
-        queries=tokenised(config, records, loaded, classes),
+        train=train,
+        queries=tokenised(config, records, loaded, classes, trained_on=False),
         query_set=[name for name in names for _ in corpus.queries[name]],
         candidates=candidates,
-        truth=np.stack([np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)]),
+        truth=np.array(
+            [np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)], dtype=bool
+        ).reshape(candidates.indices.shape),
         loaded=loaded,
         history=SavedCheckpoints(loaded, compute.device, compute.dtype),
         compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
         finetuned=second,
-        truth_known=np.array([bool(places) for places in own]),
+        truth_known=np.array([bool(record.truth) for record in records]),
+        belongs=belongs,
     )
 
 
@@ -97,7 +111,7 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
             "dataset.query_sets: 'generated' needs a model that writes, and this one classifies; take "
             "dataset.query_sets=[paraphrased]"
         )
-    source = config.dataset.GENERATED_FROM
+    source = config.dataset.generated_from
     completed = generated_queries(
         loaded,
         corpus.queries[source],
@@ -111,6 +125,7 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
             record,
             id=query_id(record.id.removesuffix(f"/{source}"), GENERATED),
             completion=_blanks(old.completion) + record.completion,
+            rejected=None,
         )
         for record, old in zip(completed, corpus.queries[source], strict=True)
     ]

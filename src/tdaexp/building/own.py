@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from tdaexp.building.parts import alike
 from tdaexp.building.self_check import check
+from tdaexp.data.handed import refuse_stream
 from tdaexp.gradients.capture import frozen
 from tdaexp.models.discovery import discovered
+from tdaexp.models.loaded import check_finite
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.own_loss import OwnExamples, OwnLoss
 from tdaexp.problem import Compute, Problem
+from tdaexp.runtime.behaviour import behaviour, structure, tensors
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
@@ -29,7 +30,7 @@ def own_problem(
     queries: Any,
     *,
     loss: Callable[[nn.Module, Any], Tensor],
-    collate: Callable[[list[Any]], Any] = default_collate,
+    collate: Callable[[list[Any]], Any] | None = None,
     cache: str | Path = "cache",
     tokens_per_batch: int = 4096,
     cache_gb: float = 2.0,
@@ -37,50 +38,60 @@ def own_problem(
 ) -> Problem:
     """All pairs of a module's training examples and queries, where it is and in its type; no truth is known.
 
-    `train` and `queries` have a length and items that `collate` batches; `loss(model, batch)` returns one number for
-    each item of the batch, [B]. Errors (UserError): an empty data set, a loss of another shape.
+    `train` and `queries` have a length and items that `collate` batches (None: as a DataLoader does), or are
+    DataLoaders in the data's order, whose data set and collate function are taken (no queries: None);
+    `loss(model, batch)` returns one number for each item of the batch, [B]. Errors (UserError): an empty data set, one
+    without a length, a DataLoader that shuffles or samples, a module without parameters or with NaN in them, a loss of
+    another shape.
     """
     objective = OwnLoss(loss)
-    lists = {"train": OwnExamples(train, collate), "queries": OwnExamples(queries, collate)}
-    for name, examples in lists.items():
-        if not len(examples):
-            raise UserError(f"{name}: holds no example")
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    two = range(min(2, len(train)))
+    lists = {"train": _examples(train, collate, "train")}
+    lists["queries"] = lists["train"].select([]) if queries is None else _examples(queries, collate, "queries")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise UserError(f"model: {type(model).__name__} has no parameter, so that no gradient can be taken")
+    check_finite(model, "model")
+    two = range(min(2, len(lists["train"])))
 
     def probe() -> Tensor:
-        return objective.losses(model, objective.batch(lists["train"], two).to(device), cross_entropy)
+        return objective.losses(model, objective.batch(lists["train"], two).to(first.device), cross_entropy)
 
     with frozen(model):
         components = discovered(model, probe, len(two))
     check(model, components, objective, lists["train"].select(two), type(model).__name__)
-    everything = alike(np.arange(len(train)), len(queries))
+    everything = alike(np.arange(len(lists["train"])), len(lists["queries"]))
     return Problem(
         model=model,
-        identity=_identity(model, loss),
+        identity=fingerprint(tensors(model), structure(model), behaviour(loss)),
         map=components,
         objective=objective,
         train=lists["train"],
         queries=lists["queries"],
-        query_set=["queries"] * len(queries),
+        query_set=["queries"] * len(lists["queries"]),
         candidates=everything,
         truth=np.zeros(everything.indices.shape, dtype=bool),
-        truth_known=np.zeros(len(queries), dtype=bool),
-        compute=Compute(device, dtype, tokens_per_batch, cache_gb),
+        truth_known=np.zeros(len(lists["queries"]), dtype=bool),
+        compute=Compute(first.device, first.dtype, tokens_per_batch, cache_gb),
         cache=Path(cache),
         seed=seed,
     )
 
 
-def _identity(model: nn.Module, loss: Callable[..., Any]) -> str:
-    """Of weights and buffers, and of the text of the module's classes and of the loss."""
-    state = {name: value.detach().cpu().to(torch.float64).numpy() for name, value in model.state_dict().items()}
-    classes = sorted({type(one) for one in model.modules() if not type(one).__module__.startswith("torch.")}, key=repr)
-    return fingerprint(state, repr(model), [_source(one) for one in (*classes, loss)])
-
-
-def _source(thing: Any) -> str:
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):  # typed at a prompt, or written in C
-        return repr(getattr(thing, "__qualname__", thing))
+def _examples(data: Any, collate: Callable[[list[Any]], Any] | None, name: str) -> OwnExamples:
+    """The items of a data set, or of a DataLoader's."""
+    if isinstance(data, DataLoader):
+        if isinstance(data.dataset, IterableDataset) or type(data.sampler) is not SequentialSampler:
+            raise UserError(
+                f"{name}: a DataLoader that shuffles or samples has no rows that can be named; give its data set "
+                f"({name}=loader.dataset)"
+            )
+        data, collate = data.dataset, collate or data.collate_fn
+    refuse_stream(data, name)
+    if not len(data):
+        raise UserError(f"{name}: holds no example; give at least one")
+    found = OwnExamples(data, collate or default_collate)
+    if behaviour(found.batch([0])) != behaviour(found.batch([0])):
+        raise UserError(
+            f"{name}: its first item is another one each time; take random augmentation out of the data set"
+        )
+    return found

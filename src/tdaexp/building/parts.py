@@ -9,6 +9,7 @@ import torch
 
 from tdaexp.building.settings import Trainer
 from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
+from tdaexp.data.unknown_sources import Auto
 from tdaexp.problem import Compute
 from tdaexp.runtime.device import resolve_device, resolve_dtype
 from tdaexp.runtime.errors import UserError
@@ -31,13 +32,14 @@ def alike(order: np.ndarray, queries: int) -> Candidates:
 def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
     """Every training example for each query, or a random sample of them, the same for all queries; None: no pair.
 
-    Lexical candidates need words: the default, `candidates=bm25`, stands for all. Errors (UserError): others.
+    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`. Errors
+    (UserError): others.
     """
     if selector is None:
         return alike(np.arange(0), queries)
     if isinstance(selector, Sample):
         order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
-    elif isinstance(selector, All) or type(selector) is BM25:
+    elif isinstance(selector, (All, Auto)) or type(selector) is BM25:
         order = np.arange(train)
     else:
         kind = type(selector).__name__.lower()

@@ -11,7 +11,8 @@ import torch
 
 from tdaexp.building.settings import Named
 from tdaexp.building.tasks import build_problem
-from tdaexp.building.texts import GENERATED, drawn, tokenisation
+from tdaexp.building.texts import check_simple, drawn, tokenisation
+from tdaexp.data.dataset import GENERATED
 from tdaexp.data.records import Corpus
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -36,7 +37,8 @@ class Recorded:
         Errors (UserError): no query set beside the model's own completions, a second training stage.
         """
         dataset = self.config.dataset
-        corpus = drawn(dataset.load(), dataset.query_limit, self.config.seed)
+        corpus = drawn(dataset.load(), dataset, self.config.seed)
+        check_simple(self.config, corpus, "a recorded training")
         if corpus.finetune:
             raise UserError("trainer.fit.record: one stage of training can be recorded, this data has two")
         names = [name for name in dataset.query_sets if name != GENERATED]

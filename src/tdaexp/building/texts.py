@@ -28,7 +28,6 @@ from tdaexp.runtime.progress import doing
 from tdaexp.training.trained import Tokenisation, trained
 
 log = logging.getLogger(__name__)
-GENERATED = "generated"
 
 
 def load_model(config: Named, records: list[Record], always_train: bool = False) -> LoadedModel:
@@ -57,18 +56,15 @@ def load_successor(config: Named, records: list[Record], first: LoadedModel) -> 
     if not records:
         return None
     # what a model was trained from lies in a folder, or on the hub under the configured name
-    folder = Path(str(first.model.name_or_path))
-    start = (
-        Pretrained(
-            str(folder),
-            name=config.model.name,
-            template=first.template,
-            max_length=first.max_length,
-            trust_remote_code=trusts(config.model),
-        )
-        if folder.is_dir()
-        else replace(config.model, template=first.template, max_length=first.max_length)
-    )
+    folder, model = Path(str(first.model.name_or_path)), config.model
+    known: dict[str, Any] = {"template": first.template, "max_length": first.max_length}
+    if getattr(model, "adapter", None) is not None:
+        start = replace(model, adapter=str(folder), **known)
+    elif folder.is_dir():
+        merged = getattr(model, "merge_adapter", False)
+        start = Pretrained(str(folder), name=model.name, trust_remote_code=trusts(model), merge_adapter=merged, **known)
+    else:
+        start = replace(model, **known)
     named = replace(start, name=f"{config.model.name}-finetuned")
     return _trained(config, named, records, config.trainer.finetune)
 
@@ -90,6 +86,8 @@ def load_sharded(config: Named, corpus: Corpus) -> LoadedModel:
     ranks.barrier()  # a mistake in the model's name must not meet processes that are still setting this up
     with ranks.in_turn():
         loaded = load_model(config, corpus.train)
+        if loaded.base is not None:
+            raise UserError("trainer=fsdp: shares out whole models, and this one has an adapter; take trainer=ddp")
         if any(part.kind == "expert" for one in checked_map(loaded).components for part in one.parts):
             raise UserError("trainer=fsdp: the weights of experts must be whole in each process; take trainer=ddp")
         sharded = Sharded(loaded.model, mesh)
@@ -125,10 +123,15 @@ def _trained(config: Named, model: Any, records: list[Record], settings: Any) ->
     )
 
 
-def drawn(corpus: Corpus, limit: int | None, seed: int) -> Corpus:
-    """The corpus with at most `limit` queries of each set, drawn at random and in their order (None: all)."""
+def drawn(corpus: Corpus, dataset: Any, seed: int) -> Corpus:
+    """The corpus with at most `query_limit` queries of each set, drawn at random and in their order (None: all).
+
+    By the data set's `query_seed`, or by the run's `seed`.
+    """
+    limit = dataset.query_limit
     if limit is None:
         return corpus
+    seed = seed if dataset.query_seed is None else dataset.query_seed
     queries = {}
     for name, records in corpus.queries.items():
         places = random.Random(f"{seed} {name}").sample(range(len(records)), min(limit, len(records)))
@@ -137,12 +140,22 @@ def drawn(corpus: Corpus, limit: int | None, seed: int) -> Corpus:
 
 
 def tokenised(
-    config: Named, records: list[Record], loaded: LoadedModel, classes: tuple[str, ...] | None = None
+    config: Named,
+    records: list[Record],
+    loaded: LoadedModel,
+    classes: tuple[str, ...] | None = None,
+    *,
+    trained_on: bool = True,
 ) -> Examples:
-    """The records as the model reads them; each ends in one of the `classes` where it classifies."""
+    """The records as the model reads them; each ends in one of the `classes` where it classifies.
+
+    What a model is trained on may be cut into pieces (`dataset.chunk`), a question is not.
+    """
     longest = min(config.dataset.max_length, loaded.max_length)
     if classes is None:
-        examples = tokenise(records, loaded.tokenizer, **asdict(replace(tokenisation(config), max_length=longest)))
+        how = replace(tokenisation(config), max_length=longest)
+        how = how if trained_on else replace(how, chunk=None)
+        examples = tokenise(records, loaded.tokenizer, **asdict(how))
     else:
         examples = tokenise_classes(records, loaded.tokenizer, classes, longest)
     check_tokens(loaded.model, examples, classes=classes is not None)
@@ -162,4 +175,18 @@ def tokenisation(config: Named) -> Tokenisation:
         max_length=dataset.max_length,
         loss_on=dataset.loss_on,
         append_eos=dataset.append_eos,
+        turns=dataset.turns,
+        chunk=dataset.chunk,
     )
+
+
+def check_simple(config: Named, corpus: Corpus, what: str) -> None:
+    """Refuse what only scores of pairs know: pieces of texts, and questions that compare two answers."""
+    if config.dataset.chunk is not None:
+        raise UserError(f"dataset.chunk={config.dataset.chunk}: {what} knows whole texts only; leave it out (null)")
+    for record in (one for records in corpus.queries.values() for one in records):
+        if record.rejected is not None:
+            raise UserError(
+                f"{record.place}: compares two answers, which {what} cannot; remove its rejected answer, or take a "
+                "method of gradients (ekfac, dot, trak)"
+            )

@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
-from tdaexp.runtime.rehearsal import padded, sampled
+from tdaexp.runtime.rehearsal import alike, padded, sampled
 
 log = logging.getLogger(__name__)
 FORWARD_MODE = ("eager", "sdpa")
@@ -105,13 +105,18 @@ class TrainingGGN:
         total = torch.zeros_like(vectors)
         with frozen(self._outputs), _differentiable(self._outputs):
             for members in sampled(batches, padded(self.gradients.lengths)):
-                total += self._summed((members, parameters, directions)).to(total.dtype)
+                work = members, parameters, directions
+                total += alike(self._size(vectors, members), functools.partial(self._summed, work)).to(total.dtype)
             # Looked at once: only a sum that is not finite makes it worth while to find out whose fault it is.
             if not _finite(total) and _finite(vectors):
                 for members in batches:
                     if not _finite(self._summed((members, parameters, directions))):
                         raise UserError(self._fault(members, parameters, directions))
         return total
+
+    def _size(self, vectors: Tensor, members: list[int]) -> Hashable:
+        """What the work of a product with some examples depends on."""
+        return self, vectors.shape, vectors.dtype, padded(self.gradients.lengths)(members), len(members)
 
     def _fault(self, members: list[int], parameters: dict[str, Tensor], directions: dict[str, Tensor]) -> str:
         """Name the first of the examples whose own product is not finite."""

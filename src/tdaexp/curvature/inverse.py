@@ -61,9 +61,9 @@ TOLD = (
 class InverseSettings:
     """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
     `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`blocks` = attention and MLP, `attention`, `mlp`, `all`),
-    `components` (names, in place of `part`), `measurement` of a query, `reduction` over tokens of loss and measurement
-    (`mean`, `sum`), `seed`.
+    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`,
+    `mlp`, `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`),
+    `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `seed`.
 
     Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
     """
@@ -72,7 +72,7 @@ class InverseSettings:
     relative_damping: float = 10.0
     examples: int | None = 128
     queries: int | None = 4
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     measurement: str = "log_likelihood"
     reduction: str = "mean"
@@ -87,6 +87,11 @@ class InverseSettings:
         for key in ("damping", "relative_damping"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
+
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
 
     def identity(self, name: str) -> list[object]:
         """All that the solutions of the method of this name depend on beside the curvature and the queries."""
@@ -179,8 +184,10 @@ class IHVP:
                 found = solver(self.gradients(range(count)[slices[number]]))
                 blocks.write(number, {name: value.cpu().numpy() for name, value in found.items()})
 
+        solved = blocks.rows()["vectors"]
+
         def vectors(queries: list[int]) -> Tensor:
-            return torch.from_numpy(np.stack([blocks.group["vectors"][query] for query in queries]))
+            return torch.from_numpy(solved[queries])
 
         return vectors, {name: ("query", blocks.group[name][:]) for name in notes}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.runtime.accumulation import accumulation_dtype, wide_bmm
+from tdaexp.runtime.rehearsal import repeated, sampled
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Explicit gradients at a time: what a CPU's cache holds, what fills a GPU."""
@@ -32,14 +33,14 @@ def add_rotated_squares(
     if q_in is not None and early_in:
         inputs, bias = rotate_inputs(inputs, bias, q_in), False
     step = max(1, CHUNK_BYTES.get(total.device.type, CHUNK_BYTES["cpu"]) // (total.element_size() * total.numel()))
-    for start in range(0, examples, step):
+    for start in sampled(range(0, examples, step), lambda start: min(step, examples - start), lambda _: 1):
         part = slice(start, start + step)
         gradient = form(inputs[part], deltas[part], bias)
         if q_in is not None and not early_in:
             gradient = gradient @ q_in
         if q_out is not None and not early_out:
             gradient = q_out.T @ gradient
-        for one in gradient:
+        for one in repeated(gradient.unbind()):
             total.addcmul_(one, one)
 
 

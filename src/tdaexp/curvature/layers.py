@@ -128,5 +128,6 @@ def _layer(group: list[Component]) -> tuple[Layer, Component]:
     rows = None if first.rows is None else np.concatenate([part.rows for part in parts if part.rows is not None])
     shape = (int(ends[-1]), first.shape[1])
     part = replace(first, rows=rows, shape=shape)
-    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss=name == "lm_head")
+    at_loss = name.partition(".")[0] == "lm_head"  # an adapter's matrices there, too
+    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss)
     return layer, Component(name, (part,), sum(one.size for one in group))

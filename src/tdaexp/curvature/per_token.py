@@ -29,6 +29,12 @@ def with_tokens(
     """
     if not count:
         return dataset
+    for one in problem.queries:
+        if one.rejected is not None:
+            raise UserError(
+                f"method.per_token={count}: tells the tokens of one text apart, and query '{one.id}' compares two "
+                "answers; take per_token=0, or remove the rejected answer"
+            )
     best = influence.best(dataset, count)
     pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs, best, axis=1))
     train, query = pair_tokens(scoring, pairs, store=problem.store("tokens", pairs, *depends_on, by=by))

@@ -8,13 +8,15 @@ Nothing ever reads it: it is the last position, attention is causal, and gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tdaexp.data.encoding import begins_with, check_words, encode
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
-from tdaexp.data.tokenise import begins_with, check_length, check_words, cut_left, encode
+from tdaexp.data.tokenise import check_length, cut_left
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -26,6 +28,10 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
     check_length(max_length)
     kept = len(begins_with(tokenizer))
     for record in records:
+        if record.rejected is not None:
+            raise UserError(
+                f"{record.place}: compares two answers, and model.finetuned classifies; remove its rejected answer"
+            )
         if not record.prompt.strip():
             raise UserError(
                 f"{record.place}: has no text to classify, and the model classifies; give it a prompt and "
@@ -42,7 +48,7 @@ def tokenise_classes(records: Sequence[Record], tokenizer: Any, classes: Sequenc
 
 def texts_alone(examples: Examples) -> Examples:
     """The examples without their classes."""
-    return Examples([Example(one.id, one.tokens[:-1], one.loss_mask[:-1], one.text) for one in examples])
+    return Examples([replace(one, tokens=one.tokens[:-1], loss_mask=one.loss_mask[:-1]) for one in examples])
 
 
 def class_number(record: Record, classes: Sequence[str]) -> int:
@@ -57,4 +63,4 @@ def class_number(record: Record, classes: Sequence[str]) -> int:
 
 def _example(record: Record, ids: list[int], number: int) -> Example:
     mask = np.arange(len(ids) + 1) == len(ids)
-    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text)
+    return Example(record.id, np.array([*ids, number], dtype=np.int64), mask, record.text, prompt=record.prompt)

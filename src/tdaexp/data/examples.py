@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +20,18 @@ class Example:
     """One tokenised record.
 
     `tokens` [T] int64; `loss_mask` [T] bool, True where the token is *predicted* and its loss counts
-    (position 0 is never predicted); `text` is for people.
+    (position 0 is never predicted); `text` is for people, and begins with `prompt` where there is one. `document` is
+    the id of the record that it is a piece of, where long ones are cut into pieces. `rejected` is the same with an
+    answer that is not wanted: what is asked is then how much likelier the first one is.
     """
 
     id: str
     tokens: np.ndarray
     loss_mask: np.ndarray
     text: str
+    document: str | None = None
+    rejected: Example | None = None
+    prompt: str = ""
 
     @property
     def length(self) -> int:
@@ -60,13 +67,28 @@ class Examples(Sequence[Example]):
         return [item.text for item in self.items]
 
     @property
+    def prompts(self) -> list[str]:
+        """The records' prompts in order, "" where there is none."""
+        return [item.prompt for item in self.items]
+
+    @property
     def lengths(self) -> np.ndarray:
         """Token counts [N]."""
         return np.array([item.length for item in self.items], dtype=np.int64)
 
+    @cached_property
+    def contrastive(self) -> bool:
+        """Whether one of them has an answer that is not wanted beside the wanted one."""
+        return any(item.rejected is not None for item in self.items)
+
     def fingerprint(self) -> str:
         """Hash of ids, tokens and loss masks in order."""
-        return fingerprint([[item.id, item.tokens, item.loss_mask] for item in self.items])
+        return fingerprint([_deciding(item) for item in self.items])
+
+
+def _deciding(item: Example) -> list[Any]:
+    other = [] if item.rejected is None else [item.rejected.tokens, item.rejected.loss_mask]
+    return [item.id, item.tokens, item.loss_mask, *other]
 
 
 @dataclass(frozen=True)

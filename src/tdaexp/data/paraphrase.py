@@ -49,6 +49,12 @@ def paraphrase_records(records: Sequence[Record], provider: Paraphraser) -> list
     Raises:
         UserError: the provider fails or answers with nothing, or the cache is damaged.
     """
+    for record in records:
+        if record.said:
+            raise UserError(
+                f"{record.place}: is a dialogue of several turns, and dataset.paraphrase rewrites single questions and "
+                "answers; give its questions in a file (dataset.query_path=FILE)"
+            )
     texts = [text for record in records for text in (record.prompt, record.completion) if text.strip()]
     rewritten = cached(texts, provider)
     return [

@@ -1,4 +1,4 @@
-"""Rows of text files and hub data sets: named columns, and errors that name file, row and column.
+"""Rows of files and hub data sets: named columns, and errors that name file, row and column.
 
 Columns that are read as text must hold text (`runtime.reading.as_text`); ids, groups, classes and training ids may be
 whole numbers too. Nothing else is turned into text: NaN, booleans and fractions are refused with file and row.
@@ -6,26 +6,31 @@ whole numbers too. Nothing else is turned into text: NaN, booleans and fractions
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tdaexp.data.records import Record
+from tdaexp.data.columnar import FOLDER_OF_TABLES, TABLES, first_line, hub_values, is_saved, table_values
+from tdaexp.data.lines import READERS, Values
+from tdaexp.data.records import Place, Record, Skipped
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.quiet import quiet
-from tdaexp.runtime.reading import as_name, as_text, parse_json, reason, repeated, undecodable
+from tdaexp.runtime.reading import as_name, as_text, reason
 
-csv.field_size_limit(2**31 - 1)  # of a field in bytes; how long a text may be is decided when it is read
+__all__ = ["Row", "first_line", "hub_rows", "made_of", "read_rows", "scan", "second_stage"]
+log = logging.getLogger(__name__)
+SHOWN = 20
+"""Rows that are named, of those that cannot be read."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its values by column, and where it stands ("FILE, row N"), for messages."""
+    """One row: its values by column, and where it stands."""
 
     values: dict[str, Any]
-    where: str
+    where: Place
 
     def text(self, column: str) -> str:
         """Return a column's text.
@@ -34,9 +39,14 @@ class Row:
             UserError: the column does not exist, is empty in this row, or holds what is no text.
         """
         value = self.value(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if self.blank(column):
             raise UserError(f"{self.where}: column '{column}' holds no text; fill it in or remove the row")
         return as_text(value, f"{self.where}: column '{column}'")
+
+    def blank(self, column: str) -> bool:
+        """Whether a column is there and holds nothing, or nothing but blanks."""
+        value = self.value(column)
+        return value is None or (isinstance(value, str) and not value.strip())
 
     def name(self, column: str) -> str:
         """Return a column's id, group or class: a text or a whole number.
@@ -53,53 +63,89 @@ class Row:
             UserError: the column does not exist.
         """
         if column not in self.values:
-            raise unknown("column", column, map(str, self.values), self.where)
+            raise unknown("column", column, map(str, self.values), str(self.where))
         return self.values[column]
 
 
-def read_rows(path: Path, unit: str = "line") -> list[Row]:
-    """Read `.jsonl`, `.tsv`, `.csv` (with a header) or `.txt`, whose only column `text` holds a line or a paragraph.
+def scan(path: Path, unit: str = "line", split: str = "train") -> list[Row | Skipped]:
+    """Every row of a file of one of the kinds in `READERS` or `TABLES`, or of a folder that `datasets` saved.
 
-    A TSV is taken literally: quotes are text. Empty lines are skipped and still counted.
+    A row that cannot be read is there as what is wrong with it. `unit` is what a row of a `.txt` file is, `split` the
+    part of a folder that has several.
 
     Raises:
-        UserError: the file is missing, empty, of another kind, not UTF-8, or a row is malformed.
+        UserError: the file is missing, empty, of another kind, or damaged as a whole.
     """
-    readers = {
-        ".jsonl": _jsonl,
-        ".tsv": _tsv,
-        ".csv": _csv,
-        ".txt": _paragraphs if unit == "paragraph" else _lines,
-    }
+    kinds = [*READERS, *TABLES]
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file in it ({', '.join(readers)})")
-        if path.suffix not in readers:
-            raise unknown("kind of file", path.suffix or path.name, readers, str(path))
-        if not path.is_file():
+        if path.is_dir() and not is_saved(path):
+            raise UserError(f"{path}: is a folder; name a file in it ({', '.join(kinds)}), or {FOLDER_OF_TABLES}")
+        if not path.is_dir() and path.suffix not in kinds:
+            raise unknown("kind of file", path.suffix or path.name, kinds, str(path))
+        if not path.exists():
             raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(readers[path.suffix](stream, path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({undecodable(path)}); convert it first") from error
+        if path.suffix in READERS and not path.is_dir():
+            # bytes that are no text become halves of surrogate pairs, which the readers look for
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+                found = placed(READERS[path.suffix](stream, str(path), unit), str(path))
+        else:
+            found = placed(enumerate(table_values(path, split), start=1), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the name and its permissions") from error
-    if not rows:
+    if not found:
         raise UserError(f"{path}: the file holds no record; give a file with at least one row")
-    return rows
+    return found
 
 
-def second_stage(path: str | None, limit: int | None) -> list[Record]:
-    """Columns `prompt` and `completion` of the first `limit` rows of a file (None: all), as records `ft-N`."""
-    rows = [] if path is None else read_rows(Path(path))[:limit]
+def placed(numbered: Iterable[tuple[int, Values]], source: str) -> list[Row | Skipped]:
+    """Rows of a source from their numbers and values; a text in place of values says what is wrong."""
     return [
-        Record(f"ft-{n}", row.text("prompt"), _completion(row).strip(), where=row.where) for n, row in enumerate(rows)
+        Skipped(Place(source, number), values) if isinstance(values, str) else Row(values, Place(source, number))
+        for number, values in numbered
     ]
 
 
-def _completion(row: Row) -> str:
-    """The completion of a fine-tuning row, which may be the number of a class."""
-    return row.name("completion") if isinstance(row.value("completion"), int) else row.text("completion")
+def made_of(
+    found: Sequence[Row | Skipped], make: Callable[[Row, int], T], skip_bad: bool = False
+) -> tuple[list[T], list[Skipped]]:
+    """What `make` makes of each row and its number from 0, and the rows that cannot be read.
+
+    Raises:
+        UserError: there are such rows, all named; with `skip_bad`, nothing else is left.
+    """
+    made, bad = [], []
+    for number, row in enumerate(found):
+        if isinstance(row, Skipped):
+            bad.append(row)
+            continue
+        try:
+            made.append(make(row, number))
+        except UserError as error:
+            bad.append(Skipped(row.where, str(error).removeprefix(f"{row.where}: ")))
+    if bad and not (skip_bad and made):
+        raise UserError(_told(bad, len(found)))
+    for where, why in bad[:SHOWN]:
+        log.warning("left out: %s: %s", where, why)
+    if bad:
+        log.warning("dataset.skip_bad: %d of %d rows could not be read and were left out", len(bad), len(found))
+    return made, bad
+
+
+def _told(bad: list[Skipped], total: int) -> str:
+    """What is wrong with rows, in one line."""
+    if len(bad) == 1:
+        return f"{bad[0].where}: {bad[0].reason}"
+    shown = " | ".join(f"row {where.row}: {why}" for where, why in bad[:SHOWN])
+    more = f" | and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+    return (
+        f"{bad[0].where.file}: {len(bad):,} of {total:,} rows cannot be read: {shown}{more}; mend or remove them "
+        "(dataset=text leaves them out with dataset.skip_bad=true)"
+    )
+
+
+def read_rows(path: Path, unit: str = "line") -> list[Row]:
+    """As `scan`, where every row can be read. Raises: UserError as there, or naming the rows that cannot."""
+    return made_of(scan(path, unit), lambda row, _: row)[0]
 
 
 def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
@@ -108,81 +154,18 @@ def hub_rows(name: str, config: str | None, split: str, revision: str | None = N
     Raises:
         UserError: `datasets` is not installed, or the data set cannot be reached or does not exist.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"dataset.hub={name}: needs the package 'datasets'; pip install 'tdaexp[hub]'") from error
-    options = {} if revision is None else {"revision": revision}
-    try:
-        with quiet("huggingface_hub", "datasets"):  # they announce each of their retries
-            table = datasets.load_dataset(name, config, split=split, **options)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"dataset.hub={name}: cannot load split '{split}' ({first_line(error)}); check name, network and "
-            "`hf auth login`, or give a local file with dataset.path"
-        ) from error
-    return [Row(dict(values), f"{name}, row {number}") for number, values in enumerate(table, start=1)]
+    values = hub_values(name, config, split, revision)
+    return [Row(dict(one), Place(name, number)) for number, one in enumerate(values, start=1)]
 
 
-def first_line(error: BaseException) -> str:
-    """Return an exception's type and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def second_stage(path: str | None, limit: int | None) -> list[Record]:
+    """Columns `prompt` and `completion` of the first `limit` rows of a file (None: all), as records `ft-N`."""
+    found = [] if path is None else scan(Path(path))[:limit]
+    return made_of(
+        found, lambda row, n: Record(f"ft-{n}", row.text("prompt"), _completion(row).strip(), where=row.where)
+    )[0]
 
 
-def _jsonl(stream: Iterable[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            where = f"{path}, row {number}"
-            values = parse_json(line, where)
-            if not isinstance(values, dict):
-                raise UserError(f"{where}: holds {type(values).__name__}, not a JSON object with columns")
-            yield Row(values, where)
-
-
-def _tsv(stream: Iterable[str], path: Path) -> Iterator[Row]:
-    split = (line.rstrip("\r\n").split("\t") for line in stream)
-    return _table(enumerate(split, start=1), path)
-
-
-def _csv(stream: Iterable[str], path: Path) -> Iterator[Row]:
-    reader = csv.reader(stream, strict=True)
-    return _table(_csv_records(reader, path), path)
-
-
-def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        for cells in reader:
-            yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}, row {reader.line_num}: not valid CSV ({error}); mend the line") from error
-
-
-def _table(numbered: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[Row]:
-    header: list[str] = next(numbered, (0, []))[1]
-    twice = repeated(header)
-    if twice is not None:
-        raise UserError(f"{path}, row 1: two columns are named '{twice}'; name each column once")
-    for number, cells in numbered:
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{path}, row {number}: {len(cells)} columns where the header has {len(header)}")
-        yield Row(dict(zip(header, cells, strict=True)), f"{path}, row {number}")
-
-
-def _lines(stream: Iterable[str], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            yield Row({"text": line.strip()}, f"{path}, row {number}")
-
-
-def _paragraphs(stream: Iterable[str], path: Path) -> Iterator[Row]:
-    lines: list[str] = []
-    start = 1
-    for number, line in enumerate((*stream, ""), start=1):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line.rstrip())
-        elif lines:
-            yield Row({"text": "\n".join(lines)}, f"{path}, row {start}")
-            lines = []
+def _completion(row: Row) -> str:
+    """The completion of a fine-tuning row, which may be the number of a class."""
+    return row.name("completion") if isinstance(row.value("completion"), int) else row.text("completion")

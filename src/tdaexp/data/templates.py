@@ -1,7 +1,13 @@
 """How a prompt and a completion become one text: chat templates, plain text, and format strings.
 
 Every template cuts the text in two, so that the loss can begin exactly after the first part: the part that a
-model is given when it generates, and the part that it should then write.
+model is given when it generates, and the part that it should then write. A dialogue with several turns of the
+assistant is cut in as many pairs of parts, `given, written, given, written, …`, where all its turns count
+(`turns=all`), or in two before the last (`turns=last`).
+
+A tokenizer's chat template renders the roles. `plain` and format strings know none: there a dialogue is a row of
+exchanges, what others said (their turns one under the other) and what the assistant answered, each rendered like a
+prompt and its completion, one under the other.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tdaexp.data.records import Record
+from tdaexp.data.records import Record, Turn
 from tdaexp.runtime.deadline import Overdue, within
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.reading import reason, spelt
@@ -21,7 +27,11 @@ SECONDS = 10.0
 """The longest that a chat template may take over one record: they take a fraction of a millisecond."""
 OTHERWISE = "take dataset.template=plain or a format string instead, or mend the tokenizer's chat_template"
 
-Split = Callable[[Record], tuple[str, str]]  # record -> (what the model is given, what it should write)
+TURNS = ("all", "last")
+ASSISTANT = "assistant"
+
+Split = Callable[[Record], list[str]]
+"""record -> parts of its text, by turns what the model is given and what it should write; the last is written."""
 
 NAMED = {
     "plain": "{prompt}\n{completion}",
@@ -78,43 +88,74 @@ def check_format(template: str, where: str = "dataset.template") -> None:
         raise UserError(f"{where}='{template}': needs {{completion}} once, behind {{prompt}}")
 
 
-def splitter(template: str, tokenizer: Any) -> Split:
-    """Return the function that cuts a record's text in two, for a resolved template.
+def splitter(template: str, tokenizer: Any, turns: str = "all") -> Split:
+    """Return the function that cuts a record's text into parts, for a resolved template.
 
     `plain` without a prompt has no separator either: the text is the completion alone.
     """
     if template == "chat":
-        return lambda record: split_chat(record, tokenizer)
+        return lambda record: split_chat(record, tokenizer, turns)
     pattern = NAMED.get(template, template)
     cut = pattern.index("{completion}")
     before, after = pattern[:cut], pattern[cut:]
 
-    def split(record: Record) -> tuple[str, str]:
-        given = "" if template == "plain" and not record.prompt else before.format(prompt=record.prompt)
-        return given, after.format(completion=record.completion)
+    def split(record: Record) -> list[str]:
+        parts: list[str] = []
+        for prompt, completion in exchanges(record):
+            given = "" if template == "plain" and not prompt else before.format(prompt=prompt)
+            parts += ["\n" + given if parts else given, after.format(completion=completion)]
+        return parts if turns == "all" else in_two(parts)
 
     return split
 
 
-def split_chat(record: Record, tokenizer: Any) -> tuple[str, str]:
-    """Render a record with the tokenizer's chat template and cut it after the generation prompt.
+def in_two(parts: list[str]) -> list[str]:
+    """Everything before the last part, and that."""
+    return ["".join(parts[:-1]), parts[-1]]
+
+
+def exchanges(record: Record) -> list[tuple[str, str]]:
+    """A dialogue as pairs of what others said, one under the other, and what the assistant answered."""
+    if not record.said:
+        return [(record.prompt, record.completion)]
+    found: list[tuple[str, str]] = []
+    asked: list[str] = []
+    for role, text in (*record.said, (ASSISTANT, record.completion)):
+        if role == ASSISTANT:
+            found.append(("\n".join(asked), text))
+            asked = []
+        else:
+            asked.append(text)
+    return found
+
+
+def split_chat(record: Record, tokenizer: Any, turns: str) -> list[str]:
+    """Render a record with the tokenizer's chat template and cut it after each generation prompt that counts.
 
     Raises:
         UserError: the template fails or does not end, or does not begin a finished dialogue with what it gives a model
-            to continue.
+            to continue, or (turns=all) with its earlier turns.
     """
-    turns: Sequence[dict[str, str]] = (
-        {"role": "user", "content": record.prompt},
-        {"role": "assistant", "content": record.completion},
-    )
-    given = rendered(record, tokenizer, turns[:1], add_generation_prompt=True)
-    whole = rendered(record, tokenizer, turns)
-    if not whole.startswith(given):
-        raise UserError(
-            f"{record.place}: this chat template's generation prompt is not how its finished "
-            "dialogue begins, so the loss has no exact place to start; give a format string instead"
-        )
-    return given, whole[len(given) :]
+    said: tuple[Turn, ...] = (*(record.said or (("user", record.prompt),)), (ASSISTANT, record.completion))
+    spoken = [{"role": role, "content": text} for role, text in said]
+    whole, start, parts = rendered(record, tokenizer, spoken), 0, []
+    last = len(said) - 1
+    for turn in [k for k, (role, _) in enumerate(said) if role == ASSISTANT and (turns == "all" or k == last)]:
+        given = rendered(record, tokenizer, spoken[:turn], add_generation_prompt=True)
+        until = whole if turn == last else rendered(record, tokenizer, spoken[: turn + 1])
+        if not (whole.startswith(given) and whole.startswith(until) and start <= len(given) <= len(until)):
+            if turn < last:
+                raise UserError(
+                    f"{record.place}: this chat template renders the assistant's turn {turn + 1} otherwise once the "
+                    "dialogue goes on, so that no loss can be put on it; take dataset.turns=last"
+                )
+            raise UserError(
+                f"{record.place}: this chat template's generation prompt is not how its finished "
+                "dialogue begins, so the loss has no exact place to start; give a format string instead"
+            )
+        parts += [whole[start : len(given)], whole[len(given) : len(until)]]
+        start = len(until)
+    return parts
 
 
 def rendered(record: Record, tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:

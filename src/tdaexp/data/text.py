@@ -1,42 +1,49 @@
-"""Any text: a plain, JSONL, TSV or CSV file, or a hub data set, with named columns."""
+"""Any text: a file of any usual kind, a folder of `datasets`, or a hub data set; columns are named, or found."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from tdaexp.data.dataset import Dataset, query_id
-from tdaexp.data.groups import groups_of, stratified
+from tdaexp.data.columns import Columns
+from tdaexp.data.dataset import GENERATED, Dataset
 from tdaexp.data.limits import check_limits
-from tdaexp.data.records import Record
-from tdaexp.data.tables import Row, hub_rows, read_rows, second_stage
+from tdaexp.data.question_file import Asking, questions
+from tdaexp.data.records import Record, Skipped
+from tdaexp.data.tables import Row, hub_rows, scan, second_stage
+from tdaexp.data.training_file import Pair, ids_of, training_pairs, without_held_out
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.reading import as_name, parse_json
 
-log = logging.getLogger(__name__)
 UNITS = ("line", "paragraph")
 
 
 @dataclass
 class Text(Dataset):
-    """Records from a file or from the hub.
+    """Records from a file or from the hub, and questions about them (docs/data.md).
 
-    path: a `.txt`, `.jsonl`, `.tsv` or `.csv` file; or
-    hub: a hub data set, with `hub_config` (null: its only one) and `split`.
+    path: a `.txt`, `.jsonl`, `.json`, `.tsv`, `.csv`, `.parquet` or `.arrow` file, or a folder saved by `datasets`; or
+    hub: a hub data set, with `hub_config` (null: its only one).
+    split: of a hub data set or a folder.
     unit: what a record of a `.txt` file is, `line` or `paragraph`.
     limit: take the first N records (null: all).
+    skip_bad: leave rows out that cannot be read, and list them, instead of stopping.
     held_out: so many of them, drawn at random, no model is trained on; each group (see group_column) has its share.
-    id_column: unique ids (null: the row's number, from 0).
+    id_column: unique ids; `row`: the row's number, from 0. Of this and the next keys, null: look for the usual names.
+    messages_column: a dialogue; or
+    text_column: the whole text; or
+    completion_column and prompt_column (a prompt alone is not enough).
+    rejected_column: of questions, an answer that the completion is compared with.
+    source_column: where a training record comes from, by which scores are summed (sources.csv).
     group_column: what a record belongs to, e.g. its language, by which results are told apart (null: nothing).
-    text_column: the whole text; or prompt_column and completion_column (a prompt alone is not enough).
     prompt_fraction: with text_column, the share of the words that becomes the prompt; 0: all is completion.
     paraphrase_column: the text in other words; or paraphrase_prompt_column and paraphrase_completion_column.
-    query_path: a second file whose rows are the queries, in the columns named for the training records.
+    query_path: a second file whose rows are the questions, a query set that is called what the file is called. Columns
+        that are named for the training records hold for it where it has them.
+    query_sets: null is the set of `query_path`, or `[paraphrased, generated]`. `paraphrased` is the other name of the
+        set of `query_path`.
     truth_column: in query_path, the training id(s) that a query comes from, several as a JSON list, `[]` where no
         source is known (null: no query's source is known, and nothing is counted right or wrong). Where a query has
         the id of its source, it is the column of the ids.
@@ -51,17 +58,22 @@ class Text(Dataset):
     split: str = "train"
     unit: str = "line"
     limit: int | None = None
+    skip_bad: bool = False
     held_out: int = 0
     id_column: str | None = None
-    group_column: str | None = None
+    messages_column: str | None = None
     text_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    rejected_column: str | None = None
+    source_column: str | None = None
+    group_column: str | None = None
     prompt_fraction: float = 0.0
     paraphrase_column: str | None = None
     paraphrase_prompt_column: str | None = None
     paraphrase_completion_column: str | None = None
     query_path: str | None = None
+    query_sets: list[str] | None = None  # type: ignore[assignment]
     truth_column: str | None = None
     label_column: str | None = None
     finetune_path: str | None = None
@@ -73,28 +85,19 @@ class Text(Dataset):
         """Check that the keys fit together.
 
         Raises:
-            UserError: no source or two, no completion or two, two sources of paraphrases, or a value out of range.
+            UserError: no source or two, two kinds of record, two sources of questions, or a value out of range.
         """
+        if self.query_sets is None:
+            self.query_sets = list(self.QUERY_SETS) if self.query_path is None else [self.own_set]
         super().__post_init__()
-        if self.truth_column is not None and self.query_path is None:
-            raise UserError("dataset.truth_column: is a column of dataset.query_path=FILE; name the file too")
+        if self.query_path is not None and {self.own_set, "paraphrased"} <= set(self.query_sets):
+            raise UserError(
+                f"dataset.query_sets={self.query_sets}: '{self.own_set}' and 'paraphrased' are both the questions of "
+                "dataset.query_path; name one"
+            )
         if (self.path is None) == (self.hub is None):
             raise UserError("dataset=text: give either dataset.path=FILE or dataset.hub=NAME")
-        if self.path is not None and Path(self.path).suffix == ".txt" and self.completion_column is None:
-            self.text_column = self.text_column or "text"
-        if (self.text_column is None) == (self.completion_column is None):
-            raise UserError("dataset=text: name either dataset.text_column or dataset.completion_column (and prompt)")
-        if self.text_column is not None and self.prompt_column is not None:
-            raise UserError("dataset.prompt_column: goes with dataset.completion_column, not with dataset.text_column")
-        if self.paraphrase_prompt_column is not None and self.paraphrase_completion_column is None:
-            raise UserError("dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it")
-        sources = (self.paraphrase_column, self.paraphrase_completion_column, self.query_path)
-        if sum(source is not None for source in sources) > 1:
-            raise UserError(
-                "dataset=text: give only one of paraphrase_column, paraphrase_completion_column, query_path"
-            )
-        if self.label_column is not None and self.query_path is None:
-            raise UserError("dataset.label_column: is a column of dataset.query_path=FILE; name the file too")
+        self._check_columns()
         if self.unit not in UNITS:
             raise unknown("unit", self.unit, UNITS, "dataset.unit")
         if not 0 <= self.prompt_fraction < 1:
@@ -103,111 +106,117 @@ class Text(Dataset):
             raise UserError(f"dataset.held_out={self.held_out}: must be at least 0")
         check_limits(self, "limit", "finetune_limit")
 
+    def _check_columns(self) -> None:
+        kinds = [
+            key for key in ("messages_column", "text_column", "completion_column") if getattr(self, key) is not None
+        ]
+        if len(kinds) > 1:
+            raise UserError(f"dataset=text: name either dataset.{kinds[0]} or dataset.{kinds[1]}; a record is one kind")
+        if self.prompt_column is not None and kinds not in ([], ["completion_column"]):
+            raise UserError(f"dataset.prompt_column: goes with dataset.completion_column, not with dataset.{kinds[0]}")
+        if self.paraphrase_prompt_column is not None and self.paraphrase_completion_column is None:
+            raise UserError("dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it")
+        sources = (self.paraphrase_column, self.paraphrase_completion_column, self.query_path)
+        if sum(source is not None for source in sources) > 1:
+            raise UserError(
+                "dataset=text: give only one of paraphrase_column, paraphrase_completion_column, query_path"
+            )
+        for key in ("truth_column", "label_column", "rejected_column"):
+            if getattr(self, key) is not None and self.query_path is None:
+                raise UserError(f"dataset.{key}: is a column of dataset.query_path=FILE; name the file too")
+
     @property
     def at_hand(self) -> bool:
         """Whether the text is in a file."""
         return self.path is not None
 
+    @property
+    def own_set(self) -> str:
+        """The name of the query set of `query_path`: the file's, without its ending where it is not `generated`."""
+        file = Path(str(self.query_path))
+        return file.name if file.stem == GENERATED else file.stem
+
+    @property
+    def known_sets(self) -> tuple[str, ...]:
+        """Also the set of `query_path`."""
+        return self.QUERY_SETS if self.query_path is None else (self.own_set, *self.QUERY_SETS)
+
+    @property
+    def generated_from(self) -> str:
+        """The questions of `query_path` by the name that the configuration gives them, or the paraphrases."""
+        named = self.query_path is None or "paraphrased" in (self.query_sets or ())
+        return "paraphrased" if named else self.own_set
+
     def train_records(self) -> list[Record]:
         """Return the first `limit` records of the file or hub data set, less those that are held out."""
-        return [self._record(row, number) for number, row in self._split()[0]]
+        return [record for record, _ in self._split[0]]
 
     def held_out_records(self) -> list[Record]:
         """Return the records that are held out."""
-        return [self._record(row, number) for number, row in self._split()[1]]
+        return [record for record, _ in self._split[1]]
 
     def finetune_records(self) -> list[Record]:
         """Return the rows of `finetune_path`; ids are `ft-N`."""
         return second_stage(self.finetune_path, self.finetune_limit)
 
+    def skipped_rows(self) -> list[Skipped]:
+        """Return the rows of both files that could not be read."""
+        asked = self.query_path is not None and {self.generated_from, GENERATED} & set(self.query_sets or ())
+        return [*self._read[1], *(self._asked[1] if asked else [])]
+
     def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
         """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""
         if self.query_path is not None:
-            return self._separate_queries(train)
-        if self.paraphrase_column is None and self.paraphrase_completion_column is None:
-            return None
-        queries = []
-        for (_, row), source in zip(self._split()[0], train, strict=True):
-            text = self._parts(
-                row, self.paraphrase_column, self.paraphrase_prompt_column, self.paraphrase_completion_column
-            )
-            queries.append(Record(query_id(source.id, "paraphrased"), *text, truth=(source.id,), where=row.where))
-        return queries
+            return self._asked[0]
+        return [query for _, query in self._split[0] if query is not None] or None
 
-    def _sources(self, row: Row) -> tuple[str, ...]:
-        """The training ids that a row of `query_path` names; none where no column says so."""
-        if self.truth_column is None:
-            return ()
-        return several(row.value(self.truth_column), f"{row.where}: column '{self.truth_column}'")
+    @property
+    def _columns(self) -> Columns:
+        """The columns that are named."""
+        return Columns(
+            dialogue=self.messages_column,
+            text=self.text_column,
+            prompt=() if self.prompt_column is None else (self.prompt_column,),
+            completion=self.completion_column,
+            rejected=self.rejected_column,
+            id=self.id_column,
+            group=self.group_column,
+            source=self.source_column,
+        )
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[Row | Skipped]:
+        """All rows, whatever the limit."""
         if self.path is not None:
-            return read_rows(Path(self.path), self.unit)
-        return hub_rows(str(self.hub), self.hub_config, self.split)
+            return scan(Path(self.path), self.unit, self.split)
+        return list(hub_rows(str(self.hub), self.hub_config, self.split))
 
-    def _split(self) -> tuple[list[tuple[int, Row]], list[tuple[int, Row]]]:
-        """Rows with their numbers: those to train on, and those held out."""
-        rows = list(enumerate(self._rows()[: self.limit]))
-        if not self.held_out:
-            return rows, []
-        groups = groups_of([self._record(row, number) for number, row in rows])
-        chosen = set(stratified(groups, self.held_out, [0], "dataset.held_out").tolist())
-        return [one for one in rows if one[0] not in chosen], [one for one in rows if one[0] in chosen]
+    def _query_rows(self) -> list[Row | Skipped]:
+        """All rows of `query_path`."""
+        return scan(Path(str(self.query_path)), self.unit, self.split)
 
-    def _record(self, row: Row, number: int) -> Record:
-        name = row.name(self.id_column) if self.id_column else str(number)
-        meta = {"group": row.name(self.group_column)} if self.group_column else {}
-        parts = self._parts(row, self.text_column, self.prompt_column, self.completion_column)
-        return Record(name, *parts, meta=meta, where=row.where)
+    @cached_property
+    def _read(self) -> tuple[list[Pair], list[Skipped]]:
+        """Records with their paraphrases, and rows that are left out."""
+        own = self.paraphrase_prompt_column
+        paraphrase = Columns(
+            text=self.paraphrase_column,
+            prompt=() if own is None else (own,),
+            completion=self.paraphrase_completion_column,
+        )
+        rows, named = self._rows()[: self.limit], replace(self._columns, rejected=None)
+        return training_pairs(rows, named, paraphrase, self.prompt_fraction, self.skip_bad)
 
-    def _parts(self, row: Row, text: str | None, prompt: str | None, completion: str | None) -> tuple[str, str]:
-        if text is not None:
-            return split_words(row.text(text), self.prompt_fraction)
-        given = row.value(prompt) if prompt is not None else None
-        return ("" if given in (None, "") else row.text(str(prompt))), row.text(str(completion))
+    @cached_property
+    def _split(self) -> tuple[list[Pair], list[Pair]]:
+        """Records to train on, and those held out."""
+        return without_held_out(self._read[0], self.held_out)
 
-    def _labelled(self, row: Row, number: int) -> Record:
-        """A query with its class as completion."""
-        name = row.name(self.id_column) if self.id_column else str(number)
-        text = row.text(str(self.text_column or self.prompt_column))
-        return Record(name, text, row.name(str(self.label_column)), where=row.where)
-
-    def _separate_queries(self, train: Sequence[Record]) -> list[Record]:
-        """Read `query_path`; queries whose sources all lie beyond `limit` are left out and counted."""
-        known = {record.id for record in train}
-        every = known if self.limit is None else {self._record(row, n).id for n, row in enumerate(self._rows())}
-        queries, left_out = [], 0
-        for number, row in enumerate(read_rows(Path(str(self.query_path)), self.unit)):
-            record = self._record(row, number) if self.label_column is None else self._labelled(row, number)
-            sources = self._sources(row)
-            for source in sources:
-                if source not in every:
-                    raise unknown("training id", source, every, row.where)
-            kept = tuple(source for source in sources if source in known)
-            left_out += bool(sources) and not kept
-            if kept or not sources:
-                name = query_id(record.id, "paraphrased")
-                queries.append(Record(name, record.prompt, record.completion, kept, where=row.where))
-        if left_out:
-            log.info("%s: left out %d queries whose sources lie beyond dataset.limit", self.query_path, left_out)
-        return queries
-
-
-def several(value: Any, where: str) -> tuple[str, ...]:
-    """Read one training id or several: a list, a JSON list written as text, or a plain id; each counts once.
-
-    Raises:
-        UserError: an id is neither a text nor a whole number.
-    """
-    if isinstance(value, str) and value.startswith("["):
-        with contextlib.suppress(UserError):  # an id may begin with a bracket
-            value = parse_json(value, where)
-    items = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(as_name(item, where) for item in items))
-
-
-def split_words(text: str, fraction: float) -> tuple[str, str]:
-    """Cut a text after the first `fraction` of its words, rounded down: at least one word is completion."""
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    cut = starts[int(fraction * len(starts))]
-    return text[:cut].rstrip(), text[cut:]
+    @cached_property
+    def _asked(self) -> tuple[list[Record], list[Skipped]]:
+        """The questions of `query_path`, and rows that are left out."""
+        known, beyond = {record.id for record, _ in self._split[0]}, set()
+        if self.limit is not None and self.truth_column is not None:
+            beyond = ids_of(self._rows(), replace(self._columns, rejected=None)) - known
+        answered = self.query_sets != [GENERATED]
+        asking = Asking(self._columns, self.truth_column, self.label_column, self.generated_from, answered)
+        return questions(self._query_rows(), asking, known, beyond, self.prompt_fraction, self.skip_bad)

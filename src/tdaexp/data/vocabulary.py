@@ -1,4 +1,4 @@
-"""What generated texts are made of: `generated/people.yaml` and `generated/scenes.yaml`, read once."""
+"""What generated texts are made of, `generated/*.yaml`, read once."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ class Vocabulary:
     def most_people(self) -> int:
         """How many full names there are."""
         return (len(self.words["female"]) + len(self.words["male"])) * len(self.words["last"])
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Of generated instructions: the sentences that close a request, and the wording of every task by its name."""
+
+    closings: Words
+    tasks: Mapping[str, str]
+
+
+@cache
+def instructions() -> Tasks:
+    """What instructions are made of."""
+    read = _read("instructions.yaml")
+    return Tasks(tuple(read["closings"]), read["tasks"])
 
 
 @cache

@@ -35,10 +35,10 @@ def explicit_gradients(
     All examples at once where the model allows it (`vmap`), else one after the other. Memory: B times the parameters.
     """
     parameters = {f"model.{name}": dict(model.named_parameters())[name].detach() for name in names}
-    whole, tensors = Losses(model, objective, loss), inputs.tensors()
+    whole, tensors = Losses(model, objective, loss), [one.unflatten(0, (-1, inputs.rows)) for one in inputs.tensors()]
 
-    def one(values: dict[str, Tensor], row: list[Tensor]) -> Tensor:
-        losses: Tensor = called_with(whole, values, inputs.having([value[None] for value in row]))
+    def one(values: dict[str, Tensor], rows: list[Tensor]) -> Tensor:
+        losses: Tensor = called_with(whole, values, inputs.having(rows))
         return losses[0]
 
     each = grad_and_value(one)

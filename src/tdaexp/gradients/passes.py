@@ -17,6 +17,7 @@ from tdaexp.gradients.assembly import Consumer
 from tdaexp.gradients.capture import capture, frozen
 from tdaexp.gradients.explicit import explicit_gradients
 from tdaexp.gradients.factors import VectorFactors
+from tdaexp.gradients.folding import folding
 from tdaexp.models.components import Component, ComponentMap, parameters_of
 from tdaexp.objectives.base import Inputs, Loss, Objective, cross_entropy
 from tdaexp.objectives.measurements import as_loss, named
@@ -104,12 +105,13 @@ class Gradients:
         if formed:
             losses = self._form(formed, inputs, consume)
         if losses is None or len(formed) < len(self.components):
+            take = consume if inputs.rows == 1 else folding(consume, inputs.rows)
             losses = capture(
                 self.model,
                 self.components,
-                len(inputs.ids),
+                len(inputs.ids) * inputs.rows,
                 lambda: self.objective.losses(self.model, inputs, self.loss),
-                consume,
+                take,
             )
         return losses
 

@@ -46,63 +46,84 @@ class VectorSpace:
         return {name: value.detach() for name, value in self.model.named_parameters() if name in chosen}
 
     def tangents(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Vectors [K, size] as directions in parameter space: name to [K, *shape], zero outside the components."""
+        """Vectors [K, size] as directions in parameter space: name to [K, *shape], zero outside the components.
+
+        Directions may share the memory of the vectors.
+        """
         named = dict(self.model.named_parameters())
-        found = {name: vectors.new_zeros(len(vectors), *value.shape) for name, value in self.parameters().items()}
-        for columns, part, kind, name in self._shares():
-            entries = vectors[:, columns]
+        found: dict[str, Tensor] = {}
+        for place, part, kind, name in self._shares():
+            shape = named[name].shape
+            entries = place.of(vectors)
+            if part.rows is None and part.expert is None:
+                found[name] = _shaped(entries, part, kind, shape)
+                continue
+            if name not in found:
+                found[name] = vectors.new_zeros(len(vectors), *shape)
             if part.expert is not None:
-                own = slice(None) if part.rows is None else part.rows
-                found[name][:, part.expert, own] = entries.reshape(len(entries), *part.shape)
-            elif part.rows is None:
-                found[name] = _shaped(entries, part, kind, named[name].shape)
+                rows = slice(None) if part.rows is None else part.rows
+                found[name][:, part.expert, rows] = entries.reshape(len(entries), *part.shape)
             elif part.kind == "conv1d" and kind == "weight":
                 found[name][:, :, part.rows] = _shaped(entries, part, kind, (part.shape[1], part.shape[0]))
             else:
-                rows = (part.shape[0], *named[name].shape[1:])
-                found[name][:, part.rows] = _shaped(entries, part, kind, rows)
-        return found
+                found[name][:, part.rows] = _shaped(entries, part, kind, (part.shape[0], *shape[1:]))
+        return {name: found[name] for name in named if name in found}
 
     def vectors(self, gradients: dict[str, Tensor]) -> Tensor:
         """The inverse of `tangents` (its transpose where a matrix has rows of no component): [K, size]."""
         first = next(iter(gradients.values()))
         result = first.new_empty(len(first), self.size)
-        for columns, part, kind, name in self._shares():
+        for place, part, kind, name in self._shares():
             value = gradients[name] if part.expert is None else gradients[name][:, part.expert]
             if part.kind == "conv1d" and kind == "weight":
                 value = value.transpose(1, 2)
             if part.rows is not None:
                 value = value[:, part.rows]
-            result[:, columns] = value.reshape(len(value), -1)
+            entries = place.of(result)
+            entries.copy_(value.reshape(entries.shape))
         return result
 
-    def _shares(self) -> Iterator[tuple[Tensor, Part, str, str]]:
-        """(places in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
-        for component, place in zip(self.components.components, self.slices, strict=True):
-            start = place.start
+    def _shares(self) -> Iterator[tuple[Place, Part, str, str]]:
+        """(place in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
+        for component, whole in zip(self.components.components, self.slices, strict=True):
+            start = whole.start
             for part in own_parts(component):
-                places = torch.arange(start, start + part.size, device="cpu")
+                stop = start + part.size
                 if part.kind == "other":
-                    yield from self._one_by_one(places, part)
-                    start += part.size
+                    yield from self._one_by_one(start, part)
+                    start = stop
                     continue
                 outputs, inputs = part.shape
-                weight, bias = places[: part.size - outputs * part.bias], places[part.size - outputs * part.bias :]
-                if part.kind in MATRICES:
-                    matrix = places.view(outputs, inputs + part.bias)
-                    weight, bias = matrix[:, :inputs].flatten(), matrix[:, inputs:].flatten()
+                weight, bias = Place(start, stop - outputs * part.bias), Place(stop - outputs * part.bias, stop)
+                if part.kind in MATRICES and part.bias:
+                    weight = Place(start, stop, inputs + 1, (0, inputs))
+                    bias = Place(start, stop, inputs + 1, (inputs, inputs + 1))
                 yield weight, part, "weight", part.parameters[0] if part.parameters else f"{part.module}.weight"
                 if part.bias:
                     yield bias, part, "bias", f"{part.module}.bias"
-                start += part.size
+                start = stop
 
-    def _one_by_one(self, places: Tensor, part: Part) -> Iterator[tuple[Tensor, Part, str, str]]:
+    def _one_by_one(self, start: int, part: Part) -> Iterator[tuple[Place, Part, str, str]]:
         """The parameters of a part without a rule, one behind the other."""
-        named, start = dict(self.model.named_parameters()), 0
+        named = dict(self.model.named_parameters())
         for name in part.parameters:
             stop = start + named[name].numel()
-            yield places[start:stop], part, "weight", name
+            yield Place(start, stop), part, "weight", name
             start = stop
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a vector: from `start` to `stop`, in rows of `width` the `columns` [first, end)."""
+
+    start: int
+    stop: int
+    width: int = 1
+    columns: tuple[int, int] = (0, 1)
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """The entries of vectors [K, size], in their own memory: [K, rows, columns]."""
+        return vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))[..., slice(*self.columns)]
 
 
 def own_parts(component: Component) -> list[Part]:
@@ -111,7 +132,7 @@ def own_parts(component: Component) -> list[Part]:
 
 
 def _shaped(entries: Tensor, part: Part, kind: str, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Entries [K, n] in the shape of a parameter."""
+    """Entries [K, rows, columns] in the shape of a parameter."""
     if part.kind == "conv1d" and kind == "weight":
         return entries.reshape(len(entries), part.shape[0], part.shape[1]).transpose(1, 2)
     return entries.reshape(len(entries), *shape)

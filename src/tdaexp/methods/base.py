@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+import numpy as np
 import xarray as xr
 
+from tdaexp import influence
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rows import Rows, rows_of
 
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
@@ -22,8 +26,9 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """The method's name in tables and stores: that of its module."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name in tables and stores: that of its module, or of its class where the module is not ours."""
+        package, _, module = type(self).__module__.rpartition(".")
+        return module if package else type(self).__name__.lower()
 
     @property
     def label(self) -> str:
@@ -60,6 +65,11 @@ class Method(ABC):
         return False
 
     @property
+    def linear(self) -> bool:
+        """Whether the answer about the mean of several queries' measurements is the mean of the answers about them."""
+        return False
+
+    @property
     def sharded(self) -> bool:
         """Whether the method works on a model of which each process holds a share (`models.sharded`)."""
         return not self.reads_model
@@ -69,9 +79,48 @@ class Method(ABC):
         """The method that does the work, as a plan sees it."""
         return self
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The method whose score of an example for itself is the example's self-influence: it measures the loss, for
+        every query. None where that says nothing (a cosine, words).
+        """
+        return None
+
     @abstractmethod
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Score the problem's pairs; positive means that training on the example made the query more likely."""
+
+    def self_influence(self, problem: Problem) -> xr.Dataset:
+        """What each training example does for itself [train, component] (`influence.itself`), positive = supports it.
+
+        The pairs are (i, i): a pass for each example as a query and one as a candidate, and no table of all pairs.
+        Errors (UserError): the method has no self-influence.
+        """
+        return influence.itself(self.check_itself().attribute(problem.with_itself()))
+
+    def check_itself(self) -> Method:
+        """`of_itself`. Errors (UserError): there is none."""
+        if self.of_itself is None:
+            raise UserError(
+                f"self_influence: of method={self.name} an example's score for itself says nothing; take ekfac, dot, "
+                "full, project, trak, tracin, cg, lissa or arnoldi"
+            )
+        return self.of_itself
+
+    def relative_to_self(self, problem: Problem, values: np.ndarray | Rows) -> Rows:
+        """Influence [Q, C, K] over the square root of the training example's self-influence, that of all components.
+
+        ℓ-RelatIF of Barshan et al. 2020: examples of large loss do not come first for every query. Stays additive over
+        components. An example without any gradient has influence 0.
+        """
+        own = self.self_influence(problem)["self_influence"]
+
+        @functools.cache
+        def scale() -> np.ndarray:
+            total = own.values.astype(np.float64).sum(1)
+            return np.divide(1.0, np.sqrt(total), out=np.zeros(len(total)), where=total > 0)
+
+        return rows_of(values).map(lambda found, rows: found * scale()[problem.pairs[rows]][..., None], np.float64)
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""
@@ -95,3 +144,17 @@ def check_truth(method: Method, query_sets: Iterable[str], known: Iterable[bool]
                 "choose by similarity to the full gradient (method=select_fidelity), or say where queries come from "
                 "(dataset.truth_column=NAME; the array 'target' of stored products)"
             )
+
+
+def check_combines(method: Method) -> None:
+    """Refuse (UserError) a method whose answer about a mean of measurements is not the mean of its answers."""
+    if not method.linear:
+        raise UserError(
+            f"dataset.combine=mean: method={method.name} is not linear in the query (a cosine scales each question by "
+            "its own norm), so the mean of its scores is no score of the mean; take dot, ekfac, cg, lissa, arnoldi, "
+            "trak or tracin"
+        )
+    if getattr(method, "queries", None) is not None:
+        raise UserError("dataset.combine=mean: is about all questions; set method.queries=null")
+    if getattr(method, "per_token", 0):
+        raise UserError("dataset.combine=mean: several questions have no tokens in common; set method.per_token=0")

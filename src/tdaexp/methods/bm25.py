@@ -25,6 +25,11 @@ class BM25(Method):
         """No."""
         return False
 
+    @property
+    def linear(self) -> bool:
+        """A control: the mean over questions is what it says of them."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """The BM25 score of every candidate pair. Errors (UserError): the examples have no words."""
         if not isinstance(problem.objective, NextToken):

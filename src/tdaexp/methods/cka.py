@@ -42,7 +42,7 @@ class CKA(Method):
 
     of: str = "gradients"
     layer: int = -1
-    part: str = "all"
+    part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
 

@@ -7,26 +7,59 @@ Cost: as `full`, whose stored products it shares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import xarray as xr
 
+from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
 from tdaexp.problem import Problem
+from tdaexp.runtime.rows import Rows, lazy
+from tdaexp.selection.parts import part_note, with_notes
 
 
 @dataclass
 class Dot(Full):
-    """Keys: as for `full`."""
+    """Keys: as for `full`, and `relative` (divide by the norm of the training example's gradient, which is RelatIF in
+    this metric: Barshan et al. 2020).
+    """
+
+    relative: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name, the part of the model if it is not the whole, and whether it is relative."""
+        note = part_note(self.part, self.components, "all")
+        return with_notes(self.name, [note, "relative" if self.relative else ""])
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The dot product."""
+        return replace(self, relative=False)
+
+    @property
+    def linear(self) -> bool:
+        """Products with the query's gradient."""
+        return True
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products of all candidate pairs."""
-        return _without_norms(super().attribute(problem))
+        return self._without_norms(super().attribute(problem))
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """The stored dot products."""
-        return _without_norms(super().from_products(products))
+        return self._without_norms(super().from_products(products))
 
+    def _without_norms(self, products: xr.Dataset) -> xr.Dataset:
+        dots = products.drop_vars(["query_sq", "train_sq"]).assign_attrs(normalise="none")
+        if not self.relative:
+            return dots
+        values, squares = (products[name].variable for name in ("influence", "train_sq"))
 
-def _without_norms(products: xr.Dataset) -> xr.Dataset:
-    return products.drop_vars(["query_sq", "train_sq"]).assign_attrs(normalise="none")
+        def relative(rows: np.ndarray) -> np.ndarray:
+            found, own = values.isel(query=rows).values, squares.isel(query=rows).values.astype(np.float64)
+            norms = np.sqrt(own.sum(2, keepdims=True))
+            return np.divide(found, norms, out=0.0 * found, where=norms > 0)  # NaN where there is no pair
+
+        return dots.assign(influence=(values.dims, lazy(Rows(values.shape, np.float64, relative))))

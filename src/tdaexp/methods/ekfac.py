@@ -10,7 +10,7 @@ fit, with sums of outer products that cost about as much again, then one pass ov
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 from torch import Tensor
@@ -41,19 +41,21 @@ log = logging.getLogger(__name__)
 @dataclass
 class EKFAC(Method):
     """Keys: `mode` (`ekfac`; `kfac` = products of the factors' eigenvalues; `diagonal`; `identity` = dot product),
-    `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`blocks` =
-    attention and MLP, `attention`, `mlp`, `all`), `components` (names, in place of `part`), `strict` (refuse components
-    without a factor rule), `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`),
-    `query_rank` (approximate each query's gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for
-    other queries, in at most so many GB), `partitions` (fit and score the matrices in so many passes: less memory),
-    `saves` of a phase, `per_token` (for each query's so many best candidates, which tokens their scores come from),
-    `seed` of the drawn labels.
+    `damping` λ (null = `relative_damping` times each matrix's mean eigenvalue), `part` of the model (`adapter`,
+    `blocks` = attention and MLP, `attention`, `mlp`, `all`; null = the adapter where there is one, else `blocks`),
+    `components` (names, in place of `part`), `strict` (refuse components without a factor rule), `measurement` of a
+    query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `query_rank` (approximate each query's
+    gradient), `keep_gb` (above 0: keep the training gradients in 8 bits for other queries, in at most so many GB),
+    `partitions` (fit and score the matrices in so many passes: less memory), `saves` of a phase, `relative` (divide by
+    the square root of the training example's self-influence: RelatIF, Barshan et al. 2020; a pass more over each
+    training example, as a query and as a candidate), `per_token` (for each query's so many best candidates, which
+    tokens their scores come from), `seed` of the drawn labels.
     """
 
     mode: str = "ekfac"
     damping: float | None = None
     relative_damping: float = 0.1
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     strict: bool = False
     measurement: str = "log_likelihood"
@@ -62,6 +64,7 @@ class EKFAC(Method):
     keep_gb: float = 0.0
     partitions: int = 1
     saves: int = 4
+    relative: bool = False
     per_token: int = 0
     seed: int = 0
 
@@ -78,6 +81,11 @@ class EKFAC(Method):
                 f"method.per_token={self.per_token}: kept gradients are rounded, so that tokens' shares would not add "
                 "up to the scores; set method.keep_gb=0"
             )
+        if self.per_token and self.relative:
+            raise UserError(
+                f"method.per_token={self.per_token}: tokens' shares add up to the score before it is made relative; "
+                "set method.relative=false"
+            )
         self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves)
         self.damped = Damping(self.damping, self.relative_damping)
 
@@ -88,12 +96,23 @@ class EKFAC(Method):
         notes = ["" if self.mode == "ekfac" else self.mode]
         notes += [damping_note(self.damping, self.relative_damping, EKFAC.relative_damping)] if damped else []
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
+        notes.append("relative" if self.relative else "")
         return with_notes(self.name, [*notes, f"rank {self.query_rank}" if self.query_rank else ""])
 
     @property
     def sharded(self) -> bool:
         """Yes: it sees activations and their gradients alone."""
         return True
+
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
+        return True
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The same, of the loss."""
+        return replace(self, measurement="log_likelihood", relative=False, per_token=0)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors, precondition the queries, score the pairs."""
@@ -112,7 +131,10 @@ class EKFAC(Method):
             inverse,
             self.query_rank,
         )
-        dataset = problem.label(self.scores(problem, sides), layers.components)
+        scores = self.scores(problem, sides)
+        if self.relative:
+            scores = self.relative_to_self(problem, scores)
+        dataset = problem.label(scores, layers.components)
         identity = self._identity(problem, layers.components.names)
         scoring = TokenScoring(sides, inverse)
         return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=EKFAC)

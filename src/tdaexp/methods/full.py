@@ -20,12 +20,12 @@ from tdaexp.selection.parts import check_part, chosen, part_note, restricted, wi
 
 @dataclass
 class Full(Method):
-    """Keys: `part` of the model that the gradient is restricted to (`all`, `blocks` = attention and MLP, `attention`,
-    `mlp`), `components` (names, in place of `part`), `reduction` of the loss over an example's tokens (`mean`, as in
-    the paper, or `sum`).
+    """Keys: `part` of the model that the gradient is restricted to (`all`, `adapter`, `blocks` = attention and MLP,
+    `attention`, `mlp`; null = the adapter where there is one, else `all`), `components` (names, in place of `part`),
+    `reduction` of the loss over an example's tokens (`mean`, as in the paper, or `sum`).
     """
 
-    part: str = "all"
+    part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
 
@@ -43,9 +43,14 @@ class Full(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The dot product: squared norms of gradients."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
-        components, compute = chosen(problem.components(), self.part, self.components), problem.compute
+        components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute
         products = component_products(
             train_gradients(problem, components, self.reduction),
             query_gradients(problem, components, self.reduction),
@@ -58,4 +63,4 @@ class Full(Method):
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Stored products are the answer, those of the chosen components."""
-        return restricted(products, self.part, self.components)
+        return restricted(products, self.part, self.components, "all")

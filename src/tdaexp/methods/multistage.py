@@ -51,7 +51,7 @@ class MultiStage(Method):
     finetuned_mode: str | None = None
     finetuned_damping: float | None = None
     finetuned_relative_damping: float | None = None
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
     strict: bool = False
     measurement: str = "log_likelihood"
@@ -94,6 +94,11 @@ class MultiStage(Method):
     @property
     def both_stages(self) -> bool:
         """Yes."""
+        return True
+
+    @property
+    def linear(self) -> bool:
+        """The query's gradient, times a matrix that no query decides."""
         return True
 
     def attribute(self, problem: Problem) -> xr.Dataset:

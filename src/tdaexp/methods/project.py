@@ -37,7 +37,7 @@ class Project(Method):
     budget: float | None = None
     rule: str = "proportional"
     distribution: str = "rademacher"
-    part: str = "all"
+    part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
     seed: int = 0
@@ -65,9 +65,14 @@ class Project(Method):
         """Yes: it sees activations and their gradients alone."""
         return True
 
+    @property
+    def of_itself(self) -> Method | None:
+        """The same without norms: squared norms of projected gradients."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
-        components = chosen(problem.components(), self.part, self.components)
+        components = chosen(problem.components(), self.part, self.components, "all")
         sketches = self.sketches(components)
         used = np.unique(problem.pairs[problem.pairs >= 0])  # no other training example is sketched
         candidates = replace(problem, train=problem.train.select(used))

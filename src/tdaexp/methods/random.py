@@ -24,6 +24,11 @@ class Random(Method):
         """No."""
         return False
 
+    @property
+    def linear(self) -> bool:
+        """A control, about anything."""
+        return True
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Uniform scores in [0, 1), the same whatever else is in the batch or the candidate set."""
         ids = np.array([*problem.train.ids, ""], dtype=object)

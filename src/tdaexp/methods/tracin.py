@@ -36,7 +36,7 @@ class TracIn(Method):
 
     steps: list[int] | None = field(default=None, metadata={"distinct": True})
     moments: int = 10
-    part: str = "all"
+    part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
 
@@ -54,9 +54,19 @@ class TracIn(Method):
         """Always."""
         return True
 
+    @property
+    def linear(self) -> bool:
+        """Sums of products with the query's gradient."""
+        return True
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The same."""
+        return self
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of component dot products over the moments."""
-        components, compute = chosen(problem.components(), self.part, self.components), problem.compute
+        components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute
         found: list[tuple[float, Rows]] = []
         used = history_of(problem).moments(self.steps, self.moments)
         for number, moment in enumerate(repeated(used), start=1):

@@ -6,7 +6,8 @@ projected gradients at checkpoint c, and Φ_c those of all examples that the mod
     τ(z, q) = [1/C Σ_c φ_c(q)ᵀ (Φ_cᵀ Φ_c + ridge)⁻¹ φ_c(z)] · [1/C Σ_c Q_c(z)]
 
 f is the mean over an example's predicted tokens of log(p / (1 - p)), the output function of the paper for
-classification taken token by token, and Q the mean of 1 - p over them. P is a matrix of its own for each component, and
+classification taken token by token, and Q the mean of 1 - p over them; where the objective gives no probabilities (a
+loss of somebody's own), f is minus the loss and Q is 1. P is a matrix of its own for each component, and
 their products add up: φ is a projection of the whole gradient, and the part of φ(z) that comes from a component gives
 the component axis. `checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive =
 helps. Fills query, train and component. Cost: a forward-backward pass and k numbers of every gradient entry per example
@@ -30,6 +31,7 @@ from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
+from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -37,7 +39,7 @@ from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import padded, repeated, sampled
-from tdaexp.selection.parts import PARTS, chosen, part_note, with_notes
+from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -49,8 +51,8 @@ ENSEMBLES = ("last", "all")
 class TRAK(Method):
     """Keys: `dimensions` k of the projection, `ridge` (a fraction of the mean eigenvalue of ΦᵀΦ), `checkpoints` (`last`
     = the model alone, `all` that its training kept, or `moments` steps of a recorded one), `projection` and
-    `distribution` as for `project` (`trak` = traker's), `part` of the model (`blocks` = attention and MLP, `attention`,
-    `mlp`, `all`), `components` (names, in place of `part`), `seed`.
+    `distribution` as for `project` (`trak` = traker's), `part` and `components` as for `ekfac`, `relative` (divide by
+    the square root of the training example's self-influence: RelatIF, Barshan et al. 2020), `seed`.
     """
 
     dimensions: int = 256
@@ -59,15 +61,17 @@ class TRAK(Method):
     moments: int = 10
     projection: str = "trak"
     distribution: str = "rademacher"
-    part: str = "blocks"
+    part: str | None = None
     components: list[str] | None = None
+    relative: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
-        for key, choices in (("checkpoints", ENSEMBLES), ("projection", KINDS), ("part", PARTS)):
+        for key, choices in (("checkpoints", ENSEMBLES), ("projection", KINDS)):
             if getattr(self, key) not in choices:
                 raise unknown(key, getattr(self, key), choices, f"method.{key}")
+        check_part(self.part)
         if self.dimensions < 1:
             raise UserError(f"method.dimensions={self.dimensions}: must be at least 1")
         if not self.ridge >= 0:
@@ -76,14 +80,24 @@ class TRAK(Method):
     @property
     def label(self) -> str:
         """Name, that it is an ensemble if it is one, and the part of the model if it is not the usual one."""
-        return with_notes(
-            self.name, ["" if self.checkpoints == "last" else "ensemble", part_note(self.part, self.components)]
-        )
+        ensemble, relative = self.checkpoints != "last", self.relative
+        notes = ["ensemble" if ensemble else "", part_note(self.part, self.components), "relative" if relative else ""]
+        return with_notes(self.name, notes)
 
     @property
     def wants_checkpoints(self) -> bool:
         """Where all are averaged."""
         return self.checkpoints == "all"
+
+    @property
+    def linear(self) -> bool:
+        """The query's projected gradient, times a matrix that no query decides."""
+        return True
+
+    @property
+    def of_itself(self) -> Method | None:
+        """The same, of the output function that it is about."""
+        return replace(self, relative=False)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
@@ -105,10 +119,13 @@ class TRAK(Method):
             parts = _parts(found["train"], len(components), cache_gb)
             found_here = kernel(whole[0], parts, whole[1], problem.pairs, self.ridge)
             values = np.add(values, found_here, out=found_here)
-            weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
+            if problem.objective.gives_probabilities:
+                weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
         values /= len(models)
-        values *= np.mean(weights, axis=0)[problem.pairs][..., None]
-        return problem.label(values, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
+        if weights:
+            values *= np.mean(weights, axis=0)[problem.pairs][..., None]
+        answer = self.relative_to_self(problem, values) if self.relative else values
+        return problem.label(answer, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
     def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
         """Projected gradients of -f, k of each component; the sign falls out of every product."""
@@ -126,7 +143,7 @@ class TRAK(Method):
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
         place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
-            replace(gradients, loss=as_loss(logit_margin)),
+            replace(gradients, loss=as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy),
             sketches,
             store=place("trak", examples.fingerprint(), identity, components.names, settings, by=TRAK),
             tokens_per_batch=problem.compute.tokens_per_batch,

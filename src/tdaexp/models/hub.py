@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tdaexp.models.adapted import adapters_apart
 from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import quiet_transformers
-from tdaexp.models.source import Source, adapter_refusal, first_line, mend
+from tdaexp.models.source import Source, first_line, mend
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.hub import from_config, from_hub
 
@@ -99,7 +100,7 @@ def load_weights(
         options["device_map"] = {"": torch.device(device)}
     _tell_conversion(source, dtype, trust_remote_code)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), adapters_apart():
             loaded: Any = from_hub(
                 auto,
                 source.name,
@@ -118,8 +119,6 @@ def load_weights(
     model, report = loaded
     if dtype == torch.float64:  # torch has no grouped products of doubles
         model.set_experts_implementation("eager")
-    if getattr(model, "_hf_peft_config_loaded", False):  # of a repository on the hub: folders are looked at before
-        raise UserError(adapter_refusal(source.name, Path()))
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(

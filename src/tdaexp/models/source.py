@@ -46,9 +46,10 @@ REFUSALS = (
     ),
     (
         hub_errors.EntryNotFoundError,
-        "the repository has no config.json; it is not a transformers model (an adapter alone? merge it with its base)",
+        "the repository has no FILE; it is no such model in the format of the hub",
     ),
 )  # the first that fits counts: some are kinds of others
+HUB_FAULTS = (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, hub_errors.HFValidationError, OSError)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Source:
     folder: Path | None
 
 
-def locate(name: str, revision: str | None, where: str) -> Source:
-    """Resolve a folder or hub id, named by config key `where`, to something that can be loaded.
+def locate(name: str, revision: str | None, where: str, file: str = "config.json") -> Source:
+    """Resolve a folder or hub id, named by config key `where`, to something that can be loaded: it holds `file`.
 
     A folder's identity is that of its content (`content`); that of a hub id is the id and the commit to which the
     revision points today.
@@ -76,7 +77,7 @@ def locate(name: str, revision: str | None, where: str) -> Source:
         raise UserError(f"{where}={name} is a file; name the folder in hub format (config.json, *.safetensors)")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"{where}={name}: no such folder, and not a hub id (owner/name); check the spelling")
-    commit = _resolve_commit(name, revision, where)
+    commit = _resolve_commit(name, revision, where, file)
     return Source(name, commit, f"{name}@{commit}", None)
 
 
@@ -94,22 +95,32 @@ def content(folder: Path) -> str:
     return fingerprint([[file.relative_to(folder).as_posix(), file_fingerprint(file)] for file in files])
 
 
-def _resolve_commit(name: str, revision: str | None, where: str) -> str:
+def _resolve_commit(name: str, revision: str | None, where: str, file: str) -> str:
     at = f"{where}={name}" + (f" (revision {revision})" if revision else "")
     try:
         with quiet("huggingface_hub"):  # it announces each of its retries
-            config = hf_hub_download(name, "config.json", revision=revision)
-    except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, hub_errors.HFValidationError, OSError) as error:
+            config = hf_hub_download(name, file, revision=revision)
+    except HUB_FAULTS as error:
         known = (reason for kind, reason in REFUSALS if isinstance(error, kind))
         reason = next(known, f"{first_line(error)}; set {where}=FOLDER")
-        raise UserError(f"{at}: {reason.replace('WHERE', where)}") from error
+        raise UserError(f"{at}: {reason.replace('WHERE', where).replace('FILE', file)}") from error
     return Path(config).parent.name  # …/snapshots/<commit>/config.json
+
+
+def hub_file(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a hub repository, fetched; None where it has none or cannot be reached."""
+    if not HUB_ID.fullmatch(name):
+        return None
+    try:
+        with quiet("huggingface_hub"):
+            return Path(hf_hub_download(name, file, revision=revision))
+    except HUB_FAULTS:
+        return None
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder without readable config or weights, with a missing shard or a truncated safetensors file."""
     config = folder / "config.json"
-    refuse_adapter(folder)
     if not config.is_file():
         raise UserError(f"{folder}: no config.json; model.pretrained must be a folder in hub format")
     try:
@@ -138,25 +149,6 @@ def check_folder(folder: Path) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: truncated or corrupt ({error}); {mend(folder)}") from error
-
-
-def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter: what would be loaded from it is its base, or a mixture that has no names."""
-    note = folder / ADAPTER
-    if note.is_file():
-        raise UserError(adapter_refusal(str(folder), note))
-
-
-def adapter_refusal(name: str, note: Path) -> str:
-    """Why the model of that name, which has the adapter that a note describes, is refused."""
-    try:
-        base = str(json.loads(note.read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base")
-    except (OSError, ValueError, AttributeError):
-        base = "its base"
-    return (
-        f"{name}: holds an adapter ({ADAPTER}, to {base}), and adapters cannot be explained yet; merge the two (peft: "
-        f"merge_and_unload, then save_pretrained) and name that folder; for the base alone name one without {ADAPTER}"
-    )
 
 
 def mend(folder: Path | None, otherwise: str = "fetch the model again") -> str:

@@ -26,6 +26,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits [B, L, V], targets [B, L] int64, weights [B, L]) to scalars [B]; weight 0 marks padding."""
 
 REDUCTIONS = ("mean", "sum")
+CONTRASTED = 2
+"""Rows of an example, where answers are compared."""
 
 
 class ExampleList(Protocol):
@@ -57,7 +59,8 @@ class Inputs:
 
     `inputs`: a tensor [B, ...], or tensors in whatever structure a model of somebody's own reads; `targets` [B, L] and
     `weights` [B, L] float64 as for a `Loss`; `positions` [B, L] int64 tells where in the inputs logits are read, where
-    that is not everywhere.
+    that is not everywhere. Where a query compares two answers, an example is two rows, one behind the other, and all
+    tensors have 2 B of them; `signs` [2 B] float64 says how each counts: 1 what is wanted, -1 what is not, 0 nothing.
     """
 
     ids: list[str]
@@ -65,6 +68,12 @@ class Inputs:
     targets: Tensor
     weights: Tensor
     positions: Tensor | None = None
+    signs: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of an example."""
+        return 1 if self.signs is None else CONTRASTED
 
     def tensors(self) -> list[Tensor]:
         """All tensors, each with the examples along its first axis."""
@@ -90,6 +99,11 @@ class Reach:
 
 class Objective(ABC, Generic[E]):
     """What the model is asked of its examples. Instances hold no data and no model."""
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether `outputs` are logits, from which the targets' probabilities follow."""
+        return True
 
     def prepare(self, model: nn.Module) -> None:
         """What has to be found out about a model before hooks or derivatives are about."""
@@ -121,9 +135,12 @@ class Objective(ABC, Generic[E]):
         """Hidden states [B, T, d] after a layer (-1: what the last reads), and which are real, on the host [B, T]."""
 
     def losses(self, model: nn.Module, inputs: Inputs, loss: Loss) -> Tensor:
-        """Losses [B] of inputs that are on the model's device."""
+        """Losses [B] of inputs that are on the model's device; of compared answers, the difference."""
         logits = self.outputs(model, inputs)
-        return loss(logits, inputs.targets, inputs.weights.to(accumulation_dtype(logits.dtype)))
+        losses = loss(logits, inputs.targets, inputs.weights.to(accumulation_dtype(logits.dtype)))
+        if inputs.signs is None:
+            return losses
+        return (losses * inputs.signs.to(losses)).view(-1, inputs.rows).sum(1)
 
     def label_width(self, examples: E) -> int:
         """The most labels that one of the examples has."""

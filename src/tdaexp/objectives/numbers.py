@@ -21,6 +21,11 @@ class Numbers(Classes):
     The noise follows from the seed and the example's id, so that no label need be kept.
     """
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """No: the outputs are means."""
+        return False
+
     def losses(self, model, inputs: Inputs, loss) -> Tensor:  # type: ignore[no-untyped-def]
         """Half squared errors [B]; a `loss` of logits has no meaning here and is left aside."""
         means = self.outputs(model, inputs)[:, 0]

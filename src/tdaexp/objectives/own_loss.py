@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from tdaexp.objectives.base import Inputs, Loss, Objective, cross_entropy
+from tdaexp.runtime.behaviour import behaviour
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
 NEEDS_OUTPUTS = (
     "a loss of your own does not tell what the model's outputs are, so that no label can be drawn from them; "
-    "curvature, TRAK and hidden states need an objective with `outputs` (tdaexp.objectives); take method=dot, full, "
-    "project, cka or tracin"
+    "curvature and hidden states need an objective with `outputs` (tdaexp.objectives); take method=dot, full, "
+    "project, cka, trak or tracin"
 )
 
 
@@ -60,10 +61,7 @@ class OwnExamples:
 
     @cached_property
     def _digest(self) -> str:
-        rows = (tree_leaves(self.batch([member])) for member in range(len(self)))
-        return fingerprint(
-            self.ids, [[one.numpy() if isinstance(one, Tensor) else str(one) for one in row] for row in rows]
-        )
+        return fingerprint(self.ids, [behaviour(self.batch([member])) for member in range(len(self))])
 
     def fingerprint(self) -> str:
         """Hash of ids and all that the items hold."""
@@ -75,6 +73,11 @@ class OwnLoss(Objective[OwnExamples]):
     """The loss of a batch is `function(model, batch)`, a tensor [B]; a query's measurement is minus its loss."""
 
     function: Callable[[nn.Module, Any], Tensor]
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Not that anybody knows."""
+        return False
 
     def lengths(self, model: nn.Module, examples: OwnExamples) -> np.ndarray:
         """As many positions as an item has numbers along its second axis; one where it has none."""

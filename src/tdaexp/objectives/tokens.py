@@ -9,17 +9,17 @@ example's last one is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdaexp.data.examples import Batch, Examples, collate
+from tdaexp.data.examples import Batch, Example, Examples, collate
 from tdaexp.models.forward import hidden_states, runs_whole
 from tdaexp.models.sharded import logits_at
-from tdaexp.objectives.base import Inputs, Objective, Reach, check_layer, check_reduction
+from tdaexp.objectives.base import CONTRASTED, Inputs, Objective, Reach, check_layer, check_reduction
 from tdaexp.runtime.errors import UserError
 
 
@@ -27,7 +27,10 @@ from tdaexp.runtime.errors import UserError
 class NextToken(Objective[Examples]):
     """The loss of a text is that of its tokens with loss, each predicted from those before it.
 
-    A classifier of texts is asked the same way (`data.classes`): a text's class stands where the next token would.
+    A classifier of texts is asked the same way (`data.classes`): a text's class stands where the next token would. Of a
+    query with a rejected answer the loss is the difference: that of the wanted answer minus that of the other, each in
+    its own text, so that its measurement is how much likelier the wanted one is. In a list that has such queries every
+    example is two rows; the second row of another example counts nothing.
     """
 
     pad_id: int = 0
@@ -41,11 +44,16 @@ class NextToken(Objective[Examples]):
         check_losses([examples[index] for index in members], what)
 
     def lengths(self, model: nn.Module, examples: Examples) -> np.ndarray:
-        """Tokens."""
-        return examples.lengths
+        """Tokens, and of two rows those of both."""
+        if not examples.contrastive:
+            return examples.lengths
+        return CONTRASTED * np.array([max(row.length for row, _ in two_rows(one)) for one in examples], dtype=np.int64)
 
     def reach(self, model: nn.Module, examples: Examples) -> Reach:
         """Up to the last predicting position, and all predicting ones; of a model that runs whole all below, too."""
+        if examples.contrastive:
+            rows = self.reach(model, Examples([row for one in examples for row, _ in two_rows(one)]))
+            return Reach(*(CONTRASTED * side.reshape(-1, CONTRASTED).max(1) for side in (rows.below, rows.at_loss)))
         predicted = [np.flatnonzero(one.loss_mask[1:]) + 1 for one in examples]
         below = np.array([one[-1] for one in predicted], dtype=np.int64)
         whole = runs_whole(model)
@@ -53,11 +61,16 @@ class NextToken(Objective[Examples]):
 
     def batch(self, examples: Examples, members: Sequence[int], reduction: str = "mean") -> Inputs:
         """Tokens up to the last one that predicts."""
-        chosen = [examples[index] for index in members]
-        batch = collate(chosen, self.pad_id)
+        chosen, signs = [examples[index] for index in members], None
+        rows = chosen
+        if examples.contrastive:
+            both = [two for one in chosen for two in two_rows(one)]
+            rows = [row for row, _ in both]
+            signs = torch.tensor([sign for _, sign in both], dtype=torch.float64, device="cpu")
+        batch = collate(rows, self.pad_id)
         positions, targets, weights = loss_positions(batch, reduction)
         tokens = batch.tokens[:, : int(positions.numpy().max()) + 1]
-        return Inputs([one.id for one in chosen], tokens, targets, weights, positions)
+        return Inputs([one.id for one in chosen], tokens, targets, weights, positions, signs)
 
     def outputs(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Logits at the predicting positions."""
@@ -66,6 +79,12 @@ class NextToken(Objective[Examples]):
 
     def states(self, model: nn.Module, examples: Examples, members: Sequence[int], layer: int) -> tuple[Tensor, Tensor]:
         """Transformers' hidden states of the whole texts: 0 is the embedding, -1 what the head reads."""
+        for one in (examples[index] for index in members):
+            if one.rejected is not None:
+                raise UserError(
+                    f"query '{one.id}' compares two answers, and this method compares the states of one text; remove "
+                    "its rejected answer, or take a method of gradients (ekfac, dot, trak)"
+                )
         backbone: Any = model
         check_layer(layer, backbone.config.num_hidden_layers)
         batch = collate([examples[index] for index in members], self.pad_id)
@@ -87,6 +106,12 @@ class NextToken(Objective[Examples]):
             counted = np.zeros_like(reached)  # its head runs at every position
             counted[rows[0], places[rows]] = True
         return None if counted.all() else counted, None if reached.all() else reached
+
+
+def two_rows(example: Example) -> list[tuple[Example, float]]:
+    """An example's two rows and their signs: what is wanted and what is not; where there is no such, itself twice."""
+    alone, other = replace(example, rejected=None), example.rejected
+    return [(alone, 1.0), (alone, 0.0) if other is None else (other, -1.0)]
 
 
 def loss_positions(batch: Batch, reduction: str = "mean") -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from tdaexp.planning.rehearsed import RUNTIME_BYTES
 from tdaexp.planning.task_work import TaskWork
 from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.costs import StageCost
+from tdaexp.selection.parts import PARTS
 
 ADAMW = 4  # numbers that training holds for each parameter: weight, gradient, two moments
 LOOKED_AT = 2000  # examples of a batch where the loss of a classifier is looked at
@@ -44,13 +45,15 @@ def _training(name: str, fit: Any, work: TextWork, sizes: Sizes) -> StageCost:
     batch = fit.batch_size if fit.batches == "stream" else min(fit.batch_size, len(sizes))
     runs, passed = fit.steps * batch, work.training(sizes, batch)
     parameters = 4.0 * work.every.total
+    adapter = [one.size for one in work.every.components if PARTS["adapter"] in one.name]
+    own = 4.0 * sum(adapter) if adapter else parameters  # an adapter is trained alone
     return StageCost(
         name,
         forward=runs,
         backward=runs,
         flop=passed.flop * runs / len(sizes),
-        disk=parameters,
-        device=(ADAMW - 1) * parameters + passed.bytes if fit.steps else parameters,  # the gradient counts with a pass
+        disk=own,
+        device=parameters + (ADAMW - 2) * own + passed.bytes if fit.steps else parameters,  # its gradient is the pass's
         host=parameters + RUNTIME_BYTES,
         note="once; other runs find the model in the cache",
     )

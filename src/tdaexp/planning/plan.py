@@ -67,6 +67,8 @@ def plan_of(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> Co
             f"plan: none, method={config.method.name} cannot be run on tensors without numbers "
             f"({type(error).__name__}: {said})"
         ) from error
+    if config.self_influence:
+        found.assumed.append("self_influence=true is left out: a pass more over each training example, twice")
     title = f"plan: model {config.model.name}, data {type(config.dataset).__name__}, method {config.method.label}"
     return CostPlan(
         f"{title}, {config.trainer.precision}; {found.summary}",

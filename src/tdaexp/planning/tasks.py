@@ -54,7 +54,7 @@ def recorded_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> T
     if corpus is None and not dataset.at_hand:
         raise NotAtHand("of a recorded training the data itself is needed, which is not on this disk; give its files, "
                         "or leave plan=true out")  # fmt: skip
-    corpus = corpus or drawn(read(dataset), dataset.query_limit, config.seed)
+    corpus = corpus or drawn(read(dataset), dataset, config.seed)
     shape, tokenizer = config.model.planned([record.text for record in corpus.train])
     if tokenizer is None:
         raise NotAtHand("of a recorded training the tokenizer is needed, which is not on this disk; give "
@@ -62,6 +62,7 @@ def recorded_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> T
     asked = [one for name, records in corpus.queries.items() if name in dataset.query_sets for one in records]
     longest = min(dataset.max_length, getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH)
     settings = {"template": text_template(config), "append_eos": dataset.append_eos, "loss_on": dataset.loss_on}
+    settings["turns"] = dataset.turns
     examples = tokenise([*corpus.train, *asked], tokenizer, max_length=longest, **settings)
     tensors = as_tensors(examples, max(example.length for example in examples))
     module = CompletionTask(random_model(shape))

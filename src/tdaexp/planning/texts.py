@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from tdaexp.building.texts import GENERATED, drawn, text_template
+from tdaexp.building.texts import drawn, text_template
+from tdaexp.data.dataset import GENERATED, as_query
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
+from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
 from tdaexp.planning.text_work import TextWork
@@ -43,26 +47,27 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         assumed.append(f"{len(train):,} training examples and the lengths of dataset.assumed; the data is not at hand")
         assumed += ["a second stage as large as the first"] if finetune else []
     else:
-        corpus = corpus if simulated else drawn(corpus, dataset.query_limit, config.seed)
+        corpus = corpus if simulated else drawn(corpus, dataset, config.seed)
         train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
         if tokenizer is None:
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
     names = [name for name in dataset.query_sets if not (path and name == GENERATED)]
     if GENERATED in names:
-        sets[GENERATED] = sets[dataset.GENERATED_FROM]
+        sets[GENERATED] = sets[dataset.generated_from]
         assumed.append("completions that the model writes are as long as those of the data")
     checkpoints, more = _checkpoints(config)
     if simulated:
-        names = [HELD_OUT] if HELD_OUT in sets else names or [dataset.GENERATED_FROM]
+        names = [HELD_OUT] if HELD_OUT in sets else names or [dataset.generated_from]
         assumed += [*([] if HELD_OUT in sets else [NONE_HELD_OUT]), *more]
     chosen = [sets[name] for name in names]
     dtype = resolve_dtype(config.trainer.precision)
+    model = put_empty_on(empty_model(shape, dtype, rehearsal.fake), config.model.planned_adapter(), rehearsal.fake)
     work = TextWork(
-        on_device(empty_model(shape, dtype, rehearsal.fake)),
+        on_device(model),
         rehearsal,
         train,
         Sizes.joined(chosen),
-        _pairs(sum(map(len, chosen)), len(train), config.candidates.size(range(len(train)))),
+        _pairs(sum(map(len, chosen)), len(train), _candidates(config, corpus, names, len(train))),
         dtype,
         config.trainer.tokens_per_batch,
         config.trainer.cache_gb,
@@ -71,7 +76,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         checkpoints,
         config.trainer.fit.batch_size,
         processes(config.trainer) if config.trainer.strategy == "fsdp" else 1,
-        sets[dataset.GENERATED_FROM] if GENERATED in names else None,
+        sets[dataset.generated_from] if GENERATED in names else None,
     )
     return work, assumed
 
@@ -98,7 +103,8 @@ def read(dataset: Any) -> Corpus:
         found: Corpus = dataset.load()
         return found
     train = dataset.train_records()
-    return Corpus(train, {dataset.GENERATED_FROM: train}, dataset.finetune_records())
+    asked = [as_query(record, record) for record in train]  # in other words, which are not known yet
+    return Corpus(train, {dataset.generated_from: asked}, dataset.finetune_records())
 
 
 def _read_held_out(dataset: Any) -> Corpus:
@@ -113,18 +119,31 @@ def _assumed(dataset: Any, longest: int) -> tuple[Sizes, Sets]:
         raise UserError("dataset.assumed: the data is not on this disk; give its files, or state its sizes for a plan")
     count = min(stated.train, getattr(dataset, "limit", None) or stated.train)
     asked = min(stated.queries, dataset.query_limit or stated.queries)
-    names = {*dataset.query_sets, dataset.GENERATED_FROM}
+    names = {*dataset.query_sets, dataset.generated_from}
     return stated.sizes(count, longest), {name: stated.sizes(asked, longest) for name in names}
 
 
 def _sizes(config: Any, corpus: Corpus, tokenizer: Any, longest: int) -> tuple[Sizes, Sets, Sizes | None]:
-    dataset, settings = config.dataset, {"template": text_template(config), "append_eos": config.dataset.append_eos}
+    dataset = config.dataset
+    settings = {"template": text_template(config), "append_eos": dataset.append_eos, "turns": dataset.turns}
 
-    def sized(records: list[Record]) -> Sizes:
-        return sizes_of(records, tokenizer, max_length=longest, loss_on=dataset.loss_on, **settings)
+    def sized(records: list[Record], chunk: int | None = None) -> Sizes:
+        return sizes_of(records, tokenizer, max_length=longest, loss_on=dataset.loss_on, chunk=chunk, **settings)
 
-    finetune = sized(corpus.finetune) if corpus.finetune else None
-    return sized(corpus.train), {name: sized(records) for name, records in corpus.queries.items()}, finetune
+    finetune = sized(corpus.finetune, dataset.chunk) if corpus.finetune else None
+    sets = {name: sized(records) for name, records in corpus.queries.items()}
+    return sized(corpus.train, dataset.chunk), sets, finetune
+
+
+def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int) -> int:
+    """How many of the training examples a query gets, where long texts may be several of them."""
+    selector, records = config.candidates, train
+    if corpus is not None:
+        records, own = len(corpus.train), config.dataset.generated_from
+        if not config.method.decomposes:  # which looks at no pair
+            asked = [one for name in names for one in corpus.queries[own if name == GENERATED else name]]
+            selector = settled(selector, asked)
+    return min(train, math.ceil(int(selector.size(range(records))) * train / records))
 
 
 def _pairs(queries: int, train: int, count: int) -> np.ndarray:

@@ -26,10 +26,13 @@ class Settings(Protocol):
     entity: str | None
     group: str | None
     tags: list[str]
+    texts: bool | None
 
 
 class RunLogger:
-    """The mirror that keeps nothing; its methods are what every mirror offers."""
+    """The mirror that keeps nothing; its methods are what every mirror offers. `texts`: does it take people's texts?"""
+
+    texts = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record flat names and numbers, as final values or at a step."""
@@ -63,8 +66,8 @@ class CsvLogger(RunLogger):
 class WandbLogger(RunLogger):
     """One wandb run; final values go into its summary, steps into its history."""
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    def __init__(self, run: Any, texts: bool) -> None:
+        self.run, self.texts = run, texts
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a point of a curve when there is a step, else final values."""
@@ -136,7 +139,7 @@ def _wandb(
     run.define_metric("*", step_metric="step")
     code = 1
     try:
-        yield WandbLogger(run)
+        yield WandbLogger(run, settings.mode != "online" if settings.texts is None else settings.texts)
         code = 0
     except KeyboardInterrupt:
         code = 130

@@ -11,9 +11,9 @@ from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
+from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
-from tdaexp.report.texts import Query
 
 
 def methods_page(
@@ -43,7 +43,10 @@ def methods_page(
         told=told,
         sourced=any(query.hits for items in queries.values() for query in items),
         apart=bool((table["section"] > 0).any()),
-        shaded=any(one.shaded for items in queries.values() for query in items for one in query.candidates),
+        shaded=any(
+            row.shaded for items in queries.values() for query in items for rows in query.sides.values() for row in rows
+        ),
+        files=len(datasets) == 1,
         totals=table[table["section"] == 0].groupby("query_set", sort=False)["queries"].max().astype(int).to_dict(),
         cost_heading=heading,
         cost_rows=cost_rows,

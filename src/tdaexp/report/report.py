@@ -18,12 +18,14 @@ from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
+from tdaexp.report.answers import top_rows
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
+from tdaexp.report.shown import shown_queries
 from tdaexp.report.tables import print_table
-from tdaexp.report.texts import Texts, shown_queries, top_texts
+from tdaexp.report.texts import Texts
 from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
@@ -75,10 +77,20 @@ def write_report(
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
-        rows = [top_texts(label, dataset, texts, settings.top_k) for label, dataset in told.items()]
-        logger.log_table("top_texts", pd.concat(rows, ignore_index=True))
+        logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
     print_table(table)
     return metrics
+
+
+def _top_texts(datasets: dict[str, xr.Dataset], texts: Texts | None, k: int) -> pd.DataFrame:
+    """Each method's best and worst rows of every query, in one table; without texts where there are none."""
+    found = []
+    for label, dataset in datasets.items():
+        rows = top_rows(dataset, texts, k)
+        near = rows.pop("near_identical").map(" ".join)
+        rows = rows if texts else rows.drop(columns="text")
+        found.append(rows.assign(near_identical=near).assign(method=label))
+    return pd.concat(found, ignore_index=True)
 
 
 def _beside(dataset: xr.Dataset, first: xr.Dataset) -> bool:

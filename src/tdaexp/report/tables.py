@@ -8,7 +8,9 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from tdaexp.report.console import of_width
 from tdaexp.report.figures import percent
 
 HEADINGS = {
@@ -26,7 +28,6 @@ HEADINGS = {
     "pairwise": "per query",
 }
 RETRIEVAL, RANKING = {"heldout", "accuracy", "vs_bm25", "recall"}, {"rank_correlation", "overhead", "pairwise"}
-PLAIN_WIDTH = 140
 STAGES = ("overhead", "gradients", "scoring")
 
 
@@ -97,24 +98,24 @@ def sources(known: int, queries: int) -> str:
 
 
 def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison, one table for each part; wide enough where there is no terminal.
+    """Print the comparison, one table for each part.
 
     With a named reference the columns are those of ranking and cost, else those of retrieval.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = of_width(console)
     for name, section in parts_of(table):
         rows = rows_of(table, name, section)
-        shown = Table(title=title(table, name, section), title_justify="left", header_style="bold", box=SIMPLE)
+        console.print(Text(title(table, name, section), style="italic"))
+        shown = Table(header_style="bold", box=SIMPLE)
         hidden = RETRIEVAL if table.attrs.get("reference") else RANKING
         columns = [column for column in columns_of(rows) if column not in hidden]
         for column in columns:
             left = column in ("method", "vs_bm25")
             # Folded, not cut: two labels may differ in their last letters only.
-            shown.add_column(headings(table)[column], justify="left" if left else "right", overflow="fold")
+            shown.add_column(Text(headings(table)[column]), justify="left" if left else "right", overflow="fold")
         for row in rows:
-            shown.add_row(*(row[column] for column in columns), style="dim" if row["control"] else None)
+            # Text, not markup: a label may say [damping=0.1]
+            shown.add_row(*(Text(row[column]) for column in columns), style="dim" if row["control"] else None)
         console.print(shown)
 
 

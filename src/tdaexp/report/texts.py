@@ -1,127 +1,89 @@
-"""The training texts that each method puts next to a query, ready to be shown or logged."""
+"""The texts of queries and training examples, as a person reads them: prompt and completion apart."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import xarray as xr
-
-from tdaexp import influence
-from tdaexp.metrics import retrieval
-from tdaexp.metrics.stores import aligned, by_query_set
-from tdaexp.report.shading import Shaded, shaded_pairs
-
-Texts = dict[str, dict[str, str]]  # "query" and "train": id to text
-SHOWN = 40  # queries per set on the page
+from tdaexp.problem import Problem
+from tdaexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A training text next to a query: `ranks` holds each method's rank and score, "" for none, `shaded` its
-    tokens from each method that was asked for them.
-    """
+class Passage:
+    """A text; `prompt` is empty where it has none."""
 
-    id: str
-    text: str
-    source: bool
-    ranks: list[str]
-    shaded: list[Shaded]
+    prompt: str
+    completion: str
 
-
-@dataclass(frozen=True)
-class Query:
-    """A query with the candidates that any method has among its best; `hits`: has it a source first? Empty where its
-    sources are not known.
-    """
-
-    id: str
-    text: str
-    hits: list[bool]
-    candidates: list[Candidate]
+    @property
+    def whole(self) -> str:
+        """Both parts, one under the other."""
+        return f"{self.prompt}\n{self.completion}" if self.prompt else self.completion
 
 
-def shown_queries(datasets: dict[str, xr.Dataset], texts: Texts, k: int) -> dict[str, list[Query]]:
-    """Up to `SHOWN` queries per set of the first store, in the data's order.
+Texts = dict[str, dict[str, Passage]]  # "query" and "train": id to text
 
-    `texts["query"]` is read by `<query set>/<id>`, then by id; an id without a text is shown as it is.
-    """
-    first = next(iter(datasets.values()))
-    shaded = shaded_pairs(datasets)
-    found = {}
-    for name, whole in by_query_set(first).items():
-        known, part = influence.truth_known(whole), whole.isel(query=slice(SHOWN))
-        columns = {label: aligned(part, dataset) for label, dataset in datasets.items()}
-        truth = part["truth"].values
-        hits = np.stack([retrieval.accuracy(values, truth) > 0 for values in columns.values()], axis=1)
-        found[name] = [
-            _query(part, name, row, columns, hits[row].tolist() if known[row] else [], texts, k, shaded)
-            for row in range(part.sizes["query"])
-        ]
+
+def texts_of(problem: Problem) -> Texts:
+    """The texts of a problem's queries and training examples; those of anybody's own lists may have no prompts."""
+    found: Texts = {}
+    for name, side in (("query", problem.queries), ("train", problem.train)):
+        prompts = getattr(side, "prompts", None) or [""] * len(side.ids)
+        parts = zip(side.ids, prompts, side.texts, strict=True)
+        found[name] = {one: _apart(prompt.lstrip(), text) for one, prompt, text in parts}
     return found
 
 
-def top_texts(label: str, dataset: xr.Dataset, texts: Texts, k: int) -> pd.DataFrame:
-    """The k best training examples of every query, one row each: for loggers. `source` is None where none is known."""
-    known, rows = iter(influence.truth_known(dataset)), []
-    for part in influence.blocks(dataset):
-        scores, train, truth = influence.scores(part).values, part["train"].values, part["truth"].values
-        asked = zip(part["query_set"].values, part["query"].values, influence.top(scores, k), strict=True)
-        for row, (group, query, best) in enumerate(asked):
-            sure, query_text = next(known), _query_text(texts, group, query)
-            rows += [
-                {
-                    "method": label,
-                    "query_set": group,
-                    "query": query,
-                    "query_text": query_text,
-                    "rank": rank,
-                    "train": train[row, column],
-                    "score": scores[row, column],
-                    "source": bool(truth[row, column]) if sure else None,
-                    "train_text": texts["train"].get(train[row, column], train[row, column]),
-                }
-                for rank, column in enumerate(best[best >= 0], start=1)
-            ]
-    return pd.DataFrame(rows)
+def as_one(texts: Texts, query_sets: list[str], ids: list[str], name: str) -> Texts:
+    """The texts where the queries of each set became one, called `name`; `query_sets` and `ids` are what they were."""
+    found: dict[str, Passage] = {}
+    for group in dict.fromkeys(query_sets):
+        mine = [one for one, of in zip(ids, query_sets, strict=True) if of == group]
+        together = "\n\n".join(query_text(texts, group, one).whole for one in mine)
+        found[f"{group}/{name}"] = Passage(f"The mean of {len(mine)} questions:", together)
+    return {**texts, "query": found}
 
 
-def _query(
-    part: xr.Dataset,
-    name: str,
-    row: int,
-    columns: dict[str, np.ndarray],
-    hits: list[bool],
-    texts: Texts,
-    k: int,
-    shaded: dict[tuple[str, str, str], list[Shaded]],
-) -> Query:
-    """Candidates in the first method's order; those that no method has among its k best are left out."""
-    scores = np.stack([values[row] for values in columns.values()])
-    order = influence.top(scores, scores.shape[1])
-    places = np.full(scores.shape, len(scores[0]))
-    for method, best in enumerate(order):
-        places[method, best[best >= 0]] = np.arange((best >= 0).sum())
-    first = np.argsort(places[0], kind="stable")
-    wanted = first[places.min(axis=0)[first] < k]
-    train, query = part["train"].values[row], part["query"].values[row]
-    candidates = [
-        Candidate(
-            id=train[column],
-            text=texts["train"].get(train[column], train[column]),
-            source=bool(part["truth"].values[row, column]),
-            ranks=[
-                "" if np.isnan(own[column]) else f"{place[column] + 1} · {own[column]:.3g}"
-                for own, place in zip(scores, places, strict=True)
-            ],
-            shaded=shaded.get((name, query, train[column]), []),
-        )
-        for column in wanted
-        if train[column]
-    ]
-    return Query(query, _query_text(texts, name, query), hits, candidates)
+def _apart(prompt: str, text: str) -> Passage:
+    """Cut a text that begins with its prompt (`data.records.Record.text`)."""
+    if not prompt or not text.startswith(prompt):
+        return Passage("", text)
+    return Passage(prompt, text.removeprefix(prompt).removeprefix("\n"))
 
 
-def _query_text(texts: Texts, group: str, query: str) -> str:
-    return texts["query"].get(f"{group}/{query}", texts["query"].get(query, query))
+def as_json(texts: Texts) -> dict[str, dict[str, str | list[str]]]:
+    """For a file: a text without a prompt is a string, one with a prompt a list of two."""
+    return {
+        name: {key: [one.prompt, one.completion] if one.prompt else one.completion for key, one in known.items()}
+        for name, known in texts.items()
+    }
+
+
+def from_json(found: Mapping[str, Any], where: str) -> Texts:
+    """What `as_json` gave; the files of earlier versions hold strings only. Errors (UserError): anything else."""
+    texts: Texts = {"query": {}, "train": {}}
+    for name, known in found.items():
+        if name not in texts or not isinstance(known, dict):
+            raise UserError(f"{where}: damaged; delete it, or run attribute.py again")
+        texts[name] = {key: _passage(one, where) for key, one in known.items()}
+    return texts
+
+
+def _passage(value: Any, where: str) -> Passage:
+    parts = ["", value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"{where}: damaged; delete it, or run attribute.py again")
+    return Passage(*parts)
+
+
+def query_text(texts: Texts | None, group: str, query: str) -> Passage:
+    """A query's text, known by `<query set>/<id>` or by its id; its id where it has none."""
+    known = texts["query"] if texts else {}
+    return known.get(f"{group}/{query}") or known.get(query) or Passage("", query)
+
+
+def train_text(texts: Texts | None, row: str) -> Passage:
+    """A training example's text; its id where it has none."""
+    return (texts["train"].get(row) if texts else None) or Passage("", row)

@@ -64,10 +64,11 @@ class BlockStore:
                 with atomic_path(path) as temporary:
                     create(temporary, arrays, blocks, compressed, rows)
         try:
-            self.group = cast(Any, zarr.open_group(path, mode="r+"))
+            group = cast(Any, zarr.open_group(path, mode="r+"))
+            self.group: dict[str, Any] = dict(group.arrays())  # each is opened once
             stored = {name: self.group[name].shape for name in arrays}
             self.done = self.group["done"]
-            if self.group.attrs.get("layout") != layout(path):
+            if group.attrs.get("layout") != layout(path):
                 raise ValueError("the checksum of its layout is wrong")
         except Exception as error:
             said = " ".join(str(error).split())  # it may quote what a changed byte made of a line
@@ -165,7 +166,7 @@ class BlockStore:
             return False
 
     def _arrays(self) -> dict[str, Any]:
-        return {name: array for name, array in sorted(self.group.arrays()) if name not in NOTES}
+        return {name: array for name, array in sorted(self.group.items()) if name not in NOTES}
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

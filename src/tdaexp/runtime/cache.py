@@ -72,11 +72,10 @@ def at_work(folder: Path, alone: bool = False, create: bool = True) -> Iterator[
     Errors (UserError): `folder` is no folder; it is pruned just now, or to be used alone while others use it.
     """
     check(folder)
-    digests.keep_in(folder)
     if create:
         with contextlib.suppress(OSError):  # told where something must be written
             folder.mkdir(parents=True, exist_ok=True)
-    with _flag(folder, alone):
+    with digests.kept_in(folder), _flag(folder, alone):
         yield
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ def keep_in(folder: Path | None) -> None:
     _place = None if folder is None else folder / NAME
     if _place is not None:
         _known.update(_read(_place))
+
+
+@contextlib.contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """As `keep_in`, inside the block."""
+    global _place
+    before = _place
+    keep_in(folder)
+    try:
+        yield
+    finally:
+        write()
+        _place = before
 
 
 def digest(path: Path) -> str:

@@ -53,6 +53,8 @@ class FakeDevice(TorchDispatchMode):
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operation: on real tensors of the host as it is, else without numbers, which are taken for ones."""
+        if function is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # half of all that is asked
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if function is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
@@ -67,7 +69,7 @@ class FakeDevice(TorchDispatchMode):
             if not all(isinstance(one, FakeTensor) for one in tensors):  # the mode would keep the value of one number
                 args, kwargs = tree_map_only(Tensor, self.faked, (args, kwargs))
             with self.fake:
-                result = function(*args, **kwargs)
+                result = SAME.get(function, function)(*args, **kwargs)
         self._count(function, args, kwargs, result)
         return result
 
@@ -140,6 +142,8 @@ def _eigh_flop(matrix: Tensor, *_: Any, out_val: Any, **__: Any) -> float:
 
 
 _aten = torch.ops.aten
+SAME = {_aten._unsafe_view.default: _aten.view.default}
+"""Operations that say the same of shapes and storage, of which fake tensors keep in mind what the second one gives."""
 RULES: dict[Any, Callable[..., float]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,

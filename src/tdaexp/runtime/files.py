@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from tdaexp.runtime.errors import UserError
 
+SELF_INFLUENCE = "self_influence.zarr"
 CHECKPOINTS = "checkpoints.json"
 """What a training leaves in its run folder: a list of the folders that hold its weights."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

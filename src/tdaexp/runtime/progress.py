@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere. Process 0 alone shows it."""
+"""Progress for people: a bar on a terminal and in a notebook, plain lines elsewhere. Process 0 alone shows it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def track(
 ) -> Iterator[T]:
     """Yield `items` while showing how far they are; `done` of `total` count as finished before the first.
 
-    On a terminal it draws a bar with rate and time left; elsewhere it logs a line after ten
+    On a terminal and in a notebook it draws a bar with rate and time left; elsewhere it logs a line after ten
     seconds, then one a minute and one at the end. An
     item counts as `each`, where other processes do as many beside. A run that
     is asked to end finishes a `stoppable` item first.
@@ -52,8 +52,16 @@ def track(
         yield from watched
     elif sys.stderr.isatty():
         yield from _bar(watched, description, total, done, each)
+    elif in_notebook():
+        yield from _below_cell(watched, description, total, done, each)
     else:
         yield from _lines(watched, description, total, done, each)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def _watched(items: Iterable[T], description: str, total: int, done: int, each: int, stoppable: bool) -> Iterator[T]:
@@ -90,6 +98,16 @@ def _bar(items: Iterable[T], description: str, total: int, done: int, each: int)
                 progress.update(task, completed=count, rate=rate(count - done, time.monotonic() - start))
         finally:
             bars.remove(task)
+
+
+def _below_cell(items: Iterable[T], description: str, total: int, done: int, each: int) -> Iterator[T]:
+    """A bar of text, which needs no widgets; it goes when it is full."""
+    from tqdm.std import tqdm
+
+    with tqdm(total=total, initial=done, desc=description, file=sys.stderr, leave=False, mininterval=0.5) as bar:
+        for item in items:
+            yield item
+            bar.update(min(each, total - bar.n))
 
 
 def _lines(items: Iterable[T], description: str, total: int, done: int, each: int) -> Iterator[T]:

@@ -8,7 +8,7 @@ stands for all: what loops over such pieces says so (`sampled`). Outside a rehea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
@@ -42,6 +42,11 @@ def sampled(
 def repeated(items: Sequence[T]) -> Iterable[T]:
     """All items; in a rehearsal the first of them, as each is as much work as the others."""
     return sampled(items, lambda _: 1.0, lambda _: 1.0)
+
+
+def alike(key: Hashable, run: Callable[[], Tensor]) -> Tensor:
+    """What `run` gives; in a rehearsal work of the same `key` is done once, and then counted as it was then."""
+    return run() if _current is None else _current.again(key, run)
 
 
 def each_of(found: Sequence[tuple[int, T]], batches: Iterable[Sequence[int]]) -> Iterable[tuple[int, T]]:
@@ -98,6 +103,16 @@ class StageTaken:
     blocks: int = 0
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What a piece of work takes: `spent`, bytes beyond those before it, and how its result looks."""
+
+    spent: Spent
+    device: int
+    host: int
+    result: tuple[torch.Size, torch.dtype, torch.device]
+
+
 class Rehearsal(FakeDevice):
     """The mode in which code is rehearsed; `stages` has what was done, in order and by name."""
 
@@ -106,6 +121,7 @@ class Rehearsal(FakeDevice):
         self.forward = self.backward = 0.0
         self.stages: dict[str, StageTaken] = {}
         self.stores: dict[Any, Any] = {}
+        self.pieces: dict[Hashable, Piece] = {}
         self.same_candidates = False
 
     def __enter__(self) -> Self:
@@ -156,6 +172,25 @@ class Rehearsal(FakeDevice):
         for name, one in self.stages.items():
             inner, one.spent = one.spent, outer.get(name, Spent())
             one.spent.add(inner, passes, work)
+
+    def again(self, key: Hashable, run: Callable[[], Tensor]) -> Tensor:
+        """What `run` gives, or a tensor like it where a piece of this key was done; no stage ends within it."""
+        device, host = self.device, self.host
+        before, peaks, start = self.taken(), (device.peak, host.peak), (device.now, host.now)
+        if key in self.pieces:
+            known = self.pieces[key]
+            shape, dtype, place = known.result
+            found = torch.empty(shape, dtype=dtype, device=place)
+        else:
+            self.begin()
+            found = run()
+            taken = device.peak - start[0], host.peak - start[1]
+            known = self.pieces[key] = Piece(self.taken(), *taken, (found.shape, found.dtype, found.device))
+        device.peak = max(peaks[0], start[0] + known.device, device.now)
+        host.peak = max(peaks[1], start[1] + known.host, host.now)
+        before.add(known.spent)
+        self.put_back(before)
+        return found
 
     def begin(self) -> None:
         """Follow peaks of memory anew."""

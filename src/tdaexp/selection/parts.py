@@ -11,29 +11,42 @@ from tdaexp.objectives.base import REDUCTIONS
 from tdaexp.objectives.measurements import named
 from tdaexp.runtime.errors import UserError, unknown
 
-PARTS = {"all": "", "blocks": "layers.", "attention": ".attn.", "mlp": ".mlp."}
+PARTS = {"all": "", "blocks": "layers.", "attention": ".attn.", "mlp": ".mlp.", "adapter": ".lora_"}
 """Choices of `part`, and what the names of their components contain."""
 
 
-def names_of(components: ComponentMap, part: str, names: list[str] | None = None) -> list[str]:
-    """The components named in `names`, else those of a part of the model, in the model's order.
+def part_of(names: Iterable[str], part: str | None, usual: str) -> str:
+    """The part, and where none is asked for: the adapter, as that is what was trained, else the `usual` one."""
+    return part or ("adapter" if any(PARTS["adapter"] in name for name in names) else usual)
+
+
+def names_of(
+    components: ComponentMap, part: str | None, names: list[str] | None = None, usual: str = "blocks"
+) -> list[str]:
+    """The components named in `names`, else those of a part of the model (None: `part_of`), in the model's order.
 
     A model without named blocks counts as one. Errors (UserError): it has no such part.
     """
+    part = part_of(components.names, part, usual)
     chosen = names or [name for name in components.names if PARTS[part] in name]
+    if not chosen and part == "adapter":
+        raise UserError("method.part=adapter: this model has no adapter; name one (model.adapter=FOLDER)")
     if not chosen and part != "blocks":
         raise UserError(f"method.part={part}: this model has no components of that name; take method.part=blocks")
     return chosen or components.names
 
 
-def chosen(every: ComponentMap, part: str, names: list[str] | None = None) -> ComponentMap:
+def chosen(
+    every: ComponentMap, part: str | None, names: list[str] | None = None, usual: str = "blocks"
+) -> ComponentMap:
     """The components that `names_of` names."""
-    return every.select(names_of(every, part, names))
+    return every.select(names_of(every, part, names, usual))
 
 
-def restricted(products: xr.Dataset, part: str, names: list[str] | None = None) -> xr.Dataset:
+def restricted(products: xr.Dataset, part: str | None, names: list[str] | None, usual: str) -> xr.Dataset:
     """The same of stored products, whose components have names alone."""
     every = [str(name) for name in products["component"].values]
+    part = part_of(every, part, usual)
     wanted = names or [name for name in every if PARTS[part] in name]
     for name in wanted:
         if name not in every:
@@ -43,14 +56,15 @@ def restricted(products: xr.Dataset, part: str, names: list[str] | None = None) 
     return products if wanted == every else products.isel(component=[every.index(name) for name in wanted])
 
 
-def check_part(part: str, reduction: str) -> None:
+def check_part(part: str | None, reduction: str = "mean") -> None:
     """Refuse an unknown part or reduction."""
-    for key, value, choices in (("part", part, PARTS), ("reduction", reduction, REDUCTIONS)):
-        if value not in choices:
-            raise unknown(key, value, choices, f"method.{key}")
+    if part is not None and part not in PARTS:
+        raise unknown("part", part, PARTS, "method.part")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS, "method.reduction")
 
 
-def check_choices(part: str, measurement: str, reduction: str) -> None:
+def check_choices(part: str | None, measurement: str, reduction: str) -> None:
     """Refuse an unknown part, measurement or reduction."""
     named(measurement)
     check_part(part, reduction)
@@ -62,12 +76,12 @@ def with_notes(name: str, notes: Iterable[str]) -> str:
     return f"{name} ({told})" if told else name
 
 
-def part_note(part: str, components: list[str] | None, usual: str = "blocks") -> str:
+def part_note(part: str | None, components: list[str] | None, usual: str = "blocks") -> str:
     """What a label tells of the components: nothing where they are those of the usual part."""
-    return f"{len(components)} components" if components else "" if part == usual else part
+    return f"{len(components)} components" if components else "" if part in (None, usual) else str(part)
 
 
-def choice_notes(part: str, components: list[str] | None, measurement: str, reduction: str) -> list[str]:
+def choice_notes(part: str | None, components: list[str] | None, measurement: str, reduction: str) -> list[str]:
     """What a label tells of these choices; nothing of the usual ones."""
     return [
         part_note(part, components),

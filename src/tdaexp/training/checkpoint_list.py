@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download
 
 from tdaexp.models.hub import load_tokenizer
 from tdaexp.models.pretrained import Pretrained
-from tdaexp.models.source import HUB_ID, Source, locate, refuse_adapter
+from tdaexp.models.source import ADAPTER, HUB_ID, Source, locate
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.training.optimizer_state import FILE, read_settings
@@ -75,7 +75,8 @@ def expanded(entry: str) -> list[str]:
 
 def _snapshot(name: str, base: Pretrained) -> Snapshot:
     model = _model(name, base)
-    refuse_adapter(Path(model.pretrained).expanduser())
+    if (Path(model.pretrained).expanduser() / ADAPTER).is_file():
+        raise UserError(f"{WHERE}: '{name}' holds an adapter, and checkpoints are whole models; name those of the base")
     source = locate(model.pretrained, model.revision, WHERE)
     state = _state(source)
     step = read_settings(state).step if state else step_in(name)

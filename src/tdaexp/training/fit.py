@@ -5,7 +5,8 @@
     folder/checkpoints/step-N/      hub format, with keep=all; keep=state adds `optimizer.safetensors`
     folder/model/                   the result in hub format, with `training.json`; appears complete or not at all
 
-Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory.
+Cost: one forward and one backward pass of `batch_size` examples per step, the weights three times (AdamW) in memory. Of
+a model with an adapter that alone is trained, kept and saved (in peft's format): no gradient of the base is formed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from tdaexp.data.examples import Examples
+from tdaexp.models.adapted import train_only_adapter
 from tdaexp.models.loaded import LoadedModel, freeze
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.code import code_identity
@@ -124,7 +126,7 @@ def _train(
     device = torch.device(device)
     check_step(start, examples, settings, device)
     pad = start.tokenizer.pad_token_id
-    start.model.requires_grad_(True)
+    train_only_adapter(start.model)
     module = CausalTraining(start.model, examples, settings, seed=seed, pad_id=0 if pad is None else int(pad))
     me = ranks.current()
     checkpoint = ranks.from_first(newest_readable(folder / "resume") if me.first else None)
@@ -176,7 +178,8 @@ class _Ticks:
 def _save(result: Path, start: LoadedModel, losses: list[float], identity: str, settings: dict[str, object]) -> None:
     def build(temporary: Path) -> None:
         save_hub(temporary, start.model, start.tokenizer)
-        curve = {"fingerprint": identity, "settings": settings, "loss": losses, **provenance()}
+        base = {} if start.base is None else {"base": start.base}
+        curve = {"fingerprint": identity, **base, "settings": settings, "loss": losses, **provenance()}
         write_json(temporary / "training.json", curve)
 
     cached_folder(result, build)

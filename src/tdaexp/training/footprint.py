@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tdaexp.models.adapted import train_only_adapter
 from tdaexp.runtime.live_bytes import LiveBytes
 
 if TYPE_CHECKING:
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 
 
 def training_pass(model: PreTrainedModel, examples: int, tokens: int) -> None:
-    """A forward and a backward pass over a batch [examples, tokens] on the model's device; gradients are dropped."""
+    """A forward and a backward pass over a batch [examples, tokens] on the model's device; gradients are dropped.
+
+    Of an adapted model those of its adapter alone are formed.
+    """
     with torch.enable_grad():
         ids = torch.zeros(examples, tokens, dtype=torch.int64, device=next(model.parameters()).device)
-        model.requires_grad_(True)
+        train_only_adapter(model)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
         loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
         del logits
-        torch.autograd.grad(loss, list(model.parameters()))
+        torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad])
         model.requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tdaexp.data.groups import stratified
+from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.objectives.base import ExampleList
@@ -68,10 +69,15 @@ class SavedCheckpoints:
         return kept
 
     def _named(self, checkpoint: Checkpoint) -> Pretrained:
-        loaded = self.loaded
-        own = runs_own_code(loaded.model)
+        loaded, folder = self.loaded, str(checkpoint.folder)
+        base, own = base_of(loaded.model), runs_own_code(loaded.model)
         return Pretrained(
-            str(checkpoint.folder), template=loaded.template, max_length=loaded.max_length, trust_remote_code=own
+            base or folder,
+            template=loaded.template,
+            max_length=loaded.max_length,
+            trust_remote_code=own,
+            adapter=folder if base else None,
+            merge_adapter=loaded.base is not None and base is None,
         )
 
     def _load(self, checkpoint: Checkpoint) -> nn.Module:

@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Batch, Example, Examples, collate
+from tdaexp.models.adapted import is_adapted
+from tdaexp.models.forward import runs_whole
+from tdaexp.models.loaded import head
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.batches import batch_indices, epoch_batch
@@ -23,11 +26,15 @@ def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats over all tokens of the batch that carry loss: a scalar.
 
     The token at t is predicted from the logits at t - 1. The same as the model's own loss with labels of -100
-    where `loss_mask` is False; NaN when no token carries loss.
+    where `loss_mask` is False; NaN when no token carries loss. Of a large base that an adapter is trained on, logits
+    are formed where there is loss alone, if that gives the model's own (`models.forward`).
     """
-    logits = model(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits  # [B, T, V]
-    counted = batch.loss_mask[:, 1:]
-    predicted = logits[:, :-1][counted]  # [tokens with loss, V]
+    counted, inputs = batch.loss_mask[:, 1:], {"attention_mask": batch.attention, "use_cache": False}
+    if is_adapted(model) and not runs_whole(model):
+        hidden = model.base_model(input_ids=batch.tokens, **inputs).last_hidden_state
+        predicted = head(model)(hidden[:, :-1][counted])  # [tokens with loss, V]
+    else:
+        predicted = model(input_ids=batch.tokens, **inputs).logits[:, :-1][counted]
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
     return torch.nn.functional.cross_entropy(predicted, batch.tokens[:, 1:][counted])
 
@@ -46,6 +53,7 @@ class CausalTraining(LightningModule):
         self.model, self.examples, self.settings = model, examples, settings
         self.seed, self.pad_id = seed, pad_id
         self.losses: list[float] = []
+        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
         self.ending = False  # whether a process was asked to end after this step
 
     def on_train_epoch_start(self) -> None:
@@ -98,7 +106,10 @@ class CausalTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loss curve with the weights."""
+        """Keep the loss curve with the weights, and of these what is trained."""
+        fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        if fixed:
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in fixed}
         checkpoint["losses"] = self.losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

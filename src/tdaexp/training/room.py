@@ -8,7 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.examples import Examples
+from tdaexp.models.adapted import config_of
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime import ranks
 from tdaexp.runtime.limits import refuse_beyond
@@ -34,6 +36,7 @@ def check_step(start: LoadedModel, examples: Examples, settings: FitSettings, de
     if least < SMALL and mine * INDEX_BYTES < SMALL:
         return
     mode = FakeTensorMode()
-    needed = training_bytes(empty_model(start.model.config, torch.float32, mode), mine, longest, mode)
+    empty = put_empty_on(empty_model(start.model.config, torch.float32, mode), config_of(start.model), mode)
+    needed = training_bytes(empty, mine, longest, mode)
     what = f"trainer.fit.batch_size={settings.batch_size}: a step over examples of up to {longest} tokens"
     refuse_beyond(needed + mine * INDEX_BYTES, what, f"1,000 examples need {1e-6 * needed / mine:.3g} GB", device)

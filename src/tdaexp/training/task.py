@@ -56,10 +56,11 @@ class TrainedTask:
         """The query set of every query, and the queries: of each of the `sets` the first `limit` (None: all)."""
         parts = {"train": self.corpus.train, "test": self.corpus.test}
         chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in sets]
+        every = [examples for _, examples in chosen] or [self.corpus.train.select([])]
         queries = TensorExamples(
-            [one for _, examples in chosen for one in examples.ids],
-            torch.cat([examples.inputs for _, examples in chosen]),
-            torch.cat([examples.targets for _, examples in chosen]),
+            [one for examples in every for one in examples.ids],
+            torch.cat([examples.inputs for examples in every]),
+            torch.cat([examples.targets for examples in every]),
         )
         return [name for name, examples in chosen for _ in examples.ids], queries
 

@@ -16,6 +16,7 @@ from tdaexp.models.pretrained import Pretrained, trusts
 from tdaexp.models.scratch import Scratch
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.training.fit import fit
 from tdaexp.training.settings import FitSettings
 
@@ -31,6 +32,8 @@ class Tokenisation:
     max_length: int = 512
     loss_on: str = "completion"
     append_eos: bool = True
+    turns: str = "all"
+    chunk: int | None = None
 
 
 def trained_folder(
@@ -44,7 +47,7 @@ def trained_folder(
     precision: str = "float32",
 ) -> Path:
     """Where this training lies or will lie: the folder is named after all that the weights depend on."""
-    texts = [[record.id, record.prompt, record.completion] for record in records]
+    texts = [record.content for record in records]
     parts = (config.start_fingerprint(), texts, tokenisation, settings.deciding(), seed, precision)
     every = "" if settings.keep == "last" else f"-every{settings.checkpoint_every}"
     every += "-state" if settings.keep == "state" else ""
@@ -97,11 +100,15 @@ def load_trained(
     seal.require(folder)
     longest = config.context if isinstance(config, Scratch) else config.max_length
     trusted = trusts(config)
-    named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
+    if isinstance(config, Pretrained) and config.adapter is not None:
+        named = dataclasses.replace(config, adapter=str(folder))
+    else:
+        named = Pretrained(str(folder), template=config.template, max_length=longest, trust_remote_code=trusted)
     loaded = named.load(device, dtype)
     note = folder / "training.json"
     try:
         identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
-    return dataclasses.replace(loaded, fingerprint=str(identity))
+    merged = [config.merge_adapter] if isinstance(config, Pretrained) and config.merge_adapter else []
+    return dataclasses.replace(loaded, fingerprint=fingerprint(identity, *merged) if merged else str(identity))

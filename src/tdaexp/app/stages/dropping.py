@@ -1,0 +1,130 @@
+"""`python evaluate.py runs=[RUN] drop=0.01 drop_by=harmful`: the training file without the rows that did most of it."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tdaexp import influence
+from tdaexp.app.check import Checker
+from tdaexp.app.config import EvaluateConfig
+from tdaexp.data.records import Record
+from tdaexp.data.rewriting import rewritten, written
+from tdaexp.metrics.belonging import by_document
+from tdaexp.report.answers import row_table
+from tdaexp.report.dropping import COLUMN, chosen
+from tdaexp.report.texts import Passage, from_json
+from tdaexp.runtime.csvs import csv_text
+from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.files import SELF_INFLUENCE, write_json, write_text
+from tdaexp.runtime.reading import parse_json, read_text
+
+log = logging.getLogger(__name__)
+STORE, CONFIG, TEXTS = "influence.zarr", "config.yaml", "texts.json"
+
+
+def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
+    """Write the training file of a run without some rows into `folder`, and `dropped.csv` and `drop.json`.
+
+    Errors (UserError): not one run, a run of other data than is there now, no such scores.
+    """
+    run, asked, by = _run(config.runs), float(config.drop or 0), config.drop_by
+    dataset = _dataset(run)
+    records = dataset.train_records()
+    _check_same(run, records)
+    values = _values(run, by).reindex([record.id for record in records])
+    gone = chosen(values, asked, by)
+    file = _write(dataset, records, set(gone.index), folder)
+    places = {record.id: record for record in records}
+    rows = [
+        (row, "" if (place := places[row].where) is None else place.row, value, places[row].text)
+        for row, value in gone.items()
+    ]
+    write_text(folder / "dropped.csv", csv_text(("row", "line", COLUMN[by], "text"), rows))
+    about = {"run": str(run), "by": by, "column": COLUMN[by], "drop": asked, "dropped": len(gone), "of": len(records)}
+    write_json(folder / "drop.json", {**about, "file": file.name, "rows": [row for row, _ in gone.items()]})
+    log.info("dropped %d of %d training rows (%s); what is left: %s", len(gone), len(records), by, file)
+    limit = getattr(dataset, "limit", None)
+    if limit is not None:
+        log.warning(
+            "dataset.limit=%d: rows behind it would move up; train with dataset.limit=%d", limit, limit - len(gone)
+        )
+    return {"drop/rows": float(len(gone)), "drop/of": float(len(records))}
+
+
+def _run(patterns: list[str]) -> Path:
+    """The one run that is named."""
+    found = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
+    folders = [one.parent if one.suffix == ".zarr" else one for one in found]
+    runs = list(dict.fromkeys(one for one in folders if any((one / name).exists() for name in (STORE, SELF_INFLUENCE))))
+    if len(runs) != 1:
+        raise UserError(
+            f"drop: needs one run of attribute.py, and runs={patterns} names {len(runs)}; give runs=[FOLDER]"
+        )
+    return runs[0]
+
+
+def _dataset(run: Path) -> Any:
+    """The data set that a run was about, as its configuration describes it."""
+    file = run / CONFIG
+    if not file.exists():
+        raise UserError(f"{run}: has no {CONFIG}, so its training file is not known; name a folder that a run left")
+    node = (yaml.safe_load(read_text(file)) or {}).get("dataset")
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError(f"{file}: names no data set whose rows could be dropped")
+    checker = Checker(lambda path: str(file))
+    dataset = checker.build(checker.target(node, ("dataset",)), node, ("dataset",))
+    if not hasattr(dataset, "train_records"):
+        raise UserError(f"{file}: its data are no texts, so there is no training file to write again")
+    return dataset
+
+
+def _check_same(run: Path, records: list[Record]) -> None:
+    """Refuse training data that changed since the run: its rows would go by other scores."""
+    file = run / TEXTS
+    known = from_json(parse_json(read_text(file), str(file)), str(file))["train"] if file.exists() else {}
+    pieces = {row.rpartition("#")[0] for row in known}
+    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text
+               and one.id not in pieces]  # fmt: skip
+    if changed:
+        raise UserError(
+            f"{run}: its training data changed since (e.g. row '{changed[0]}'), so its scores are not about the rows "
+            "that are there now; run attribute.py again"
+        )
+
+
+def _values(run: Path, by: str) -> pd.Series:
+    """By training row the value that a choice goes by; pieces of a text are summed."""
+    if by == "self":
+        if not (run / SELF_INFLUENCE).exists():
+            raise UserError(
+                f"drop_by=self: {run} has no self-influence; run its attribute.py again with self_influence=true"
+            )
+        store = influence.load(run / SELF_INFLUENCE)
+        return pd.Series(store["self_influence"].values.astype(np.float64).sum(1), store["train"].values.astype(str))
+    if not (run / STORE).exists():
+        raise UserError(f"drop_by={by}: {run} was asked no question; take drop_by=self, or a run with questions")
+    store = influence.load(run / STORE)
+    if "candidate" not in store.dims:
+        raise UserError(f"drop_by={by}: {run} decomposes a training and scores no rows by question; name another run")
+    table = row_table(by_document(store), None)
+    return pd.Series(table["mean"].to_numpy(), table["row"])
+
+
+def _write(dataset: Any, records: list[Record], gone: set[str], folder: Path) -> Path:
+    """The training file without the rows, of its own kind where that can be; returns its path."""
+    path = getattr(dataset, "path", None)
+    if path is not None and all(record.where is not None and record.where.file == str(path) for record in records):
+        rows = {record.where.row for record in records if record.id in gone and record.where is not None}
+        target = folder / f"{Path(path).stem}-kept{Path(path).suffix}"
+        if rewritten(Path(path), getattr(dataset, "unit", "line"), rows, target):
+            return target
+    target = folder / "train-kept.jsonl"
+    written([record for record in records if record.id not in gone], target)
+    return target

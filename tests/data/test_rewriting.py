@@ -1,0 +1,80 @@
+"""A training file without some rows is what reads as the others, in the file's own kind."""
+
+import json
+
+import pytest
+
+from tdaexp.data.records import Record
+from tdaexp.data.rewriting import rewritten, written
+from tdaexp.data.text import Text
+
+ROWS = [(f"i{k}", f'Say {k}, "and"', f"one\n{'two' * k}") for k in range(6)]
+
+
+def as_csv(rows):
+    quoted = [[cell.replace('"', '""') for cell in row] for row in rows]
+    return "id,prompt,completion\n" + "".join('"' + '","'.join(row) + '"\n\n' for row in quoted)
+
+
+def as_objects(rows):
+    return [dict(zip(("id", "prompt", "completion"), row, strict=True)) for row in rows]
+
+
+FILES = {
+    "a.jsonl": "\ufeff" + "\n\n".join(json.dumps(one) for one in as_objects(ROWS)) + "\n",
+    "a.json": json.dumps(as_objects(ROWS)),
+    "lines.json": "\n".join(json.dumps(one) for one in as_objects(ROWS)),
+    "a.csv": as_csv(ROWS),
+    "a.tsv": "id\tprompt\tcompletion\r\n" + "".join(f"{a}\t{b}\t{c.split()[0]} {a}\r\n" for a, b, c in ROWS),
+}
+
+
+def records(path, **keys):
+    return Text(path=str(path), query_sets=[], **keys).load().train
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_left_reads_as_before(tmp_path, name):
+    path, target = tmp_path / name, tmp_path / f"kept-{name}"
+    path.write_text(FILES[name], encoding="utf-8", newline="")
+    before = records(path, id_column="id")
+    gone = [before[0], before[3], before[5]]
+    assert rewritten(path, "line", {one.where.row for one in gone}, target)
+    left = [one for one in before if one not in gone]
+    assert records(target, id_column="id") == left and len(left) == 3
+    assert rewritten(path, "line", set(), tmp_path / f"all-{name}")
+    if path.suffix != ".json":
+        assert (tmp_path / f"all-{name}").read_bytes().decode() == FILES[name].removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize(("unit", "gone", "kept"), [("line", {1, 5}, "two\n\nthree\n\n\nfive\nsix"),
+                                                   ("paragraph", {4}, "one\ntwo\n\nfive\nsix")])  # fmt: skip
+def test_plain_text(tmp_path, unit, gone, kept):
+    path, target = tmp_path / "a.txt", tmp_path / "kept.txt"
+    path.write_text("one\ntwo\n\nthree\nfour\n\n\nfive\nsix", encoding="utf-8")
+    before = records(path, unit=unit)
+    assert rewritten(path, unit, gone, target)
+    assert target.read_text(encoding="utf-8") == kept
+    left = [one.completion for one in before if one.where.row not in gone]
+    assert [one.completion for one in records(target, unit=unit)] == left
+
+
+def test_parquet_keeps_its_columns(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path, target = tmp_path / "a.parquet", tmp_path / "kept.parquet"
+    pq.write_table(pa.table({"prompt": list("abc"), "completion": list("xyz"), "n": [1, 2, 3]}), path)
+    assert rewritten(path, "line", {2}, target)
+    assert pq.read_table(target).to_pydict() == {"prompt": ["a", "c"], "completion": ["x", "z"], "n": [1, 3]}
+
+
+def test_other_data_become_json_lines(tmp_path):
+    assert not rewritten(tmp_path / "a.arrow", "line", set(), tmp_path / "kept")
+    said = (("user", "hi"), ("assistant", "yes?"), ("user", "why"))
+    mine = [Record("a", "ask", "answer"), Record("b", "hi\nyes?\nwhy", "so", said=said)]
+    written(mine[:1], tmp_path / "plain.jsonl")
+    written(mine[1:], tmp_path / "chat.jsonl")
+    assert records(tmp_path / "plain.jsonl") == mine[:1]
+    (found,) = records(tmp_path / "chat.jsonl")
+    assert (found.id, found.said, found.completion) == ("b", said, "so")
