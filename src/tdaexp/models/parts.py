@@ -123,7 +123,7 @@ def _reads_one(module: nn.Module) -> bool:
     return len(inspect.signature(module.forward).parameters) == 1
 
 
-def _experts(path: str, module: nn.Module, choice: str) -> list[tuple[str, Part]]:
+def _experts(path: str, module: Any, choice: str) -> list[tuple[str, Part]]:
     """Of each expert its gate, up and down."""
     stem = name_of(path)
     count, double, width = module.gate_up_proj.shape
