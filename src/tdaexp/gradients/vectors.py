@@ -114,7 +114,7 @@ class VectorSpace:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies in a vector: from `start` to `stop`, of rows that are `width` wide the `columns` (first, end)."""
+    """Where a parameter lies in a vector: from `start` to `stop`, in rows of `width` the `columns` [first, end)."""
 
     start: int
     stop: int

@@ -14,8 +14,8 @@ from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
-from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
 from tdaexp.planning.text_work import TextWork
