@@ -1,4 +1,4 @@
-"""Classes from outside the package: the example of docs/adding-a-method.md from a folder of one's own, models and data."""
+"""Classes from outside the package: the example of docs/adding-a-method.md from a folder of one's own; models, data."""
 
 from __future__ import annotations
 

@@ -72,5 +72,5 @@ def plain(value: Any) -> Any:
 
 def _described(method: Method) -> dict[str, Any]:
     cls = type(method)
-    keys = asdict(method) if is_dataclass(method) else {}
+    keys: dict[str, Any] = asdict(method) if is_dataclass(method) else {}
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **{key: plain(value) for key, value in keys.items()}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
@@ -22,6 +23,9 @@ from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.behaviour import behaviour, structure, tensors
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+
+LOOKED_AT = 32
+"""Training examples of which those of largest loss are checked against autograd."""
 
 
 def own_problem(
@@ -58,7 +62,11 @@ def own_problem(
 
     with frozen(model):
         components = discovered(model, probe, len(two))
-    check(model, components, objective, lists["train"].select(two), type(model).__name__)
+        some = range(min(LOOKED_AT, len(lists["train"])))
+        with torch.no_grad():
+            losses = objective.losses(model, objective.batch(lists["train"], some).to(first.device), cross_entropy)
+    worst = losses.argsort(descending=True)[: len(two)].tolist()  # of others the gradient may be all rounding
+    check(model, components, objective, lists["train"].select(worst), type(model).__name__)
     everything = alike(np.arange(len(lists["train"])), len(lists["queries"]))
     return Problem(
         model=model,

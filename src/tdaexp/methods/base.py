@@ -118,7 +118,8 @@ class Method(ABC):
         @functools.cache
         def scale() -> np.ndarray:
             total = own.values.astype(np.float64).sum(1)
-            return np.divide(1.0, np.sqrt(total), out=np.zeros(len(total)), where=total > 0)
+            found: np.ndarray = np.divide(1.0, np.sqrt(total), out=np.zeros(len(total)), where=total > 0)
+            return found
 
         return rows_of(values).map(lambda found, rows: found * scale()[problem.pairs[rows]][..., None], np.float64)
 

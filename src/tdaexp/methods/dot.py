@@ -60,6 +60,7 @@ class Dot(Full):
         def relative(rows: np.ndarray) -> np.ndarray:
             found, own = values.isel(query=rows).values, squares.isel(query=rows).values.astype(np.float64)
             norms = np.sqrt(own.sum(2, keepdims=True))
-            return np.divide(found, norms, out=0.0 * found, where=norms > 0)  # NaN where there is no pair
+            divided: np.ndarray = np.divide(found, norms, out=0.0 * found, where=norms > 0)  # NaN: there is no pair
+            return divided
 
         return dots.assign(influence=(values.dims, lazy(Rows(values.shape, np.float64, relative))))

@@ -79,7 +79,8 @@ def _transformers() -> Callable[[], None]:
 
     def restore() -> None:
         transformers_logging.set_verbosity(verbosity)
-        (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
+        change: Any = transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar
+        change()
 
     return restore
 
