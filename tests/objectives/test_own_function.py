@@ -10,9 +10,9 @@ import torch
 from tdaexp.methods.cg import CG
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.multistage import MultiStage
-from tdaexp.objectives import own_function as room
 from tdaexp.objectives.measurements import named, sources
 from tdaexp.objectives.own_function import imported
+from tdaexp.runtime import own_module as room
 from tdaexp.runtime.errors import UserError
 
 LOGITS = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,7 +1,8 @@
 """From a composed configuration to objects: every key, type and class is checked on the way, never after.
 
 This is the one place where a `_target_` becomes an object. Only dataclasses of allowed packages are built, by
-their constructor, from checked values.
+their constructor, from checked values; and those of the user's own modules, which are named with a colon,
+`module:Class`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import pathlib
 import pkgutil
 import re
+import sys
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -22,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdaexp.app.foreign import key_hint, value_hint
 from tdaexp.app.origin import Origin
 from tdaexp.runtime.errors import UserError, check_distinct, unknown
+from tdaexp.runtime.own_module import own_module
 
 PACKAGES = ("tdaexp",)
 MISSING = "???"
@@ -36,6 +40,7 @@ class Checker:
     origin: Origin
     packages: tuple[str, ...] = PACKAGES
     places: dict[str, str] = dataclasses.field(default_factory=dict)  # key -> where it stands in the whole schema
+    folders: Sequence[pathlib.Path] = ()  # in which modules of the user's own are looked for
 
     def build(self, cls: type, node: dict[str, Any], path: Path = ()) -> Any:
         """Return `cls(**node)` with nested nodes built first.
@@ -136,11 +141,22 @@ class Checker:
         def where() -> str:
             return self.origin((*path, "_target_"))
 
-        if name.split(".")[0] not in self.packages:
+        module_name, colon, class_name = name.rpartition(":" if ":" in name else ".")
+        if colon == ":":
+            if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
+                raise UserError(f"{where()}: _target_ '{name}' must be module:Class, e.g. my_methods:Mine")
+            module = own_module(module_name, f"{where()}: _target_ '{name}'", self.folders)[0]
+            top = pathlib.Path(str(module.__file__)).parents[module_name.count(".")]
+            if str(top) not in sys.path:  # the processes of a run, and of a sweep, import it by its name
+                sys.path.append(str(top))
+        elif name.split(".")[0] not in self.packages:
             allowed = " and ".join(self.packages)
-            raise UserError(f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named")
-        module_name, _, class_name = name.rpartition(".")
-        module = _module(module_name, where)
+            raise UserError(
+                f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named, and those of your own "
+                f"modules with a colon: {module_name or 'module'}:{class_name}"
+            )
+        else:
+            module = _module(module_name, where)
         cls = getattr(module, class_name, None)
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             choices = [n for n, c in vars(module).items() if isinstance(c, type) and dataclasses.is_dataclass(c)]

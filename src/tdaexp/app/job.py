@@ -95,7 +95,14 @@ def build(
     check_secrets(values, origin)
     check_values(values, origin)
     root = ROOTS[stage]
-    return Job(overrides, values, Checker(origin, packages, places(root)).build(root, values), choices)
+    checker = Checker(origin, packages, places(root), _folders(hydra))
+    return Job(overrides, values, checker.build(root, values), choices)
+
+
+def _folders(hydra: Any) -> list[Path]:
+    """Where modules of the user's own may lie: the folders of configurations, and those that hold them."""
+    found = [Path(one.path) for one in hydra.runtime.config_sources if one.schema == "file"]
+    return [folder for place in found for folder in (place, place.parent)]
 
 
 def subject(values: dict[str, Any]) -> str:

@@ -26,8 +26,9 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """The method's name in tables and stores: that of its module."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name in tables and stores: that of its module, or of its class where the module is not ours."""
+        package, _, module = type(self).__module__.rpartition(".")
+        return module if package else type(self).__name__.lower()
 
     @property
     def label(self) -> str:

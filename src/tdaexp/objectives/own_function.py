@@ -6,24 +6,16 @@ Importing runs the module's code, as any import does, and happens only where the
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.own_module import own_module, told
 
-_READ: dict[str, tuple[ModuleType, str]] = {}  # modules by name, with the hash of the source that this process runs
 SIGNATURE = "(logits [B, L, V], targets [B, L], weights [B, L])"
 
 
@@ -40,7 +32,7 @@ class Imported:
         try:
             values = self.function(logits, targets, weights)
         except Exception as error:
-            raise UserError(f"{self._where} failed: {_told(error)}") from error
+            raise UserError(f"{self._where} failed: {told(error)}") from error
         wanted = len(logits)
         if not isinstance(values, Tensor):
             raise UserError(f"{self._where} returned a {type(values).__name__}; it must return a tensor [B]")
@@ -75,7 +67,7 @@ def imported(name: str) -> Imported:
     parts = [*module_name.split("."), function_name]
     if not all(part.isidentifier() for part in parts):
         raise UserError(f"{where}: must be module:function, e.g. my_measurements:margin")
-    module, source = _module(module_name, where)
+    module, source = own_module(module_name, where)
     function = getattr(module, function_name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -87,47 +79,3 @@ def imported(name: str) -> Imported:
     except ValueError:
         pass  # a function in C does not tell its arguments
     return Imported(name, function, source)
-
-
-def _module(name: str, where: str) -> tuple[ModuleType, str]:
-    """The module and the hash of its source. What was not imported before is compiled from the text that was hashed."""
-    if name in _READ:
-        return _READ[name]
-    missing = f"{where}: cannot import '{name}'"
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        importlib.invalidate_caches()
-        known = sys.modules.get(name)
-        spec = importlib.util.find_spec(name) if known is None else known.__spec__
-        if spec is None:
-            raise UserError(f"{missing}; no such module in {here} or among the installed packages")
-        if spec.origin is None or not spec.origin.endswith(".py"):
-            raise UserError(f"{where}: '{name}' is no module with a source file; name the file that has the function")
-        text = Path(spec.origin).read_bytes()
-        if known is None:
-            known = importlib.util.module_from_spec(spec)
-            sys.modules[name] = known
-            try:
-                exec(compile(text, spec.origin, "exec"), known.__dict__)
-            except BaseException:
-                del sys.modules[name]
-                raise
-        _READ[name] = known, fingerprint(text.decode("utf-8", errors="replace"))
-        return _READ[name]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{missing}: {_told(error)}") from error
-    finally:
-        if added:
-            sys.path.remove(here)
-
-
-def _told(error: Exception) -> str:
-    """An error of the user's code in one line, with its place."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

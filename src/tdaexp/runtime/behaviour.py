@@ -136,7 +136,18 @@ class _Walk:
         package = _installed(cls.__module__)
         if package is not None:
             return [package, cls.__module__, cls.__qualname__]
-        skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__")
+        skipped = (
+            "__dict__",
+            "__annotations__",
+            "__dataclass_fields__",
+            "__dataclass_params__",
+            "__match_args__",
+            "__weakref__",
+            "__doc__",
+            "__module__",
+            "__firstlineno__",
+            "__static_attributes__",
+        )
         own = {key: value for key, value in vars(cls).items() if key not in skipped and not key.startswith("_abc")}
         return [cls.__qualname__, self._each(cls.__bases__), {key: self._member(one) for key, one in own.items()}]
 

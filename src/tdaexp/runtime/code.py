@@ -21,6 +21,7 @@ from typing import Any
 from tdaexp.runtime import digests
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.own_module import source_of
 
 PACKAGE = "tdaexp"
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,9 +54,15 @@ Work = Callable[..., Any] | type | str
 def code_identity(*work: Work) -> str:
     """Digest (16 hex digits) of the modules that these functions, classes or modules reach, theirs included.
 
-    Modules outside of this package count alone, without what they import.
+    Modules outside of this package count alone, without what they import; what was typed at a prompt or in a notebook
+    counts with what it does (`behaviour`).
     """
-    return _identity(tuple(modules_of(*work)))
+    found, typed = _identity(tuple(modules_of(*work))), [one for each in work for one in _typed(each)]
+    if not typed:
+        return found
+    from tdaexp.runtime.behaviour import behaviour
+
+    return fingerprint(found, behaviour(*typed))
 
 
 def modules_of(*work: Work) -> list[str]:
@@ -101,6 +108,14 @@ def _modules(work: Work) -> list[str]:
     return [work.__module__]
 
 
+def _typed(work: Work) -> list[Any]:
+    """Of a function, or of a class and its bases, what is in no file."""
+    if isinstance(work, str):
+        return []
+    every = work.__mro__ if isinstance(work, type) else [work]
+    return [one for one in every if _file(one.__module__) is None and one.__module__.split(".")[0] in ("__main__", "")]
+
+
 def _silent(name: str) -> bool:
     return any(name == one or (one != PACKAGE and name.startswith(f"{one}.")) for one in SILENT)
 
@@ -116,7 +131,9 @@ def _imports(name: str) -> list[str]:
 
 def _source(name: str) -> tuple[str, list[list[str]]]:
     """Digest of a module's code without its docstrings and comments, and (module, name) of its imports of ours."""
-    file = _file(name)
+    file, read = _file(name), source_of(name)
+    if read is not None:
+        return read, []
     if file is None:
         return "", []
     if _FOUND.get(file, file.stat().st_mtime_ns) != file.stat().st_mtime_ns:

@@ -1,0 +1,161 @@
+"""Classes from outside the package: the example of docs/adding-a-method.md from a folder of one's own, models and data."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import TINY, only
+
+from tdaexp import influence
+from tdaexp.runtime import own_module
+
+QUICK = (*TINY, "metric.plots=false", "dataset.query_limit=2", "dataset.query_sets=[paraphrased]")
+MODULES = ("my_methods", "my_data", "my_models")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    def forget() -> None:
+        for name in MODULES:
+            sys.modules.pop(name, None)
+            own_module._READ.pop(name, None)
+
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def signs(repository, commands) -> str:
+    """The page's method in `mine/`, its YAML beside it; returns the option."""
+    page = (repository / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", page, flags=re.DOTALL))
+    (told,) = re.findall(r"mine/conf/method/signs.yaml\s+(.*?)```", page, flags=re.DOTALL)
+    write("mine/my_methods.py", files["src/tdaexp/methods/signs.py"])
+    write("mine/conf/method/signs.yaml", "\n".join(line.strip() for line in told.splitlines()))
+    return "--config-dir=mine/conf"
+
+
+def write(name: str, text: str) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text, encoding="utf-8")
+
+
+def scores(folder: str) -> np.ndarray:
+    return influence.load(Path(folder) / "influence.zarr")["influence"].values
+
+
+def test_the_pages_method_from_a_folder_of_ones_own(commands, signs):
+    commands.done("attribute", *QUICK, signs, "method=signs", "method.above=0", "hydra.run.dir=first")
+    found = scores("first")
+    assert np.array_equal(found, np.round(found))
+    store = influence.load(Path("first/influence.zarr"))
+    assert (store.attrs["method"], store.attrs["label"]) == ("signs", "signs")
+    code, err = commands.process(  # the jobs of a sweep, and an edit that leaves the file as long as it was
+        "attribute", *QUICK, signs, "-m", "method=signs", "method.above=0,0.5", "hydra.sweep.dir=sweep"
+    )
+    assert code == 0, err
+    np.testing.assert_array_equal(scores(str(only("sweep/0*"))), found)
+    text = Path("mine/my_methods.py").read_text(encoding="utf-8")
+    write("mine/my_methods.py", text.replace("return gradient.sign() * (", "return -gradient.sign() *("))
+    again = (*QUICK, signs, "-m", "method=signs", "method.above=0,0.5", "hydra.sweep.dir=sweep", "resume=true")
+    code, err = commands.process("attribute", *again)
+    assert code == 0 and "finished before" not in err, err
+    np.testing.assert_array_equal(scores(str(only("sweep/0*"))), found)  # of both signs turned round
+    code, err = commands.process("attribute", *again)
+    assert code == 0 and err.count("finished before") == 2, err
+
+
+@pytest.mark.long
+def test_two_processes_have_it(commands, signs):
+    commands.done("attribute", *QUICK, signs, "method=signs", "hydra.run.dir=alone")
+    together = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "cache_dir=fresh", "hydra.run.dir=two")
+    code, err = commands.process("attribute", *QUICK, signs, "method=signs", *together)
+    assert code == 0, err
+    np.testing.assert_array_equal(scores("two"), scores("alone"))
+
+
+OWN_DATA = """
+from dataclasses import dataclass
+
+from tdaexp.data.dataset import Dataset, as_query
+from tdaexp.data.records import Record
+
+
+@dataclass
+class Rivers(Dataset):
+    count: int = 6
+
+    def train_records(self):
+        return [Record(f"r{k}", f"Where does river {k} run?", f"past town {k % 3}") for k in range(self.count)]
+
+    def own_paraphrases(self, train):
+        return [as_query(record, record) for record in train]
+"""
+OWN_MODEL = """
+from dataclasses import dataclass
+
+from tdaexp.models.scratch import Scratch
+
+
+@dataclass
+class Small(Scratch):
+    width: int = 16
+
+    def __post_init__(self):
+        self.config = {**self.config, "hidden_size": self.width}
+        super().__post_init__()
+"""
+
+
+def test_own_data_and_an_own_model(commands):
+    write("my_data.py", OWN_DATA)
+    write("my_models.py", OWN_MODEL)
+    write("conf/dataset/rivers.yaml", "_target_: my_data:Rivers\ncount: 5\nquery_sets: [paraphrased]\n")
+    write("conf/model/small.yaml", "defaults: [toy_gpt]\n_target_: my_models:Small\nwidth: 24\n")
+    sizes = [text for text in TINY if text.startswith(("model.", "trainer.")) and "hidden" not in text]
+    commands.done(
+        "attribute", *sizes, "--config-dir=conf", "model=small", "dataset=rivers", "method=dot", "metric.plots=false"
+    )
+    store = influence.load(only("outputs/attribute/small-rivers-dot*") / "influence.zarr")
+    assert store.sizes["query"] == 5 and int(store["size"].values[0]) % 24 == 0
+
+
+BROKEN = (
+    "from dataclasses import dataclass\n\nclass Plain:\n    pass\n\n@dataclass\nclass Other:\n    above: float = 0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("nowhere_at_all:Mine", "cannot import 'nowhere_at_all'; no such module in "),
+        ("my_methods:Othr", "unknown class 'Othr'; did you mean 'Other'"),
+        ("my_methods:Plain", "unknown class 'Plain'"),
+        ("my_methods:Other", "is no class for 'method' (it has no 'attribute')"),
+        ("my_methods.Other", "only classes of tdaexp can be named, and those of your own modules with a colon"),
+        ("my_methods.py:Other", "cannot import 'my_methods.py'"),
+        ("../my_methods:Other", "must be module:Class"),
+        ("numpy:ndarray", "unknown class 'ndarray'"),
+    ],
+)
+def test_what_cannot_be_a_method(commands, target, words):
+    write("my_methods.py", BROKEN)
+    write("conf/method/mine.yaml", f"_target_: {target}\n")
+    line = commands.refused("attribute", *QUICK, "--config-dir=conf", "method=mine")
+    assert words in line and "mine.yaml" in line
+
+
+def test_never_below_hydra(commands):
+    write("my_methods.py", "open('ran.txt', 'w')\n" + BROKEN)
+    write(
+        "conf/experiment/bad.yaml",
+        "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: my_methods:Other\n",
+    )
+    line = commands.refused("attribute", *QUICK, "--config-dir=conf", "experiment=bad")
+    assert "is refused; under hydra: only Hydra's own classes" in line and not Path("ran.txt").exists()
