@@ -123,7 +123,8 @@ class Place:
 
     def of(self, vectors: Tensor) -> Tensor:
         """The entries of vectors [K, size], in their own memory: [K, rows, columns]."""
-        return vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))[..., slice(*self.columns)]
+        rows: Tensor = vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))
+        return rows[..., slice(*self.columns)]
 
 
 def own_parts(component: Component) -> list[Part]:
