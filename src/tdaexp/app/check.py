@@ -152,8 +152,8 @@ class Checker:
         elif name.split(".")[0] not in self.packages:
             allowed = " and ".join(self.packages)
             raise UserError(
-                f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named, and those of your own "
-                f"modules with a colon: {module_name or 'module'}:{class_name}"
+                f"{where()}: _target_ '{name}' is refused; only classes of {allowed} can be named, and those of your "
+                f"own modules with a colon: {module_name or 'module'}:{class_name}"
             )
         else:
             module = _module(module_name, where)
