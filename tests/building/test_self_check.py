@@ -111,5 +111,8 @@ def test_a_module_of_somebodys_own():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).eval()
     examples = TensorExamples(["a", "b"], torch.randn(2, 4), torch.tensor([0, 2]))
+    model(torch.ones(1, 4)).sum().backward()  # a training's last step leaves gradients
+    kept = [one.grad.clone() for one in model.parameters()]
     assert check(model, discovered(model), Classes(), examples, "mine") == []
     assert all(one.requires_grad for one in model.parameters())
+    assert all(torch.equal(one.grad, old) for one, old in zip(model.parameters(), kept, strict=True))

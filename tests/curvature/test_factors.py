@@ -166,7 +166,7 @@ def test_damping_leaves_the_factors_as_they_are(models, tmp_path):
 def test_components_without_a_rule_are_named(models):
     components = component_map(models("olmo-tied"))
     found = layers_of(components)
-    assert "embed" in found.components.skipped and "embed" in found.components.coverage_line()
+    assert "embed" in found.components.unchosen and "embed" in found.components.coverage_line()
     with pytest.raises(UserError, match="without a factor rule: embed"):
         layers_of(components, strict=True)
     with pytest.raises(UserError, match="none of the chosen components"):

@@ -57,6 +57,6 @@ def test_double_precision_and_another_network(commands):
     small = ("model=grokking", "dataset=modular_addition", "dataset.train=60", "dataset.test=20", "model.hidden=8",
              "model.inner=16", "trainer.fit.steps=6", "metric.bootstrap=50", "metric.plots=false")  # fmt: skip
     err = commands.done("attribute", *small, "method=ekfac", "trainer.precision=float64", "hydra.run.dir=run")
-    assert "skipped: embed (" in err and "lm_head (" in err
+    assert "left out by choice: embed (" in err and "lm_head (" in err
     store = influence.load(only("run") / "influence.zarr")
     assert store["influence"].dtype == np.float64 and np.isfinite(store["influence"].values).all()

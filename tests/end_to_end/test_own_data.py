@@ -41,8 +41,12 @@ def files(commands) -> None:
     lines("questions.jsonl", QUESTIONS)
 
 
-def store(folder: str = "outputs/attribute"):
-    return influence.load(only(folder) / "influence.zarr")
+def beside(name: str) -> Path:
+    return only(f"outputs/attribute/*/{name}")
+
+
+def store():
+    return influence.load(beside("influence.zarr"))
 
 
 def test_dialogues_and_questions_with_these_keys_alone(commands, files):
@@ -53,8 +57,8 @@ def test_dialogues_and_questions_with_these_keys_alone(commands, files):
     found = store()
     assert found["influence"].shape[:2] == (3, 12) and set(found["query_set"].values) == {"questions"}
     assert not found["truth"].any() and not influence.truth_known(found).any()
-    assert not any("accuracy" in key for key in json.loads((only("outputs/attribute") / "metrics.json").read_text()))
-    table = pd.read_csv(only("outputs/attribute") / "sources.csv")
+    assert not any("accuracy" in key for key in json.loads(beside("metrics.json").read_text()))
+    table = pd.read_csv(beside("sources.csv"))
     scores = influence.dense(found)
     assert table["count"].tolist() == [6] * 6
     own = scores.sel(query="1/questions", train=[str(k) for k in range(0, 12, 2)]).sum()
@@ -91,6 +95,6 @@ def test_rows_that_cannot_be_read_are_named_or_left_out(commands, files):
     assert "chat.jsonl: 2 of 14 rows cannot be read: row 4: not valid JSON" in err
     assert "row 14: column 'messages': no turn of the assistant" in err and "dataset.skip_bad=true" in err
     commands.done("attribute", *DATA, *OWN, "dataset.skip_bad=true")
-    skipped = pd.read_csv(only("outputs/attribute") / "skipped.csv")
+    skipped = pd.read_csv(beside("skipped.csv"))
     assert skipped[["file", "row"]].values.tolist() == [["chat.jsonl", 4], ["chat.jsonl", 14]]
     assert sorted(set(influence.dense(store())["train"].values), key=int) == [str(k) for k in range(13) if k != 3]

@@ -54,7 +54,7 @@ def test_the_case_study_is_a_page_of_the_model_s_own_answers(commands):
     texts = json.loads((folder / "texts.json").read_text())
     assert len(texts["query"]) == 3 and all(name.endswith("/generated") for name in texts["query"])
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(text.split("?")[0] in page for text in texts["query"].values())
+    assert all(text[0].split("?")[0] in page for text in texts["query"].values())
 
 
 def test_single_stage_methods_explain_the_stage_that_they_are_told(commands):
@@ -112,7 +112,7 @@ def test_tokens_of_the_best_pairs_in_file_and_page(method, commands):
         for side in ("train", "query"):
             assert len(pair[f"{side}_tokens"]) == len(pair[f"{side}_shares"]) > 1
             assert sum(pair[f"{side}_shares"]) == pytest.approx(pair["score"], rel=1e-9)
-    assert (folder / "report.html").read_text(encoding="utf-8").count('<div class="tokens-of">query</div>') == 6
+    assert (folder / "report.html").read_text(encoding="utf-8").count('<div class="tokens-of">question</div>') == 6
     commands.done("evaluate", f"runs=[{folder}]", "metric.bootstrap=50", "metric.plots=false")
     (page,) = Path("outputs/evaluate").rglob("report.html")
-    assert page.read_text(encoding="utf-8").count('<div class="tokens-of">query</div>') == 6
+    assert page.read_text(encoding="utf-8").count('<div class="tokens-of">question</div>') == 6

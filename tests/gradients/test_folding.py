@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from architectures import tiny
 from gradient_oracle import VARIANTS, build_model, gradients_of, make_examples, oracle
 
 from tdaexp.data.examples import Examples
@@ -55,6 +56,17 @@ def test_every_measurement_is_a_difference(models, measurement):
     (_, both), (_, wanted), (_, others) = (captured(model, side, loss=loss) for side in (MIXED, WANTED, OTHERS))
     counted = torch.tensor([one.rejected is not None for one in MIXED])
     torch.testing.assert_close(both, wanted - torch.where(counted, others, 0.0))
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen 3, experts", "Gemma 2", "OPT"])
+def test_experts_and_other_layers_have_the_same_difference(family):
+    """Each side alone is held against autograd where the architectures are tested."""
+    model = tiny(family, torch.float64)
+    sides = [captured(model, side)[0] for side in (MIXED, WANTED, OTHERS)]
+    for name, both in sides[0].items():
+        wanted, others = (side[name] for side in sides[1:])
+        right = torch.stack([wanted[k] - (0 if one.rejected is None else others[k]) for k, one in enumerate(MIXED)])
+        assert (both - right).norm() <= 1e-6 * (wanted.norm() + others.norm()), name
 
 
 def test_batches_change_nothing(models):

@@ -257,7 +257,7 @@ def test_parts_of_a_network(make):
     grokking = EKFAC().layers(make("grokking"))
     assert all(name.startswith("layers.0.") for name in grokking.names) and len(grokking) == 6
     resnet = EKFAC().layers(make("resnet"))
-    assert "norms" in resnet.components.skipped and "res1.conv1.conv" in resnet.names
+    assert "norms" in resnet.components.unchosen and "res1.conv1.conv" in resnet.names
     with pytest.raises(UserError, match="without a factor rule: norms"):
         EKFAC(strict=True).layers(make("resnet"))
     with pytest.raises(UserError, match=r"method\.part=mlp: this model has no components of that name"):

@@ -112,8 +112,8 @@ def test_the_checkpoint_is_loaded_with_its_classes(problem):
     check_successor(first, second, "x")
     assert second.classes == CLASSES and first.classes is None
     one, two = shared_components(problem.map, problem.finetuned.map)
-    assert one.names == two.names and {"embed", "lm_head"} == set(one.skipped)
-    assert {"embed", "lm_head"} <= set(two.skipped)
+    assert one.names == two.names and {"embed", "lm_head"} == set(one.unchosen)
+    assert {"embed", "lm_head"} <= set(two.unchosen)
 
 
 def test_without_curvature_it_is_the_dot_product_with_the_class_s_gradient(problem):

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from tdaexp.models.scratch import Scratch
 
@@ -53,3 +54,16 @@ def hub_folder(small_start, tmp_path):
         start.model.save_pretrained(tmp_path / "hub")
         start.tokenizer.save_pretrained(tmp_path / "hub")
     return tmp_path / "hub"
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Models that compute some of their parts in float32, whatever they are in, compute them in float64."""
+    plain = torch.Tensor.to
+
+    def to(self, *arguments, **named):
+        kinds = [torch.float64 if one is torch.float32 else one for one in arguments]
+        return plain(self, *kinds, **{k: torch.float64 if v is torch.float32 else v for k, v in named.items()})
+
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch.Tensor, "to", to)

@@ -12,9 +12,9 @@ from adapted import by_peft, write_adapter
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.components import component_map
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.lora import Lora
 from tdaexp.models.pretrained import Pretrained

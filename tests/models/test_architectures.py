@@ -52,19 +52,6 @@ def errors(model, examples, components, together=True):
     }
 
 
-@pytest.fixture
-def double(monkeypatch):
-    """Models that compute some of their parts in float32, whatever they are in, compute them in float64."""
-    plain = torch.Tensor.to
-
-    def to(self, *arguments, **named):
-        kinds = [torch.float64 if one is torch.float32 else one for one in arguments]
-        return plain(self, *kinds, **{k: torch.float64 if v is torch.float32 else v for k, v in named.items()})
-
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(torch.Tensor, "to", to)
-
-
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_gradients_in_double_precision(family, double):
     model, examples = tiny(family, torch.float64), texts(3)

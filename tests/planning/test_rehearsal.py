@@ -17,7 +17,7 @@ from tdaexp.building.tasks import load_task
 from tdaexp.building.texts import load_model
 from tdaexp.planning.plan import NotRehearsed, plan_of, planned, tell_plan
 from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP
-from tdaexp.runtime.rehearsal import Rehearsal, arithmetic, repeated, sampled
+from tdaexp.runtime.rehearsal import Rehearsal, alike, arithmetic, repeated, sampled
 from tdaexp.runtime.rehearsed_store import STORE, rehearsing
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -111,6 +111,28 @@ def test_one_piece_stands_for_all_in_proportion() -> None:
             done.append(items)
     assert done == [[3, 3, 3]] and rehearsal.flop == 5 * 30 * 2 and rehearsal.forward == 6
     assert list(sampled([[1], [2]], len)) == [[1], [2]], "outside a rehearsal all are done"
+
+
+def test_work_like_work_before_is_counted_and_not_done() -> None:
+    rehearsal, done = Rehearsal(), []
+
+    def work() -> torch.Tensor:
+        done.append(1)
+        one = torch.zeros(1000, 1000, device=DEVICE)
+        rehearsal.forward += 3
+        return one @ one
+
+    with rehearsing(rehearsal):
+        rehearsal.begin()
+        first = alike("square", work)
+        assert rehearsal.device.peak == 8e6 and rehearsal.device.now == 4e6
+        second = alike("square", work)
+        assert rehearsal.device.peak == 12e6 and rehearsal.device.now == 8e6, (
+            "the first result, and what the work takes"
+        )
+        assert first.shape == second.shape and first.device == second.device == DEVICE
+    assert (len(done), rehearsal.flop, rehearsal.forward) == (1, 4e9, 6)
+    assert alike("square", lambda: torch.ones(2)).tolist() == [1, 1], "outside a rehearsal all is done"
 
 
 def test_stages_that_end_within_a_piece_are_counted_as_often() -> None:

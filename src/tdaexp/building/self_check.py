@@ -122,17 +122,17 @@ def _errors(
         for old in arrived.keys() - set().union(*(names for _, names in waiting.values())):
             del arrived[old]
 
-    before = {name: named[name].grad for name in chosen}  # of somebody's own training
-    for name in chosen:
-        named[name].grad = None
+    before = {name: named[name].grad for name in chosen}  # what a training left
     with frozen(model), torch.enable_grad():
+        for name in chosen:
+            named[name].grad = None
         handles = [
             named[name].requires_grad_(True).register_post_accumulate_grad_hook(partial(receive, name))
             for name in chosen
         ]
         try:
             losses = gradients.objective.losses(model, gradients.inputs(members), gradients.loss)
-            (losses * weights.to(losses)).sum().backward()  # type: ignore[no-untyped-call]
+            (losses * weights.to(losses)).sum().backward()
         finally:
             for handle in handles:
                 handle.remove()

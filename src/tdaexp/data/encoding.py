@@ -61,7 +61,7 @@ def token_parts(records: Sequence[Record], tokenizer: Any, template: str, turns:
 def joined(pieces: list[list[int]]) -> Parts:
     """The pieces `given, written, given, …` before the last one, and that."""
     if len(pieces) == 2:
-        return Parts(*pieces)
+        return Parts(pieces[0], pieces[1])
     spoken = [bool(k % 2) for k, piece in enumerate(pieces[:-1]) for _ in piece]
     return Parts([token for piece in pieces[:-1] for token in piece], pieces[-1], spoken)
 

@@ -76,7 +76,7 @@ class Lima(Dataset):
         if self.limit is None:
             for name, row in rows.items():
                 if name not in every:
-                    raise unknown("training id", name, every, row.where)
+                    raise unknown("training id", name, every, str(row.where))
         for record in train:
             if record.id not in rows:
                 raise UserError(f"{path}: no paraphrase of '{record.id}'; add a row, or leave it to a provider")

@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tdaexp.data.records import Record
 from tdaexp.runtime.files import atomic_path, write_text
@@ -52,7 +53,7 @@ def written(records: Iterable[Record], target: Path) -> None:
     for record in records:
         if record.said:
             turns = [*record.said, ("assistant", record.completion)]
-            row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            row: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
         else:
             row = {"prompt": record.prompt, "completion": record.completion}
         lines.append(json.dumps({"id": record.id, **row}, ensure_ascii=False) + "\n")

@@ -118,7 +118,8 @@ def exchanges(record: Record) -> list[tuple[str, str]]:
     """A dialogue as pairs of what others said, one under the other, and what the assistant answered."""
     if not record.said:
         return [(record.prompt, record.completion)]
-    found, asked = [], []
+    found: list[tuple[str, str]] = []
+    asked: list[str] = []
     for role, text in (*record.said, (ASSISTANT, record.completion)):
         if role == ASSISTANT:
             found.append(("\n".join(asked), text))

@@ -41,4 +41,5 @@ def folded(factors: Factors, rows: int, shared: dict[int, Tensor]) -> Factors:
 
 def _side_by_side(values: Tensor, rows: int) -> Tensor:
     """[N rows, T, …] as [N, rows T, …]."""
-    return values.unflatten(0, (-1, rows)).flatten(1, 2)
+    found: Tensor = values.unflatten(0, (-1, rows)).flatten(1, 2)
+    return found

@@ -114,7 +114,7 @@ class VectorSpace:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies in a vector: from `start` to `stop`, of rows that are `width` wide the `columns` (first, end)."""
+    """Where a parameter lies in a vector: from `start` to `stop`, in rows of `width` the `columns` [first, end)."""
 
     start: int
     stop: int
@@ -123,7 +123,8 @@ class Place:
 
     def of(self, vectors: Tensor) -> Tensor:
         """The entries of vectors [K, size], in their own memory: [K, rows, columns]."""
-        return vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))[..., slice(*self.columns)]
+        rows: Tensor = vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))
+        return rows[..., slice(*self.columns)]
 
 
 def own_parts(component: Component) -> list[Part]:

@@ -9,16 +9,14 @@ by name, unless it is merged into the base.
 from __future__ import annotations
 
 import contextlib
-import logging
-import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from tdaexp.models.adapted import is_matrix
 from tdaexp.models.adapter_places import note_of, stated_base
 from tdaexp.models.loaded import check_finite, quiet_transformers
 from tdaexp.models.lora import Lora
@@ -26,52 +24,15 @@ from tdaexp.models.source import Source, first_line
 from tdaexp.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import PreTrainedModel
 
-log = logging.getLogger(__name__)
-MATRIX = re.compile(r"\.lora_[AB]\.\w+(\.(weight|bias))?$")
 UNREAD = {"bias": "none", "use_dora": False}
 """Keys of an adapter's config whose other values change the base, or are not read by transformers."""
 MERGE = "model.merge_adapter=true explains the model that it makes of its base, as a whole"
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a module or a parameter of that name is one of the two matrices of an adapter."""
-    return MATRIX.search(name) is not None
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether the model has an adapter that is not merged."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
-def train_only_adapter(model: PreTrainedModel) -> None:
-    """Let gradients into the adapter's matrices, and nowhere else; into all parameters of a model without one."""
-    whole = not is_adapted(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(whole or is_matrix(name))
-
-
 @contextlib.contextmanager
-def adapters_apart() -> Iterator[None]:
-    """Inside the block transformers loads a base alone: of an adapter beside it we know ourselves."""
-    from transformers.integrations import peft as integration
-    from transformers.models.auto import auto_factory
-
-    before = [(place, place.is_peft_available) for place in (integration, auto_factory)]
-    for place, _ in before:
-        place.is_peft_available = lambda: False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for place, own in before:
-            place.is_peft_available = own  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Inside the block peft corrects a config without a word, and transformers shows no bars."""
     with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"peft\.")
@@ -100,7 +61,7 @@ def put_on(model: PreTrainedModel, adapter: Source, base: Source, merge: bool) -
                 "merge it with its base by peft (merge_and_unload, then save_pretrained) and name that folder"
             )
     try:
-        with _quiet():
+        with quiet_peft():
             told = model.load_adapter(adapter.name, adapter_kwargs={"revision": adapter.revision or "main"})
     except Exception as error:  # peft and transformers have many classes for the same mistake
         raise _misfit(adapter, base, _reason(error)) from error
@@ -131,7 +92,7 @@ def put_new_on(model: PreTrainedModel, lora: Lora, base: Source) -> PreTrainedMo
     """
     require_peft("model.adapter=new")
     try:
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(lora.seed)
             model.add_adapter(lora.config())
     except Exception as error:
@@ -139,47 +100,6 @@ def put_new_on(model: PreTrainedModel, lora: Lora, base: Source) -> PreTrainedMo
         raise UserError(f"model.lora.target_modules=[{named}]: no adapter for {base.name}: {_reason(error)}") from error
     _check_captured(model, "model.lora.target_modules")
     return _named(model, base.name, base)
-
-
-def described(adapter: Lora | Path) -> LoraConfig:
-    """A new adapter, or the one in a folder, as peft describes it."""
-    require_peft("model.adapter")
-    if isinstance(adapter, Lora):
-        return adapter.config()
-    from peft import PeftConfig
-
-    found: Any = PeftConfig.from_pretrained(str(adapter))
-    return found
-
-
-def put_empty_on(model: PreTrainedModel, config: LoraConfig | None, mode: FakeTensorMode) -> PreTrainedModel:
-    """Give a model without data an adapter without data, where there is one."""
-    if config is not None:
-        from peft import inject_adapter_in_model
-
-        with _quiet():
-            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
-        for path, module in model.named_modules():
-            if is_matrix(path):
-                for name, own in module.named_parameters(recurse=False):
-                    with mode:
-                        empty = torch.empty(own.shape, dtype=model.dtype, device="cpu")
-                    setattr(module, name, nn.Parameter(empty, requires_grad=False))
-        model._hf_peft_config_loaded = True
-        model.requires_grad_(False)
-    return model
-
-
-def config_of(model: PreTrainedModel) -> LoraConfig | None:
-    """How peft describes the adapter of a model; None without one."""
-    config: Any = model.peft_config["default"] if is_adapted(model) else None
-    return config
-
-
-def base_of(model: PreTrainedModel) -> str | None:
-    """Folder or hub id of an adapted model's base; None of one without an adapter."""
-    config = config_of(model)
-    return None if config is None else str(config.base_model_name_or_path)
 
 
 def _named(model: PreTrainedModel, name: str, base: Source) -> PreTrainedModel:
@@ -198,7 +118,7 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
 
     for path, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)  # type: ignore[no-untyped-call]
+            module.merge(safe_merge=True)
             model.set_submodule(path, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(path, module.modules_to_save["default"])

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tdaexp.models.adapters import adapters_apart
+from tdaexp.models.adapted import adapters_apart
 from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.source import Source, first_line, mend

@@ -171,7 +171,7 @@ def canonical_name(parameter: str) -> str:
     if NORM.search(last):
         return "norms"
     name = _known(module)
-    if name is None:
+    if name is None or (name.startswith("layers.") and not BLOCK.match(name)):
         return parameter
     stem, _, word = name.rpartition(".")
     return f"{stem}.{FUSED_WORDS[word]}" if word in FUSED_WORDS else name

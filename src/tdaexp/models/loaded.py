@@ -71,11 +71,12 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse a tokenizer with token ids beyond the embedding's rows.
 
-    Added tokens may lie beyond: transformers adds those of a model's family, whether its texts have them or not, and
+    Special tokens may lie beyond: transformers adds those of a model's family, whether its texts have them or not, and
     texts are looked at (`check_tokens`).
     """
-    rows, added = _embedded(model), set(tokenizer.added_tokens_decoder)
-    highest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=-1)
+    rows = _embedded(model)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    highest = max((number for number in tokenizer.get_vocab().values() if number not in special), default=-1)
     if highest >= rows:
         raise UserError(
             f"{where}: the tokenizer's ids go up to {highest} but the model embeds {rows} tokens only; "

@@ -123,19 +123,19 @@ def _reads_one(module: nn.Module) -> bool:
     return len(inspect.signature(module.forward).parameters) == 1
 
 
-def _experts(path: str, module: nn.Module, choice: str) -> list[tuple[str, Part]]:
+def _experts(path: str, module: Any, choice: str) -> list[tuple[str, Part]]:
     """Of each expert its gate, up and down."""
     stem = name_of(path)
-    count, double, width = module.gate_up_proj.shape  # type: ignore[union-attr,misc]
-    half = double // 2  # type: ignore[operator]
-    both = np.arange(double)  # type: ignore[call-overload]
+    count, double, width = module.gate_up_proj.shape
+    half = double // 2
+    both = np.arange(double)
     found = []
-    for number in range(count):  # type: ignore[arg-type]
+    for number in range(count):
         for word, name, rows, shape in (
             ("gate", MATRICES[0], both[:half], (half, width)),
             ("up", MATRICES[0], both[half:], (half, width)),
             ("down", MATRICES[1], None, (width, half)),
         ):
-            part = Part(path, "expert", rows, False, shape, (f"{path}.{name}",), number)  # type: ignore[arg-type]
+            part = Part(path, "expert", rows, False, shape, (f"{path}.{name}",), number)
             found.append((f"{stem}.{number}.{word}" if choice == "expert" else stem, part))
     return found

@@ -71,7 +71,7 @@ class Pretrained:
         if self.missing_state not in MISSING_STATE:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
         if self.experts not in EXPERTS:
-            raise unknown("value", self.experts, EXPERTS, "model.experts")
+            raise unknown("value", self.experts, EXPERTS, f"model.experts={self.experts}")
         if not 0 <= self.min_coverage <= 1:
             raise UserError(f"model.min_coverage={self.min_coverage}: must be a share from 0 to 1")
         if self.max_length is not None and self.max_length < 2:
@@ -197,7 +197,7 @@ class Pretrained:
     def planned_adapter(self) -> LoraConfig | None:
         """The adapter that the planned model has beside its matrices, as peft describes it; None without one."""
         from tdaexp.models.adapter_places import folders
-        from tdaexp.models.adapters import described
+        from tdaexp.models.empty_adapter import described
 
         if self.adapter == NEW:
             return described(self.lora)

@@ -84,6 +84,5 @@ def convert(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
         del model.config.quantization_config  # of the file, which the folder is not
         model.config._name_or_path = folder.name
-        model.hf_quantizer = None
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

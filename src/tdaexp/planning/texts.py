@@ -14,8 +14,8 @@ from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
-from tdaexp.models.adapters import put_empty_on
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
 from tdaexp.planning.text_work import TextWork
@@ -143,7 +143,7 @@ def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int
         if not config.method.decomposes:  # which looks at no pair
             asked = [one for name in names for one in corpus.queries[own if name == GENERATED else name]]
             selector = settled(selector, asked)
-    return min(train, math.ceil(selector.size(range(records)) * train / records))
+    return min(train, math.ceil(int(selector.size(range(records))) * train / records))
 
 
 def _pairs(queries: int, train: int, count: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class Likeness:
         few = self.folded[places]
         if (few @ few.T >= NEAR).sum() <= len(places):  # as with most: no two completions are near
             return np.eye(len(places), dtype=bool)
-        return np.logical_and(*(_near(side[places]) for side in (self.completions, self.prompts)))
+        return np.asarray(_near(self.completions[places]) & _near(self.prompts[places]))
 
 
 def _folded(counts: Any) -> np.ndarray:
@@ -56,7 +56,7 @@ def _folded(counts: Any) -> np.ndarray:
 
 def _marked(text: str) -> str:
     """A text without a word as one: it is near to its copies alone."""
-    return text if re.search(r"\w", text) else f"_{text.encode().hex()}"
+    return text if re.search(r"\w", text) else f"_{text.encode('utf-8', 'surrogatepass').hex()}"
 
 
 def _near(vectors: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from tdaexp.runtime.errors import UserError
 
@@ -31,7 +31,8 @@ def check_name(key: str, name: str) -> str:
 
 def as_file_name(path: str) -> str:
     """The last word of a folder or hub id as a name that `check_name` takes; what it refuses becomes a dash."""
-    word = Path(path).expanduser().resolve().name if Path(path).expanduser().is_dir() else path.rpartition("/")[2]
+    folder = os.path.expanduser(path)
+    word = os.path.basename(os.path.realpath(folder) if os.path.isdir(folder) else path.rstrip("/"))
     plain = "".join(letter if letter.isprintable() and letter not in FORBIDDEN else "-" for letter in word)
     cut = plain.encode(errors="replace")[:LONGEST].decode(errors="ignore").strip(" .-~")
     return cut or "model"

@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from tdaexp.data.examples import Examples
-from tdaexp.models.adapters import train_only_adapter
+from tdaexp.models.adapted import train_only_adapter
 from tdaexp.models.loaded import LoadedModel, freeze
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.code import code_identity

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdaexp.models.adapters import train_only_adapter
+from tdaexp.models.adapted import train_only_adapter
 from tdaexp.runtime.live_bytes import LiveBytes
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tdaexp.data.groups import stratified
-from tdaexp.models.adapters import base_of
+from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.objectives.base import ExampleList

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Batch, Example, Examples, collate
-from tdaexp.models.adapters import is_adapted
+from tdaexp.models.adapted import is_adapted
 from tdaexp.models.forward import runs_whole
 from tdaexp.models.loaded import head
 from tdaexp.runtime import ranks, stop

@@ -8,8 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tdaexp.data.examples import Examples
-from tdaexp.models.adapters import config_of, put_empty_on
+from tdaexp.models.adapted import config_of
 from tdaexp.models.empty import empty_model
+from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.runtime import ranks
 from tdaexp.runtime.limits import refuse_beyond
