@@ -215,7 +215,7 @@ def test_hydras_own_classes_are_let_in(commands):
         ("+dataset.paraphrase._target_=tdaexp.methods.dot.Dot", ["no class for 'dataset.paraphrase'"]),
         ("dataset._target_=tdaexp.data.dataset.Dataset", ["a base for others"]),
         ("method._target_=pandas.read_pickle", ["is refused"]),
-        ("method._target_=tdaexp.methods.dot:Dot", ["unknown class 'dot:Dot'"]),
+        ("method._target_=nowhere_at_all:Dot", ["cannot import 'nowhere_at_all'"]),
     ],
 )
 def test_a_class_of_another_group_is_one_line(commands, option, parts):
