@@ -143,7 +143,7 @@ FILES = {
     "dataset/nested.yaml": (
         "_target_: standin.Data\npath: here\nparaphrase:\n  _target_: standin.Local\n  endpoint: local\n"
     ),
-    "candidates/bm25.yaml": "_target_: standin.Candidates\nb: 5\n",
+    "candidates/auto.yaml": "_target_: standin.Candidates\nb: 5\n",
     "decoding/greedy.yaml": "_target_: standin.Decoding\nseed: ${seed}\n",
     "method/select.yaml": "_target_: standin.Select\nbudget: ${budget}\n",
     "method/project.yaml": "_target_: standin.Select\nbudget: ${budget}\norder: single\n",

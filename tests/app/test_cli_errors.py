@@ -81,7 +81,7 @@ FILES = [
     ("metric/standard.yaml", "fold: 2\n", ["conf/metric/standard.yaml", "did you mean 'folds'"]),
     ("metric/standard.yaml", "\n- 2\n", ["conf/metric/standard.yaml", "not valid YAML"]),
     ("logger/none.yaml", "mod: online\n", ["conf/logger/none.yaml", "did you mean 'mode'"]),
-    ("candidates/bm25.yaml", "bb: 2\n", ["conf/candidates/bm25.yaml", "unknown key 'bb'", "choices: b"]),
+    ("candidates/auto.yaml", "bb: 2\n", ["conf/candidates/auto.yaml", "unknown key 'bb'", "choices: b"]),
 ]
 
 

@@ -17,6 +17,7 @@ PLAIN_TEXT = ("single", "table1", "table1_solvers", "table1_baselines", "fig1", 
 PLAIN = ["dataset.path=FILE", "dataset.query_path=QUERIES", "dataset.text_column=text"]
 # what these choices leave open on purpose: the user has to say it
 NEEDED = {
+    "model=hub": ["model.pretrained=FOLDER", "trainer.precision=float32"],
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
     "dataset=trex": ["dataset.hub=NAME"],
     "experiment=verses": ["dataset.path=FILE"],
