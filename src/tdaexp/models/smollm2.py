@@ -83,6 +83,7 @@ def convert(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
         del model.config.quantization_config  # of the file, which the folder is not
+        model.hf_quantizer = None  # or it is refused to be written
         model.config._name_or_path = folder.name
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
