@@ -11,23 +11,30 @@ from torch import nn
 
 from tdaexp.building.self_check import check_language_model
 from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.models.forward import forget
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.errors import UserError
 
 WORDS = 2
 
-_found: WeakKeyDictionary[nn.Module, ComponentMap] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, tuple[Any, ComponentMap]] = WeakKeyDictionary()
+"""Of each model what decided its map, and the map."""
 
 
 def checked_map(loaded: LoadedModel) -> ComponentMap:
-    """The model's components, whose gradients are autograd's. Checked once: a model that is shared out keeps its map.
+    """The model's components, whose gradients are autograd's. Checked once, and again when the model was changed.
 
-    Errors (UserError): they cover too small a share of its parameters; a gradient is not right (`self_check`).
+    A model that is shared out keeps its map. Errors (UserError): they cover too small a share of its parameters; a
+    gradient is not right (`self_check`).
     """
     model, name = loaded.model, str(loaded.model.name_or_path)
-    if model in _found:
-        return _found[model]
+    types = {str(one.dtype) for one in model.parameters()}
+    key = loaded.fingerprint, loaded.classes, loaded.experts, loaded.min_coverage, types
+    known, components = _found.get(model, (None, None))
+    if components is not None and known == key:
+        return components
+    forget(model)
     components = running(model, component_map(model, loaded.experts))
     share = components.covered / components.total
     if share < loaded.min_coverage:
@@ -38,7 +45,7 @@ def checked_map(loaded: LoadedModel) -> ComponentMap:
             "model.min_coverage if answers without them are what you want"
         )
     check_language_model(model, components, NextToken(), name, len(loaded.classes or ()))
-    _found[model] = components
+    _found[model] = key, components
     return components
 
 
