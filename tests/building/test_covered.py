@@ -30,7 +30,8 @@ def names_and_values(model):
     components, examples = checked_map(Given(model, WORDS).load()), texts(3)
     found = gradient_vectors(gradients_of(model, examples, components), list(range(len(examples))))
     wanted = VectorSpace(model, components).vectors(gradients(model, examples))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))  # norms are in float32
+    allowed = 1e-5 if found.dtype is torch.float32 else 1e-6  # norms are in float32
+    torch.testing.assert_close(found, wanted, rtol=0, atol=allowed * float(wanted.abs().max()))
     return components.names, found
 
 
@@ -74,7 +75,7 @@ CHANGES = [capped, of_another_class, hooked, hooked_before, patched]
 @pytest.mark.parametrize("before", [False, True])
 def test_changes_of_its_forward_count(change, before):
     """`before`: the model was explained before it was changed."""
-    model = copy.deepcopy(tiny("Gemma 2", torch.float64))
+    model = copy.deepcopy(tiny("Gemma 2"))
     model.config.final_logit_softcapping = None
     first = names_and_values(model)[1] if before else None
     change(model)
