@@ -106,9 +106,17 @@ class Assembly:
     def _as_rows(self, path: str, values: Tensor) -> Tensor:
         """What a layer reads or gives, with the examples along its first axis: [B, T, d] of a linear one.
 
-        A layer that saw the positions of all examples in one row is as good: they stand there in order.
+        A layer that saw the positions of all examples in one row is as good: they stand there in order. Errors
+        (UserError): a number of rows that examples cannot share.
         """
-        if self._kind(path) == "linear":
+        linear = self._kind(path) == "linear"
+        count = values.numel() // values.shape[-1] if linear else len(values)
+        if not count or count % self.examples:
+            raise UserError(
+                f"the model's '{path}' is applied to {count} rows of {self.examples} examples, which does not tell "
+                "whose they are; leave its component out (method.components=[...])"
+            )
+        if linear:
             whole = values.ndim == 3 and len(values) == self.examples
             return values if whole else values.reshape(self.examples, -1, values.shape[-1])
         if len(values) == self.examples:

@@ -93,8 +93,8 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> 
 def runs_whole(model: Any, at: Callable[..., Tensor] | None = None) -> bool:
     """Whether a model must run whole, found out at the first call by one small batch, and said in the log.
 
-    `at` stands for `logits_at` of a model that is shared out, which puts hooks on it. Errors (UserError): a model that classifies and adds
-    something to its head, so that there is no loss to explain it by.
+    `at` stands for `logits_at` of a model that is shared out, which puts hooks on it. Errors (UserError): a model that
+    classifies and adds something to its head, so that there is no loss to explain it by.
     """
     if model not in _whole:
         classifies = model.get_output_embeddings() is None

@@ -72,7 +72,7 @@ class Sharded:
             raise UserError(f"trainer=fsdp needs torch 2.13 or later, this is {torch.__version__}; install a newer one")
         if forward.hooked(model):
             raise UserError(
-                f"trainer=fsdp: {type(model).__name__} has hooks on itself, or a forward of its own, which a model that "
+                f"trainer=fsdp: {type(model).__name__} has hooks on itself or a forward of its own, which a model that "
                 "is shared out does not run; take trainer=ddp"
             )
         embedding = model.get_input_embeddings()
