@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from tdaexp.building.self_check import check_language_model
+from tdaexp.gradients.vectors import own_parts
 from tdaexp.models.components import Component, ComponentMap, component_map
 from tdaexp.models.forward import forget
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.parts import Part
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.errors import UserError
 
@@ -50,11 +53,14 @@ def checked_map(loaded: LoadedModel) -> ComponentMap:
 
 
 def running(model: Any, components: ComponentMap) -> ComponentMap:
-    """The components without the layers that a text does not run (a tower for pictures): those are skipped."""
-    ran: set[nn.Module] = set()
+    """The components without the layers that a text does not run (a tower for pictures): those are skipped.
+
+    Those with a layer that runs more than once have no rule: autograd forms their gradients.
+    """
+    ran: Counter[nn.Module] = Counter()
     parts = [part for one in components.components for part in one.parts if part.kind != "other"]
     layers = {part.module: model.get_submodule(part.module) for part in parts}
-    handles = [layer.register_forward_hook(lambda layer, *_: ran.add(layer)) for layer in layers.values()]
+    handles = [layer.register_forward_hook(lambda layer, *_: ran.update([layer])) for layer in layers.values()]
     tokens = torch.zeros(1, WORDS, dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
@@ -63,7 +69,28 @@ def running(model: Any, components: ComponentMap) -> ComponentMap:
         for handle in handles:
             handle.remove()
     idle = {path for path, layer in layers.items() if layer not in ran}
+    again = {path for path, layer in layers.items() if ran[layer] > 1}
+    components = components if not again else _formed(model, components, again)
     return components if not idle else _without(model, components, idle)
+
+
+def _formed(model: nn.Module, components: ComponentMap, again: set[str]) -> ComponentMap:
+    """The components of these layers without a rule; a share in a matrix, or in experts, keeps its own."""
+
+    def formed(one: Component) -> Component:
+        cut = any(part.rows is not None or part.kind == "expert" for part in one.parts)
+        if cut or not any(part.module in again for part in one.parts):
+            return one
+        own = [replace(part, parameters=_names(model, part)) for part in own_parts(one)]
+        parts = (Part(part.module, "other", None, False, (part.size, 0), part.parameters) for part in own)
+        return replace(one, parts=tuple(parts))
+
+    return replace(components, components=tuple(formed(one) for one in components.components))
+
+
+def _names(model: nn.Module, part: Part) -> tuple[str, ...]:
+    inside = model.get_submodule(part.module).named_parameters(recurse=False)
+    return part.parameters or tuple(f"{part.module}.{name}" for name, _ in inside)
 
 
 def _without(model: nn.Module, components: ComponentMap, idle: set[str]) -> ComponentMap:
