@@ -17,7 +17,7 @@ from tdaexp.building.self_check import check
 from tdaexp.data.handed import refuse_stream
 from tdaexp.gradients.capture import frozen
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.discovery import discovered
+from tdaexp.models.discovery import PROBED, discovered
 from tdaexp.models.loaded import check_finite
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.own_loss import OwnExamples, OwnLoss
@@ -26,8 +26,6 @@ from tdaexp.runtime.behaviour import behaviour, structure, tensors
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
-PROBED = 4
-"""Training examples whose derivatives are looked at in one batch."""
 LOOKED_AT = 32
 """Training examples of which those of largest loss are checked against autograd."""
 

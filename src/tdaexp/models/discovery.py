@@ -16,6 +16,9 @@ from tdaexp.models.components import Component, ComponentMap
 from tdaexp.models.misuse import misused
 from tdaexp.models.parts import NORMS, Part
 
+PROBED = 4
+"""Examples whose derivatives are looked at in one batch."""
+
 
 def discovered(
     module: nn.Module,
