@@ -54,13 +54,16 @@ def capture(
 def _hooks(assembly: Assembly, roots: list[Tensor]) -> Iterator[None]:
     """Attach the forward hooks of the modules that the assembly needs, for one forward pass."""
     own_ways = assembly.own_ways
+    uses = _Uses(assembly, roots, own_ways)
     handles = [
-        module.register_forward_hook(partial(_watch, assembly, path, roots), with_kwargs=True)
+        module.register_forward_hook(
+            partial(uses.watch_unseen if path in own_ways else _watch, assembly, path, roots), with_kwargs=True
+        )
         for path, module in assembly.modules.items()
-        if path not in own_ways
+        if path not in own_ways or isinstance(module, nn.Linear)
     ]
     try:
-        with _Uses(assembly, roots, own_ways) if own_ways else contextlib.nullcontext():
+        with uses if own_ways else contextlib.nullcontext():
             yield
     finally:
         for handle in handles:
@@ -100,6 +103,7 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.assembly, self.roots, self.modules = assembly, roots, modules
         self.turned: list[tuple[Tensor, Tensor]] = []  # weights in another type, and what they were
+        self.seen: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,8 +118,14 @@ class _Uses(TorchFunctionMode):
             for path, module in self.modules.items():
                 looks_up = isinstance(module, nn.Embedding)  # whose matrix may be a head's, too
                 if module.weight is weight and looks_up == (func is nn.functional.embedding):
+                    self.seen.add(path)
                     return _watch(self.assembly, path, self.roots, module, args, {}, output)
         return output
+
+    def watch_unseen(self, assembly: Assembly, path: str, *rest: Any) -> Any:
+        """Forward hook of a linear layer with a forward of its own, which may be the usual product in other words."""
+        output = rest[-1]
+        return output if path in self.seen or not isinstance(output, Tensor) else _watch(assembly, path, *rest)
 
 
 @contextlib.contextmanager
