@@ -96,7 +96,7 @@ def _components(
         with torch.no_grad():
             found.append(run(some))
 
-    again = [(partial(run, few[::-1]), len(few)), (look, len(some))]
+    again: list[tuple[Callable[[], object], int]] = [(partial(run, few[::-1]), len(few)), (look, len(some))]
     return discovered(model, partial(run, few), len(few), again), found[0]
 
 
