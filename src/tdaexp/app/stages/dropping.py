@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -19,6 +18,7 @@ from tdaexp.data.rewriting import rewritten, written
 from tdaexp.metrics.belonging import by_document
 from tdaexp.report.answers import row_table
 from tdaexp.report.dropping import COLUMN, chosen
+from tdaexp.report.itself import totals
 from tdaexp.report.texts import Passage, from_json
 from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
@@ -38,15 +38,16 @@ def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
     dataset = _dataset(run)
     records = dataset.train_records()
     _check_same(run, records)
-    values = _values(run, by).reindex([record.id for record in records])
+    rows = [record.id for record in records]
+    values = (_itself(run, rows) if by == "self" else _next_to_questions(run, by)).reindex(rows)
     gone = chosen(values, asked, by)
     file = _write(dataset, records, set(gone.index), folder)
     places = {record.id: record for record in records}
-    rows = [
+    told = [
         (row, "" if (place := places[row].where) is None else place.row, value, places[row].text)
         for row, value in gone.items()
     ]
-    write_text(folder / "dropped.csv", csv_text(("row", "line", COLUMN[by], "text"), rows))
+    write_text(folder / "dropped.csv", csv_text(("row", "line", COLUMN[by], "text"), told))
     about = {"run": str(run), "by": by, "column": COLUMN[by], "drop": asked, "dropped": len(gone), "of": len(records)}
     write_json(folder / "drop.json", {**about, "file": file.name, "rows": [row for row, _ in gone.items()]})
     log.info("dropped %d of %d training rows (%s); what is left: %s", len(gone), len(records), by, file)
@@ -99,15 +100,24 @@ def _check_same(run: Path, records: list[Record]) -> None:
         )
 
 
-def _values(run: Path, by: str) -> pd.Series:
-    """By training row the value that a choice goes by; pieces of a text are summed."""
-    if by == "self":
-        if not (run / SELF_INFLUENCE).exists():
-            raise UserError(
-                f"drop_by=self: {run} has no self-influence; run its attribute.py again with self_influence=true"
-            )
-        store = influence.load(run / SELF_INFLUENCE)
-        return pd.Series(store["self_influence"].values.astype(np.float64).sum(1), store["train"].values.astype(str))
+def _itself(run: Path, rows: list[str]) -> pd.Series:
+    """Self-influence of the training rows; that of pieces is refused, as it does not add up to their row's."""
+    if not (run / SELF_INFLUENCE).exists():
+        raise UserError(
+            f"drop_by=self: {run} has no self-influence; run its attribute.py again with self_influence=true"
+        )
+    store = influence.load(run / SELF_INFLUENCE)
+    found = totals(store)
+    if pieces := sorted(found.keys() - set(rows)):
+        raise UserError(
+            f"drop_by=self: {run} has the self-influence of pieces (e.g. '{pieces[0]}'), whose sum is not that of the "
+            "whole row; run attribute.py again without dataset.chunk"
+        )
+    return pd.Series(found)
+
+
+def _next_to_questions(run: Path, by: str) -> pd.Series:
+    """By training row the mean of its scores over the questions; pieces of a text are summed."""
     if not (run / STORE).exists():
         raise UserError(f"drop_by={by}: {run} was asked no question; take drop_by=self, or a run with questions")
     store = influence.load(run / STORE)
