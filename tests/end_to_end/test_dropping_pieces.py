@@ -33,3 +33,9 @@ def test_pieces_have_no_self_influence_of_their_row(commands, asked):
     refused = commands.refused("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=self")
     assert "has the self-influence of pieces (e.g. 'd1#1'), whose sum is not that of the whole row" in refused
     commands.done("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=helpful")
+
+
+def test_a_change_at_the_end_of_a_long_row_is_found(commands, asked):
+    write("train.jsonl", [*TRAIN[:-1], {**TRAIN[-1], "text": TRAIN[-1]["text"][:-2] + "?"}])
+    refused = commands.refused("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=helpful")
+    assert "its training data changed since (e.g. row 'd5')" in refused

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tdaexp.data.records import Record
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
@@ -23,17 +24,23 @@ class Passage:
         return f"{self.prompt}\n{self.completion}" if self.prompt else self.completion
 
 
-Texts = dict[str, dict[str, Passage]]  # "query" and "train": id to text
+Texts = dict[str, dict[str, Passage]]  # by ROLES, id to text
+ROLES = ("query", "train", "document")
+"""What texts are of: queries, training examples, and records that are no example themselves but were cut into some."""
 
 
-def texts_of(problem: Problem) -> Texts:
-    """The texts of a problem's queries and training examples; those of anybody's own lists may have no prompts."""
+def texts_of(problem: Problem, records: Sequence[Record] = ()) -> Texts:
+    """The texts of a problem's queries and training examples, and of those of the `records` that were cut into pieces.
+
+    Those of anybody's own lists may have no prompts.
+    """
     found: Texts = {}
     for name, side in (("query", problem.queries), ("train", problem.train)):
         prompts = getattr(side, "prompts", None) or [""] * len(side.ids)
         parts = zip(side.ids, prompts, side.texts, strict=True)
         found[name] = {one: _apart(prompt.lstrip(), text) for one, prompt, text in parts}
-    return found
+    cut = [record for record in records if record.id not in found["train"]]
+    return found | ({"document": {one.id: _apart(one.prompt.lstrip(), one.text) for one in cut}} if cut else {})
 
 
 def as_one(texts: Texts, query_sets: list[str], ids: list[str], name: str) -> Texts:
@@ -65,7 +72,7 @@ def from_json(found: Mapping[str, Any], where: str) -> Texts:
     """What `as_json` gave; the files of earlier versions hold strings only. Errors (UserError): anything else."""
     texts: Texts = {"query": {}, "train": {}}
     for name, known in found.items():
-        if name not in texts or not isinstance(known, dict):
+        if name not in ROLES or not isinstance(known, dict):
             raise UserError(f"{where}: damaged; delete it, or run attribute.py again")
         texts[name] = {key: _passage(one, where) for key, one in known.items()}
     return texts

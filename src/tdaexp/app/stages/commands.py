@@ -148,7 +148,7 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
             found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
-    texts = texts_of(problem)
+    texts = texts_of(problem, corpus.train if problem.belongs and corpus is not None else ())
     if combine is not None and store is not None:
         store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
     return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself)
@@ -227,7 +227,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         dataset.attrs["cost"] = beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
             for role, known in texts_beside(store).items():
-                texts[role] |= known
+                texts[role] = texts.get(role, {}) | known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
     datasets = dict(zip(distinct_labels(found), found, strict=True))

@@ -89,10 +89,9 @@ def _dataset(run: Path) -> Any:
 def _check_same(run: Path, records: list[Record]) -> None:
     """Refuse training data that changed since the run: its rows would go by other scores."""
     file = run / TEXTS
-    known = from_json(parse_json(read_text(file), str(file)), str(file))["train"] if file.exists() else {}
-    pieces = {row.rpartition("#")[0] for row in known}
-    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text
-               and one.id not in pieces]  # fmt: skip
+    texts = from_json(parse_json(read_text(file), str(file)), str(file)) if file.exists() else {}
+    known = {**texts.get("train", {}), **texts.get("document", {})}
+    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text]
     if changed:
         raise UserError(
             f"{run}: its training data changed since (e.g. row '{changed[0]}'), so its scores are not about the rows "
