@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from commands import TINY, only
+
+from tdaexp import influence
 
 CONTROLS = [text for text in TINY if not text.startswith(("dataset.", "candidates"))]
 TRAIN = [
@@ -39,3 +43,28 @@ def test_a_change_at_the_end_of_a_long_row_is_found(commands, asked):
     write("train.jsonl", [*TRAIN[:-1], {**TRAIN[-1], "text": TRAIN[-1]["text"][:-2] + "?"}])
     refused = commands.refused("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=helpful")
     assert "its training data changed since (e.g. row 'd5')" in refused
+
+
+def test_rows_and_sources_are_of_whole_rows_and_the_best_of_pieces(asked):
+    dense = influence.dense(influence.load(asked / "influence.zarr")).to_pandas()
+    wholes = dense.T.groupby(lambda name: name.partition("#")[0]).sum().T
+    assert len(wholes.columns) == 6 < len(dense.columns)
+    rows = pd.read_csv(asked / "rows.csv").set_index("row")
+    assert rows.index.tolist() == [row["id"] for row in TRAIN] and rows["queries"].tolist() == [2] * 6
+    np.testing.assert_allclose(rows["mean"], wholes.mean(), rtol=1e-5)
+    np.testing.assert_allclose(rows["highest"], wholes.max(), rtol=1e-5)
+    assert rows["text"].tolist() == [row["text"].strip() for row in TRAIN]
+    assert rows["self_influence"].notna().tolist() == [True, *[False] * 5]  # that of pieces is not their row's
+
+    sources = pd.read_csv(asked / "sources.csv").set_index(["query", "source"])
+    assert sources["count"].tolist() == [3] * 4
+    for query, scores in wholes.iterrows():
+        for source, names in (("a", ["d0", "d2", "d4"]), ("b", ["d1", "d3", "d5"])):
+            found = sources.loc[(query, source)]
+            np.testing.assert_allclose((found["sum"], found["mean"]), (scores[names].sum(), scores[names].mean()), 1e-5)
+
+    top = pd.read_csv(asked / "top.csv")
+    assert (top["row"].str.partition("#")[0] == top["document"]).all() and top["row"].str.contains("#").any()
+    for line in (asked / "top.jsonl").read_text(encoding="utf-8").splitlines():
+        for entry in json.loads(line)["helpful"]:
+            assert entry["document"] == entry["row"].partition("#")[0]

@@ -24,7 +24,7 @@ from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Skipped
 from tdaexp.methods.base import Method, check_combines, check_truth
-from tdaexp.metrics.belonging import by_source
+from tdaexp.metrics.belonging import by_document, by_source
 from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
@@ -191,7 +191,7 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
     influence.save(store, folder / "influence.zarr")
     store = store.assign_attrs(cost=answer.cost)
     if SOURCE in store.coords:
-        write_text(folder / "sources.csv", frame_csv(by_source(store)))
+        write_text(folder / "sources.csv", frame_csv(by_source(by_document(store))))
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
