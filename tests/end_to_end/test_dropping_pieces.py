@@ -68,3 +68,11 @@ def test_rows_and_sources_are_of_whole_rows_and_the_best_of_pieces(asked):
     for line in (asked / "top.jsonl").read_text(encoding="utf-8").splitlines():
         for entry in json.loads(line)["helpful"]:
             assert entry["document"] == entry["row"].partition("#")[0]
+
+
+def test_self_influence_of_pieces_needs_no_question(commands):
+    write("train.jsonl", TRAIN)
+    data = ["dataset=text", "dataset.path=train.jsonl", "dataset.query_sets=[]", "dataset.chunk=20"]
+    commands.done("attribute", *CONTROLS, *data, "metric.plots=false", "method=dot", "self_influence=true")
+    suspects = pd.read_csv(only("outputs/attribute/*dot*/suspects.csv"))
+    assert "d0" in set(suspects["row"]) and "d5#2" in set(suspects["row"])
