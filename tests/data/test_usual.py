@@ -164,3 +164,8 @@ def test_a_question_may_have_no_rejected_answer_but_not_the_same(tmp_path) -> No
         Text(path=train, query_path=same).load()
     with pytest.raises(UserError, match=r"dataset\.rejected_column: is a column of dataset\.query_path"):
         Text(path=train, rejected_column="r")
+    with pytest.raises(UserError, match=r"s\.jsonl, row 1: unknown column 'rejectd'; did you mean 'rejected'"):
+        Text(path=train, query_path=same, rejected_column="rejectd").load()
+    other = jsonl(tmp_path / "o.jsonl", [{"prompt": "a", "chosen": "b"}, {"prompt": "a", "chosen": "b", "worse": "c"}])
+    found = Text(path=train, query_path=other, rejected_column="worse").load().queries["o"]
+    assert [query.rejected is None for query in found] == [True, False]
