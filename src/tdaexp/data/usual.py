@@ -53,6 +53,8 @@ def columns_of(
         named = _there(named, names)
     usually = {name for name in names if 2 * counts[name] >= len(read)}  # a row of another form changes none
     found = _completed(names, usually, named, questions)
+    if named.source is None and any(isinstance(row.values.get(str(found.source)), (list, dict)) for row in read):
+        found = replace(found, source=None)  # it describes something, and names nothing
     if found.dialogue is found.text is found.completion is None and (answered or not found.prompt):
         raise _unusual(read[0], names, found, questions)
     if told and names != ["text"]:
