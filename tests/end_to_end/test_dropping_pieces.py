@@ -28,7 +28,7 @@ def asked(commands) -> Path:
     """The folder of a run about the rows above, five of them in pieces, with two questions."""
     write("train.jsonl", TRAIN)
     write("asked.jsonl", [{"text": f"where does river {k} run?"} for k in range(2)])
-    data = ["dataset=text", "dataset.path=train.jsonl", "dataset.query_path=asked.jsonl", "dataset.chunk=20"]
+    data = ["dataset=text", "dataset.path=./train.jsonl", "dataset.query_path=asked.jsonl", "dataset.chunk=20"]
     commands.done("attribute", *CONTROLS, *data, "metric.plots=false", "method=dot", "self_influence=true")
     return only("outputs/attribute/*dot*")
 
@@ -36,7 +36,9 @@ def asked(commands) -> Path:
 def test_pieces_have_no_self_influence_of_their_row(commands, asked):
     refused = commands.refused("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=self")
     assert "has the self-influence of pieces (e.g. 'd1#1'), whose sum is not that of the whole row" in refused
-    commands.done("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=helpful")
+    commands.done("evaluate", f"runs=[{asked}]", "drop=1", "drop_by=helpful")
+    left = only("outputs/evaluate/*/train-kept.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(left) == 5 and {json.dumps(row) for row in TRAIN} > set(left)
 
 
 def test_a_change_at_the_end_of_a_long_row_is_found(commands, asked):
