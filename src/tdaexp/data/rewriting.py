@@ -1,6 +1,6 @@
 """A training file without some of its rows, everything else as it was.
 
-Files of lines are copied line by line, JSON lists, tables and folders of `datasets` row by row with all of their columns;
+Files of lines are copied line by line, JSON lists, tables and folders of `datasets` row by row with all columns;
 what lies elsewhere (hub and generated data) is written as JSON lines that `dataset=text` reads with the same ids.
 """
 

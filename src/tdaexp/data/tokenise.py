@@ -143,8 +143,7 @@ def make_example(record: Record, parts: Parts, loss_on: str) -> Example:
             f"{record.place}: its {len(written)} completion token(s) leave nothing to predict; give "
             "it a longer completion or a prompt, remove it, or set dataset.append_eos=true"
         )
-    text = record.text if record.rejected is None else f"{record.text}\n(rather than: {record.rejected.completion})"
-    return Example(record.id, tokens, mask, text, prompt=record.prompt)
+    return Example(record.id, tokens, mask, record.text, prompt=record.prompt)
 
 
 def check_length(max_length: int) -> None:

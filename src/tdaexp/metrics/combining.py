@@ -73,7 +73,7 @@ def mean_query(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def columns_of(wanted: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Columns [Q, C] at which each query's candidates `train` [Q, C] are those of `wanted` [C], "" standing for none."""
+    """Columns [Q, C] at which each query's candidates `train` [Q, C] are those of `wanted` [C]; "" is none."""
     place = np.empty(len(wanted), dtype=int)
     place[np.argsort(wanted, kind="stable")] = np.arange(len(wanted))
     found = np.argsort(train, axis=1, kind="stable")[:, place]

@@ -73,4 +73,5 @@ def _as_json(one: Question) -> dict[str, Any]:
 
 
 def _parts(text: Passage) -> dict[str, str]:
-    return {"prompt": text.prompt, "completion": text.completion}
+    rejected = {"rejected": text.rejected} if text.rejected else {}
+    return {"prompt": text.prompt, "completion": text.completion, **rejected}

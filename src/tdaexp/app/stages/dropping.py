@@ -129,7 +129,9 @@ def _next_to_questions(run: Path, by: str) -> pd.Series:
 def _write(dataset: Any, records: list[Record], gone: set[str], folder: Path) -> Path:
     """The training file without the rows, of its own kind where that can be; returns its path."""
     path = getattr(dataset, "path", None)
-    if path is not None and all(record.where is not None and record.where.file == str(Path(path)) for record in records):
+    if path is not None and all(
+        record.where is not None and record.where.file == str(Path(path)) for record in records
+    ):
         rows = {record.where.row for record in records if record.id in gone and record.where is not None}
         target = folder / f"{Path(path).stem}-kept{Path(path).suffix}"
         if rewritten(Path(path), getattr(dataset, "unit", "line"), rows, target, getattr(dataset, "split", "train")):
