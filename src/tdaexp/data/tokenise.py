@@ -158,8 +158,8 @@ def log_lengths(records: Sequence[Record], parts: Sequence[Parts], max_length: i
     longer = [row for row, length in enumerate(lengths) if length > max_length]
     if longer:
         log.warning(
-            "%d of %d examples are longer than dataset.max_length=%d (longest %d) and were cut: prompts on "
-            "the left, completions on the right; the first: %s",
+            "%d of %d examples are longer than the %d tokens that the model reads (its context, or dataset.max_length "
+            "where that is less; longest %d) and were cut: prompts on the left, completions on the right; first: %s",
             len(longer),
             len(parts),
             max_length,

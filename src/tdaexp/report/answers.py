@@ -1,8 +1,9 @@
 """The answer to act on: each question's most helpful and most harmful rows, and what each row did to all questions.
 
 A score above 0 says that training on the row made the answer more likely, below 0 less likely. The most helpful rows
-have the highest scores, the most harmful ones the lowest; no row is both. Where no score is below 0, the most harmful
-rows are those that helped least, and their scores say so. Stores are read by blocks of queries (`influence.blocks`).
+have the highest scores, the most harmful ones the lowest; no row is both. Where few scores are below 0, the other
+harmful rows are those that helped least, where few are above 0, the other helpful ones those that harmed least; their
+scores say so. Stores are read by blocks of queries (`influence.blocks`).
 """
 
 from __future__ import annotations
