@@ -74,7 +74,7 @@ def test_an_experiment_says_what_each_scale_sets():
         (["experiment=select_table1", "trainer.precison=x"], "did you mean 'precision'"),
         (
             ["experiment=msif_single", "scale=paper"],
-            r"name the file too .*conf/experiment/msif_single.yaml",
+            r"give either dataset.path=FILE .*conf/experiment/msif_single.yaml",
         ),
     ],
 )

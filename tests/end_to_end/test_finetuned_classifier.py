@@ -58,7 +58,7 @@ def test_multistage_and_its_controls_in_one_table(keys, commands):
     assert store["influence"].shape == (3, 8, 12) and np.isfinite(store["influence"].values).all()
     assert store["truth"].values.sum() == 3 and store["answered"].dtype == bool
     texts = json.loads(only("sweep/0*/texts.json").read_text(encoding="utf-8"))
-    assert texts["query"]["d1/paraphrased"] == "Where does person 1 live?\nsouth"
+    assert texts["query"]["d1/paraphrased"] == ["Where does person 1 live?", "south"]
     commands.done(
         "evaluate", "runs=[sweep]", "metric.reference=multistage", "metric.bootstrap=20", "metric.plots=false"
     )
