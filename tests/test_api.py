@@ -27,7 +27,9 @@ import tdaexp
 from tdaexp import influence
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.methods.dot import Dot
+from tdaexp.models.given import given
 from tdaexp.models.loaded import quiet_transformers
+from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.runtime.errors import UserError
 
@@ -230,6 +232,45 @@ def test_a_changed_model_is_another_one(here, model):
     hook.remove()
     assert len({one.tobytes() for one in seen}) == len(seen)
     np.testing.assert_array_equal(scores(), seen[2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_as_it_is_in_its_folder_has_the_folders_name(folder, dtype):
+    with quiet_transformers():
+        read = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    wanted = Pretrained(str(folder)).start_fingerprint()
+    assert given(read, None, "x").start_fingerprint() == wanted
+    read.model.rotary_emb.inv_freq *= 2  # in no file
+    assert given(read, None, "x").start_fingerprint() != wanted
+
+
+def test_a_model_of_two_types_is_not_that_of_its_folder(folder, model):
+    wanted = Pretrained(str(folder)).start_fingerprint()
+    with torch.no_grad():  # of values that both types have
+        for value in model.parameters():
+            value.copy_(value.bfloat16())
+    rounded = folder.parent / "rounded"
+    with quiet_transformers():
+        model.save_pretrained(rounded)
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(rounded)
+        model = transformers.AutoModelForCausalLM.from_pretrained(rounded)
+    assert given(model, None, "x").start_fingerprint() == Pretrained(str(rounded)).start_fingerprint() != wanted
+    model.model.layers[0].mlp.bfloat16()
+    assert given(model, None, "x").start_fingerprint() != Pretrained(str(rounded)).start_fingerprint()
+
+
+def test_a_model_tied_in_memory_is_not_that_of_its_folder(folder, model):
+    first = model.model.layers[0].mlp
+    with torch.no_grad():
+        first.up_proj.weight.copy_(first.gate_proj.weight)
+    alike = folder.parent / "alike"
+    with quiet_transformers():
+        model.save_pretrained(alike)
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(alike)
+        model = transformers.AutoModelForCausalLM.from_pretrained(alike)
+    assert given(model, None, "x").start_fingerprint() == Pretrained(str(alike)).start_fingerprint()
+    model.model.layers[0].mlp.up_proj.weight = model.model.layers[0].mlp.gate_proj.weight
+    assert given(model, None, "x").start_fingerprint() != Pretrained(str(alike)).start_fingerprint()
 
 
 def test_another_tokenizer_is_another_question(here, model, tokenizer):

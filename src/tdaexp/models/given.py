@@ -81,12 +81,14 @@ class Given:
     def _as_read(self, source: Source) -> bool:
         """Whether model and tokenizer are what reading the folder again would give."""
         try:
-            fresh = load_skeleton(source, trust_remote_code=False)
+            fresh = load_skeleton(source, trust_remote_code=False, dtype=self.model.dtype)
             words = words_of(load_tokenizer(source, trust_remote_code=False))
         except UserError:
             return False
-        same = _settings(fresh) == _settings(self.model) and structure(fresh) == structure(self.model)
-        return same and words == self._words() and _holds(self.model, Path(source.name))
+        same = words == self._words() and all(
+            told(fresh) == told(self.model) for told in (_settings, structure, _ties, _buffers)
+        )
+        return same and _holds(self.model, Path(source.name))
 
 
 def given(model: PreTrainedModel, tokenizer: Any, name: str) -> Given:
@@ -115,9 +117,27 @@ def _settings(model: PreTrainedModel) -> Any:
     return [plain, getattr(model.config, "_attn_implementation", None)]
 
 
+def _ties(model: PreTrainedModel) -> list[list[str]]:
+    """Names of parameters, those that are one tensor together."""
+    found: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(value), []).append(name)
+    return [*found.values()]
+
+
+def _buffers(model: PreTrainedModel) -> str:
+    """What is computed when a model is made, such as the frequencies of its positions."""
+    return behaviour(dict(model.named_buffers(remove_duplicate=False)))
+
+
 def _holds(model: PreTrainedModel, folder: Path) -> bool:
-    """Whether each parameter has the values of a tensor of its name in the folder's safetensors files."""
+    """Whether each parameter has the values of a tensor of its name in the folder's safetensors files, all in one type.
+
+    A model that is read from a folder has one type; where it has several, it is not told which reading gives them.
+    """
     known = dict(model.named_parameters(remove_duplicate=False))
+    if len({value.dtype for value in known.values()}) > 1:
+        return False
     left = {id(value) for value in known.values()}  # a tied one has several names, and stands under one or all of them
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:

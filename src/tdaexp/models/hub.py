@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -128,13 +129,21 @@ def load_weights(
     return model
 
 
-def load_skeleton(source: Source, trust_remote_code: bool) -> PreTrainedModel:
-    """The model without its weights (on the meta device): names, shapes and ties of its parameters."""
+def load_skeleton(source: Source, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model without its weights (on the meta device): names, shapes and ties of its parameters.
+
+    With a `dtype` what is no parameter has its values, as of a model that is read in this type.
+    """
     try:
         config = _config(source, trust_remote_code)
         check_kind(config, source.name)
-        with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = from_config(AutoModelForCausalLM, config, trust_remote_code=trust_remote_code)
+        place = torch.device("meta") if dtype is None else init_empty_weights(include_buffers=False)
+        options = {} if dtype is None else {"dtype": dtype}
+        with quiet_transformers(), place:
+            model: PreTrainedModel = from_config(
+                AutoModelForCausalLM, config, trust_remote_code=trust_remote_code, **options
+            )
+        model.tie_weights()
     except UserError:
         raise
     except Exception as error:
