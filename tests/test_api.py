@@ -123,6 +123,13 @@ def test_rows_in_whatever_holds_them(here, model, rows):
     assert second.texts == first.texts
 
 
+def test_every_query_that_is_handed_over_is_answered(here, model):
+    asked = [*QUERIES, *QUERIES]
+    quick = {"deflate": 0, "iterations": 1, "examples": 2, "components": ["layers.0.mlp.up"]}
+    answer = tdaexp.attribute(model, TRAIN[:2], asked, "cg", dataset=PLAIN, **quick)
+    assert answer.dataset["influence"].values.any((1, 2)).sum() == len(asked) > 4
+
+
 def test_bare_strings_are_all_completion(here, model):
     answer = tdaexp.attribute(model, [" ".join(row.values()) for row in TRAIN], ["past town 3"], "dot")
     assert answer.dataset.sizes["query"] == 1 and np.isfinite(answer.dataset["influence"].values).all()

@@ -69,7 +69,7 @@ def attribute(
     Args:
         model: explained where it is and in its type, in eval mode; it is left as it was.
         train: what its answers are attributed to.
-        queries: what it was asked, and answered.
+        queries: what it was asked, and answered; every one is explained, whatever the method's `queries` in its YAML.
         method: a name from `conf/method`, whose keys are `settings` (`damping=0.1`), or a `Method`.
         tokenizer: of a language model; that of the folder it was read from where none is given.
         loss: of a module that is no language model.
