@@ -219,6 +219,48 @@ def test_a_mislabelled_row_comes_first(here):
         tdaexp.self_influence(module, TensorDataset(inputs, labels), "random", loss=loss)
 
 
+# --- a classifier of texts
+
+LABELLED = [{"text": f"Where does river {k} run?", "label": k % 3} for k in range(5)]
+
+
+def classifier(kind: type, config, **sizes: int) -> nn.Module:
+    """Of three classes, in double precision."""
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(0)
+        return kind(type(config)(**{**config.to_dict(), **sizes, "num_labels": 3})).double().eval()
+
+
+def test_a_sequence_classifiers_dot_products_are_autograds(here, model, tokenizer):
+    judge = classifier(transformers.LlamaForSequenceClassification, model.config)
+
+    def gradient(row) -> torch.Tensor:
+        logits = judge(**tokenizer(row["text"], return_tensors="pt")).logits
+        entropy = nn.functional.cross_entropy(logits, torch.tensor([row["label"]]))
+        return torch.cat([one.flatten() for one in torch.autograd.grad(entropy, [*judge.parameters()])])
+
+    answer = tdaexp.attribute(judge, LABELLED, LABELLED[1:3], "dot", tokenizer=tokenizer, part="all")
+    scores, places = influence.scores(answer.dataset).values, answer.dataset["train"].values.astype(int)
+    wanted = [[float(gradient(LABELLED[1 + k]) @ gradient(LABELLED[n])) for n in row] for k, row in enumerate(places)]
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6)
+    pairs = [(row["text"], f"LABEL_{row['label']}") for row in LABELLED]
+    again = tdaexp.attribute(judge, pairs, pairs[1:3], "dot", tokenizer=tokenizer, part="all")
+    assert again.dataset.drop_attrs().identical(answer.dataset.drop_attrs())
+
+
+def test_a_classifier_that_gives_a_number_or_sees_both_sides_is_refused(here, model, tokenizer):
+    judge = classifier(transformers.LlamaForSequenceClassification, model.config)
+    with pytest.raises(UserError, match="unknown class '7'; choices: LABEL_0, LABEL_1, LABEL_2"):
+        tdaexp.attribute(judge, [{"text": "a river", "label": 7}], LABELLED, "dot", tokenizer=tokenizer)
+    judge.config.problem_type = "regression"
+    with pytest.raises(UserError, match="model: gives numbers or several labels at once"):
+        tdaexp.attribute(judge, LABELLED, LABELLED, "dot", tokenizer=tokenizer)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    both = classifier(transformers.BertForSequenceClassification, transformers.BertConfig(), **sizes, vocab_size=400)
+    with pytest.raises(UserError, match="a bert model is an encoder, it sees both sides"):
+        tdaexp.attribute(both, LABELLED, LABELLED, "dot", tokenizer=tokenizer)
+
+
 # --- what is in the identity
 
 

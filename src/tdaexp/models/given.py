@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from tdaexp.models.hub import load_skeleton, load_tokenizer
+from tdaexp.models.hub import CLASSIFIES, class_names, load_skeleton, load_tokenizer
 from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary
 from tdaexp.models.pretrained import Pretrained, model_length
@@ -66,14 +66,18 @@ class Given:
         )
 
     def load(self, device: Any = None, dtype: Any = None, classifier: bool = False) -> LoadedModel:
-        """The model where it is and in its type. Errors (UserError): no tokenizer, or one of another model; NaN in its
-        weights; a kind that predicts no next token.
+        """The model where it is and in its type; `classifier` says nothing: its class does.
+
+        Errors (UserError): no tokenizer, or one of another model; NaN in its weights; a kind that predicts neither the
+        next token nor one of several classes.
         """
-        check_kind(self.model.config, "model")
+        classes = class_names(self.model.config, "model") if classifies(self.model) else None
+        if classes is None:
+            check_kind(self.model.config, "model")
         check_finite(self.model, "model")
         check_vocabulary(self.model, self.tokenizer, "tokenizer")
         longest = model_length(self.model.config, self.tokenizer)
-        return LoadedModel(self.model, self.tokenizer, self.start_fingerprint(), self.template, longest)
+        return LoadedModel(self.model, self.tokenizer, self.start_fingerprint(), self.template, longest, classes)
 
     def _words(self) -> Any:
         return words_of(self.tokenizer)
@@ -100,6 +104,11 @@ def given(model: PreTrainedModel, tokenizer: Any, name: str) -> Given:
         words = load_tokenizer(locate(str(found.folder), None, "model.name_or_path"), trust_remote_code=False)
         found = Given(model, words, name)
     return found
+
+
+def classifies(model: PreTrainedModel) -> bool:
+    """Whether a model's class is one for sequence classification."""
+    return any(one.__name__.endswith(CLASSIFIES) for one in type(model).__mro__)
 
 
 def words_of(tokenizer: Any) -> Any:

@@ -24,13 +24,15 @@ from transformers import (
 )
 
 from tdaexp.models.adapted import adapters_apart
-from tdaexp.models.kinds import check_kind
+from tdaexp.models.kinds import check_direction, check_kind
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.source import Source, first_line, mend
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.hub import from_config, from_hub
 
 log = logging.getLogger(__name__)
+CLASSIFIES = "ForSequenceClassification"
+"""How transformers ends the names of classes that put a text into one of a few classes."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors spells them
 
 
@@ -62,12 +64,19 @@ def classes_of(source: Source, trust_remote_code: bool) -> tuple[str, ...] | Non
         config = _config(source, trust_remote_code)
     except Exception as error:
         raise _unusable(source, error) from error
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if not any(name.endswith(CLASSIFIES) for name in config.architectures or ()):
         return None
+    return class_names(config, source.name)
+
+
+def class_names(config: Any, name: str) -> tuple[str, ...]:
+    """The names of a classifier's classes, from its config.
+
+    Errors (UserError): it is an encoder, or gives a number instead of a class.
+    """
+    check_direction(config, name)
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
-        raise UserError(
-            f"{source.name}: gives numbers or several labels at once; only one class of many can be explained"
-        )
+        raise UserError(f"{name}: gives numbers or several labels at once; only one class of many can be explained")
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
 
 
