@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import datasets
@@ -217,6 +218,53 @@ def test_a_mislabelled_row_comes_first(here):
     assert first["row"].tolist() == ["7"]
     with pytest.raises(UserError, match="self_influence: of method=random an example's score for itself says nothing"):
         tdaexp.self_influence(module, TensorDataset(inputs, labels), "random", loss=loss)
+
+
+# --- a model within another object
+
+
+def adapted(model: nn.Module, kind: str = "LoraConfig", **settings) -> nn.Module:
+    """The model in a PeftModel, with an adapter by peft's config class `kind`."""
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # about other versions of its peers
+        torch.manual_seed(0)
+        return peft.get_peft_model(model, getattr(peft, kind)(**settings))
+
+
+def lora(model: nn.Module) -> nn.Module:
+    return adapted(model, r=2, target_modules=["q_proj"], init_lora_weights=False)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.compile(model)
+
+
+@pytest.mark.parametrize("wrap", [compiled, lora, lambda model: compiled(lora(model))])
+def test_the_model_within_is_explained(here, model, wrap):
+    outer = wrap(model)
+    found = tdaexp.attribute(outer, TRAIN, QUERIES, "dot", dataset=PLAIN)
+    wanted = tdaexp.attribute(model, TRAIN, QUERIES, "dot", dataset=PLAIN, cache="fresh")
+    assert found.dataset.drop_attrs().identical(wanted.dataset.drop_attrs())
+    assert ("layers.0.attn.q.lora_A" in found.dataset["component"].values.tolist()) == (wrap is not compiled)
+
+
+def test_a_compiled_module_is_that_which_was_compiled(here, digits):
+    module, data = digits
+    wanted = tdaexp.attribute(module, data, data, "dot", loss=loss)
+    found = tdaexp.attribute(compiled(module), data, data, "dot", loss=loss, cache="fresh")
+    assert found.dataset.drop_attrs().identical(wanted.dataset.drop_attrs())
+
+
+def test_what_the_object_around_adds_is_not_left_out_in_silence(here, model):
+    outer = lora(model)
+    hook = outer.register_forward_hook(lambda layer, args, output: None)
+    with pytest.raises(UserError, match="hooks on a PeftModel would not run"):
+        tdaexp.attribute(outer, TRAIN, QUERIES, "dot", dataset=PLAIN)
+    hook.remove()
+    prompts = adapted(outer.unload(), "PromptTuningConfig", num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="with learned prompts is more than its model"):
+        tdaexp.attribute(prompts, TRAIN, QUERIES, "dot", dataset=PLAIN)
 
 
 # --- a classifier of texts
