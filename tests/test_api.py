@@ -156,6 +156,18 @@ def test_an_answer_is_shown_kept_and_read_again(commands, here, model):
         tdaexp.load("runs/none")
 
 
+def test_rows_of_a_saved_answer_are_dropped_where_they_are_in_a_file(commands, here, model):
+    tdaexp.attribute(model, TRAIN, QUERIES, "dot", dataset=PLAIN).save("runs/memory")
+    assert (here / "runs/memory/rows.csv").exists()
+    line = commands.refused("evaluate", "runs=[runs/memory]", "drop=1")
+    assert "its training rows were in memory, so there is no file to write again" in line
+    file = write("train.jsonl", TRAIN)
+    tdaexp.attribute(model, file, QUERIES, "dot", dataset=PLAIN).save("runs/file")
+    commands.done("evaluate", "runs=[runs/file]", "drop=1", "drop_by=helpful", "hydra.run.dir=dropped")
+    kept = Path("dropped/train-kept.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(kept) == len(TRAIN) - 1 and set(kept) < set(Path(file).read_text(encoding="utf-8").splitlines())
+
+
 def test_what_the_command_wrote_is_read(commands, here):
     from commands import TINY
 

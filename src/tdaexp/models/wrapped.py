@@ -40,7 +40,7 @@ def _alone(outer: nn.Module, inner: nn.Module) -> nn.Module:
     """The inner one. Errors (UserError): hooks on the outer one, which would not run."""
     if outer._forward_hooks or outer._forward_pre_hooks:
         raise UserError(
-            f"model: hooks on a {type(outer).__name__} would not run, as the {type(inner).__name__} in it is explained; "
+            f"model: hooks on a {type(outer).__name__} would not run: the {type(inner).__name__} in it is explained; "
             "put them there, or take them off"
         )
     return inner
