@@ -13,8 +13,10 @@ import yaml
 from tdaexp import influence
 from tdaexp.app.check import Checker
 from tdaexp.app.config import EvaluateConfig
+from tdaexp.data.handed import Handed
 from tdaexp.data.records import Record
 from tdaexp.data.rewriting import rewritten, written
+from tdaexp.data.text import Text
 from tdaexp.metrics.belonging import by_document
 from tdaexp.report.answers import row_table
 from tdaexp.report.dropping import COLUMN, chosen
@@ -80,7 +82,15 @@ def _dataset(run: Path) -> Any:
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{file}: names no data set whose rows could be dropped")
     checker = Checker(lambda path: str(file))
-    dataset = checker.build(checker.target(node, ("dataset",)), node, ("dataset",))
+    cls = checker.target(node, ("dataset",))
+    if cls is Handed:
+        if not Path(str(node["path"])).exists():
+            raise UserError(
+                f"{run}: its training rows were in memory, so there is no file to write again; leave rows out there "
+                "(rows.csv has them by value), or hand over a file (tdaexp.attribute(model, 'FILE', …))"
+            )
+        cls, node = Text, {**node, "_target_": f"{Text.__module__}.{Text.__qualname__}"}
+    dataset = checker.build(cls, node, ("dataset",))
     if not hasattr(dataset, "train_records"):
         raise UserError(f"{file}: its data are no texts, so there is no training file to write again")
     return dataset
