@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import datasets
@@ -27,7 +28,9 @@ import tdaexp
 from tdaexp import influence
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.methods.dot import Dot
+from tdaexp.models.given import given
 from tdaexp.models.loaded import quiet_transformers
+from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.tokenizer import train_tokenizer
 from tdaexp.runtime.errors import UserError
 
@@ -121,6 +124,13 @@ def test_rows_in_whatever_holds_them(here, model, rows):
     assert second.texts == first.texts
 
 
+def test_every_query_that_is_handed_over_is_answered(here, model):
+    asked = [*QUERIES, *QUERIES]
+    quick = {"deflate": 0, "iterations": 1, "examples": 2, "components": ["layers.0.mlp.up"]}
+    answer = tdaexp.attribute(model, TRAIN[:2], asked, "cg", dataset=PLAIN, **quick)
+    assert answer.dataset["influence"].values.any((1, 2)).sum() == len(asked) > 4
+
+
 def test_bare_strings_are_all_completion(here, model):
     answer = tdaexp.attribute(model, [" ".join(row.values()) for row in TRAIN], ["past town 3"], "dot")
     assert answer.dataset.sizes["query"] == 1 and np.isfinite(answer.dataset["influence"].values).all()
@@ -144,6 +154,18 @@ def test_an_answer_is_shown_kept_and_read_again(commands, here, model):
         answer.save("runs/other")
     with pytest.raises(UserError, match="no such influence store"):
         tdaexp.load("runs/none")
+
+
+def test_rows_of_a_saved_answer_are_dropped_where_they_are_in_a_file(commands, here, model):
+    tdaexp.attribute(model, TRAIN, QUERIES, "dot", dataset=PLAIN).save("runs/memory")
+    assert (here / "runs/memory/rows.csv").exists()
+    line = commands.refused("evaluate", "runs=[runs/memory]", "drop=1")
+    assert "its training rows were in memory, so there is no file to write again" in line
+    file = write("train.jsonl", TRAIN)
+    tdaexp.attribute(model, file, QUERIES, "dot", dataset=PLAIN).save("runs/file")
+    commands.done("evaluate", "runs=[runs/file]", "drop=1", "drop_by=helpful", "hydra.run.dir=dropped")
+    kept = Path("dropped/train-kept.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(kept) == len(TRAIN) - 1 and set(kept) < set(Path(file).read_text(encoding="utf-8").splitlines())
 
 
 def test_what_the_command_wrote_is_read(commands, here):
@@ -210,6 +232,95 @@ def test_a_mislabelled_row_comes_first(here):
         tdaexp.self_influence(module, TensorDataset(inputs, labels), "random", loss=loss)
 
 
+# --- a model within another object
+
+
+def adapted(model: nn.Module, kind: str = "LoraConfig", **settings) -> nn.Module:
+    """The model in a PeftModel, with an adapter by peft's config class `kind`."""
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # about other versions of its peers
+        torch.manual_seed(0)
+        return peft.get_peft_model(model, getattr(peft, kind)(**settings))
+
+
+def lora(model: nn.Module) -> nn.Module:
+    return adapted(model, r=2, target_modules=["q_proj"], init_lora_weights=False)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.compile(model)
+
+
+@pytest.mark.parametrize("wrap", [compiled, lora, lambda model: compiled(lora(model))])
+def test_the_model_within_is_explained(here, model, wrap):
+    outer = wrap(model)
+    found = tdaexp.attribute(outer, TRAIN, QUERIES, "dot", dataset=PLAIN)
+    wanted = tdaexp.attribute(model, TRAIN, QUERIES, "dot", dataset=PLAIN, cache="fresh")
+    assert found.dataset.drop_attrs().identical(wanted.dataset.drop_attrs())
+    assert ("layers.0.attn.q.lora_A" in found.dataset["component"].values.tolist()) == (wrap is not compiled)
+
+
+def test_a_compiled_module_is_that_which_was_compiled(here, digits):
+    module, data = digits
+    wanted = tdaexp.attribute(module, data, data, "dot", loss=loss)
+    found = tdaexp.attribute(compiled(module), data, data, "dot", loss=loss, cache="fresh")
+    assert found.dataset.drop_attrs().identical(wanted.dataset.drop_attrs())
+
+
+def test_what_the_object_around_adds_is_not_left_out_in_silence(here, model):
+    outer = lora(model)
+    hook = outer.register_forward_hook(lambda layer, args, output: None)
+    with pytest.raises(UserError, match="hooks on a PeftModel would not run"):
+        tdaexp.attribute(outer, TRAIN, QUERIES, "dot", dataset=PLAIN)
+    hook.remove()
+    prompts = adapted(outer.unload(), "PromptTuningConfig", num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="with learned prompts is more than its model"):
+        tdaexp.attribute(prompts, TRAIN, QUERIES, "dot", dataset=PLAIN)
+
+
+# --- a classifier of texts
+
+LABELLED = [{"text": f"Where does river {k} run?", "label": k % 3} for k in range(5)]
+
+
+def classifier(kind: type, config, **sizes: int) -> nn.Module:
+    """Of three classes, in double precision."""
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(0)
+        return kind(type(config)(**{**config.to_dict(), **sizes, "num_labels": 3})).double().eval()
+
+
+def test_a_sequence_classifiers_dot_products_are_autograds(here, model, tokenizer):
+    judge = classifier(transformers.LlamaForSequenceClassification, model.config)
+
+    def gradient(row) -> torch.Tensor:
+        logits = judge(**tokenizer(row["text"], return_tensors="pt")).logits
+        entropy = nn.functional.cross_entropy(logits, torch.tensor([row["label"]]))
+        return torch.cat([one.flatten() for one in torch.autograd.grad(entropy, [*judge.parameters()])])
+
+    answer = tdaexp.attribute(judge, LABELLED, LABELLED[1:3], "dot", tokenizer=tokenizer, part="all")
+    scores, places = influence.scores(answer.dataset).values, answer.dataset["train"].values.astype(int)
+    wanted = [[float(gradient(LABELLED[1 + k]) @ gradient(LABELLED[n])) for n in row] for k, row in enumerate(places)]
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6)
+    pairs = [(row["text"], f"LABEL_{row['label']}") for row in LABELLED]
+    again = tdaexp.attribute(judge, pairs, pairs[1:3], "dot", tokenizer=tokenizer, part="all")
+    assert again.dataset.drop_attrs().identical(answer.dataset.drop_attrs())
+
+
+def test_a_classifier_that_gives_a_number_or_sees_both_sides_is_refused(here, model, tokenizer):
+    judge = classifier(transformers.LlamaForSequenceClassification, model.config)
+    with pytest.raises(UserError, match="unknown class '7'; choices: LABEL_0, LABEL_1, LABEL_2"):
+        tdaexp.attribute(judge, [{"text": "a river", "label": 7}], LABELLED, "dot", tokenizer=tokenizer)
+    judge.config.problem_type = "regression"
+    with pytest.raises(UserError, match="model: gives numbers or several labels at once"):
+        tdaexp.attribute(judge, LABELLED, LABELLED, "dot", tokenizer=tokenizer)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    both = classifier(transformers.BertForSequenceClassification, transformers.BertConfig(), **sizes, vocab_size=400)
+    with pytest.raises(UserError, match="a bert model is an encoder, it sees both sides"):
+        tdaexp.attribute(both, LABELLED, LABELLED, "dot", tokenizer=tokenizer)
+
+
 # --- what is in the identity
 
 
@@ -230,6 +341,45 @@ def test_a_changed_model_is_another_one(here, model):
     hook.remove()
     assert len({one.tobytes() for one in seen}) == len(seen)
     np.testing.assert_array_equal(scores(), seen[2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_as_it_is_in_its_folder_has_the_folders_name(folder, dtype):
+    with quiet_transformers():
+        read = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    wanted = Pretrained(str(folder)).start_fingerprint()
+    assert given(read, None, "x").start_fingerprint() == wanted
+    read.model.rotary_emb.inv_freq *= 2  # in no file
+    assert given(read, None, "x").start_fingerprint() != wanted
+
+
+def test_a_model_of_two_types_is_not_that_of_its_folder(folder, model):
+    wanted = Pretrained(str(folder)).start_fingerprint()
+    with torch.no_grad():  # of values that both types have
+        for value in model.parameters():
+            value.copy_(value.bfloat16())
+    rounded = folder.parent / "rounded"
+    with quiet_transformers():
+        model.save_pretrained(rounded)
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(rounded)
+        model = transformers.AutoModelForCausalLM.from_pretrained(rounded)
+    assert given(model, None, "x").start_fingerprint() == Pretrained(str(rounded)).start_fingerprint() != wanted
+    model.model.layers[0].mlp.bfloat16()
+    assert given(model, None, "x").start_fingerprint() != Pretrained(str(rounded)).start_fingerprint()
+
+
+def test_a_model_tied_in_memory_is_not_that_of_its_folder(folder, model):
+    first = model.model.layers[0].mlp
+    with torch.no_grad():
+        first.up_proj.weight.copy_(first.gate_proj.weight)
+    alike = folder.parent / "alike"
+    with quiet_transformers():
+        model.save_pretrained(alike)
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(alike)
+        model = transformers.AutoModelForCausalLM.from_pretrained(alike)
+    assert given(model, None, "x").start_fingerprint() == Pretrained(str(alike)).start_fingerprint()
+    model.model.layers[0].mlp.up_proj.weight = model.model.layers[0].mlp.gate_proj.weight
+    assert given(model, None, "x").start_fingerprint() != Pretrained(str(alike)).start_fingerprint()
 
 
 def test_another_tokenizer_is_another_question(here, model, tokenizer):

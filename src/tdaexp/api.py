@@ -26,6 +26,7 @@ from tdaexp.building.given import module_problem, text_builder, text_keys
 from tdaexp.data.records import Corpus
 from tdaexp.gradients.capture import frozen
 from tdaexp.methods.base import Method
+from tdaexp.models.wrapped import compiled_from, language_model
 from tdaexp.problem import Problem
 from tdaexp.runtime.cache import at_work
 from tdaexp.runtime.clock import Clock
@@ -67,9 +68,10 @@ def attribute(
     batches (as a DataLoader does), or DataLoaders that do not shuffle.
 
     Args:
-        model: explained where it is and in its type, in eval mode; it is left as it was.
+        model: explained where it is and in its type, in eval mode; it is left as it was. Of a PeftModel or a compiled
+            model it is the model within.
         train: what its answers are attributed to.
-        queries: what it was asked, and answered.
+        queries: what it was asked, and answered; every one is explained, whatever the method's `queries` in its YAML.
         method: a name from `conf/method`, whose keys are `settings` (`damping=0.1`), or a `Method`.
         tokenizer: of a language model; that of the folder it was read from where none is given.
         loss: of a module that is no language model.
@@ -132,6 +134,7 @@ class _Given:
     dataset: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        self.model = language_model(self.model) if self.loss is None else compiled_from(self.model)
         if self.loss is None and not isinstance(self.model, PreTrainedModel):
             raise UserError(
                 f"loss: is missing, and a {type(self.model).__name__} is no language model of transformers; give "

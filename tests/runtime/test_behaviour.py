@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import sys
 import threading
+import types
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -60,6 +64,134 @@ def test_recursion_ends():
     loop: list[object] = []
     loop.append(loop)
     assert behaviour(loop)
+
+
+class Recorder:
+    """Keeps what a module gave, by a hook that is a method of its own."""
+
+    def __init__(self, module: nn.Module, factor: float = 1.0) -> None:
+        self.module, self.factor = module, factor
+        module.register_forward_hook(self.seen)
+
+    def seen(self, layer, args, output):
+        return self.factor * output
+
+
+def referring(how: str, factor: float) -> nn.Module:
+    """A module that something in it refers back to."""
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    if how == "recorder":
+        Recorder(module[0], factor)
+    elif how == "method":
+        module[0].forward = types.MethodType(lambda self, x: factor * x, module[0])
+    elif how == "attribute":
+        module.crit = module.mine = lambda x: module[0](x) * factor
+        vars(module)["whole"] = module
+    else:
+        hooks = pytest.importorskip("accelerate.hooks")
+        hook = hooks.ModelHook()
+        hook.factor = factor
+        hooks.add_hook_to_module(module[0], hook)
+    return module
+
+
+@pytest.mark.parametrize("how", ["recorder", "method", "attribute", "accelerate"])
+def test_a_module_that_is_referred_to_from_within_ends_and_counts(how):
+    assert structure(referring(how, 2.0)) == structure(referring(how, 2.0))
+    assert structure(referring(how, 2.0)) != structure(referring(how, 3.0))
+    assert behaviour(referring(how, 2.0))
+
+
+def test_what_is_nested_too_deep_is_never_the_same():
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert behaviour(deep) != behaviour(deep)
+
+
+def test_one_part_in_two_places_is_not_two_parts():
+    relu, first, last = nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 2)
+    assert structure(nn.Sequential(first, relu, last)) != structure(nn.Sequential(first, relu, last, relu))
+    last.load_state_dict(first.state_dict())
+    apart = tensors(nn.Sequential(first, last))
+    last.weight = first.weight
+    assert tensors(nn.Sequential(first, last)) != apart
+
+
+class Settings(dict):
+    """A dict with attributes."""
+
+
+def wrapped(factor: float):
+    """A function of ours that has the name of an installed one."""
+
+    @functools.wraps(nn.functional.cross_entropy)
+    def entropy(*args, **keywords):
+        return factor * nn.functional.cross_entropy(*args, **keywords)
+
+    return entropy
+
+
+def cached(factor: float, monkeypatch):
+    """A cached function in a module of ours: pickle knows it by its name."""
+    module = types.ModuleType("own_cached")
+    monkeypatch.setitem(sys.modules, "own_cached", module)
+    exec(f"import functools\n@functools.lru_cache\ndef g(x):\n    return {factor} * x", vars(module))
+    return module.g
+
+
+def test_what_is_behind_a_name_counts(monkeypatch):
+    def pair(make):
+        return [behaviour(make(factor)) for factor in (2.0, 2.0, 5.0)]
+
+    def attribute(factor):
+        found = made("def f(x):\n    return x * f.t")
+        found.t = factor
+        return found
+
+    def settings(factor):
+        found = Settings(a=1)
+        found.w = factor
+        return found
+
+    def inside(factor):
+        return collections.deque([wrapped(factor), cached(factor, monkeypatch)])
+
+    def private(factor):
+        module = nn.Linear(1, 1)
+        nn.init.ones_(module.weight), nn.init.ones_(module.bias)
+        module._x = None if factor == 2 else 0
+        return module
+
+    def nested(factor):
+        outer, inner = types.ModuleType("own_outer"), types.ModuleType("own_inner")
+        outer.inner, inner.g = inner, made(f"def f(x):\n    return {factor} * x")
+        return made("def f(x):\n    return outer.inner.g(x)", outer=outer)
+
+    def imported(factor):
+        module = types.ModuleType("own_imported")
+        module.W = factor
+        monkeypatch.setitem(sys.modules, "own_imported", module)
+        return made("def f(x):\n    from own_imported import W\n    return W * x")
+
+    for make in (attribute, settings, inside, private, nested, imported, wrapped,
+                 lambda factor: cached(factor, monkeypatch),
+                 lambda factor: collections.defaultdict(wrapped(factor))):  # fmt: skip
+        one, same, other = pair(make)
+        assert one == same != other, make
+
+
+def test_arguments_count():
+    assert behaviour(made("def f(a, b):\n    return a")) != behaviour(made("def f(a, *, b):\n    return a"))
+
+
+def test_a_function_put_into_an_installed_class_counts(monkeypatch):
+    module = nn.Sequential(nn.GELU())
+    seen = [structure(module)]
+    for factor in (2.0, 5.0):
+        monkeypatch.setattr(nn.GELU, "forward", made(f"def f(self, x):\n    return {factor} * x"))
+        seen.append(structure(module))
+    assert len(set(seen)) == 3
 
 
 def test_a_module_counts_with_plain_attributes_and_unsaved_buffers():

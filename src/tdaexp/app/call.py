@@ -26,8 +26,9 @@ def configured(
 ) -> tuple[AttributeConfig, dict[str, Any]]:
     """The configuration of `attribute.py method=METHOD` as objects, and its values.
 
-    `settings` are the method's keys (and `budget`), `groups` other choices (`dataset`: `text`), `keys` values by path
-    (`trainer.cache_gb`); `caller` is named in messages. Errors (UserError): as of the commands.
+    `settings` are the method's keys (and `budget`), but for `queries`: all that are handed over are answered. `groups`
+    are other choices (`dataset`: `text`), `keys` values by path (`trainer.cache_gb`); `caller` is named in messages.
+    Errors (UserError): as of the commands.
     """
     own = dict(settings)
     budget = {"budget": own.pop("budget")} if "budget" in own else {}
@@ -53,12 +54,22 @@ def configured(
     if budget and "${budget}" not in str(OmegaConf.to_container(config.method, resolve=False)):
         raise UserError(f"{caller}: method '{named}' does not read budget; leave it out")
     values = resolve(config, origin)
+    _answer_all(values["method"])
     values["method"] |= {key: plain(value) for key, value in own.items()}
     check_values(values, origin)
     found: AttributeConfig = Checker(origin, places=places(AttributeConfig)).build(AttributeConfig, values)
     if not isinstance(method, str):
         found, values["method"] = replace(found, method=method), _described(method)
     return found, values
+
+
+def _answer_all(method: dict[str, Any]) -> None:
+    """What a call asks is what it hands over: no method takes a few of the queries, as costly ones do by command."""
+    if "queries" in method:
+        method["queries"] = None
+    for inner in method.values():
+        if isinstance(inner, dict):
+            _answer_all(inner)
 
 
 def plain(value: Any) -> Any:

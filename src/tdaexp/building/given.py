@@ -14,8 +14,8 @@ from tdaexp.building.language import Texts
 from tdaexp.building.own import own_problem
 from tdaexp.building.parts import chosen_candidates
 from tdaexp.building.settings import Asked
-from tdaexp.data.handed import Handed, rows_of
-from tdaexp.models.given import given
+from tdaexp.data.handed import Handed, labelled_rows, rows_of
+from tdaexp.models.given import classifies, given
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
@@ -48,8 +48,9 @@ def text_builder(config: Any, model: PreTrainedModel, tokenizer: Any, name: str,
     """
     dataset = config.dataset
     if isinstance(dataset, Handed):
-        dataset.train = rows_of(train, "train")
-        dataset.queries = [] if queries is None else rows_of(queries, "queries")
+        read = labelled_rows if classifies(model) else rows_of
+        dataset.train = read(train, "train")
+        dataset.queries = [] if queries is None else read(queries, "queries")
     asked: Asked = replace(config, model=given(model, tokenizer, name))
     return Texts(asked)
 

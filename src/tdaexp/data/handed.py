@@ -36,6 +36,15 @@ def rows_of(data: Any, name: str) -> list[Row]:
     return [Row(_values(data[number], place), place) for number, place in enumerate(places)]
 
 
+def labelled_rows(data: Any, name: str) -> list[Row]:
+    """Rows of texts and their classes: `text` and `label` are what is asked and its answer. Errors as of `rows_of`."""
+    rows = rows_of(data, name)
+    for row in rows:
+        if {"text", "label"} <= row.values.keys():
+            row.values["prompt"], row.values["completion"] = row.values.pop("text"), str(row.values.pop("label"))
+    return rows
+
+
 def refuse_stream(data: Any, name: str) -> None:
     """Refuse (UserError) what gives its rows only once, or has no length: rows are gone through several times."""
     if isinstance(data, Iterator) or not hasattr(data, "__len__"):

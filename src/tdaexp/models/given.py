@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from tdaexp.models.hub import load_skeleton, load_tokenizer
+from tdaexp.models.hub import CLASSIFIES, class_names, load_skeleton, load_tokenizer
 from tdaexp.models.kinds import check_kind
 from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary
 from tdaexp.models.pretrained import Pretrained, model_length
@@ -66,14 +66,18 @@ class Given:
         )
 
     def load(self, device: Any = None, dtype: Any = None, classifier: bool = False) -> LoadedModel:
-        """The model where it is and in its type. Errors (UserError): no tokenizer, or one of another model; NaN in its
-        weights; a kind that predicts no next token.
+        """The model where it is and in its type; `classifier` says nothing: its class does.
+
+        Errors (UserError): no tokenizer, or one of another model; NaN in its weights; a kind that predicts neither the
+        next token nor one of several classes.
         """
-        check_kind(self.model.config, "model")
+        classes = class_names(self.model.config, "model") if classifies(self.model) else None
+        if classes is None:
+            check_kind(self.model.config, "model")
         check_finite(self.model, "model")
         check_vocabulary(self.model, self.tokenizer, "tokenizer")
         longest = model_length(self.model.config, self.tokenizer)
-        return LoadedModel(self.model, self.tokenizer, self.start_fingerprint(), self.template, longest)
+        return LoadedModel(self.model, self.tokenizer, self.start_fingerprint(), self.template, longest, classes)
 
     def _words(self) -> Any:
         return words_of(self.tokenizer)
@@ -81,12 +85,14 @@ class Given:
     def _as_read(self, source: Source) -> bool:
         """Whether model and tokenizer are what reading the folder again would give."""
         try:
-            fresh = load_skeleton(source, trust_remote_code=False)
+            fresh = load_skeleton(source, trust_remote_code=False, dtype=self.model.dtype)
             words = words_of(load_tokenizer(source, trust_remote_code=False))
         except UserError:
             return False
-        same = _settings(fresh) == _settings(self.model) and structure(fresh) == structure(self.model)
-        return same and words == self._words() and _holds(self.model, Path(source.name))
+        same = words == self._words() and all(
+            told(fresh) == told(self.model) for told in (_settings, structure, _ties, _buffers)
+        )
+        return same and _holds(self.model, Path(source.name))
 
 
 def given(model: PreTrainedModel, tokenizer: Any, name: str) -> Given:
@@ -98,6 +104,11 @@ def given(model: PreTrainedModel, tokenizer: Any, name: str) -> Given:
         words = load_tokenizer(locate(str(found.folder), None, "model.name_or_path"), trust_remote_code=False)
         found = Given(model, words, name)
     return found
+
+
+def classifies(model: PreTrainedModel) -> bool:
+    """Whether a model's class is one for sequence classification."""
+    return any(one.__name__.endswith(CLASSIFIES) for one in type(model).__mro__)
 
 
 def words_of(tokenizer: Any) -> Any:
@@ -115,9 +126,27 @@ def _settings(model: PreTrainedModel) -> Any:
     return [plain, getattr(model.config, "_attn_implementation", None)]
 
 
+def _ties(model: PreTrainedModel) -> list[list[str]]:
+    """Names of parameters, those that are one tensor together."""
+    found: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(value), []).append(name)
+    return [*found.values()]
+
+
+def _buffers(model: PreTrainedModel) -> str:
+    """What is computed when a model is made, such as the frequencies of its positions."""
+    return behaviour(dict(model.named_buffers(remove_duplicate=False)))
+
+
 def _holds(model: PreTrainedModel, folder: Path) -> bool:
-    """Whether each parameter has the values of a tensor of its name in the folder's safetensors files."""
+    """Whether each parameter has the values of a tensor of its name in the folder's safetensors files, all in one type.
+
+    A model that is read from a folder has one type; where it has several, it is not told which reading gives them.
+    """
     known = dict(model.named_parameters(remove_duplicate=False))
+    if len({value.dtype for value in known.values()}) > 1:
+        return False
     left = {id(value) for value in known.values()}  # a tied one has several names, and stands under one or all of them
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:

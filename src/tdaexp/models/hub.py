@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -23,13 +24,15 @@ from transformers import (
 )
 
 from tdaexp.models.adapted import adapters_apart
-from tdaexp.models.kinds import check_kind
+from tdaexp.models.kinds import check_direction, check_kind
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.source import Source, first_line, mend
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.hub import from_config, from_hub
 
 log = logging.getLogger(__name__)
+CLASSIFIES = "ForSequenceClassification"
+"""How transformers ends the names of classes that put a text into one of a few classes."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors spells them
 
 
@@ -61,12 +64,19 @@ def classes_of(source: Source, trust_remote_code: bool) -> tuple[str, ...] | Non
         config = _config(source, trust_remote_code)
     except Exception as error:
         raise _unusable(source, error) from error
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if not any(name.endswith(CLASSIFIES) for name in config.architectures or ()):
         return None
+    return class_names(config, source.name)
+
+
+def class_names(config: Any, name: str) -> tuple[str, ...]:
+    """The names of a classifier's classes, from its config.
+
+    Errors (UserError): it is an encoder, or gives a number instead of a class.
+    """
+    check_direction(config, name)
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
-        raise UserError(
-            f"{source.name}: gives numbers or several labels at once; only one class of many can be explained"
-        )
+        raise UserError(f"{name}: gives numbers or several labels at once; only one class of many can be explained")
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
 
 
@@ -128,13 +138,21 @@ def load_weights(
     return model
 
 
-def load_skeleton(source: Source, trust_remote_code: bool) -> PreTrainedModel:
-    """The model without its weights (on the meta device): names, shapes and ties of its parameters."""
+def load_skeleton(source: Source, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model without its weights (on the meta device): names, shapes and ties of its parameters.
+
+    With a `dtype` what is no parameter has its values, as of a model that is read in this type.
+    """
     try:
         config = _config(source, trust_remote_code)
         check_kind(config, source.name)
-        with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = from_config(AutoModelForCausalLM, config, trust_remote_code=trust_remote_code)
+        place = torch.device("meta") if dtype is None else init_empty_weights(include_buffers=False)
+        options = {} if dtype is None else {"dtype": dtype}
+        with quiet_transformers(), place:
+            model: PreTrainedModel = from_config(
+                AutoModelForCausalLM, config, trust_remote_code=trust_remote_code, **options
+            )
+        model.tie_weights()
     except UserError:
         raise
     except Exception as error:

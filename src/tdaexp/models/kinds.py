@@ -16,14 +16,22 @@ def check_kind(config: Any, name: str) -> None:
     """
     from transformers.models.auto import modeling_auto as known
 
-    kind = str(getattr(config, "model_type", ""))
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return
+    check_direction(config, name)
+    kind = str(getattr(config, "model_type", ""))
+    if kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{name}: a {kind} model has no head for the next token; {WANTED}")
+
+
+def check_direction(config: Any, name: str) -> None:
+    """Refuse an encoder and an encoder-decoder, also where they classify: a text's last token must see all others."""
+    from transformers.models.auto import modeling_auto as known
+
+    kind = str(getattr(config, "model_type", ""))
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{name}: a {kind} model is an encoder-decoder; {WANTED}")
     masked = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     one_way = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if masked and not one_way:
         raise UserError(f"{name}: a {kind} model is an encoder, it sees both sides of a token; {WANTED}")
-    if kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"{name}: a {kind} model has no head for the next token; {WANTED}")

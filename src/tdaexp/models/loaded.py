@@ -41,7 +41,10 @@ class LoadedModel:
 def head(model: PreTrainedModel) -> torch.nn.Module:
     """The layer from hidden states to logits: of tokens, or of classes (`score`)."""
     found = model.get_output_embeddings()
-    return model.get_submodule("score") if found is None else found
+    found = getattr(model, "score", None) if found is None else found
+    if not isinstance(found, torch.nn.Module):
+        raise UserError(f"model: {type(model).__name__} has no head of a known name (lm_head or score)")
+    return found
 
 
 @contextlib.contextmanager
