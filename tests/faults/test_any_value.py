@@ -107,7 +107,7 @@ def test_any_value_of_any_key_is_checked_without_a_traceback(composed, data):
         OmegaConf.update(config, key, value, merge=False)
     except Exception:
         return  # OmegaConf has no place for it: neither has a file
-    runtime = OmegaConf.create({"runtime": {"choices": {"method": "select"}}})
+    runtime = OmegaConf.create({"runtime": {"choices": {"method": "select"}, "config_sources": []}})
     try:
         job = build("attribute", [], config, ("tdaexp",), lambda path: "x.yaml", runtime)
     except UserError as error:

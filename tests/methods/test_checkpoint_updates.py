@@ -75,7 +75,7 @@ def explained(study, cache, *keep, nodes=4, **changes):
 
 
 def listed(cache, *entries, **changes):
-    base = Pretrained("", checkpoints=[str(entry) for entry in entries], max_length=64, **changes)
+    base = Pretrained("of-the-checkpoints", checkpoints=[str(entry) for entry in entries], max_length=64, **changes)
     return build(config(cache, base))
 
 

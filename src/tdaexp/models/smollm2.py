@@ -75,13 +75,14 @@ def convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tdaexp.models.loaded import quiet_transformers
+    from tdaexp.runtime.hub import from_hub
     from tdaexp.runtime.progress import doing
 
     doing("converting SmolLM2 (once)")
-    source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
+        tokenizer = from_hub(AutoTokenizer, file.parent, **source)
+        model = from_hub(AutoModelForCausalLM, file.parent, **source, dtype=torch.float32)
         del model.config.quantization_config  # of the file, which the folder is not
         model.hf_quantizer = None  # or it is refused to be written
         model.config._name_or_path = folder.name
