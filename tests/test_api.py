@@ -602,7 +602,7 @@ def test_a_language_model_without_a_tokenizer(here, model):
         ({"queries": DataLoader(Stream())}, "queries: a DataLoader that shuffles or samples"),
         ({"train": iter([1])}, "train: a list_iterator gives no row twice"),
         ({"train": Augmented([1, 2])}, "its first item is another one each time"),
-        ({"loss": lambda module, batch: loss(module, batch).mean()}, r"gives \[\] for 2 examples"),
+        ({"loss": lambda module, batch: loss(module, batch).mean()}, r"gives \[\] for 4 examples"),
         ({"method": "ekfac"}, "a loss of your own does not tell what the model's outputs are"),
         ({"method": "bm25"}, "method=bm25: compares words, and these examples have none"),
         ({"model": nn.Tanh()}, "model: Tanh has no parameter"),

@@ -78,6 +78,13 @@ def test_a_store_reads_back_identical(dataset, tmp_path):
     assert influence.load(tmp_path / "influence.zarr").identical(dataset)
 
 
+def test_a_path_may_be_a_text(dataset, tmp_path):
+    influence.save(dataset, str(tmp_path / "a.zarr"))
+    xr.testing.assert_identical(
+        influence.load(str(tmp_path / "a.zarr")).load(), influence.load(tmp_path / "a.zarr").load()
+    )
+
+
 def test_saving_twice_gives_the_same_bytes(dataset, tmp_path):
     for name in ("one", "two"):
         influence.save(dataset, tmp_path / name)

@@ -27,12 +27,12 @@ TRAIN_ID = "train_id"
 NOBODY = -1
 
 
-def save(dataset: xr.Dataset, path: Path) -> None:
+def save(dataset: xr.Dataset, path: str | Path) -> None:
     """Write the data set as a zarr store, with a checksum of each of its files; it appears complete or not at all.
 
     Pairs are read, computed where that is to be done, and written by blocks of queries.
     """
-    plain = dataset.copy()
+    path, plain = Path(path), dataset.copy()
     plain.attrs = {"tdaexp": json.dumps(dataset.attrs)}
     with atomic_path(path) as temporary:
         if "candidate" in dataset.dims:
@@ -62,11 +62,12 @@ def _write_pairs(dataset: xr.Dataset, path: Path) -> None:
     xr.Dataset({TRAIN_ID: ("number", ids)}, attrs=dataset.attrs).to_zarr(path, mode="a", consolidated=True)
 
 
-def load(path: Path) -> xr.Dataset:
+def load(path: str | Path) -> xr.Dataset:
     """Open a store; a missing, foreign, damaged or older one is a `UserError`.
 
     Its checksums are looked at once, here; what has a value for each pair is read when values are asked for.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such influence store; run attribute.py first or name another folder")
     try:

@@ -98,3 +98,5 @@ def test_candidates_among_documents_become_candidates_among_pieces() -> None:
     np.testing.assert_array_equal(found.bm25, [[3, 3, 3, 1, 1], [2, *[np.nan] * 4]])
     same = Candidates(np.array([[1, 0]]), np.array([[1.0, 0.0]]))
     assert of_pieces(same, np.arange(2)) is same
+    none = of_pieces(Candidates(np.zeros((0, 3), np.int64), np.zeros((0, 3))), documents)
+    assert none.indices.shape == none.bm25.shape == (0, 0)

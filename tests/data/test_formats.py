@@ -86,6 +86,11 @@ def test_parquet_with_nested_columns_is_one_line(tmp_path) -> None:
     with pytest.raises(UserError, match=r"nested\.parquet, row 1: column 'prompt' holds an object") as error:
         Text(path=str(path), query_sets=[]).load()
     assert "\n" not in str(error.value)
+    pq.write_table(pa.Table.from_pylist([{"prompt": {"text": "p"}, "completion": "c"}] * 30), path)
+    with pytest.raises(UserError, match=r"30 of 30 rows cannot be read: rows 1, 2, 3, .*, 20: column") as error:
+        Text(path=str(path), query_sets=[]).load()
+    assert str(error.value).count("holds an object") == 1 and "and 10 more" in str(error.value)
+    assert "skip_bad" not in str(error.value) and "dataset.text_column, prompt_column" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["broken.parquet", "broken.arrow"])
@@ -150,7 +155,9 @@ def test_many_bad_rows_are_counted_and_a_file_without_good_ones_is_refused(tmp_p
     path = tmp_path / "a.csv"
     path.write_text("text\n" + '"a"b\n' * 30, encoding="utf-8")
     for skip_bad in (False, True):
-        with pytest.raises(UserError, match=r"30 of 30 rows cannot be read: row 2: not valid CSV.*and 10 more"):
+        with pytest.raises(
+            UserError, match=r"30 of 30 rows cannot be read: rows 2, 3, .*, 21: not valid CSV.*10 more; mend"
+        ):
             Text(path=str(path), query_sets=[], skip_bad=skip_bad).load()
 
 

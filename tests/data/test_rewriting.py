@@ -69,8 +69,36 @@ def test_parquet_keeps_its_columns(tmp_path):
     assert pq.read_table(target).to_pydict() == {"prompt": ["a", "c"], "completion": ["x", "z"], "n": [1, 3]}
 
 
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow_keeps_its_columns(tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    path, target = tmp_path / "a.arrow", tmp_path / "kept.arrow"
+    table = pa.table({"prompt": list("abc"), "completion": list("xyz"), "n": [1, 2, 3]})
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, table.schema) as out:
+        out.write_table(table)
+    assert rewritten(path, "line", {2}, target)
+    assert [(one.prompt, one.completion) for one in records(target)] == [("a", "x"), ("c", "z")]
+    with pa.memory_map(str(target)) as source:
+        assert pa.ipc.open_stream(source).read_all().to_pydict()["n"] == [1, 3]
+
+
+def test_a_saved_folder_keeps_its_columns_and_its_other_parts(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": list("abc"), "completion": list("xyz"), "n": [1, 2, 3]})
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"test": rows, "mine": rows}).save_to_disk(str(tmp_path / "several"))
+    assert rewritten(tmp_path / "one", "line", {2}, tmp_path / "one-kept")
+    assert rewritten(tmp_path / "several", "line", {1, 3}, tmp_path / "several-kept", "mine")
+    assert datasets.load_from_disk(str(tmp_path / "one-kept"))[:] == {
+        "prompt": ["a", "c"], "completion": ["x", "z"], "n": [1, 3]
+    }  # fmt: skip
+    kept = datasets.load_from_disk(str(tmp_path / "several-kept"))
+    assert kept["mine"]["n"][:] == [2] and kept["test"]["n"][:] == [1, 2, 3]
+    assert [one.prompt for one in records(tmp_path / "several-kept", split="mine")] == ["b"]
+
+
 def test_other_data_become_json_lines(tmp_path):
-    assert not rewritten(tmp_path / "a.arrow", "line", set(), tmp_path / "kept")
+    assert not rewritten(tmp_path, "line", set(), tmp_path / "kept")
     said = (("user", "hi"), ("assistant", "yes?"), ("user", "why"))
     mine = [Record("a", "ask", "answer"), Record("b", "hi\nyes?\nwhy", "so", said=said)]
     written(mine[:1], tmp_path / "plain.jsonl")

@@ -157,7 +157,8 @@ def test_truncated_examples_are_counted(plain_tokenizer, caplog) -> None:
     ]
     with caplog.at_level(logging.WARNING):
         examples = tokenise(records, plain_tokenizer, max_length=20)
-    assert "2 of 3 examples are longer than dataset.max_length=20" in caplog.text
+    told = "2 of 3 examples are longer than the 20 tokens that the model reads (its context, or dataset.max_length"
+    assert told in caplog.text
     assert plain_tokenizer.decode(examples[1].tokens[examples[1].loss_mask]) == "c<eos>"
 
 

@@ -65,6 +65,24 @@ def test_what_was_found_is_said_in_one_line(tmp_path, caplog) -> None:
     ]
 
 
+def test_sources_are_texts_and_whole_numbers(tmp_path) -> None:
+    sources = ["wiki", 2020.0, 2021, None, " ", "0.50"]
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "source": one} for one in sources])
+    found = [record.meta.get("source") for record in Text(path=path, query_sets=[]).load().train]
+    assert found == ["wiki", "2020", "2021", None, None, "0.50"]
+    for wrong, told in ((0.5, "the number 0.5"), (True, "the boolean true"), (float("nan"), "the number nan")):
+        path = jsonl(tmp_path / "b.jsonl", [{"text": "x", "source": "wiki"}, {"text": "y", "source": wrong}])
+        with pytest.raises(UserError, match=rf"b\.jsonl, row 2: column 'source' holds {told}, which names nothing"):
+            Text(path=path, query_sets=[]).load()
+
+
+def test_a_source_that_is_an_object_is_no_source_unless_it_is_named(tmp_path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "source": {"url": "u"}}])
+    assert only(path).meta == {}
+    with pytest.raises(UserError, match=r"row 1: column 'source' holds an object"):
+        only(path, source_column="source")
+
+
 def test_named_columns_win(tmp_path) -> None:
     row = {"id": "x", "name": "n", "prompt": "p", "completion": "c", "text": "t", "messages": DIALOGUE, "mine": "m"}
     path = jsonl(tmp_path / "a.jsonl", [row])
@@ -164,3 +182,8 @@ def test_a_question_may_have_no_rejected_answer_but_not_the_same(tmp_path) -> No
         Text(path=train, query_path=same).load()
     with pytest.raises(UserError, match=r"dataset\.rejected_column: is a column of dataset\.query_path"):
         Text(path=train, rejected_column="r")
+    with pytest.raises(UserError, match=r"s\.jsonl, row 1: unknown column 'rejectd'; did you mean 'rejected'"):
+        Text(path=train, query_path=same, rejected_column="rejectd").load()
+    other = jsonl(tmp_path / "o.jsonl", [{"prompt": "a", "chosen": "b"}, {"prompt": "a", "chosen": "b", "worse": "c"}])
+    found = Text(path=train, query_path=other, rejected_column="worse").load().queries["o"]
+    assert [query.rejected is None for query in found] == [True, False]

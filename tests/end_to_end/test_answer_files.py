@@ -22,7 +22,9 @@ def asked(commands) -> list[str]:
         {"prompt": f"Where does river {k} run?", "completion": f"[b]past town {k % 7}[/b], =1+{k}"} for k in range(30)
     ]
     Path("train.jsonl").write_text("\n".join(map(json.dumps, train)) + "\n", encoding="utf-8")
-    questions = [{"prompt": f"Where is town {k}?", "completion": f"by river {k}"} for k in range(4)]
+    questions = [
+        {"prompt": f"Where does river {7 * k} run and is town {k}?", "completion": f"by river {k}"} for k in range(4)
+    ]  # words that make BM25 order the rows differently for each
     Path("asked.jsonl").write_text("\n".join(map(json.dumps, questions)) + "\n", encoding="utf-8")
     data = ["dataset=text", "dataset.path=train.jsonl", "dataset.query_path=asked.jsonl", "candidates=all"]
     return [*CONTROLS, *data, "metric.plots=false", "method=dot"]
@@ -34,7 +36,7 @@ def test_files_console_and_a_training_file_without_harm(commands, asked, capfd):
     dense = influence.dense(influence.load(folder / "influence.zarr")).to_pandas()
     lines = [json.loads(line) for line in (folder / "top.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(one["prompt"], one["completion"]) for one in lines] == [
-        (f"Where is town {k}?", f"by river {k}") for k in range(4)
+        (f"Where does river {7 * k} run and is town {k}?", f"by river {k}") for k in range(4)
     ]
     for one, (_, scores) in zip(lines, dense.iterrows(), strict=True):
         for side, wanted in (("helpful", scores.nlargest(5)), ("harmful", scores.nsmallest(5))):
@@ -76,6 +78,7 @@ def test_four_questions_as_one(commands, asked):
         for stores in [[influence.load(file) for file in Path("outputs").rglob("influence.zarr")]]
         for size in (1, 4)
     )
+    assert len({tuple(row) for row in each["train"].values}) == 4
     np.testing.assert_allclose(
         influence.dense(one).values[0], influence.dense(each).mean("query"), rtol=1e-5, atol=1e-7
     )

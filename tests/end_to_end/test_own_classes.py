@@ -19,14 +19,17 @@ MODULES = ("my_methods", "my_data", "my_models")
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process(monkeypatch):
+    before = sys.path[:]
+
     def forget() -> None:
+        sys.path[:] = before
         for name in MODULES:
             sys.modules.pop(name, None)
             own_module._READ.pop(name, None)
 
-    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "path", before[:])
     forget()
-    yield
+    yield forget
     forget()
 
 
@@ -124,6 +127,20 @@ def test_own_data_and_an_own_model(commands):
     )
     store = influence.load(only("outputs/attribute/small-rivers-dot*") / "influence.zarr")
     assert store.sizes["query"] == 5 and int(store["size"].values[0]) % 24 == 0
+
+
+def test_rows_of_own_data_are_dropped(commands, as_in_a_new_process):
+    write("mine/my_data.py", OWN_DATA)
+    write("mine/conf/dataset/rivers.yaml", "_target_: my_data:Rivers\ncount: 5\nquery_sets: [paraphrased]\n")
+    sizes = [text for text in TINY if text.startswith(("model.", "trainer."))]
+    here = "--config-dir=mine/conf"
+    commands.done("attribute", *sizes, here, "dataset=rivers", "method=dot", "metric.plots=false", "candidates=all")
+    as_in_a_new_process()
+    run = only("outputs/attribute/*rivers-dot*")
+    commands.done("evaluate", here, f"runs=[{run}]", "drop=2", "drop_by=helpful")
+    assert len(only("outputs/evaluate/*/train-kept.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    as_in_a_new_process()
+    assert "cannot import 'my_data'" in commands.refused("evaluate", f"runs=[{run}]", "drop=2", "drop_by=helpful")
 
 
 BROKEN = (

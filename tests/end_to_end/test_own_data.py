@@ -73,6 +73,10 @@ def test_a_compared_answer_is_the_difference_of_two_questions(commands, files):
     commands.done("attribute", *DATA, *OWN, "trainer.precision=float64")
     one, chosen, rejected = influence.dense(store()).values
     np.testing.assert_allclose(one, chosen - rejected, atol=1e-8 * np.abs(chosen).max())
+    asked = [json.loads(line) for line in beside("top.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert asked[0]["completion"] == both["chosen"] and asked[0]["rejected"] == both["rejected"]
+    assert "rejected" not in asked[1]
+    assert f"(rather than: {both['rejected']})" in beside("report.html").read_text(encoding="utf-8")
 
 
 def test_pieces_of_long_rows_add_up_to_documents(commands, files):

@@ -54,6 +54,10 @@ def test_a_store_of_whole_texts_stays_as_it_is() -> None:
     assert by_document(whole) is whole
 
 
+def test_a_store_without_questions_has_documents_without_scores() -> None:
+    assert by_document(store().isel(query=slice(0, 0))).sizes["query"] == 0
+
+
 def test_sources_have_sums_means_and_counts() -> None:
     scores = influence.scores(store()).values
     wanted = pd.DataFrame(

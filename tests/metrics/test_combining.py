@@ -50,6 +50,29 @@ def test_a_combined_answer_is_stored_like_any_other(store, tmp_path):
     )
 
 
+def test_each_question_has_its_candidates_in_an_order_of_its_own(store, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 1)
+    rng = np.random.default_rng(1)
+    orders = np.array([rng.permutation(4) for _ in range(7)])
+    rearranged = influence.build(
+        np.take_along_axis(store["influence"].values, orders[:, :, None], axis=1),
+        query=store["query"].values.tolist(),
+        query_set=store["query_set"].values.tolist(),
+        train=np.take_along_axis(store["train"].values, orders, axis=1),
+        truth=np.take_along_axis(store["truth"].values, orders, axis=1),
+        truth_known=influence.truth_known(store),
+        bm25=np.take_along_axis(store["bm25"].values, orders, axis=1),
+        component=["x", "y", "z"],
+        size=np.array([1, 2, 3]),
+    )
+    found, wanted = mean_query(rearranged), mean_query(store)
+    assert found["train"].values.tolist() == [rearranged["train"].values[k].tolist() for k in (0, 1)]
+    for row in range(2):
+        for name in ("influence", "bm25", "truth"):
+            np.testing.assert_allclose(found[name].values[row], wanted[name].values[row][orders[row]], rtol=1e-6)
+    check_candidates(["a", "a", "b"], np.array([[0, 1, -1], [-1, 0, 1], [2, 1, 0]]))
+
+
 def test_questions_with_different_candidates_have_no_mean():
     same = np.array([[0, 1, 2], [3, 4, 5], [0, 1, 2]])
     check_candidates(["a", "b", "a"], same)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, gradients, texts, tiny
+from architectures import ARCHITECTURES, UNUSUAL, gradients, texts, tiny
 from gradient_oracle import gradients_of
 
 from tdaexp.building.covered import running
+from tdaexp.building.self_check import check_language_model
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import component_map
+from tdaexp.objectives.tokens import NextToken
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 EXACT, CLOSE = 1e-9, 1e-5
@@ -58,6 +60,44 @@ def test_gradients_in_double_precision(family, double):
     found = errors(model, examples, component_map(model))
     worst = max(found, key=found.__getitem__)
     assert found[worst] < EXACT, worst
+
+
+FORMED = {
+    "router in float32, by float": {"layers.1.mlp.gate.moe_statics"},
+    "model that is its own base": {"layers.0.mlp.experts", "layers.1.mlp.experts"},
+    "layers that run more than once": {
+        "norms",
+        *(f"layers.{k}.altup{word}" for k in range(4) for word in ("", ".modality_router")),
+    },
+    "operation that knows plain autograd alone": {
+        f"layers.{k}.temporal_block.{word}" for k in (0, 1) for word in ("conv_1d", "rg_lru")
+    },
+}
+"""Components without a rule."""
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch's vmap
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_what_a_model_does_in_a_way_of_its_own_is_captured_or_formed(family):
+    model, examples = tiny(family, torch.float64), texts(2)
+    components = running(model, component_map(model))
+    assert components.covered == components.total
+    assert {one.name for one in components.components if not one.captured} == FORMED.get(family, set())
+    found = errors(model, examples, components)
+    worst = max(found, key=found.__getitem__)
+    assert found[worst] < 1e-6, worst  # some compute parts in float32
+
+
+@pytest.mark.parametrize("family", [family for family in UNUSUAL if "router" in family])
+def test_a_router_s_gradient_is_of_the_model_s_type(family):
+    model = tiny(family, torch.bfloat16)
+    components = running(model, component_map(model))
+    check_language_model(model, components, NextToken(), family)
+    (name,) = [name for name in components.names if name.endswith("1.mlp.router")]
+    side, kinds = gradients_of(model, texts(2), components.select([name])), set()
+    with side.ready():
+        side.capture([0, 1], lambda _, factors: kinds.update({factors[0].inputs.dtype, factors[0].deltas.dtype}))
+    assert kinds == {torch.bfloat16}
 
 
 def covered(family):

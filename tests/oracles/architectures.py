@@ -56,11 +56,37 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """The families that docs/models.md lists: transformers' `model_type` and tiny sizes."""
 
+LATENT = {
+    **EXPERTS, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "n_shared_experts": 1,
+}  # fmt: skip
+UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "router in float32, by type": ("deepseek_v3", {**BASE, **LATENT}),
+    "router in float32, by float": (
+        "ernie4_5_moe", {**WIDE, **EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1}
+    ),
+    "router that is a linear layer": ("phimoe", {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "norm that is one plus its weight": ("nemotron", WIDE),
+    "model that is its own base": ("llama4_text", {**WIDE, "num_local_experts": 2, "intermediate_size_mlp": 24}),
+    "positions for all texts at once": ("openai-gpt", {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}),
+    "layers that run more than once": (
+        "gemma3n_text",
+        {**WIDE, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_hidden_layers": 4,
+         "intermediate_size": [24] * 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 4,
+         "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4, "sliding_window": 8},
+    ),
+    "operation that knows plain autograd alone": (
+        "recurrent_gemma", {**WIDE, "num_hidden_layers": 3, "lru_width": 16, "attention_window_size": 8}
+    ),
+}  # fmt: skip
+"""Models that do something in a way of their own: what, transformers' `model_type`, and tiny sizes."""
+
 
 @functools.cache
 def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model whose every weight matters, frozen: not to be changed."""
-    kind, sizes = ARCHITECTURES[family]
+    kind, sizes = (ARCHITECTURES | UNUSUAL)[family]
     with torch.random.fork_rng():
         torch.manual_seed(3)
         config = hf.AutoConfig.for_model(kind, **{**BASE, **sizes})

@@ -45,6 +45,10 @@ def test_rows_and_paths_of_the_first_questions(tmp_path, store, width):
     assert max(map(len, lines[:-4])) > 0.9 * width
 
 
+def test_one_more_question_is_one(tmp_path, store):
+    assert "and 1 more question" in printed(tmp_path, store.isel(query=slice(4)), None, 80)
+
+
 def test_a_text_cannot_act_on_the_terminal():
     assert printable("\x1b[2J\x07wipe\u202e\r\nnext") == "[2J wipe next"
     assert line(Passage("", "a\nb"), 80) == "a b"

@@ -233,3 +233,22 @@ def test_a_row_is_shown_with_each_methods_rank_and_score(stores, texts):
                 for (rank, score), values in zip(row.places, scores.values(), strict=True):
                     assert score == f"{values[row.id]:+#.3g}"
                     assert int(rank) == values.rank(ascending=side == "harmful")[row.id]
+
+
+@pytest.mark.parametrize(("sign", "words"), [(1, "more likely; those at or below 0 harmed"),
+                                             (-1, "less likely; those at or above 0 helped")])  # fmt: skip
+def test_rows_of_the_other_sign_are_said(tmp_path, sign, words):
+    scores = sign * np.array([[1.0, *range(-11, 0)]])
+    store = influence.build(
+        scores,
+        query=["q"],
+        query_set=["asked"],
+        train=np.array([[f"t{k}" for k in range(12)]], dtype=object),
+        truth=np.zeros((1, 12), bool),
+        truth_known=np.zeros(1, bool),
+        attrs={"method": "dot", "label": "dot"},
+    )
+    write_report(tmp_path, {"dot": store}, {"query": {}, "train": {}}, MetricSettings(plots=False), RunLogger())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("Fewer rows than are listed made this answer") == 1
+    assert f"Fewer rows than are listed made this answer {words} least." in page

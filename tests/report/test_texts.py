@@ -1,5 +1,6 @@
 """Prompt and completion apart, from the examples to the file and back."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,19 @@ def test_a_text_is_cut_behind_its_prompt():
     }  # fmt: skip
     assert found["train"] == {"t": Passage("", "anybody's")}
     assert [found["query"][one.id].whole for one in records] == [one.text for one in records]
+
+
+def test_a_rejected_answer_stands_beside_the_completion():
+    asked = example(Record("a", "Why?", "Because."))
+    queries = Examples([
+        replace(asked, rejected=example(Record("a", "Why?", "No idea."))), example(Record("b", "", "Bare"))
+    ])  # fmt: skip
+    found = texts_of(SimpleNamespace(queries=queries, train=SimpleNamespace(ids=[], texts=[])))
+    assert found["query"] == {"a": Passage("Why?", "Because.", "No idea."), "b": Passage("", "Bare")}
+    assert found["query"]["a"].whole == "Why?\nBecause.\n(rather than: No idea.)"
+    assert as_json(found)["query"] == {"a": ["Why?", "Because.", "No idea."], "b": "Bare"}
+    assert from_json(as_json(found), "texts.json") == found
+    assert as_json({"query": {"c": Passage("", "x", "y")}}) == {"query": {"c": ["", "x", "y"]}}
 
 
 def test_a_file_gives_what_was_written():

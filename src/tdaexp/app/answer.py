@@ -80,7 +80,7 @@ class Answer(Saved):
         """A table for notebooks: the best rows of the first queries."""
         first = self.dataset.isel(query=slice(SHOWN))
         more = self.dataset.sizes["query"] - first.sizes["query"]
-        rest = f"<p>and {more} more queries: .top(5)</p>" if more else ""
+        rest = f"<p>and {more} more {'query' if more == 1 else 'queries'}: .top(5)</p>" if more else ""
         return f"{_table(top_rows(first, self.texts, 5))}{rest}"
 
 

@@ -16,7 +16,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -40,7 +40,6 @@ class Checker:
     origin: Origin
     packages: tuple[str, ...] = PACKAGES
     places: dict[str, str] = dataclasses.field(default_factory=dict)  # key -> where it stands in the whole schema
-    folders: Sequence[pathlib.Path] = ()  # in which modules of the user's own are looked for
 
     def build(self, cls: type, node: dict[str, Any], path: Path = ()) -> Any:
         """Return `cls(**node)` with nested nodes built first.
@@ -145,7 +144,7 @@ class Checker:
         if colon == ":":
             if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
                 raise UserError(f"{where()}: _target_ '{name}' must be module:Class, e.g. my_methods:Mine")
-            module = own_module(module_name, f"{where()}: _target_ '{name}'", self.folders)[0]
+            module = own_module(module_name, f"{where()}: _target_ '{name}'")[0]
             top = pathlib.Path(str(module.__file__)).parents[module_name.count(".")]
             if str(top) not in sys.path:  # the processes of a run, and of a sweep, import it by its name
                 sys.path.append(str(top))

@@ -23,6 +23,7 @@ from tdaexp.app.values import check_values, expanded
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
+from tdaexp.runtime.own_module import look_in
 
 SUBJECT = ("model", "dataset")
 FILES = ("path", "query_path", "paraphrases", "products", "scores", "selection", "pretrained", "tokenizer")
@@ -95,7 +96,8 @@ def build(
     check_secrets(values, origin)
     check_values(values, origin)
     root = ROOTS[stage]
-    checker = Checker(origin, packages, places(root), _folders(hydra))
+    look_in(_folders(hydra))
+    checker = Checker(origin, packages, places(root))
     return Job(overrides, values, checker.build(root, values), choices)
 
 

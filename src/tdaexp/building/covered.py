@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,24 +11,33 @@ import torch
 from torch import nn
 
 from tdaexp.building.self_check import check_language_model
+from tdaexp.gradients.vectors import own_parts
 from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.models.forward import forget
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.models.parts import Part
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.runtime.errors import UserError
 
 WORDS = 2
 
-_found: WeakKeyDictionary[nn.Module, ComponentMap] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, tuple[Any, ComponentMap]] = WeakKeyDictionary()
+"""Of each model what decided its map, and the map."""
 
 
 def checked_map(loaded: LoadedModel) -> ComponentMap:
-    """The model's components, whose gradients are autograd's. Checked once: a model that is shared out keeps its map.
+    """The model's components, whose gradients are autograd's. Checked once, and again when the model was changed.
 
-    Errors (UserError): they cover too small a share of its parameters; a gradient is not right (`self_check`).
+    A model that is shared out keeps its map. Errors (UserError): they cover too small a share of its parameters; a
+    gradient is not right (`self_check`).
     """
     model, name = loaded.model, str(loaded.model.name_or_path)
-    if model in _found:
-        return _found[model]
+    types = {str(one.dtype) for one in model.parameters()}
+    key = loaded.fingerprint, loaded.classes, loaded.experts, loaded.min_coverage, types
+    known, components = _found.get(model, (None, None))
+    if components is not None and known == key:
+        return components
+    forget(model)
     components = running(model, component_map(model, loaded.experts))
     share = components.covered / components.total
     if share < loaded.min_coverage:
@@ -38,16 +48,19 @@ def checked_map(loaded: LoadedModel) -> ComponentMap:
             "model.min_coverage if answers without them are what you want"
         )
     check_language_model(model, components, NextToken(), name, len(loaded.classes or ()))
-    _found[model] = components
+    _found[model] = key, components
     return components
 
 
 def running(model: Any, components: ComponentMap) -> ComponentMap:
-    """The components without the layers that a text does not run (a tower for pictures): those are skipped."""
-    ran: set[nn.Module] = set()
+    """The components without the layers that a text does not run (a tower for pictures): those are skipped.
+
+    Those with a layer that runs more than once have no rule: autograd forms their gradients.
+    """
+    ran: Counter[nn.Module] = Counter()
     parts = [part for one in components.components for part in one.parts if part.kind != "other"]
     layers = {part.module: model.get_submodule(part.module) for part in parts}
-    handles = [layer.register_forward_hook(lambda layer, *_: ran.add(layer)) for layer in layers.values()]
+    handles = [layer.register_forward_hook(lambda layer, *_: ran.update([layer])) for layer in layers.values()]
     tokens = torch.zeros(1, WORDS, dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
@@ -56,7 +69,28 @@ def running(model: Any, components: ComponentMap) -> ComponentMap:
         for handle in handles:
             handle.remove()
     idle = {path for path, layer in layers.items() if layer not in ran}
+    again = {path for path, layer in layers.items() if ran[layer] > 1}
+    components = components if not again else _formed(model, components, again)
     return components if not idle else _without(model, components, idle)
+
+
+def _formed(model: nn.Module, components: ComponentMap, again: set[str]) -> ComponentMap:
+    """The components of these layers without a rule; a share in a matrix, or in experts, keeps its own."""
+
+    def formed(one: Component) -> Component:
+        cut = any(part.rows is not None or part.kind == "expert" for part in one.parts)
+        if cut or not any(part.module in again for part in one.parts):
+            return one
+        own = [replace(part, parameters=_names(model, part)) for part in own_parts(one)]
+        parts = (Part(part.module, "other", None, False, (part.size, 0), part.parameters) for part in own)
+        return replace(one, parts=tuple(parts))
+
+    return replace(components, components=tuple(formed(one) for one in components.components))
+
+
+def _names(model: nn.Module, part: Part) -> tuple[str, ...]:
+    inside = model.get_submodule(part.module).named_parameters(recurse=False)
+    return part.parameters or tuple(f"{part.module}.{name}" for name, _ in inside)
 
 
 def _without(model: nn.Module, components: ComponentMap, idle: set[str]) -> ComponentMap:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tdaexp.building.parts import alike
 from tdaexp.building.self_check import check
 from tdaexp.data.handed import refuse_stream
 from tdaexp.gradients.capture import frozen
-from tdaexp.models.discovery import discovered
+from tdaexp.models.components import ComponentMap
+from tdaexp.models.discovery import PROBED, discovered
 from tdaexp.models.loaded import check_finite
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.own_loss import OwnExamples, OwnLoss
@@ -55,17 +57,9 @@ def own_problem(
     if first is None:
         raise UserError(f"model: {type(model).__name__} has no parameter, so that no gradient can be taken")
     check_finite(model, "model")
-    two = range(min(2, len(lists["train"])))
-
-    def probe() -> Tensor:
-        return objective.losses(model, objective.batch(lists["train"], two).to(first.device), cross_entropy)
-
     with frozen(model):
-        components = discovered(model, probe, len(two))
-        some = range(min(LOOKED_AT, len(lists["train"])))
-        with torch.no_grad():
-            losses = objective.losses(model, objective.batch(lists["train"], some).to(first.device), cross_entropy)
-    worst = losses.argsort(descending=True)[: len(two)].tolist()  # of others the gradient may be all rounding
+        components, losses = _components(model, objective, lists["train"], first.device)
+    worst = losses.argsort(descending=True)[:PROBED].tolist()  # of others the gradient may be all rounding
     check(model, components, objective, lists["train"].select(worst), type(model).__name__)
     everything = alike(np.arange(len(lists["train"])), len(lists["queries"]))
     return Problem(
@@ -83,6 +77,27 @@ def own_problem(
         cache=Path(cache),
         seed=seed,
     )
+
+
+def _components(
+    model: nn.Module, objective: OwnLoss, train: OwnExamples, device: torch.device
+) -> tuple[ComponentMap, Tensor]:
+    """The components, as the first examples show them in their order and in another one, and losses of some examples.
+
+    A module may sort its batch, or send each example through layers of its own.
+    """
+    few, some = range(min(PROBED, len(train))), range(min(LOOKED_AT, len(train)))
+    found: list[Tensor] = []
+
+    def run(members: Sequence[int]) -> Tensor:
+        return objective.losses(model, objective.batch(train, members).to(device), cross_entropy)
+
+    def look() -> None:
+        with torch.no_grad():
+            found.append(run(some))
+
+    again = [(partial(run, few[::-1]), len(few)), (look, len(some))]
+    return discovered(model, partial(run, few), len(few), again), found[0]
 
 
 def _examples(data: Any, collate: Callable[[list[Any]], Any] | None, name: str) -> OwnExamples:

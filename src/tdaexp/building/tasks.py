@@ -12,7 +12,7 @@ from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.self_check import check
 from tdaexp.building.settings import Asked, Named
 from tdaexp.models.components import ComponentMap
-from tdaexp.models.discovery import discovered
+from tdaexp.models.discovery import PROBED, discovered
 from tdaexp.objectives.classes import Classes
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
@@ -72,8 +72,10 @@ def build_problem(
     train = task.corpus.train
     candidates = chosen_candidates(selector, len(queries), len(train))
     model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
-    few = train.inputs[:2].to(compute.device)
-    found = components or discovered(task.module, lambda: task.module(few), len(few))
+    few = train.inputs[:PROBED].to(compute.device)
+    turned = few.flip(0)
+    more = [(lambda: task.module(turned), len(few))]
+    found = components or discovered(task.module, lambda: task.module(few), len(few), more)
     check(model, found, Classes(), train.select(range(len(few))), f"model={config.model.name}")
     return Problem(
         model=model,

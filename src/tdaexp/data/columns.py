@@ -10,6 +10,7 @@ from tdaexp.data.records import Record, Turn
 from tdaexp.data.tables import Row
 from tdaexp.data.templates import ASSISTANT
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.reading import as_name
 
 BY_NUMBER = "row"
 """In place of an id column: the row's number."""
@@ -52,8 +53,8 @@ class Columns:
         name, meta = self.name(row, number), {}
         if self.group is not None:
             meta["group"] = row.name(self.group)
-        if self.source is not None and _is_name(row.values.get(self.source)):
-            meta["source"] = str(row.values[self.source])
+        if (source := self._source(row)) is not None:
+            meta["source"] = source
         if self.text is not None:
             return Record(name, *split_words(row.text(self.text), fraction), meta=meta, where=row.where)
         prompt, completion, said = self._told(row)
@@ -64,6 +65,15 @@ class Columns:
                 raise UserError(f"{row.where}: its rejected answer is the chosen one, so there is nothing to compare")
             rejected = Record(name, other[0], other[1], where=row.where, said=other[2])
         return Record(name, prompt, completion, meta=meta, where=row.where, said=said, rejected=rejected)
+
+    def _source(self, row: Row) -> str | None:
+        """Where a row comes from: a text or a whole number, which a table may keep as 2020.0; None for none."""
+        if self.source not in row.values or row.blank(str(self.source)):
+            return None
+        value = row.value(str(self.source))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return as_name(value, f"{row.where}: column '{self.source}'")
 
     def asked(self, row: Row) -> str:
         """The text of the prompt, empty where the file has none, or of what is all text."""
@@ -105,10 +115,6 @@ class Columns:
         while turns and turns[-1][0] == ASSISTANT:
             turns.pop()
         return turns
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip() != ""
 
 
 def split_words(text: str, fraction: float) -> tuple[str, str]:

@@ -37,7 +37,7 @@ def of_pieces(candidates: Candidates, documents: np.ndarray) -> Candidates:
         chosen, many = indices[real], pieces[indices[real]]
         within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
         rows.append((np.repeat(first[chosen], many) + within, np.repeat(scores[real], many)))
-    width = max(len(row) for row, _ in rows)
+    width = max((len(row) for row, _ in rows), default=0)  # nothing may be asked
     found = np.full((len(rows), width), -1, dtype=np.int64)
     bm25 = np.full((len(rows), width), np.nan)
     for k, (row, scores) in enumerate(rows):

@@ -1,7 +1,7 @@
 """A training file without some of its rows, everything else as it was.
 
-Files of lines are copied line by line, JSON lists and parquet tables row by row; what lies elsewhere (arrow files,
-folders of `datasets`, hub and generated data) is written as JSON lines that `dataset=text` reads with the same ids.
+Files of lines are copied line by line, JSON lists, tables and folders of `datasets` row by row with all columns;
+what lies elsewhere (hub and generated data) is written as JSON lines that `dataset=text` reads with the same ids.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tdaexp.data.columnar import TABLES, is_saved
 from tdaexp.data.records import Record
 from tdaexp.runtime.files import atomic_path, write_text
 from tdaexp.runtime.reading import parse_json
@@ -19,13 +20,17 @@ from tdaexp.runtime.reading import parse_json
 LINES = (".jsonl", ".json", ".tsv", ".csv", ".txt")
 
 
-def rewritten(path: Path, unit: str, rows: set[int], target: Path) -> bool:
+def rewritten(path: Path, unit: str, rows: set[int], target: Path, split: str = "train") -> bool:
     """Write `path` without the rows of these numbers (`records.Place`) as `target`; False for a kind that cannot be.
 
-    `unit` is what a row of a `.txt` file is. Errors: OSError where the file cannot be read.
+    `unit` is what a row of a `.txt` file is, `split` the part of a folder of several that has the rows; the others are
+    kept. Errors: OSError where the file cannot be read.
     """
-    if path.suffix == ".parquet":
-        _parquet(path, rows, target)
+    if path.is_dir() and is_saved(path):
+        _saved(path, rows, target, split)
+        return True
+    if not path.is_dir() and path.suffix in TABLES:
+        _table(path, rows, target)
         return True
     if path.is_dir() or path.suffix not in LINES:
         return False
@@ -87,9 +92,41 @@ def _paragraphs(lines: list[str], rows: set[int]) -> set[int]:
     return gone
 
 
-def _parquet(path: Path, rows: set[int], target: Path) -> None:
+def _table(path: Path, rows: set[int], target: Path) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+    else:
+        with pa.memory_map(str(path)) as source:
+            table = _opened(source).read_all()
+    kept = table.take([row for row in range(table.num_rows) if row + 1 not in rows])
     with atomic_path(target) as temporary:
-        pq.write_table(table.take([row for row in range(table.num_rows) if row + 1 not in rows]), temporary)
+        if path.suffix == ".parquet":
+            pq.write_table(kept, temporary)
+            return
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, kept.schema) as out:
+            out.write_table(kept)
+
+
+def _opened(source: Any) -> Any:
+    """An arrow file, of the stream's or the file's format."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(source)
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source)
+
+
+def _saved(path: Path, rows: set[int], target: Path, split: str) -> None:
+    import datasets
+
+    found = datasets.load_from_disk(str(path))
+    several = isinstance(found, dict)
+    part = found[split] if several else found
+    kept = part.select([row for row in range(len(part)) if row + 1 not in rows])
+    whole = datasets.DatasetDict({**found, split: kept}) if several else kept
+    with atomic_path(target) as temporary:
+        whole.save_to_disk(str(temporary))

@@ -12,6 +12,7 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.quiet import quiet
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text in a large vocabulary, where no tokenizer is at hand
 
@@ -78,5 +79,6 @@ def sizes_of(records: Sequence[Record], tokenizer: Any, *, max_length: int, loss
         )
         found = Sizes.cut(prompt, completion + 1, max_length)
         return Sizes(found.tokens, found.tokens - 1) if loss_on == "all" else found
-    examples = tokenise(records, tokenizer, max_length=max_length, loss_on=loss_on, **settings)
+    with quiet("tdaexp.data.tokenise", "tdaexp.data.chunks"):  # what is cut is told when it is
+        examples = tokenise(records, tokenizer, max_length=max_length, loss_on=loss_on, **settings)
     return Sizes(examples.lengths, np.array([int(one.loss_mask[1:].sum()) for one in examples], dtype=np.int64))

@@ -135,12 +135,18 @@ def _told(bad: list[Skipped], total: int) -> str:
     """What is wrong with rows, in one line."""
     if len(bad) == 1:
         return f"{bad[0].where}: {bad[0].reason}"
-    shown = " | ".join(f"row {where.row}: {why}" for where, why in bad[:SHOWN])
-    more = f" | and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-    return (
-        f"{bad[0].where.file}: {len(bad):,} of {total:,} rows cannot be read: {shown}{more}; mend or remove them "
-        "(dataset=text leaves them out with dataset.skip_bad=true)"
+    by_reason: dict[str, list[int]] = {}
+    for where, why in bad[:SHOWN]:
+        by_reason.setdefault(why, []).append(where.row)
+    shown = " | ".join(
+        f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}: {why}" for why, rows in by_reason.items()
     )
+    more = f" | and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+    advice = "mend or remove them (dataset=text leaves them out with dataset.skip_bad=true)"
+    if len(bad) == total and all(why.startswith("column '") for _, why in bad):
+        advice = "as all of them are so, name other columns (dataset.text_column, prompt_column, completion_column or "
+        advice += "messages_column), or write the file again with a column for each text"
+    return f"{bad[0].where.file}: {len(bad):,} of {total:,} rows cannot be read: {shown}{more}; {advice}"
 
 
 def read_rows(path: Path, unit: str = "line") -> list[Row]:

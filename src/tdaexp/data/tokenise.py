@@ -143,8 +143,7 @@ def make_example(record: Record, parts: Parts, loss_on: str) -> Example:
             f"{record.place}: its {len(written)} completion token(s) leave nothing to predict; give "
             "it a longer completion or a prompt, remove it, or set dataset.append_eos=true"
         )
-    text = record.text if record.rejected is None else f"{record.text}\n(rather than: {record.rejected.completion})"
-    return Example(record.id, tokens, mask, text, prompt=record.prompt)
+    return Example(record.id, tokens, mask, record.text, prompt=record.prompt)
 
 
 def check_length(max_length: int) -> None:
@@ -159,8 +158,8 @@ def log_lengths(records: Sequence[Record], parts: Sequence[Parts], max_length: i
     longer = [row for row, length in enumerate(lengths) if length > max_length]
     if longer:
         log.warning(
-            "%d of %d examples are longer than dataset.max_length=%d (longest %d) and were cut: prompts on "
-            "the left, completions on the right; the first: %s",
+            "%d of %d examples are longer than the %d tokens that the model reads (its context, or dataset.max_length "
+            "where that is less; longest %d) and were cut: prompts on the left, completions on the right; first: %s",
             len(longer),
             len(parts),
             max_length,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from tdaexp.data.columns import BY_NUMBER, Columns
 from tdaexp.data.records import Skipped
 from tdaexp.data.tables import Row
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -35,8 +35,8 @@ def columns_of(
     """The columns of a file's rows: those that are `named`, the others by their usual names; what was found is logged
     where it is to be `told`.
 
-    Columns named for the training rows hold for `questions` where these have them. Not `answered`: prompts alone will
-    do, as answers come from elsewhere.
+    Columns named for the training rows hold for `questions` where these have them; `rejected` is theirs alone. Not
+    `answered`: prompts alone will do, as answers come from elsewhere.
 
     Raises:
         UserError: a named column does not exist, or nothing has a usual name.
@@ -46,14 +46,15 @@ def columns_of(
         return named
     counts = Counter(name for row in read for name in row.values)
     names = list(counts)
+    for column in [named.rejected] if questions else named.used:
+        if column is not None and column not in names:
+            raise unknown("column", column, map(str, names), str(read[0].where))
     if questions:
         named = _there(named, names)
-    else:
-        for column in named.used:
-            if column not in names:
-                read[0].value(column)  # says so, with the nearest name
     usually = {name for name in names if 2 * counts[name] >= len(read)}  # a row of another form changes none
     found = _completed(names, usually, named, questions)
+    if named.source is None and any(isinstance(row.values.get(str(found.source)), (list, dict)) for row in read):
+        found = replace(found, source=None)  # it describes something, and names nothing
     if found.dialogue is found.text is found.completion is None and (answered or not found.prompt):
         raise _unusual(read[0], names, found, questions)
     if told and names != ["text"]:
@@ -70,7 +71,6 @@ def _there(named: Columns, names: Sequence[str]) -> Columns:
     return replace(
         kept,
         id=kept.id if number else None,
-        rejected=kept.rejected if kept.rejected in names else None,
         group=None,
         source=None,
     )

@@ -50,14 +50,11 @@ class Assembly:
             for place, part in enumerate(component.parts if component.captured else ()):
                 self.modules.setdefault(part.module, model.get_submodule(part.module))
                 self._shares.setdefault(part.module, []).append((component, place))
-
-    @property
-    def own_ways(self) -> dict[str, nn.Module]:
+        self.own_ways = {path: one for path, one in self.modules.items() if not _plain(one, self._kind(path))}
         """The modules whose output is not that of their weight: they scale it, or choose by it.
 
         What counts is where the weight is used (`capture`).
         """
-        return {path: module for path, module in self.modules.items() if not _plain(module, self._kind(path))}
 
     def _kind(self, path: str) -> str:
         component, place = self._shares[path][0]
@@ -106,9 +103,19 @@ class Assembly:
     def _as_rows(self, path: str, values: Tensor) -> Tensor:
         """What a layer reads or gives, with the examples along its first axis: [B, T, d] of a linear one.
 
-        A layer that saw the positions of all examples in one row is as good: they stand there in order.
+        A layer that saw the positions of all examples in one row is as good: they stand there in order. Errors
+        (UserError): a number of rows that examples cannot share.
         """
-        if self._kind(path) == "linear":
+        linear = self._kind(path) == "linear"
+        count = values.numel() // values.shape[-1] if linear else len(values)
+        if not count or count % self.examples:
+            raise UserError(
+                f"the model's '{path}' is applied to {count} rows of {self.examples} examples, which does not tell "
+                "whose they are; leave its component out (method.components=[...])"
+            )
+        if linear:
+            if path in self.own_ways:  # a router may compute in a type of its own
+                values = values.to(self.modules[path].weight.dtype)  # type: ignore[arg-type]
             whole = values.ndim == 3 and len(values) == self.examples
             return values if whole else values.reshape(self.examples, -1, values.shape[-1])
         if len(values) == self.examples:
@@ -157,7 +164,7 @@ def _plain(module: nn.Module, kind: str) -> bool:
     """Whether the module's output is what its weight makes of its first input."""
     if kind == "embedding":
         return type(module).forward is nn.Embedding.forward
-    return kind != "linear" or isinstance(module, nn.Linear)
+    return kind != "linear" or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
 
 
 def conv_patches(inputs: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -86,24 +86,31 @@ def _watch(
     return output
 
 
+CASTS = {getattr(Tensor, name) for name in ("to", "type", "float", "double", "half", "bfloat16")}
+
+
 class _Uses(TorchFunctionMode):
     """Watches where weights are used whose modules do more with them: a scaled embedding, a router, shifted positions.
 
     The module's output is then not the lookup's or the linear map's, and what it is called with may not be what those
-    read.
+    read. A weight that is turned into another type first is still that weight.
     """
 
     def __init__(self, assembly: Assembly, roots: list[Tensor], modules: dict[str, nn.Module]) -> None:
         super().__init__()
         self.assembly, self.roots, self.modules = assembly, roots, modules
+        self.turned: list[tuple[Tensor, Tensor]] = []  # weights in another type, and what they were
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """The function's result, watched where one of the modules' weights is its second argument."""
         output = func(*args, **(kwargs or {}))
+        if func in CASTS and any(module.weight is args[0] for module in self.modules.values()):
+            self.turned.append((output, args[0]))
         if func is nn.functional.linear or func is nn.functional.embedding:
             weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+            weight = next((before for after, before in self.turned if after is weight), weight)
             for path, module in self.modules.items():
                 looks_up = isinstance(module, nn.Embedding)  # whose matrix may be a head's, too
                 if module.weight is weight and looks_up == (func is nn.functional.embedding):

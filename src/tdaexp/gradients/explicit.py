@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,16 +41,28 @@ def explicit_gradients(
         losses: Tensor = called_with(whole, values, inputs.having(rows))
         return losses[0]
 
-    each = grad_and_value(one)
     try:
         with plain_kernels():
-            found, losses = vmap(each, in_dims=(None, 0), randomness="error")(parameters, tensors)
+            found, losses = vmap(grad_and_value(one), in_dims=(None, 0), randomness="error")(parameters, tensors)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        rows = [each(parameters, [value[k] for value in tensors]) for k in range(len(inputs.ids))]
+        rows = [_alone(one, parameters, [value[k] for value in tensors]) for k in range(len(inputs.ids))]
         found = {name: torch.stack([gradient[name] for gradient, _ in rows]) for name in parameters}
         losses = torch.stack([value for _, value in rows])
     return {
         name.removeprefix("model."): value.to(accumulation_dtype(value.dtype)) for name, value in found.items()
     }, losses.detach()
+
+
+def _alone(
+    one: Callable[..., Tensor], parameters: dict[str, Tensor], rows: list[Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One example's gradients and loss, by plain autograd: an operation of the model's own may know nothing else."""
+    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    with torch.enable_grad():
+        loss = one(leaves, rows)
+        if not loss.requires_grad:  # it reads none of them
+            return {name: torch.zeros_like(value) for name, value in parameters.items()}, loss
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True)), loss.detach()

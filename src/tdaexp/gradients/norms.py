@@ -14,7 +14,8 @@ from tdaexp.runtime.accumulation import accumulation_dtype
 CHANNELS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 """Norms whose parameters belong to the second axis."""
 
-_zeros: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
+_zeros: WeakKeyDictionary[nn.Module, tuple[object, float]] = WeakKeyDictionary()
+"""Of each norm its class when it was looked at, and what `zero_weight` found."""
 
 
 def norm_gradient(part: Part, module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
@@ -39,15 +40,17 @@ def zero_weight(module: nn.Module) -> float:
     Found out once for each module, by one row. What is neither counts as the first, and fails the check of a loaded
     model (`building.self_check`).
     """
-    if isinstance(module, NORMS):
+    if any(type(module).forward is kind.forward for kind in NORMS):
         return 0.0
-    if module not in _zeros:
+    known, zero = _zeros.get(module, (None, 0.0))
+    if known is not type(module):
         weight = next(module.parameters())
         if isinstance(weight, FakeTensor) or weight.device.type == "meta":  # a plan's model has shapes alone
             return 0.0
         row = torch.linspace(-1.0, 2.0, weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
-        _zeros[module] = -1.0 if not _with_weight(module, row, -1.0).any() else 0.0
-    return _zeros[module]
+        zero = -1.0 if not _with_weight(module, row, -1.0).any() else 0.0
+        _zeros[module] = type(module), zero
+    return zero
 
 
 def _with_weight(module: nn.Module, inputs: Tensor, weight: float) -> Tensor:

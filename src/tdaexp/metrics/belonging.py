@@ -19,7 +19,7 @@ def by_document(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     document = dict(zip(dataset["example"].values, dataset["document"].values, strict=True))
     answers = [_of_documents(part, document) for part in influence.blocks(dataset)]
-    width = max(len(names) for part in answers for names, *_ in part)
+    width = max((len(names) for part in answers for names, *_ in part), default=0)
     rows = [row for part in answers for row in part]
     shape = (len(rows), width)
     train, values = np.full(shape, "", dtype=object), np.full(shape, np.nan)

@@ -16,9 +16,12 @@ from tdaexp.runtime.fingerprint import fingerprint
 
 
 def check_candidates(query_set: list[str], pairs: np.ndarray) -> None:
-    """Refuse (UserError) queries of a set that are scored against different training examples; `pairs` [Q, C]."""
+    """Refuse (UserError) queries of a set that are scored against different training examples; `pairs` [Q, C].
+
+    Each query has its candidates in an order of its own.
+    """
     for name in dict.fromkeys(query_set):
-        mine = pairs[np.array(query_set) == name]
+        mine = np.sort(pairs[np.array(query_set) == name], axis=1)
         if (mine != mine[0]).any():
             raise UserError(
                 f"dataset.combine=mean: the questions of '{name}' have different candidates, and a mean over some of "
@@ -30,7 +33,7 @@ def mean_query(dataset: xr.Dataset) -> xr.Dataset:
     """A store with one query for each query set, `mean`: the mean of their scores, components and lexical scores.
 
     A training example is a source of it where it is one of any. Queries of a set have the same candidates
-    (`check_candidates`). Components of all pairs of one query are in memory.
+    (`check_candidates`), here in the order of its first query. Components of all pairs of one query are in memory.
     """
     sets = dataset["query_set"].values
     names = list(dict.fromkeys(sets.tolist()))
@@ -38,9 +41,13 @@ def mean_query(dataset: xr.Dataset) -> xr.Dataset:
     for name in names:
         mine = influence.of_queries(dataset, np.flatnonzero(sets == name))
         total = [0.0, 0.0, 0.0]
+        wanted = mine["train"][0].values
         for part in influence.blocks(mine):
+            columns = columns_of(wanted, part["train"].values)
             for place, variable in enumerate(sums):
-                total[place] = total[place] + part[variable].values.sum(axis=0, dtype=np.float64)
+                values = part[variable].values
+                for row, own in enumerate(columns):
+                    total[place] = total[place] + values[row][own].astype(np.float64)
         for of, whole in zip(sums.values(), total, strict=True):
             of.append(np.asarray(whole) / mine.sizes["query"])
     known = influence.truth_known(dataset)
@@ -63,3 +70,13 @@ def mean_query(dataset: xr.Dataset) -> xr.Dataset:
         },
         {**dataset.attrs, "combine": MEAN, "study": fingerprint(dataset.attrs.get("study"), MEAN)},
     )
+
+
+def columns_of(wanted: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Columns [Q, C] at which each query's candidates `train` [Q, C] are those of `wanted` [C]; "" is none."""
+    place = np.empty(len(wanted), dtype=int)
+    place[np.argsort(wanted, kind="stable")] = np.arange(len(wanted))
+    found = np.argsort(train, axis=1, kind="stable")[:, place]
+    if (np.take_along_axis(train, found, axis=1) != wanted).any():
+        raise ValueError("queries of a set have different candidates")
+    return found

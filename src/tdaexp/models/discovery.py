@@ -8,24 +8,33 @@ all the same: autograd forms its gradient.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.misuse import misused
 from tdaexp.models.parts import NORMS, Part
 
+PROBED = 4
+"""Examples whose derivatives are looked at in one batch."""
 
-def discovered(module: nn.Module, probe: Callable[[], object] | None = None, examples: int = 0) -> ComponentMap:
+
+def discovered(
+    module: nn.Module,
+    probe: Callable[[], object] | None = None,
+    examples: int = 0,
+    more: Sequence[tuple[Callable[[], object], int]] = (),
+) -> ComponentMap:
     """The components of a module, in parameter order.
 
     `probe` runs the module on a batch of so many `examples` and returns its output, to see which layers run just once
-    on all of them, and whose weights nothing else uses: the others have no rule. Without it every layer is taken to.
+    on all of them, one row an example, and whose weights nothing else uses: the others have no rule. `more` are probes
+    of other batches and their examples. Without a probe every layer is taken to.
     """
-    unfit = _shared(module) | (_misused(module, probe, examples) if probe else set())
+    unfit = _shared(module)
+    for one, count in [(probe, examples), *more] if probe else ():
+        unfit |= misused(module, one, count)
     found: dict[str, list[Part]] = {}
     seen: set[int] = set()
     for path, layer in module.named_modules():
@@ -70,65 +79,3 @@ def _shared(module: nn.Module) -> set[str]:
     every = [(name.rpartition(".")[0], id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
     uses = Counter(key for _, key in every)
     return {path for path, key in every if uses[key] > 1}
-
-
-def _misused(module: nn.Module, probe: Callable[[], object], examples: int) -> set[str]:
-    """Layers that do not run exactly once on a batch of tensors with all examples, or whose weights others use too."""
-    runs: Counter[str] = Counter()
-    odd: set[str] = set()
-
-    def watch(path: str) -> Callable[..., None]:
-        def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
-            runs[path] += 1
-            read = arguments[0] if arguments else next(iter(named.values()), None)
-            if (
-                not (
-                    isinstance(read, Tensor) and isinstance(output, Tensor) and read.ndim > 1 - isinstance(layer, NORMS)
-                )
-                or len(read) != examples
-                or (isinstance(layer, nn.Embedding) and read.ndim != 2)
-            ):
-                odd.add(path)
-
-        return note
-
-    handles = [
-        layer.register_forward_hook(watch(path), with_kwargs=True)
-        for path, layer in module.named_modules()
-        if next(layer.parameters(recurse=False), None) is not None
-    ]
-    modes = {one: one.training for one in module.modules()}
-    wanted = {one: one.requires_grad for one in module.parameters() if one.is_floating_point()}
-    try:
-        with torch.enable_grad():
-            module.eval()
-            for parameter in wanted:
-                parameter.requires_grad_(True)
-            uses = _uses(probe())
-    finally:
-        for handle in handles:
-            handle.remove()
-        for one, mode in modes.items():
-            one.training = mode
-        for parameter, before in wanted.items():
-            parameter.requires_grad_(before)
-    for path, layer in module.named_modules():
-        own = list(layer.parameters(recurse=False))
-        if own and (runs[path] != 1 or any(uses[id(one)] > 1 for one in own)):
-            odd.add(path)
-    return odd
-
-
-def _uses(output: object) -> Counter[int]:
-    """How many operations on the way to the output used each parameter, by its id."""
-    found: Counter[int] = Counter()
-    left: list[Any] = [one.grad_fn for one in tree_leaves(output) if isinstance(one, Tensor) and one.grad_fn]
-    seen = set(left)
-    while left:
-        for node, _ in left.pop().next_functions:
-            if hasattr(node, "variable"):
-                found[id(node.variable)] += 1
-            elif node is not None and node not in seen:
-                seen.add(node)
-                left.append(node)
-    return found

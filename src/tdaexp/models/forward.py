@@ -29,21 +29,31 @@ log = logging.getLogger(__name__)
 PROBE = 2, 8
 """Texts and tokens of the batch that a shortcut is tried on."""
 
+# What was found out of a model, until it is forgotten.
 _whole: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 _positions: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
-def logits_at(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+def forget(model: PreTrainedModel) -> None:
+    """Find out anew what is known of a model: to be called where it may have been changed."""
+    _whole.pop(model, None)
+    _positions.pop(model, None)
+
+
+def logits_at(
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor, whole: Callable[..., Any] | None = None
+) -> Tensor:
     """Logits [B, L, V] of tokens [B, T] at the positions [B, L] only.
 
-    Ask `runs_whole` before, where hooks or derivatives are about.
+    Ask `runs_whole` before, where hooks or derivatives are about. `whole` stands for a call of the model, hooks and
+    all, where that has other effects.
     """
     arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if _learned_positions(model):  # each example its own, for their gradients
         arguments["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     with one_text_a_row():
         if _whole.get(model):
-            return _rows(model.forward(**arguments).logits, positions)
+            return _rows((whole or model)(**arguments).logits, positions)
         hidden = model.base_model(**arguments).last_hidden_state
     logits: Tensor = head(model)(_rows(hidden, positions))
     return logits
@@ -83,12 +93,21 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor, attention: Tensor) -> 
 def runs_whole(model: Any, at: Callable[..., Tensor] | None = None) -> bool:
     """Whether a model must run whole, found out at the first call by one small batch, and said in the log.
 
-    `at` stands for `logits_at` of a model that is shared out. Errors (UserError): a model that classifies and adds
-    something to its head, so that there is no loss to explain it by.
+    `at` stands for `logits_at` of a model that is shared out, which puts hooks on it. Errors (UserError): a model that
+    classifies and adds something to its head, so that there is no loss to explain it by.
     """
     if model not in _whole:
-        _whole[model] = False if _without_values(model) else not _same(model, at or partial(logits_at, model))
+        classifies = model.get_output_embeddings() is None
+        if not classifies and (model.base_model is model or (at is None and hooked(model))):
+            _whole[model] = True
+        else:
+            _whole[model] = False if _without_values(model) else not _same(model, at or partial(logits_at, model))
     return _whole[model]
+
+
+def hooked(model: torch.nn.Module) -> bool:
+    """Whether a call of the model does more than its class says: by hooks on itself, or a forward of its own."""
+    return bool(model._forward_hooks or model._forward_pre_hooks) or "forward" in vars(model)
 
 
 def _without_values(model: PreTrainedModel) -> bool:

@@ -27,8 +27,8 @@ IN_FEED_FORWARD = {
     **{"c_proj": "down", "dense_h_to_4h": "up", "dense_4h_to_h": "down", "fc_in": "up", "fc_out": "down"},
     **{"w1": "gate", "w2": "down", "w3": "up", "gate": "gate", "up": "up", "down": "down"},
 }
-EMBEDDINGS = {"embed_tokens", "word_embeddings", "embed_in", "wte", "embed"}
-POSITIONS = {"embed_positions", "position_embeddings", "wpe", "pos_embed"}
+EMBEDDINGS = {"embed_tokens", "tokens_embed", "word_embeddings", "embed_in", "wte", "embed"}
+POSITIONS = {"embed_positions", "positions_embed", "position_embeddings", "wpe", "pos_embed"}
 HEADS = {"lm_head", "embed_out", "score"}  # of tokens, of tokens before transformers 5, of classes
 WRAPPERS = {"base_layer", "default"}  # of an adapter: the layer that it adapts, and the adapter's usual name
 STACKS = {"layers", "layer", "h", "blocks", "block"}  # what the blocks are in, by number

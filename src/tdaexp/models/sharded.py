@@ -70,6 +70,11 @@ class Sharded:
 
         if not hasattr(FSDPModule, "reset_iter_state"):
             raise UserError(f"trainer=fsdp needs torch 2.13 or later, this is {torch.__version__}; install a newer one")
+        if forward.hooked(model):
+            raise UserError(
+                f"trainer=fsdp: {type(model).__name__} has hooks on itself or a forward of its own, which a model that "
+                "is shared out does not run; take trainer=ddp"
+            )
         embedding = model.get_input_embeddings()
         self._made: list[Any] = []
         for unit in (*units_of(model), model):
@@ -78,7 +83,7 @@ class Sharded:
             if unit is embedding:
                 whole.set_unshard_in_backward(False)  # a lookup's gradient does not need the table
         self.model = cast(Any, model)
-        self.model.logits_at = partial(forward.logits_at, model)
+        self.model.logits_at = partial(forward.logits_at, model, whole=model.forward)
         register_fsdp_forward_method(model, "logits_at")
         self.logits: Callable[..., Tensor] = self.model.logits_at
         self._order: list[Any] = []

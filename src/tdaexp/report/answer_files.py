@@ -9,6 +9,7 @@ from typing import Any
 
 import xarray as xr
 
+from tdaexp.metrics.belonging import by_document
 from tdaexp.report.answers import TOP_COLUMNS, Question, lines, questions, row_table
 from tdaexp.report.texts import Passage, Texts
 from tdaexp.runtime.csvs import csv_line, frame_csv
@@ -24,7 +25,8 @@ def write_answer(
 
     `top.csv` has a line for each of the `k` most helpful and most harmful rows of a query (`answers.TOP_COLUMNS`;
     near-identical ones as a JSON list of ids), `top.jsonl` a question a line, and `rows.csv` a training row a line
-    (`answers.row_table`).
+    (`answers.row_table`). Where texts were cut, the rows of a question are pieces; those of `rows.csv` are whole, each
+    with the sums over its pieces.
     """
     near = TOP_COLUMNS.index("near_identical")
     with (
@@ -39,7 +41,17 @@ def write_answer(
             for line in lines(one):
                 ids = json.dumps(line[near], ensure_ascii=False) if line[near] else ""
                 csv.write(csv_line((*line[:near], ids, *line[near + 1 :])))
-    write_text(folder / "rows.csv", frame_csv(row_table(dataset, texts, self_influence)))
+    table = row_table(by_document(dataset), _of_documents(dataset, texts), self_influence)
+    write_text(folder / "rows.csv", frame_csv(table))
+
+
+def _of_documents(dataset: xr.Dataset, texts: Texts | None) -> Texts | None:
+    """The texts with those of whole documents in place of their pieces, in the data's order."""
+    if texts is None or "document" not in dataset.coords:
+        return texts
+    known = {**texts["train"], **texts.get("document", {})}
+    names = [name for name in dict.fromkeys(dataset["document"].values.tolist()) if name in known]
+    return {**texts, "train": {name: known[name] for name in names}}
 
 
 def _as_json(one: Question) -> dict[str, Any]:
@@ -49,6 +61,7 @@ def _as_json(one: Question) -> dict[str, Any]:
             {
                 "rank": entry.rank,
                 "row": entry.row,
+                **({} if entry.document is None else {"document": entry.document}),
                 "score": entry.score,
                 **({} if entry.source is None else {"source": entry.source}),
                 **_parts(entry.text),
@@ -60,4 +73,5 @@ def _as_json(one: Question) -> dict[str, Any]:
 
 
 def _parts(text: Passage) -> dict[str, str]:
-    return {"prompt": text.prompt, "completion": text.completion}
+    rejected = {"rejected": text.rejected} if text.rejected else {}
+    return {"prompt": text.prompt, "completion": text.completion, **rejected}

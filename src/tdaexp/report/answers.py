@@ -1,8 +1,9 @@
 """The answer to act on: each question's most helpful and most harmful rows, and what each row did to all questions.
 
 A score above 0 says that training on the row made the answer more likely, below 0 less likely. The most helpful rows
-have the highest scores, the most harmful ones the lowest; no row is both. Where no score is below 0, the most harmful
-rows are those that helped least, and their scores say so. Stores are read by blocks of queries (`influence.blocks`).
+have the highest scores, the most harmful ones the lowest; no row is both. Where few scores are below 0, the other
+harmful rows are those that helped least, where few are above 0, the other helpful ones those that harmed least; their
+scores say so. Stores are read by blocks of queries (`influence.blocks`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from tdaexp.report.texts import Passage, Texts, query_text, train_text
 SIDES = ("helpful", "harmful")
 REACH = 4  # times as many rows as are shown are looked through for near-identical ones
 AT_ONCE = 200  # queries whose rows are compared with each other
-TOP_COLUMNS = ["query", "query_set", "side", "rank", "row", "score", "near_identical", "text"]
+TOP_COLUMNS = ["query", "query_set", "side", "rank", "row", "document", "score", "near_identical", "text"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """A training row next to a question: its `rank` among all rows (1 has the highest score on the helpful side, the
-    lowest on the other), whether it is a `source` of the question (None: not known), and the ids and scores of further
-    rows there that read almost the same (`near`), which are shown with it.
+    lowest on the other), the `document` that it is a piece of (itself where it is whole; None: the data has no pieces),
+    whether it is a `source` of the question (None: not known), and the ids and scores of further rows there that read
+    almost the same (`near`), which are shown with it.
     """
 
     rank: int
@@ -37,6 +39,7 @@ class Entry:
     text: Passage
     source: bool | None
     near: list[tuple[str, float]]
+    document: str | None = None
 
 
 Sides = dict[str, list[Entry]]
@@ -77,6 +80,7 @@ def entries(
     best = {side: influence.top(signed(side, scores), REACH * k) for side in SIDES}
     shown = pd.unique(np.concatenate([_at(train, columns).ravel() for columns in best.values()]))
     known = {row: train_text(texts, row) for row in shown if row}
+    documents = _documents(part)
     place, likeness = {row: number for number, row in enumerate(known)}, Likeness(list(known.values()))
     for query, sure in zip(range(len(scores)), known_sources, strict=False):
         worst = best["harmful"][query][:k]
@@ -95,6 +99,7 @@ def entries(
                     text=known[rows[first]],
                     source=bool(truth[query, ranked[first][1]]) if sure else None,
                     near=[(rows[other], float(scores[query, ranked[other][1]])) for other in others],
+                    document=documents.get(rows[first]),
                 )
                 for first, *others in groups
             ]
@@ -107,6 +112,13 @@ def signed(side: str, scores: np.ndarray) -> np.ndarray:
     return scores if side == "helpful" else -scores
 
 
+def _documents(dataset: xr.Dataset) -> dict[str, str]:
+    """The document of each training example by its id; empty where texts were not cut."""
+    if "document" not in dataset.coords:
+        return {}
+    return dict(zip(dataset["example"].values, dataset["document"].values, strict=True))
+
+
 def _at(train: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Ids [Q, n] at some columns [Q, n], "" where a column is -1."""
     return np.where(columns < 0, "", train[np.arange(len(train))[:, None], columns])
@@ -116,8 +128,8 @@ def top_rows(dataset: xr.Dataset, texts: Texts | None, k: int) -> pd.DataFrame:
     """The `k` most helpful and the `k` most harmful rows of each query, as `TOP_COLUMNS`.
 
     `side` is helpful or harmful, `rank` counts from the highest or the lowest score, from 1, and `near_identical` lists
-    the ids of further rows of that side that read almost the same: they have no line of their own. `text` is prompt
-    and completion.
+    the ids of further rows of that side that read almost the same: they have no line of their own. `document` is what
+    a row is a piece of ("" where texts were not cut), `text` its prompt and completion.
     """
     found = [line for one in questions(dataset, texts, k) for line in lines(one)]
     return pd.DataFrame(found, columns=TOP_COLUMNS)
@@ -128,7 +140,8 @@ def lines(one: Question) -> Iterator[tuple[object, ...]]:
     for side, found in one.sides.items():
         for entry in found:
             near = [row for row, _ in entry.near]
-            yield one.query, one.query_set, side, entry.rank, entry.row, entry.score, near, entry.text.whole
+            place = (entry.rank, entry.row, entry.document or "")
+            yield one.query, one.query_set, side, *place, entry.score, near, entry.text.whole
 
 
 def row_table(

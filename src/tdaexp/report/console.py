@@ -46,7 +46,7 @@ def print_answer(folder: Path, dataset: xr.Dataset, texts: Texts | None, console
         console.print(Padding(table, (0, 0, 1, 2)))
     left = dataset.sizes["query"] - QUESTIONS
     if left > 0:
-        console.print(Text(f"and {left} more questions"))
+        console.print(Text(f"and {left} more question{'s' if left > 1 else ''}"))
     for name in ("report.html", *FILES):
         console.print(Text(_shown(folder / name)), soft_wrap=True)
 
@@ -63,7 +63,7 @@ def _told(entry: Entry, width: int) -> Text:
 
 def line(text: Passage, width: int) -> str:
     """A text on one line, prompt and completion with an arrow between; a long prompt leaves room for the completion."""
-    prompt, completion = printable(text.prompt), printable(text.completion)
+    prompt, completion = printable(text.prompt), printable(text.answer)
     if not prompt:
         return completion
     room = max(width - 4 - len(completion), width // 3)

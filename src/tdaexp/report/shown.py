@@ -108,4 +108,5 @@ def _place(side: str, scores: np.ndarray, column: int) -> tuple[str, str]:
 
 
 def _cut(text: Passage) -> Passage:
-    return Passage(*(f"{one[:LETTERS]} …" if len(one) > LETTERS else one for one in (text.prompt, text.completion)))
+    parts = (text.prompt, text.completion, text.rejected)
+    return Passage(*(f"{one[:LETTERS]} …" if len(one) > LETTERS else one for one in parts))

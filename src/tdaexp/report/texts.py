@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tdaexp.data.examples import Examples
+from tdaexp.data.records import Record
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text; `prompt` is empty where it has none."""
+    """A text; `prompt` is empty where it has none, `rejected` is the answer that a question compares its own with."""
 
     prompt: str
     completion: str
+    rejected: str = ""
 
     @property
     def whole(self) -> str:
-        """Both parts, one under the other."""
-        return f"{self.prompt}\n{self.completion}" if self.prompt else self.completion
+        """All parts, one under the other."""
+        return f"{self.prompt}\n{self.answer}" if self.prompt else self.answer
+
+    @property
+    def answer(self) -> str:
+        """The completion as it is shown, with what it is compared with."""
+        return f"{self.completion}\n(rather than: {self.rejected})" if self.rejected else self.completion
 
 
-Texts = dict[str, dict[str, Passage]]  # "query" and "train": id to text
+Texts = dict[str, dict[str, Passage]]  # by ROLES, id to text
+ROLES = ("query", "train", "document")
+"""What texts are of: queries, training examples, and records that are no example themselves but were cut into some."""
 
 
-def texts_of(problem: Problem) -> Texts:
-    """The texts of a problem's queries and training examples; those of anybody's own lists may have no prompts."""
+def texts_of(problem: Problem, records: Sequence[Record] = ()) -> Texts:
+    """The texts of a problem's queries and training examples, and of those of the `records` that were cut into pieces.
+
+    Those of anybody's own lists may have no prompts.
+    """
     found: Texts = {}
     for name, side in (("query", problem.queries), ("train", problem.train)):
         prompts = getattr(side, "prompts", None) or [""] * len(side.ids)
         parts = zip(side.ids, prompts, side.texts, strict=True)
         found[name] = {one: _apart(prompt.lstrip(), text) for one, prompt, text in parts}
-    return found
+    for one in problem.queries if isinstance(problem.queries, Examples) else ():
+        if one.rejected is not None:
+            other = _apart(one.rejected.prompt.lstrip(), one.rejected.text).completion
+            found["query"][one.id] = replace(found["query"][one.id], rejected=other)
+    cut = [record for record in records if record.id not in found["train"]]
+    return found | ({"document": {one.id: _apart(one.prompt.lstrip(), one.text) for one in cut}} if cut else {})
 
 
 def as_one(texts: Texts, query_sets: list[str], ids: list[str], name: str) -> Texts:
@@ -54,18 +72,20 @@ def _apart(prompt: str, text: str) -> Passage:
 
 
 def as_json(texts: Texts) -> dict[str, dict[str, str | list[str]]]:
-    """For a file: a text without a prompt is a string, one with a prompt a list of two."""
-    return {
-        name: {key: [one.prompt, one.completion] if one.prompt else one.completion for key, one in known.items()}
-        for name, known in texts.items()
-    }
+    """For a file: a text alone is a string, prompt and completion a list of two, with a rejected answer of three."""
+    return {name: {key: _plain(one) for key, one in known.items()} for name, known in texts.items()}
+
+
+def _plain(one: Passage) -> str | list[str]:
+    parts = [one.prompt, one.completion, *([one.rejected] if one.rejected else [])]
+    return parts if any((one.prompt, one.rejected)) else one.completion
 
 
 def from_json(found: Mapping[str, Any], where: str) -> Texts:
     """What `as_json` gave; the files of earlier versions hold strings only. Errors (UserError): anything else."""
     texts: Texts = {"query": {}, "train": {}}
     for name, known in found.items():
-        if name not in texts or not isinstance(known, dict):
+        if name not in ROLES or not isinstance(known, dict):
             raise UserError(f"{where}: damaged; delete it, or run attribute.py again")
         texts[name] = {key: _passage(one, where) for key, one in known.items()}
     return texts
@@ -73,7 +93,7 @@ def from_json(found: Mapping[str, Any], where: str) -> Texts:
 
 def _passage(value: Any, where: str) -> Passage:
     parts = ["", value] if isinstance(value, str) else value
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or len(parts) not in (2, 3) or not all(isinstance(part, str) for part in parts):
         raise UserError(f"{where}: damaged; delete it, or run attribute.py again")
     return Passage(*parts)
 

@@ -18,19 +18,25 @@ from types import ModuleType
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 
+_PLACES: list[Path] = []
 _READ: dict[str, tuple[ModuleType, str]] = {}  # modules by name, with the hash of the source that this process runs
 
 
-def own_module(name: str, where: str, folders: Sequence[Path] = ()) -> tuple[ModuleType, str]:
+def look_in(folders: Sequence[Path]) -> None:
+    """Where this process looks for modules from now on, beside where Python looks and the working directory."""
+    _PLACES[:] = folders
+
+
+def own_module(name: str, where: str) -> tuple[ModuleType, str]:
     """The module and the hash of its source. What was not imported before is compiled from the text that was hashed.
 
-    Modules are looked for where Python looks, then in `folders` and in the working directory. `where` begins messages.
-    Errors (UserError): it is not found, has no source file, or fails.
+    Modules are looked for where Python looks, then in the folders of `look_in` and in the working directory. `where`
+    begins messages. Errors (UserError): it is not found, has no source file, or fails.
     """
     if name in _READ:
         return _READ[name]
     missing, before = f"{where}: cannot import '{name}'", sys.path[:]
-    here = [*dict.fromkeys([*(str(folder.absolute()) for folder in folders), os.getcwd()])]
+    here = [*dict.fromkeys([*(str(folder.absolute()) for folder in _PLACES), os.getcwd()])]
     sys.path += [folder for folder in here if folder not in before]
     try:
         importlib.invalidate_caches()

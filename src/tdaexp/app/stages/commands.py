@@ -24,7 +24,7 @@ from tdaexp.building.build import builder_of, trainings
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Skipped
 from tdaexp.methods.base import Method, check_combines, check_truth
-from tdaexp.metrics.belonging import by_source
+from tdaexp.metrics.belonging import by_document, by_source
 from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.metrics.external import read_scores
 from tdaexp.metrics.proximity import proximity
@@ -148,7 +148,7 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
             found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
-    texts = texts_of(problem)
+    texts = texts_of(problem, corpus.train if problem.belongs and corpus is not None else ())
     if combine is not None and store is not None:
         store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
     return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself)
@@ -191,7 +191,7 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
     influence.save(store, folder / "influence.zarr")
     store = store.assign_attrs(cost=answer.cost)
     if SOURCE in store.coords:
-        write_text(folder / "sources.csv", frame_csv(by_source(store)))
+        write_text(folder / "sources.csv", frame_csv(by_source(by_document(store))))
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
@@ -227,7 +227,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         dataset.attrs["cost"] = beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
             for role, known in texts_beside(store).items():
-                texts[role] |= known
+                texts[role] = texts.get(role, {}) | known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
     datasets = dict(zip(distinct_labels(found), found, strict=True))

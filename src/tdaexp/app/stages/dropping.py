@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -21,6 +20,7 @@ from tdaexp.data.text import Text
 from tdaexp.metrics.belonging import by_document
 from tdaexp.report.answers import row_table
 from tdaexp.report.dropping import COLUMN, chosen
+from tdaexp.report.itself import totals
 from tdaexp.report.texts import Passage, from_json
 from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
@@ -40,15 +40,16 @@ def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
     dataset = _dataset(run)
     records = dataset.train_records()
     _check_same(run, records)
-    values = _values(run, by).reindex([record.id for record in records])
+    rows = [record.id for record in records]
+    values = (_itself(run, rows) if by == "self" else _next_to_questions(run, by)).reindex(rows)
     gone = chosen(values, asked, by)
     file = _write(dataset, records, set(gone.index), folder)
     places = {record.id: record for record in records}
-    rows = [
+    told = [
         (row, "" if (place := places[row].where) is None else place.row, value, places[row].text)
         for row, value in gone.items()
     ]
-    write_text(folder / "dropped.csv", csv_text(("row", "line", COLUMN[by], "text"), rows))
+    write_text(folder / "dropped.csv", csv_text(("row", "line", COLUMN[by], "text"), told))
     about = {"run": str(run), "by": by, "column": COLUMN[by], "drop": asked, "dropped": len(gone), "of": len(records)}
     write_json(folder / "drop.json", {**about, "file": file.name, "rows": [row for row, _ in gone.items()]})
     log.info("dropped %d of %d training rows (%s); what is left: %s", len(gone), len(records), by, file)
@@ -98,10 +99,9 @@ def _dataset(run: Path) -> Any:
 def _check_same(run: Path, records: list[Record]) -> None:
     """Refuse training data that changed since the run: its rows would go by other scores."""
     file = run / TEXTS
-    known = from_json(parse_json(read_text(file), str(file)), str(file))["train"] if file.exists() else {}
-    pieces = {row.rpartition("#")[0] for row in known}
-    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text
-               and one.id not in pieces]  # fmt: skip
+    texts = from_json(parse_json(read_text(file), str(file)), str(file)) if file.exists() else {}
+    known = {**texts.get("train", {}), **texts.get("document", {})}
+    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text]
     if changed:
         raise UserError(
             f"{run}: its training data changed since (e.g. row '{changed[0]}'), so its scores are not about the rows "
@@ -109,15 +109,24 @@ def _check_same(run: Path, records: list[Record]) -> None:
         )
 
 
-def _values(run: Path, by: str) -> pd.Series:
-    """By training row the value that a choice goes by; pieces of a text are summed."""
-    if by == "self":
-        if not (run / SELF_INFLUENCE).exists():
-            raise UserError(
-                f"drop_by=self: {run} has no self-influence; run its attribute.py again with self_influence=true"
-            )
-        store = influence.load(run / SELF_INFLUENCE)
-        return pd.Series(store["self_influence"].values.astype(np.float64).sum(1), store["train"].values.astype(str))
+def _itself(run: Path, rows: list[str]) -> pd.Series:
+    """Self-influence of the training rows; that of pieces is refused, as it does not add up to their row's."""
+    if not (run / SELF_INFLUENCE).exists():
+        raise UserError(
+            f"drop_by=self: {run} has no self-influence; run its attribute.py again with self_influence=true"
+        )
+    store = influence.load(run / SELF_INFLUENCE)
+    found = totals(store)
+    if pieces := sorted(found.keys() - set(rows)):
+        raise UserError(
+            f"drop_by=self: {run} has the self-influence of pieces (e.g. '{pieces[0]}'), whose sum is not that of the "
+            "whole row; run attribute.py again without dataset.chunk"
+        )
+    return pd.Series(found)
+
+
+def _next_to_questions(run: Path, by: str) -> pd.Series:
+    """By training row the mean of its scores over the questions; pieces of a text are summed."""
     if not (run / STORE).exists():
         raise UserError(f"drop_by={by}: {run} was asked no question; take drop_by=self, or a run with questions")
     store = influence.load(run / STORE)
@@ -130,11 +139,14 @@ def _values(run: Path, by: str) -> pd.Series:
 def _write(dataset: Any, records: list[Record], gone: set[str], folder: Path) -> Path:
     """The training file without the rows, of its own kind where that can be; returns its path."""
     path = getattr(dataset, "path", None)
-    if path is not None and all(record.where is not None and record.where.file == str(path) for record in records):
+    if path is not None and all(
+        record.where is not None and record.where.file == str(Path(path)) for record in records
+    ):
         rows = {record.where.row for record in records if record.id in gone and record.where is not None}
         target = folder / f"{Path(path).stem}-kept{Path(path).suffix}"
-        if rewritten(Path(path), getattr(dataset, "unit", "line"), rows, target):
+        if rewritten(Path(path), getattr(dataset, "unit", "line"), rows, target, getattr(dataset, "split", "train")):
             return target
     target = folder / "train-kept.jsonl"
+    log.warning("%s: has ids, prompts and completions (or messages) alone; other columns of the data are lost", target)
     written([record for record in records if record.id not in gone], target)
     return target
