@@ -181,6 +181,11 @@ def test_what_is_behind_a_name_counts(monkeypatch):
         assert one == same != other, make
 
 
+def test_a_global_of_the_name_of_a_local_counts_not():
+    text = "def f(s):\n    return lambda x: s * x"
+    assert behaviour(made(text, s=1)) == behaviour(made(text, s=2))
+
+
 def test_arguments_count():
     assert behaviour(made("def f(a, b):\n    return a")) != behaviour(made("def f(a, *, b):\n    return a"))
 

@@ -182,7 +182,7 @@ class _Walk:
 
     def _named(self, code: types.CodeType, known: dict[str, Any]) -> Any:
         """What the names in a function mean; of a module of somebody's own those of its attributes that are named."""
-        names = _names(code)
+        names = sorted({*_names(code), *code.co_freevars})
         found = {name: sys.modules[name] for name in names if name in sys.modules}  # what a function itself imports
         found |= {name: known[name] for name in names if name in known}
         waiting = [one for one in found.values() if isinstance(one, types.ModuleType)]
@@ -259,4 +259,4 @@ def _content(cell: Any) -> Any:
 
 def _names(code: types.CodeType) -> list[str]:
     inner = [name for one in code.co_consts if isinstance(one, types.CodeType) for name in _names(one)]
-    return sorted({*code.co_names, *code.co_freevars, *inner})
+    return sorted({*code.co_names, *inner})

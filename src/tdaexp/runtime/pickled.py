@@ -8,6 +8,7 @@ import io
 import pickle
 import types
 from collections.abc import Callable
+from pickle import whichmodule  # type: ignore[attr-defined]
 from typing import Any
 
 from tdaexp.runtime.installed import installed
@@ -31,7 +32,7 @@ def pickled(value: Any, told: Callable[[Any], str | None]) -> str:
             if isinstance(part, BY_NAME) or type(part) in copyreg.dispatch_table:
                 return NotImplemented
             reduced = part.__reduce_ex__(PROTOCOL)
-            if isinstance(reduced, str) and installed(pickle.whichmodule(part, reduced)) is None:
+            if isinstance(reduced, str) and installed(whichmodule(part, reduced)) is None:
                 raise pickle.PicklingError(f"{reduced}: what stands under this name is not in its pickle")
             return reduced
 
