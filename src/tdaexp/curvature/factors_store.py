@@ -77,10 +77,10 @@ class Factors:
         return factors
 
     def covariance(self, name: str) -> Covariance:
-        """A and S of a layer. Modes `ekfac` and `kfac` only."""
+        """A and S of a layer, zero where nothing reached it. Modes `ekfac` and `kfac` only."""
         group = self._open("covariance")
         shared = self._shared[name]
-        tokens = float(group[f"n.{name}"][:].sum())
+        tokens = max(1.0, float(group[f"n.{name}"][:].sum()))
         a, s = (self._sum(group, key) for key in (f"A.{shared}", f"S.{name}"))
         return Covariance(a / tokens, s / tokens, tokens)
 

@@ -23,6 +23,7 @@ class Layer:
     """One weight matrix: `outputs` O and `inputs` I, the bias's constant input included (last column).
 
     `members` are its components as slices of the O rows. `at_loss`: it runs only where there is loss (the head).
+    `routed`: an expert's, which runs where a router sends it something; at other positions its factors are zeros.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Layer:
     bias: bool
     members: tuple[tuple[str, slice], ...]
     at_loss: bool = False
+    routed: bool = False
 
     @property
     def size(self) -> int:
@@ -129,5 +131,5 @@ def _layer(group: list[Component]) -> tuple[Layer, Component]:
     shape = (int(ends[-1]), first.shape[1])
     part = replace(first, rows=rows, shape=shape)
     at_loss = name.partition(".")[0] == "lm_head"  # an adapter's matrices there, too
-    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss)
+    layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss, first.kind == "expert")
     return layer, Component(name, (part,), sum(one.size for one in group))

@@ -99,7 +99,7 @@ class Phases:
         return found
 
     def covariance(self, readers: dict[str, str]) -> None:
-        """Sums of a aᵀ and δ δᵀ over positions, and their number."""
+        """Sums of a aᵀ and δ δᵀ over the positions at which a layer runs, and their number."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in self.source.layers:
             if readers[layer.name] == layer.name:
@@ -108,11 +108,11 @@ class Phases:
 
         def add(sums: Sums, layers: list[Layer], factors: list[LinearFactors], places: Tensor | None) -> None:
             for layer, one in zip(layers, factors, strict=True):
-                rows = _rows(one.deltas, places)
+                read, rows = _rows(one.inputs, places), _rows(one.deltas, places)
                 add_second_moment(sums[f"S.{layer.name}"], rows)
-                sums[f"n.{layer.name}"] += len(rows)
+                sums[f"n.{layer.name}"] += read.any(1).sum() if layer.routed else len(rows)
                 if readers[layer.name] == layer.name:
-                    add_second_moment(sums[f"A.{layer.name}"], _rows(one.inputs, places), one.bias)
+                    add_second_moment(sums[f"A.{layer.name}"], read, one.bias)
 
         def finish(sums: Sums) -> Sums:
             return {key: mirrored(one) if one.ndim else one for key, one in sums.items()}
