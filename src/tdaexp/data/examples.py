@@ -56,9 +56,9 @@ class Examples(Sequence[Example]):
         """The examples at `indices`, in that order."""
         return Examples([self.items[int(index)] for index in indices])
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
-        """Ids in order."""
+        """Ids in order; made once, as they are looked up one by one."""
         return [item.id for item in self.items]
 
     @property

@@ -37,9 +37,9 @@ class OwnExamples:
     def __len__(self) -> int:
         return len(self.dataset) if self.places is None else len(self.places)
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
-        """Places in the data set, or the names that were given."""
+        """Places in the data set, or the names that were given; made once, as they are looked up one by one."""
         every = self.names or [str(place) for place in range(len(self.dataset))]
         return list(every) if self.places is None else [every[place] for place in self.places]
 
