@@ -164,7 +164,7 @@ def names_in(model: nn.Module, part: Part) -> tuple[str, ...]:
 
 
 def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentMap:
-    """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `parts.EXPERTS`.
+    """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `named_parts`.
 
     Parameters without gradients (the integers of a quantised matrix) are skipped, and count for nothing.
     """
