@@ -148,7 +148,7 @@ class _Given:
         self, method: str | Method, settings: Mapping[str, Any], groups: dict[str, str], keys: dict[str, Any]
     ) -> Iterator[None]:
         """Checked, seeded, and at work with the cache; the program is left as it was, after an error too."""
-        keys["trainer.precision"] = _precision(self.model)
+        keys["trainer.precision"] = _precision(self.model, keys.get("trainer.precision"))
         if self.loss is None:
             groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
         with untouched(), plain_memory_errors(), _as_it_was(self.model):
@@ -186,8 +186,10 @@ class _Given:
         return made, corpus
 
 
-def _precision(model: nn.Module) -> str:
-    """The type that passes are run in: the model's own. Errors (UserError): one that is not offered."""
+def _precision(model: nn.Module, asked: str | None) -> str:
+    """The type that passes are run in: the model's own. Errors (UserError): one that is not offered, or another one
+    that was `asked` for.
+    """
     first = next(model.parameters(), None)
     found = "float32" if first is None else str(first.dtype).removeprefix("torch.")
     if found not in PRECISIONS:
@@ -195,6 +197,8 @@ def _precision(model: nn.Module) -> str:
             f"model: its parameters are {found}; gradients are taken in {', '.join(PRECISIONS)}: take "
             "model.to(torch.bfloat16)"
         )
+    if asked not in (None, "auto", found):
+        raise UserError(f"trainer.precision={asked}: the model is {found}, and explained as it is; convert it before")
     return found
 
 
