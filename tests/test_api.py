@@ -572,6 +572,7 @@ class Augmented(list):
         ({"dataset": {"path": "x"}}, "dataset.path: is handed over as train"),
         ({"trainer": {"cach_gb": 1}}, "unknown key 'cach_gb'; did you mean 'cache_gb'"),
         ({"trainer": {"strategy": "ddp"}}, "a call runs in its own process"),
+        ({"trainer": {"precision": "bfloat16"}}, "trainer.precision=bfloat16: the model is float32"),
         ({"seed": -1}, "'seed' must be an integer from 0"),
         ({"model": nn.Linear(2, 2)}, "loss: is missing, and a Linear is no language model"),
         ({"loss": loss, "tokenizer": 1}, "loss: goes with items of any kind"),

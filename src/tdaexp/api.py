@@ -6,41 +6,17 @@ that calls it as it was (`runtime.untouched`).
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from tdaexp.app.answer import Answer, SelfInfluence, load
-from tdaexp.app.call import configured
-from tdaexp.app.config import AttributeConfig
-from tdaexp.app.stages.commands import Answer as Kept
-from tdaexp.app.stages.commands import answered, check_sources
-from tdaexp.app.work import seed as seed_generators
-from tdaexp.building.given import module_problem, text_builder, text_keys
-from tdaexp.data.records import Corpus
-from tdaexp.gradients.capture import frozen
+from tdaexp.app.given import Given, Loss
 from tdaexp.methods.base import Method
-from tdaexp.models.wrapped import compiled_from, language_model
-from tdaexp.problem import Problem
-from tdaexp.runtime.cache import at_work
-from tdaexp.runtime.clock import Clock
-from tdaexp.runtime.device import PRECISIONS
-from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.oom_split import plain_memory_errors
-from tdaexp.runtime.untouched import untouched
 
 __all__ = ["Answer", "SelfInfluence", "attribute", "load", "self_influence"]
-log = logging.getLogger(__name__)
-IN_MEMORY = 1 << 30
-"""Bytes up to which an answer is read at once; of a larger one what lies in the cache is read when it is asked for."""
-CHANGED_BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def attribute(
@@ -87,10 +63,11 @@ def attribute(
     Raises:
         UserError: a mistake in what was given, in one line.
     """
-    given = _Given("tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {})
-    keys = {f"trainer.{key}": value for key, value in (trainer or {}).items()}
-    with given.opened(method, settings, {"candidates": candidates}, {**keys, "seed": seed, "cache_dir": cache}):
-        return Answer(given.answer(), given.values)
+    given = Given(
+        "tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {}, trainer or {}
+    )
+    with given.opened(method, settings, {"candidates": candidates}, {"seed": seed, "cache_dir": cache}) as run:
+        return Answer(run.answer(), run.values)
 
 
 def self_influence(
@@ -112,110 +89,9 @@ def self_influence(
 
     Arguments and errors as for `attribute`; of methods for which it has a meaning (`methods.base.Method.of_itself`).
     """
-    given = _Given("tdaexp.self_influence", model, train, None, tokenizer, loss, collate, name, dataset or {})
-    keys = {f"trainer.{key}": value for key, value in (trainer or {}).items()}
-    keys |= {"seed": seed, "cache_dir": cache, "self_influence": True, "dataset.query_sets": []}
-    with given.opened(method, settings, {"candidates": "all"}, keys):
-        return SelfInfluence(given.answer(), given.values)
-
-
-@dataclass
-class _Given:
-    """What a call was given: from it the configuration and the problem."""
-
-    caller: str
-    model: nn.Module
-    train: Any
-    queries: Any
-    tokenizer: Any
-    loss: Loss | None
-    collate: Callable[[list[Any]], Any] | None
-    name: str
-    dataset: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        self.model = language_model(self.model) if self.loss is None else compiled_from(self.model)
-        if self.loss is None and not isinstance(self.model, PreTrainedModel):
-            raise UserError(
-                f"loss: is missing, and a {type(self.model).__name__} is no language model of transformers; give "
-                "loss=FUNCTION, which takes the model and a batch and returns one number for each item of it"
-            )
-        if self.loss is not None and (self.dataset or self.tokenizer is not None):
-            raise UserError("loss: goes with items of any kind; leave tokenizer and dataset out")
-
-    @contextlib.contextmanager
-    def opened(
-        self, method: str | Method, settings: Mapping[str, Any], groups: dict[str, str], keys: dict[str, Any]
-    ) -> Iterator[None]:
-        """Checked, seeded, and at work with the cache; the program is left as it was, after an error too."""
-        keys["trainer.precision"] = _precision(self.model)
-        if self.loss is None:
-            groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
-        with untouched(), plain_memory_errors(), _as_it_was(self.model):
-            self.config, self.values = configured(self.caller, method, settings, groups, keys)
-            _check(self.config)
-            seed_generators(self.config.seed, self.config.trainer.threads)
-            with at_work(Path(self.config.cache_dir)):
-                self.clock = Clock()
-                yield
-
-    def answer(self) -> Kept:
-        """The method's answer, in memory where it is not large."""
-        problem, corpus = self.problem()
-        found = answered(self.config, problem, corpus, self.clock)
-        found.describe(self.config.method, self.values)
-        for store in (found.store, found.itself):
-            if store is not None and store.nbytes <= IN_MEMORY:
-                store.load()
-        return found
-
-    def problem(self) -> tuple[Problem, Corpus | None]:
-        """The problem, as the commands build it, and its texts."""
-        config, values = self.config, self.values
-        if self.loss is not None:
-            made = module_problem(config, self.model, self.train, self.queries, self.loss, self.collate)
-            values["dataset"] = {"train": len(made.train), "queries": len(made.queries)}
-            corpus = None
-        else:
-            assert isinstance(self.model, PreTrainedModel)
-            builder = text_builder(config, self.model, self.tokenizer, self.name, self.train, self.queries)
-            corpus = builder.corpus
-            check_sources(config.method, corpus)
-            made = builder.problem(self.clock)
-        values["model"] = {"name": self.name, "class": type(self.model).__name__, "identity": made.identity}
-        return made, corpus
-
-
-def _precision(model: nn.Module) -> str:
-    """The type that passes are run in: the model's own. Errors (UserError): one that is not offered."""
-    first = next(model.parameters(), None)
-    found = "float32" if first is None else str(first.dtype).removeprefix("torch.")
-    if found not in PRECISIONS:
-        raise UserError(
-            f"model: its parameters are {found}; gradients are taken in {', '.join(PRECISIONS)}: take "
-            "model.to(torch.bfloat16)"
-        )
-    return found
-
-
-def _check(config: AttributeConfig) -> None:
-    """Refuse what a call cannot give: several processes, a second stage, a recorded training."""
-    if config.trainer.strategy != "single":
-        raise UserError("trainer.strategy: a call runs in its own process; take attribute.py for several")
-    for wanted, what in ((config.method.decomposes, "a recorded training"), (config.method.both_stages, "two stages")):
-        if wanted:
-            raise UserError(
-                f"method={config.method.name}: needs {what}, which attribute.py makes; a call has one model"
-            )
-
-
-@contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside the block, said where that changes what it computes, and put back."""
-    changed = sorted(
-        {type(one).__name__ for one in model.modules() if one.training and isinstance(one, CHANGED_BY_MODE)}
+    given = Given(
+        "tdaexp.self_influence", model, train, None, tokenizer, loss, collate, name, dataset or {}, trainer or {}
     )
-    if changed:
-        log.warning("the model is in training mode, with %s: it is explained in eval mode", ", ".join(changed))
-    with frozen(model):
-        yield
+    keys: dict[str, Any] = {"seed": seed, "cache_dir": cache, "self_influence": True, "dataset.query_sets": []}
+    with given.opened(method, settings, {"candidates": "all"}, keys) as run:
+        return SelfInfluence(run.answer(), run.values)

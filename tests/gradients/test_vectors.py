@@ -10,6 +10,7 @@ from gradient_oracle import VARIANTS, autograd_gradients, gradients_of, make_exa
 from tdaexp.gradients.vector_products import gradient_vectors, vector_products
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import component_map
+from tdaexp.models.discovery import discovered
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -39,6 +40,14 @@ def test_a_vector_becomes_a_direction_in_parameter_space_and_back(models, varian
     assert all(torch.isfinite(value).all() for value in directions.values())
     norms = sum(value.flatten(1).square().sum(1) for value in directions.values())
     torch.testing.assert_close(norms, vectors.square().sum(1))
+
+
+def test_a_model_that_is_one_layer_itself_has_a_vector_space():
+    layer = torch.nn.Linear(3, 2)
+    space = VectorSpace(layer, discovered(layer))
+    assert {name: value.shape for name, value in space.parameters().items()} == {"weight": (2, 3), "bias": (2,)}
+    vectors = torch.randn(2, space.size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(space.vectors(space.tangents(vectors)), vectors)
 
 
 @every_variant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib
 import sys
 import threading
 import types
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tdaexp.runtime import installed
 from tdaexp.runtime.behaviour import behaviour, structure, tensors
 
 
@@ -197,6 +199,23 @@ def test_a_function_put_into_an_installed_class_counts(monkeypatch):
         monkeypatch.setattr(nn.GELU, "forward", made(f"def f(self, x):\n    return {factor} * x"))
         seen.append(structure(module))
     assert len(set(seen)) == 3
+
+
+def test_a_package_that_does_not_say_its_version_counts_with_the_one_that_was_installed(tmp_path, monkeypatch):
+    (tmp_path / "unversioned").mkdir()
+    (tmp_path / "unversioned/__init__.py").write_text("def f(x):\n    return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(installed, "FOLDERS", (str(tmp_path),))
+    seen = []
+    for version in ("1.0", "1.0", "2.0"):
+        info = tmp_path / "unversioned-0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: unversioned\nVersion: {version}\n")
+        installed._released.cache_clear()
+        seen.append(behaviour(importlib.import_module("unversioned").f))
+    assert seen[0] == seen[1] != seen[2]
+    monkeypatch.delitem(sys.modules, "unversioned")
+    installed._released.cache_clear()
 
 
 def test_a_module_counts_with_plain_attributes_and_unsaved_buffers():

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from tdaexp.building.self_check import check_language_model
-from tdaexp.gradients.vectors import own_parts
-from tdaexp.models.components import Component, ComponentMap, component_map
+from tdaexp.models.components import Component, ComponentMap, component_map, names_in
 from tdaexp.models.forward import forget
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.parts import Part
@@ -81,16 +80,10 @@ def _formed(model: nn.Module, components: ComponentMap, again: set[str]) -> Comp
         cut = any(part.rows is not None or part.kind == "expert" for part in one.parts)
         if cut or not any(part.module in again for part in one.parts):
             return one
-        own = [replace(part, parameters=_names(model, part)) for part in own_parts(one)]
-        parts = (Part(part.module, "other", None, False, (part.size, 0), part.parameters) for part in own)
+        parts = (Part(part.module, "other", None, False, (part.size, 0), names_in(model, part)) for part in one.own)
         return replace(one, parts=tuple(parts))
 
     return replace(components, components=tuple(formed(one) for one in components.components))
-
-
-def _names(model: nn.Module, part: Part) -> tuple[str, ...]:
-    inside = model.get_submodule(part.module).named_parameters(recurse=False)
-    return part.parameters or tuple(f"{part.module}.{name}" for name, _ in inside)
 
 
 def _without(model: nn.Module, components: ComponentMap, idle: set[str]) -> ComponentMap:
@@ -98,8 +91,7 @@ def _without(model: nn.Module, components: ComponentMap, idle: set[str]) -> Comp
     for one in components.components:
         parts = tuple(part for part in one.parts if part.module not in idle)
         if parts:
-            size = one.size if len(parts) == len(one.parts) else sum(part.size for part in parts)
-            kept.append(replace(one, parts=parts, size=size))
+            kept.append(replace(one, parts=parts))
     skipped = {
         f"{path}.{name}": parameter.numel()
         for path in sorted(idle)

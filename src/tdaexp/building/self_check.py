@@ -11,7 +11,7 @@ CPU-seconds on a model of two small layers, 1.5 on one of 166 million parameters
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,9 +24,8 @@ from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.factors import Factors, LinearFactors
 from tdaexp.gradients.passes import Gradients
-from tdaexp.gradients.vectors import own_parts
+from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component, ComponentMap
-from tdaexp.models.parts import Part
 from tdaexp.objectives.base import Objective
 from tdaexp.runtime.accumulation import accumulation_dtype
 from tdaexp.runtime.errors import UserError
@@ -107,19 +106,26 @@ def _errors(
     """Of each component the norm of the difference to autograd's gradient, and of that gradient."""
     model = gradients.model
     named = dict(model.named_parameters())
-    waiting = {one.name: (one, set(parameter_names(one, named))) for one in gradients.components.components}
-    chosen = set().union(*(names for _, names in waiting.values()))
+    spaces = {
+        one.name: VectorSpace(model, replace(gradients.components, components=(one,)))
+        for one in gradients.components.components
+    }
+    waiting = {component: space.names for component, space in spaces.items()}
+    chosen = set().union(*waiting.values())
     arrived: dict[str, Tensor] = {}
     found: dict[str, tuple[float, float]] = {}
+
+    def compare(component: str, own: dict[str, Tensor]) -> None:
+        wanted = spaces[component].vectors({name: own[name][None] for name in waiting[component]})[0]
+        found[component] = _compared(wanted.to(accumulation_dtype(wanted.dtype)), weights, held[component])
 
     def receive(name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         arrived[name], parameter.grad = parameter.grad, None
-        for component, names in list(waiting.values()):
-            if names <= arrived.keys():
-                found[component.name] = _compared(component, weights, held[component.name], arrived)
-                del waiting[component.name]
-        for old in arrived.keys() - set().union(*(names for _, names in waiting.values())):
+        for component in [one for one, names in waiting.items() if names <= arrived.keys()]:
+            compare(component, arrived)
+            del waiting[component]
+        for old in arrived.keys() - set().union(*waiting.values()):
             del arrived[old]
 
     before = {name: named[name].grad for name in chosen}  # what a training left
@@ -138,18 +144,14 @@ def _errors(
                 handle.remove()
             for name in chosen:
                 named[name].requires_grad_(False).grad = before[name]
-    for component, names in waiting.values():  # autograd says nothing of what has no part in the losses
+    for component, names in waiting.items():  # autograd says nothing of what has no part in the losses
         absent = {name: torch.zeros_like(named[name]) for name in names - arrived.keys()}
-        found[component.name] = _compared(component, weights, held[component.name], {**absent, **arrived})
-    return {one.name: found[one.name] for one in gradients.components.components}
+        compare(component, {**absent, **arrived})
+    return {component: found[component] for component in spaces}
 
 
-def _compared(
-    component: Component, weights: Tensor, factors: Factors, gradients: dict[str, Tensor]
-) -> tuple[float, float]:
-    """Norms of the difference of Σ_i c_i G_i to autograd's, and of that."""
-    wanted = as_vector(component, gradients)
-    wanted = wanted.to(accumulation_dtype(wanted.dtype))
+def _compared(wanted: Tensor, weights: Tensor, factors: Factors) -> tuple[float, float]:
+    """Norms of the difference of Σ_i c_i G_i to autograd's [size], and of that."""
     if isinstance(factors, LinearFactors):
         inputs, deltas = (one.to(wanted.dtype).flatten(0, 1) for one in (factors.extended_inputs(), factors.deltas))
         deltas = deltas * weights.to(deltas).repeat_interleave(factors.inputs.shape[1])[:, None]
@@ -160,35 +162,3 @@ def _compared(
         for number, weight in enumerate(weights.tolist()):
             difference.add_(factors.materialise(slice(number, number + 1))[0], alpha=weight)
     return float(difference.norm()), float(wanted.norm())
-
-
-def parameter_names(component: Component, named: Collection[str]) -> list[str]:
-    """The parameters that a component's vector is made of; of a tied matrix, the embedding's name."""
-    names: list[str] = []
-    for part in own_parts(component):
-        kinds = ("weight", "bias") if part.bias else ("weight",)
-        names += part.parameters or [f"{part.module}.{kind}" if part.module else kind for kind in kinds]
-    return [name for name in names if name in named]
-
-
-def as_vector(component: Component, gradients: dict[str, Tensor]) -> Tensor:
-    """A component's gradient [size], laid out as captured ones are, from those of its parameters."""
-    sides = [side for part in own_parts(component) for side in _sides(part, gradients)]
-    return sides[0] if len(sides) == 1 else torch.cat(sides)
-
-
-def _sides(part: Part, gradients: dict[str, Tensor]) -> list[Tensor]:
-    if part.kind == "other":
-        return [gradients[name].flatten() for name in part.parameters]
-    stem = f"{part.module}." if part.module else ""
-    weight = gradients[part.parameters[0]][part.expert] if part.parameters else gradients[f"{stem}weight"]
-    bias = gradients[f"{stem}bias"] if part.bias else None
-    weight = weight.T if part.kind == "conv1d" else weight
-    if part.rows is not None:
-        rows = torch.from_numpy(part.rows).to(weight.device)
-        weight, bias = weight[rows], bias if bias is None else bias[rows]
-    if bias is None:
-        return [weight.flatten()]
-    if part.kind == "norm":
-        return [weight.flatten(), bias.flatten()]
-    return [torch.cat([weight.flatten(1), bias[:, None]], dim=1).flatten()]

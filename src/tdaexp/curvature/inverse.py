@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -92,6 +93,11 @@ class InverseSettings:
     def linear(self) -> bool:
         """The query's gradient, times a matrix that no query decides."""
         return True
+
+    @property
+    def of_itself(self) -> Self:
+        """The same, of the loss and for every example: a solution for each."""
+        return replace(self, measurement="log_likelihood", queries=None)
 
     def identity(self, name: str) -> list[object]:
         """All that the solutions of the method of this name depend on beside the curvature and the queries."""

@@ -132,4 +132,4 @@ def _layer(group: list[Component]) -> tuple[Layer, Component]:
     part = replace(first, rows=rows, shape=shape)
     at_loss = name.partition(".")[0] == "lm_head"  # an adapter's matrices there, too
     layer = Layer(name, shape[0], shape[1] + first.bias, first.bias, members, at_loss, first.kind == "expert")
-    return layer, Component(name, (part,), sum(one.size for one in group))
+    return layer, Component(name, (part,))

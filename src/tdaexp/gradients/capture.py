@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.models.components import ComponentMap
+from tdaexp.models.eval_mode import in_eval
 from tdaexp.models.sharded import in_step
 
 
@@ -131,15 +132,12 @@ class _Uses(TorchFunctionMode):
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients inside the block; what was before is restored after it."""
-    modes = {module: module.training for module in model.modules()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    with in_eval(model):
         for parameter in wanted:
-            parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)

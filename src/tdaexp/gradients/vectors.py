@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tdaexp.models.components import Component, ComponentMap
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.parts import Part
 
 MATRICES = ("linear", "conv1d", "conv2d")
@@ -40,9 +40,14 @@ class VectorSpace:
             start += component.size
         return found
 
+    @property
+    def names(self) -> set[str]:
+        """Full names of the parameters that the components have a share in (one name for tied ones)."""
+        return {name for *_, name in self._shares()}
+
     def parameters(self) -> dict[str, Tensor]:
-        """The parameters that the components have a share in, by name (one name for tied ones)."""
-        chosen = {path for _, _, _, path in self._shares()}
+        """These parameters, by name and in the model's order."""
+        chosen = self.names
         return {name: value.detach() for name, value in self.model.named_parameters() if name in chosen}
 
     def tangents(self, vectors: Tensor) -> dict[str, Tensor]:
@@ -87,20 +92,21 @@ class VectorSpace:
         """(place in a vector, part, 'weight' or 'bias', parameter's name) of everything that has its own place."""
         for component, whole in zip(self.components.components, self.slices, strict=True):
             start = whole.start
-            for part in own_parts(component):
+            for part in component.own:
                 stop = start + part.size
                 if part.kind == "other":
                     yield from self._one_by_one(start, part)
                     start = stop
                     continue
                 outputs, inputs = part.shape
+                stem = f"{part.module}." if part.module else ""
                 weight, bias = Place(start, stop - outputs * part.bias), Place(stop - outputs * part.bias, stop)
                 if part.kind in MATRICES and part.bias:
                     weight = Place(start, stop, inputs + 1, (0, inputs))
                     bias = Place(start, stop, inputs + 1, (inputs, inputs + 1))
-                yield weight, part, "weight", part.parameters[0] if part.parameters else f"{part.module}.weight"
+                yield weight, part, "weight", part.parameters[0] if part.parameters else f"{stem}weight"
                 if part.bias:
-                    yield bias, part, "bias", f"{part.module}.bias"
+                    yield bias, part, "bias", f"{stem}bias"
                 start = stop
 
     def _one_by_one(self, start: int, part: Part) -> Iterator[tuple[Place, Part, str, str]]:
@@ -125,11 +131,6 @@ class Place:
         """The entries of vectors [K, size], in their own memory: [K, rows, columns]."""
         rows: Tensor = vectors[:, self.start : self.stop].unflatten(1, (-1, self.width))
         return rows[..., slice(*self.columns)]
-
-
-def own_parts(component: Component) -> list[Part]:
-    """The parts that hold a component's parameters: of a tied matrix, the embedding alone."""
-    return [part for part in component.parts if part.kind == "embedding"] if component.tied else list(component.parts)
 
 
 def _shaped(entries: Tensor, part: Part, kind: str, shape: tuple[int, ...] | torch.Size) -> Tensor:

@@ -9,7 +9,7 @@ outside their span is lost: as λ grows this does not become the dot product, bu
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import xarray as xr
@@ -35,11 +35,6 @@ class Arnoldi(InverseSettings, Method):
         super().__post_init__()
         if not 1 <= self.rank <= self.steps:
             raise UserError(f"method.rank={self.rank}: must lie between 1 and method.steps={self.steps}")
-
-    @property
-    def of_itself(self) -> Method | None:
-        """The same, of the loss and for every example: a solution for each."""
-        return replace(self, measurement="log_likelihood", queries=None)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Find the eigenvectors, then project each query when it is asked for."""

@@ -9,7 +9,7 @@ product per query and iteration, each about four forward passes over the example
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -46,11 +46,6 @@ class CG(InverseSettings, Method):
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least {least}")
         if not self.tolerance > 0:
             raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
-
-    @property
-    def of_itself(self) -> Method | None:
-        """The same, of the loss and for every example: a solution for each."""
-        return replace(self, measurement="log_likelihood", queries=None)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""

@@ -8,7 +8,7 @@ query, step and repeat.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -50,11 +50,6 @@ class LiSSA(InverseSettings, Method):
                 raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1")
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"method.scale={self.scale}: must be above 0, or null to estimate it")
-
-    @property
-    def of_itself(self) -> Method | None:
-        """The same, of the loss and for every example: a solution for each."""
-        return replace(self, measurement="log_likelihood", queries=None)
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Run the series in blocks of queries, all on the same batches, then dot training gradients with them."""

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from tdaexp.models.lora import NEW
-from tdaexp.models.source import ADAPTER, TRAINED, WEIGHTS, Source, first_line, hub_file, locate, mend
+from tdaexp.models.source import (
+    ADAPTER,
+    TRAINED,
+    WEIGHTS,
+    Source,
+    check_seal,
+    check_tensors,
+    first_line,
+    hub_file,
+    locate,
+    mend,
+)
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
-from tdaexp.runtime.seal import SEAL, require
 
 WORDS = "tokenizer_config.json"
 TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -110,17 +118,11 @@ def check_adapter(folder: Path) -> None:
     if not note.is_file():
         raise UserError(f"{folder}: no {ADAPTER}; model.adapter must be a folder as peft writes it")
     _read(note)
-    if (folder / SEAL).is_file():
-        require(folder, f"run again, or delete {folder / SEAL} alone if you changed that file yourself")
+    check_seal(folder)
     files = [folder / name for name in TENSORS if (folder / name).is_file()]
     if not files:
         raise UserError(f"{folder}: no weights of the adapter ({' or '.join(TENSORS)}); {_again(folder)}")
-    if files[0].suffix == ".safetensors":
-        try:
-            with safe_open(files[0], framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{files[0]}: truncated or corrupt ({error}); {_again(folder)}") from error
+    check_tensors(files[0], _again(folder))
 
 
 def stated_base(note: dict[str, Any], folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +27,23 @@ OTHER = "other"
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """A named group of parameters; `size` counts each parameter once.
+    """A named group of parameters.
 
     A tied embedding has two parts on the same matrix, the embedding and the head: its gradient is their sum.
     """
 
     name: str
     parts: tuple[Part, ...]
-    size: int
+
+    @property
+    def own(self) -> tuple[Part, ...]:
+        """The parts that hold its parameters: of a tied matrix, the embedding alone."""
+        return tuple(part for part in self.parts if part.kind == "embedding") if self.tied else self.parts
+
+    @cached_property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(part.size for part in self.own)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -138,22 +148,23 @@ def grouped(members: Mapping[str, Sequence[str]], sizes: Mapping[str, int], mode
     found = []
     for name, parameters in members.items():
         size = sum(sizes[parameter] for parameter in parameters)
-        found.append(Component(name, (Part("", "other", None, False, (size, 0), tuple(parameters)),), size))
+        found.append(Component(name, (Part("", "other", None, False, (size, 0), tuple(parameters)),)))
     return ComponentMap(tuple(found), {}, sum(one.size for one in found), model_type)
 
 
 def parameters_of(model: nn.Module, component: Component) -> list[str]:
     """Full names of the parameters that a component has a share in, in the order in which vectors list them."""
-    names: list[str] = []
-    for part in component.parts:
-        layer = model.get_submodule(part.module)
-        own = [f"{part.module}.{name}" if part.module else name for name, _ in layer.named_parameters(recurse=False)]
-        names += part.parameters or own
-    return names
+    return [name for part in component.parts for name in names_in(model, part)]
+
+
+def names_in(model: nn.Module, part: Part) -> tuple[str, ...]:
+    """Full names of the parameters that a part has a share in: those that it names, else all of its module."""
+    stem, inside = f"{part.module}." if part.module else "", model.get_submodule(part.module)
+    return part.parameters or tuple(f"{stem}{name}" for name, _ in inside.named_parameters(recurse=False))
 
 
 def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentMap:
-    """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `parts.EXPERTS`.
+    """Find every parameter's component, on the meta device too. `experts` in one tensor: as in `named_parts`.
 
     Parameters without gradients (the integers of a quantised matrix) are skipped, and count for nothing.
     """
@@ -176,7 +187,7 @@ def component_map(model: PreTrainedModel, experts: str = "expert") -> ComponentM
             found.setdefault(component, []).append((min(first[id(p)] for p in own.values()), part))
     order = sorted(found, key=lambda name: min(place for place, _ in found[name]))
     return ComponentMap(
-        tuple(_component(name, [part for _, part in found[name]]) for name in order),
+        tuple(Component(name, tuple(part for _, part in found[name])) for name in order),
         {name: p.numel() for name, p in model.named_parameters() if id(p) not in covered},
         sum(p.numel() for p in model.parameters() if p.is_floating_point()),
         model.config.model_type,
@@ -198,9 +209,3 @@ def refuse_shared(model: nn.Module, tied: Sequence[nn.Module | None] = ()) -> No
                     f"the model's '{first}' and '{place}' are one tensor, whose gradient is a sum over both places and "
                     "belongs to no one component; give each place a tensor of its own"
                 )
-
-
-def _component(name: str, parts: list[Part]) -> Component:
-    kinds = {part.kind for part in parts}
-    counted = [part for part in parts if part.kind == "embedding"] if "embedding" in kinds else parts
-    return Component(name, tuple(parts), sum(part.size for part in counted))

@@ -43,7 +43,7 @@ def discovered(
         if own:
             name = "norms" if isinstance(layer, NORMS) else path or "parameters"
             found.setdefault(name, []).append(_part(path, layer, own, path in unfit))
-    components = tuple(Component(name, tuple(parts), sum(one.size for one in parts)) for name, parts in found.items())
+    components = tuple(Component(name, tuple(parts)) for name, parts in found.items())
     return ComponentMap(components, {}, sum(one.size for one in components), type(module).__name__)
 
 

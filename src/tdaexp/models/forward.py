@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tdaexp.models.eval_mode import in_eval
 from tdaexp.models.layers import POSITIONS
 from tdaexp.models.loaded import head, one_text_a_row
 from tdaexp.runtime.errors import UserError
@@ -125,10 +126,8 @@ def _same(model: PreTrainedModel, at: Callable[..., Tensor]) -> bool:
     tokens = torch.randint(count, (1 if classifies else texts, length), generator=generator, device="cpu")
     tokens = tokens.to(next(model.parameters()).device)
     places = torch.arange(length, device=tokens.device).expand_as(tokens)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_eval(model):
             found = []
             for whole in (False, not classifies):
                 _whole[model] = whole
@@ -137,8 +136,6 @@ def _same(model: PreTrainedModel, at: Callable[..., Tensor]) -> bool:
                 found = [found[0][:, -1], model(input_ids=tokens, use_cache=False).logits]
     finally:
         del _whole[model]
-        for module, mode in modes.items():
-            module.training = mode
     short, own = found
     if torch.equal(short, own):
         return True

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+from tdaexp.models.eval_mode import in_eval
 from tdaexp.models.parts import NORMS
 
 APART = 1e-3
@@ -30,11 +31,9 @@ def misused(module: nn.Module, probe: Callable[[], object], examples: int) -> se
     only the runs are seen.
     """
     watched = _Watched(module, examples)
-    modes = {one: one.training for one in module.modules()}
     wanted = {one: one.requires_grad for one in module.parameters() if one.is_floating_point()}
     try:
-        with torch.enable_grad():
-            module.eval()
+        with torch.enable_grad(), in_eval(module):
             for parameter in wanted:
                 parameter.requires_grad_(True)
             with watched:
@@ -42,8 +41,6 @@ def misused(module: nn.Module, probe: Callable[[], object], examples: int) -> se
             uses = _uses(output)
             watched.odd |= _exchanged(output, watched.outputs, examples)
     finally:
-        for one, mode in modes.items():
-            one.training = mode
         for parameter, before in wanted.items():
             parameter.requires_grad_(before)
     for path, layer in module.named_modules():

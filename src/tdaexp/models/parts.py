@@ -25,8 +25,6 @@ NORMS = (
 )
 ONE_OF_EXPERTS = re.compile(r"\bexperts\.\d+(\.|$)")  # a module that sees some tokens, of examples that it cannot tell
 MATRICES = ("gate_up_proj", "down_proj")
-EXPERTS = ("expert", "layer")
-"""What a component of experts in one tensor is: one matrix of one expert, or all of a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +64,8 @@ def named_parts(
 ) -> list[tuple[str, Part]]:
     """(component name, part) of a module's own parameters: several of a fused matrix, and of experts.
 
-    `name` where it is known by something else than its path. `config` is the transformers config. `experts` as in
-    `EXPERTS`.
+    `name` where it is known by something else than its path. `config` is the transformers config. `experts` tells
+    what a component of experts in one tensor is: one matrix of one 'expert', or all of a 'layer'.
     """
     if has_experts(module):
         return _experts(path, module, experts)

@@ -11,6 +11,8 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.names import as_file_name, check_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -87,11 +89,10 @@ class Pretrained:
 
         Of a hub id it is what its config says, which is fetched if `download`; float32 where nothing is known.
         """
-        from tdaexp.models.adapter_places import folders
         from tdaexp.models.hub import stored_types
         from tdaexp.models.source import Source
 
-        folder = folders(self.pretrained, None, self.adapter)[0]
+        folder = self._folders()[0]
         if folder.is_dir():
             source = Source(str(folder), None, "", folder)
         elif download:
@@ -104,9 +105,7 @@ class Pretrained:
     @property
     def stated(self) -> bool:
         """Whether the architecture is known without a download."""
-        from tdaexp.models.adapter_places import folders
-
-        base, _, adapter = folders(self.pretrained, None, self.adapter)
+        base, _, adapter = self._folders()
         return (adapter is not None or self.adapter in (None, NEW)) and (bool(self.shape) or base.is_dir())
 
     def start_fingerprint(self) -> str:
@@ -173,13 +172,12 @@ class Pretrained:
 
         Errors (UserError): neither a folder nor a `shape`.
         """
-        from tdaexp.models.adapter_places import folders
         from tdaexp.models.empty import folder_config
         from tdaexp.models.hub import load_tokenizer
         from tdaexp.models.source import locate
         from tdaexp.models.stated import stated_config
 
-        folder, words, _ = folders(self.pretrained, self.tokenizer, self.adapter)
+        folder, words, _ = self._folders()
         # the config first: a folder of another kind of model may have no tokenizer that can be read
         config = folder_config(folder, self.trust_remote_code) if folder.is_dir() else None
         tokenizer = None
@@ -196,12 +194,11 @@ class Pretrained:
 
     def planned_adapter(self) -> LoraConfig | None:
         """The adapter that the planned model has beside its matrices, as peft describes it; None without one."""
-        from tdaexp.models.adapter_places import folders
         from tdaexp.models.empty_adapter import described
 
         if self.adapter == NEW:
             return described(self.lora)
-        adapter = folders(self.pretrained, self.tokenizer, self.adapter)[2]
+        adapter = self._folders()[2]
         return None if adapter is None or self.merge_adapter else described(adapter)
 
     def start(self, texts: list[str]) -> LoadedModel:
@@ -230,6 +227,12 @@ class Pretrained:
         from tdaexp.models.adapter_places import places
 
         return places(self.pretrained, self.revision, self.tokenizer, self.adapter)
+
+    def _folders(self) -> tuple[Path, Path, Path | None]:
+        """The same of what lies on this disk, without a download: base, tokenizer, adapter."""
+        from tdaexp.models.adapter_places import folders
+
+        return folders(self.pretrained, self.tokenizer, self.adapter)
 
     def _identity(self, found: Places) -> str:
         """Of what is read, and how: whose code computes, in which attention, and with which adapter."""

@@ -135,20 +135,31 @@ def check_folder(folder: Path) -> None:
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise UserError(f"{folder}: the shard {missing[0]} is missing ({len(missing)} in all); {mend(folder)}")
-    if (folder / SEAL).is_file():
-        remedy = f"run again, or delete {folder / SEAL} alone if you changed that file yourself"
-        # The optimiser's state is large, and nobody's model: a checkpoint may be kept without it.
-        require(folder, remedy, lambda name: name != STATE or (folder / name).exists())
+    check_seal(folder)
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
         raise UserError(f"{folder}: no weights (*.safetensors or pytorch_model*.bin); {mend(folder)}")
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: truncated or corrupt ({error}); {mend(folder)}") from error
+        check_tensors(file, mend(folder))
+
+
+def check_seal(folder: Path) -> None:
+    """Refuse a folder that was written here and has other files now."""
+    if (folder / SEAL).is_file():
+        remedy = f"run again, or delete {folder / SEAL} alone if you changed that file yourself"
+        # The optimiser's state is large, and nobody's model: a checkpoint may be kept without it.
+        require(folder, remedy, lambda name: name != STATE or (folder / name).exists())
+
+
+def check_tensors(file: Path, remedy: str) -> None:
+    """Refuse a truncated safetensors file, by its header; another kind of file is not looked at."""
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: truncated or corrupt ({error}); {remedy}") from error
 
 
 def mend(folder: Path | None, otherwise: str = "fetch the model again") -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.models.eval_mode import in_eval
 from tdaexp.objectives.base import Inputs, Objective, check_layer
 from tdaexp.runtime.deferred import send
 from tdaexp.runtime.rehearsal import aside
@@ -91,14 +92,11 @@ def most_positions(model: nn.Module, inputs: Tensor) -> int:
         channels = 1 if isinstance(layer, nn.Linear) else output.shape[1]
         counts.append(output[0].numel() // (output.shape[-1] if isinstance(layer, nn.Linear) else channels))
 
-    modes = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, LAYERS)]
     try:
-        with torch.no_grad(), aside():
-            model.eval()(as_model(model, send(inputs[:1], next(model.parameters()).device)))
+        with torch.no_grad(), in_eval(model), aside():
+            model(as_model(model, send(inputs[:1], next(model.parameters()).device)))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return max(counts)

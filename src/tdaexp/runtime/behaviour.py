@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
 import types
 import uuid
 from collections import defaultdict
@@ -22,6 +21,7 @@ import torch
 
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.installed import by_name, installed
+from tdaexp.runtime.meanings import meanings
 from tdaexp.runtime.pickled import pickled
 
 HELD_APART = (
@@ -56,11 +56,11 @@ def structure(model: torch.nn.Module) -> str:
 
 def tensors(model: torch.nn.Module) -> dict[str, Any]:
     """Digest of each parameter and buffer, those that are not saved included; one in two places counts as the same."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
     return {
         name: _tensor(one) if first.setdefault(id(one), name) == name else ["the same as", first[id(one)]]
-        for name, one in named
+        for name, one in every
     }
 
 
@@ -172,32 +172,15 @@ class _Walk:
         return [value.__qualname__, None if isinstance(owner, type) else self.of(owner)]
 
     def _function(self, function: types.FunctionType) -> Any:
-        named = by_name(function)
-        if named is not None:
-            return named
-        code, inside = function.__code__, [_content(cell) for cell in function.__closure__ or ()]
-        known = {**function.__globals__, **dict(zip(code.co_freevars, inside, strict=True))}
-        return [*self._each([code, function.__defaults__, function.__kwdefaults__]), self._named(code, known),
-                self.of(vars(function))]  # fmt: skip
-
-    def _named(self, code: types.CodeType, known: dict[str, Any]) -> Any:
-        """What the names in a function mean; of a module of somebody's own those of its attributes that are named."""
-        names = sorted({*_names(code), *code.co_freevars})
-        found = {name: sys.modules[name] for name in names if name in sys.modules}  # what a function itself imports
-        found |= {name: known[name] for name in names if name in known}
-        waiting = [one for one in found.values() if isinstance(one, types.ModuleType)]
-        seen: set[int] = set()
-        while waiting:
-            module = waiting.pop()
-            if installed(module.__name__) is None and id(module) not in seen:
-                seen.add(id(module))
-                inner = {name: vars(module)[name] for name in names if name in vars(module)}
-                found |= {f"{module.__name__}.{name}": one for name, one in inner.items()}
-                waiting += [one for one in inner.values() if isinstance(one, types.ModuleType)]
-        return {
-            key: [one.__name__, installed(one.__name__)] if isinstance(one, types.ModuleType) else self.of(one)
-            for key, one in found.items()
+        known = by_name(function)
+        if known is not None:
+            return known
+        parts = self._each([function.__code__, function.__defaults__, function.__kwdefaults__])
+        told = {
+            name: [one.__name__, installed(one.__name__)] if isinstance(one, types.ModuleType) else self.of(one)
+            for name, one in meanings(function).items()
         }
+        return [*parts, told, self.of(vars(function))]
 
     def _code(self, code: types.CodeType) -> Any:
         arguments = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
@@ -205,9 +188,9 @@ class _Walk:
         return [*text, self._each(code.co_consts), list(code.co_names), list(code.co_varnames), list(code.co_freevars)]
 
     def _class(self, cls: type) -> Any:
-        named = by_name(cls)
-        if named is not None or not cls.__flags__ & HEAP_TYPE:
-            return named or [cls.__module__, cls.__qualname__]
+        known = by_name(cls)
+        if known is not None or not cls.__flags__ & HEAP_TYPE:
+            return known or [cls.__module__, cls.__qualname__]
         own = {key: one for key, one in vars(cls).items() if key not in OF_A_CLASS and not key.startswith("_abc")}
         return [cls.__qualname__, self._each(cls.__bases__), {key: self._member(one) for key, one in own.items()}]
 
@@ -248,15 +231,3 @@ def _known(function: types.FunctionType) -> bool:
 
 def _is_slot(value: Any) -> bool:
     return isinstance(value, types.MemberDescriptorType)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not bound yet
-        return None
-
-
-def _names(code: types.CodeType) -> list[str]:
-    inner = [name for one in code.co_consts if isinstance(one, types.CodeType) for name in _names(one)]
-    return sorted({*code.co_names, *inner})

@@ -14,13 +14,12 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tdaexp.runtime import digests
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.fingerprint import fingerprint
+from tdaexp.runtime.fingerprint import fingerprint, version
 from tdaexp.runtime.own_module import source_of
 
 PACKAGE = "tdaexp"
@@ -91,13 +90,7 @@ def _identity(modules: tuple[str, ...]) -> str:
 
 @functools.cache
 def _versions() -> list[str]:
-    found = []
-    for name in PEERS:
-        try:
-            found.append(metadata.version(name))
-        except metadata.PackageNotFoundError:
-            found.append("")
-    return found
+    return [version(name) or "" for name in PEERS]
 
 
 def _modules(work: Work) -> list[str]:

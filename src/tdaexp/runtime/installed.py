@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import sysconfig
 import types
 from typing import Any
+
+from tdaexp.runtime.fingerprint import version
 
 FOLDERS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -20,8 +23,15 @@ def installed(name: str | None) -> str | None:
     if name in sys.modules and (file is None or not os.path.isabs(file)):  # one that was compiled into its package
         file = getattr(package, "__file__", None)
     if top in sys.stdlib_module_names or str(file).startswith(FOLDERS):
-        return f"{top} {getattr(package, '__version__', '')}"
+        stated = getattr(package, "__version__", None)
+        return f"{top} {_released(top) if stated is None else stated}"
     return None
+
+
+@functools.cache
+def _released(package: str) -> str:
+    """The version of a package that does not say it itself; those of Python have none."""
+    return "" if package in sys.stdlib_module_names else version(package) or ""
 
 
 def by_name(value: Any) -> list[str] | None:

@@ -110,5 +110,5 @@ def load_trained(
         identity = json.loads(note.read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{note}: not readable ({error}); delete {folder} and run again") from error
-    merged = [config.merge_adapter] if isinstance(config, Pretrained) and config.merge_adapter else []
-    return dataclasses.replace(loaded, fingerprint=fingerprint(identity, *merged) if merged else str(identity))
+    merged = isinstance(config, Pretrained) and config.merge_adapter  # the same training, other components
+    return dataclasses.replace(loaded, fingerprint=fingerprint(identity, "merged") if merged else str(identity))
