@@ -24,6 +24,9 @@ FILES = {
     "a.jsonl": "\ufeff" + "\n\n".join(json.dumps(one) for one in as_objects(ROWS)) + "\n",
     "a.json": json.dumps(as_objects(ROWS)),
     "lines.json": "\n".join(json.dumps(one) for one in as_objects(ROWS)),
+    "separated.json": "\r\n".join(
+        json.dumps({**one, "prompt": "a\u2028b\x85c"}, ensure_ascii=False) for one in as_objects(ROWS)
+    ),
     "a.csv": as_csv(ROWS),
     "a.tsv": "id\tprompt\tcompletion\r\n" + "".join(f"{a}\t{b}\t{c.split()[0]} {a}\r\n" for a, b, c in ROWS),
 }

@@ -42,7 +42,6 @@ def rewritten(path: Path, unit: str, rows: set[int], target: Path, split: str = 
             kept = [one for number, one in enumerate(parse_json(text, str(path)), start=1) if number not in rows]
             write_text(target, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
             return True
-        lines = text.splitlines(keepends=True)
     gone = _spanned(lines, rows) if path.suffix == ".csv" else _paragraphs(lines, rows) if unit == "paragraph" else rows
     with (
         atomic_path(target) as temporary,
