@@ -103,9 +103,12 @@ def test_a_saved_folder_keeps_its_columns_and_its_other_parts(tmp_path):
 def test_other_data_become_json_lines(tmp_path):
     assert not rewritten(tmp_path, "line", set(), tmp_path / "kept")
     said = (("user", "hi"), ("assistant", "yes?"), ("user", "why"))
-    mine = [Record("a", "ask", "answer"), Record("b", "hi\nyes?\nwhy", "so", said=said)]
-    written(mine[:1], tmp_path / "plain.jsonl")
-    written(mine[1:], tmp_path / "chat.jsonl")
-    assert records(tmp_path / "plain.jsonl") == mine[:1]
-    (found,) = records(tmp_path / "chat.jsonl")
-    assert (found.id, found.said, found.completion) == ("b", said, "so")
+    mine = [
+        Record("a", "ask", "answer"),
+        Record("b", "", "a text alone"),
+        Record("c", "hi\nyes?\nwhy", "so", said=said),
+        Record("d", "be brief", "so", said=(("system", "be brief"),)),
+    ]
+    for part in (mine[:1], mine[:2], mine[2:], mine):
+        written(part, tmp_path / "kept.jsonl")
+        assert records(tmp_path / "kept.jsonl") == part

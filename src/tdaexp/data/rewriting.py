@@ -14,6 +14,7 @@ from typing import Any
 
 from tdaexp.data.columnar import TABLES, is_saved
 from tdaexp.data.records import Record
+from tdaexp.data.templates import ASSISTANT
 from tdaexp.runtime.files import atomic_path, write_text
 from tdaexp.runtime.reading import parse_json
 
@@ -52,16 +53,23 @@ def rewritten(path: Path, unit: str, rows: set[int], target: Path, split: str = 
 
 
 def written(records: Iterable[Record], target: Path) -> None:
-    """Write records as JSON lines with the columns `id`, and `prompt` and `completion` or `messages`."""
-    lines = []
-    for record in records:
-        if record.said:
-            turns = [*record.said, ("assistant", record.completion)]
-            row: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
-        else:
-            row = {"prompt": record.prompt, "completion": record.completion}
-        lines.append(json.dumps({"id": record.id, **row}, ensure_ascii=False) + "\n")
+    """Write records as JSON lines with the columns `id`, and `prompt` and `completion`; if any is a dialogue of more
+    than one question, all with `messages`, as rows of one file are of one form.
+    """
+    records = list(records)
+    told = _messages if any(record.said for record in records) else _pair
+    lines = [json.dumps({"id": one.id, **told(one)}, ensure_ascii=False) + "\n" for one in records]
     write_text(target, "".join(lines))
+
+
+def _pair(record: Record) -> dict[str, Any]:
+    return {"prompt": record.prompt, "completion": record.completion}
+
+
+def _messages(record: Record) -> dict[str, Any]:
+    before = record.said or ((("user", record.prompt),) if record.prompt else ())
+    turns = (*before, (ASSISTANT, record.completion))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def _spanned(lines: list[str], rows: set[int]) -> set[int]:
