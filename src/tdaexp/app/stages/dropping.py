@@ -53,12 +53,23 @@ def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
     about = {"run": str(run), "by": by, "column": COLUMN[by], "drop": asked, "dropped": len(gone), "of": len(records)}
     write_json(folder / "drop.json", {**about, "file": file.name, "rows": [row for row, _ in gone.items()]})
     log.info("dropped %d of %d training rows (%s); what is left: %s", len(gone), len(records), by, file)
-    limit = getattr(dataset, "limit", None)
-    if limit is not None:
-        log.warning(
-            "dataset.limit=%d: rows behind it would move up; train with dataset.limit=%d", limit, limit - len(gone)
-        )
+    _tell_what_moves(dataset, records, len(gone))
     return {"drop/rows": float(len(gone)), "drop/of": float(len(records))}
+
+
+def _tell_what_moves(dataset: Any, records: list[Record], gone: int) -> None:
+    """Warn where the same keys say something else about a file that is shorter."""
+    limit, held_out = (getattr(dataset, key, None) for key in ("limit", "held_out"))
+    if limit is not None:
+        log.warning("dataset.limit=%d: rows behind it would move up; train with dataset.limit=%d", limit, limit - gone)
+    if held_out:
+        log.warning("dataset.held_out=%d: is drawn anew, so other rows are held out of what is left", held_out)
+    if getattr(dataset, "truth_column", None) is not None and all(record.id.isdecimal() for record in records):
+        log.warning(
+            "dataset.truth_column=%s: rows that go by their number have another one in what is left; ask about it with "
+            "questions that name these, or with rows that have ids",
+            dataset.truth_column,
+        )
 
 
 def _run(patterns: list[str]) -> Path:
