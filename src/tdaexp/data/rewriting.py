@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tdaexp.data.columnar import TABLES, is_saved
+from tdaexp.data.columnar import TABLES, is_saved, opened_arrow
 from tdaexp.data.records import Record
 from tdaexp.data.templates import ASSISTANT
 from tdaexp.runtime.files import atomic_path, write_text
@@ -107,7 +107,7 @@ def _table(path: Path, rows: set[int], target: Path) -> None:
         table = pq.read_table(path)
     else:
         with pa.memory_map(str(path)) as source:
-            table = _opened(source).read_all()
+            table = opened_arrow(source).read_all()
     kept = table.take([row for row in range(table.num_rows) if row + 1 not in rows])
     with atomic_path(target) as temporary:
         if path.suffix == ".parquet":
@@ -115,16 +115,6 @@ def _table(path: Path, rows: set[int], target: Path) -> None:
             return
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, kept.schema) as out:
             out.write_table(kept)
-
-
-def _opened(source: Any) -> Any:
-    """An arrow file, of the stream's or the file's format."""
-    import pyarrow as pa
-
-    try:
-        return pa.ipc.open_stream(source)
-    except pa.ArrowInvalid:
-        return pa.ipc.open_file(source)
 
 
 def _saved(path: Path, rows: set[int], target: Path, split: str) -> None:
