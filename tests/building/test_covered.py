@@ -113,9 +113,11 @@ def test_adapters_that_are_put_on_and_taken_off_count():
 
 def test_other_sizes_count():
     model = copy.deepcopy(tiny("Llama, SmolLM2", torch.float64))
-    names_and_values(model)
+    names, first = names_and_values(model)
     model.resize_token_embeddings(VOCABULARY + 8)
-    names_and_values(model.requires_grad_(False))
+    grown, second = names_and_values(model.requires_grad_(False))
+    rows = 2 * 8 * model.config.hidden_size  # of the embedding and of the head
+    assert grown == names and second.shape == (len(first), first.shape[1] + rows)
 
 
 def test_what_was_not_changed_is_checked_once(monkeypatch):

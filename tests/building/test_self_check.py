@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from architectures import tiny
+from architectures import VOCABULARY, tiny
+from gradient_oracle import gradients_of
 from torch import nn
 
-from tdaexp.building import covered
-from tdaexp.building.self_check import LENGTH, check, check_language_model, random_texts
+from tdaexp.building import covered, self_check
+from tdaexp.building.self_check import LENGTH, TOLERANCE, check, check_language_model, random_texts
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients import assembly, norms
+from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.models.components import component_map
 from tdaexp.models.discovery import discovered
 from tdaexp.models.loaded import LoadedModel
@@ -24,10 +27,27 @@ def run(family, dtype=torch.float32):
     check_language_model(model, component_map(model), NextToken(), family)
 
 
+@pytest.fixture
+def compared(monkeypatch):
+    """Of each component that the last check compared: the error's norm, and that of autograd's gradient."""
+    right, found = self_check._errors, {}
+
+    def noted(*given):
+        found.clear()
+        found.update(right(*given))
+        return found
+
+    monkeypatch.setattr(self_check, "_errors", noted)
+    return found
+
+
 @pytest.mark.parametrize("family", ["Gemma 3 (text)", "OPT", "Phi 3", "Qwen 2, experts"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_right_gradients_pass(family, dtype):
+def test_right_gradients_pass(compared, family, dtype):
     run(family, dtype)
+    assert list(compared) == [one.name for one in component_map(tiny(family)).components if one.captured]
+    errors, wanted = map(np.array, zip(*compared.values(), strict=True))
+    assert (wanted > 0).all() and np.linalg.norm(errors) <= TOLERANCE[dtype] * np.linalg.norm(wanted)
 
 
 def test_a_norm_that_is_one_plus_its_weight_is_told_from_others(monkeypatch):
@@ -79,15 +99,27 @@ def test_texts_grow_until_each_expert_reads_one(monkeypatch):
     assert len(lengths) > 1 and lengths == sorted(lengths)
 
 
-def test_the_padding_token_s_row_is_not_trained():
+def test_the_padding_token_s_row_is_not_trained(compared):
     """Its gradient is zero, as autograd's is, though texts may hold the token."""
-    model = tiny("Llama, SmolLM2")
-    embedding = model.get_input_embeddings()
-    embedding.padding_idx = int(random_texts(40)[0].tokens[2])
+    model, texts = tiny("Llama, SmolLM2"), random_texts(VOCABULARY)
+    embedding, components = model.get_input_embeddings(), component_map(model).select(["embed"])
+    token = int(texts[0].tokens[2])
+
+    def rows():
+        found = gradient_vectors(gradients_of(model, texts, components), range(len(texts)))
+        return found.reshape(len(texts), *embedding.weight.shape)
+
+    before = rows()
+    embedding.padding_idx = token
     try:
         run("Llama, SmolLM2")
+        after = rows()
     finally:
         embedding.padding_idx = None
+    assert compared["embed"][1] > 0
+    assert before[0, token].any() and not after[:, token].any()
+    before[:, token] = 0
+    assert torch.equal(before, after)
 
 
 def test_nothing_is_left_behind():

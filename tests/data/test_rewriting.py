@@ -24,6 +24,9 @@ FILES = {
     "a.jsonl": "\ufeff" + "\n\n".join(json.dumps(one) for one in as_objects(ROWS)) + "\n",
     "a.json": json.dumps(as_objects(ROWS)),
     "lines.json": "\n".join(json.dumps(one) for one in as_objects(ROWS)),
+    "separated.json": "\r\n".join(
+        json.dumps({**one, "prompt": "a\u2028b\x85c"}, ensure_ascii=False) for one in as_objects(ROWS)
+    ),
     "a.csv": as_csv(ROWS),
     "a.tsv": "id\tprompt\tcompletion\r\n" + "".join(f"{a}\t{b}\t{c.split()[0]} {a}\r\n" for a, b, c in ROWS),
 }
@@ -100,9 +103,12 @@ def test_a_saved_folder_keeps_its_columns_and_its_other_parts(tmp_path):
 def test_other_data_become_json_lines(tmp_path):
     assert not rewritten(tmp_path, "line", set(), tmp_path / "kept")
     said = (("user", "hi"), ("assistant", "yes?"), ("user", "why"))
-    mine = [Record("a", "ask", "answer"), Record("b", "hi\nyes?\nwhy", "so", said=said)]
-    written(mine[:1], tmp_path / "plain.jsonl")
-    written(mine[1:], tmp_path / "chat.jsonl")
-    assert records(tmp_path / "plain.jsonl") == mine[:1]
-    (found,) = records(tmp_path / "chat.jsonl")
-    assert (found.id, found.said, found.completion) == ("b", said, "so")
+    mine = [
+        Record("a", "ask", "answer"),
+        Record("b", "", "a text alone"),
+        Record("c", "hi\nyes?\nwhy", "so", said=said),
+        Record("d", "be brief", "so", said=(("system", "be brief"),)),
+    ]
+    for part in (mine[:1], mine[:2], mine[2:], mine):
+        written(part, tmp_path / "kept.jsonl")
+        assert records(tmp_path / "kept.jsonl") == part

@@ -9,7 +9,7 @@ import pytest
 
 from tdaexp.data.candidates import BM25, All
 from tdaexp.data.records import Record
-from tdaexp.data.unknown_sources import Auto, settled, tell_cost
+from tdaexp.data.unknown_sources import Auto, settled, tell
 from tdaexp.runtime.errors import UserError
 
 TRAIN = [Record(str(n), "", f"word{n} common") for n in range(9)]
@@ -41,7 +41,16 @@ def test_a_number_that_is_named_holds_for_any_question() -> None:
 
 def test_what_all_cost_is_said(caplog) -> None:
     with caplog.at_level(logging.INFO):
-        tell_cost(All(), 20, 10_000)
+        tell(All(), ASKED * 20, 10_000)
         assert not caplog.messages  # who names it knows it
-        tell_cost(Auto(), 20, 10_000)
+        tell(Auto(), ASKED * 20, 10_000)
     assert "all 10,000 training examples for each of 20 questions (200,000 pairs)" in caplog.text
+
+
+def test_questions_without_a_source_beside_others_are_told_of_what_is_left_out(caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        tell(Auto(), SOURCED, 9)
+        tell(Auto(b=3), [*ASKED, *SOURCED], 9)
+        assert not caplog.messages  # each has its source among them; who names a number knows it
+        tell(Auto(), [*ASKED, *SOURCED], 9)
+    assert "BM25's best 5 of 9 training examples for each question, also for the 1 of 2 whose source is" in caplog.text

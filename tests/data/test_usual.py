@@ -133,6 +133,12 @@ def test_a_file_called_like_the_models_own_set_keeps_its_ending(tmp_path) -> Non
     assert list(Text(path=path, query_path=path).load().queries) == ["generated.jsonl"]
 
 
+@pytest.mark.parametrize("named", [{}, {"query_sets": ["paraphrased"]}])
+def test_a_file_may_be_called_by_the_other_name_of_its_set(tmp_path, named) -> None:
+    path = jsonl(tmp_path / "paraphrased.jsonl", [{"text": "x"}])
+    assert list(Text(path=path, query_path=path, **named).load().queries) == ["paraphrased"]
+
+
 def test_questions_without_answers_are_for_the_model(tmp_path) -> None:
     train = jsonl(tmp_path / "t.jsonl", [{"text": "x"}])
     asked = jsonl(tmp_path / "q.jsonl", [{"prompt": "Where?"}])

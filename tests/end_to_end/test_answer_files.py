@@ -70,6 +70,17 @@ def test_files_console_and_a_training_file_without_harm(commands, asked, capfd):
     )
 
 
+def test_what_moves_in_the_shorter_file_is_said(commands, asked):
+    rows = [json.loads(line) for line in Path("asked.jsonl").read_text(encoding="utf-8").splitlines()]
+    Path("asked.jsonl").write_text("".join(json.dumps({**row, "of": 3}) + "\n" for row in rows), encoding="utf-8")
+    part = ["dataset.limit=24", "dataset.held_out=4", "dataset.truth_column=of", "self_influence=true"]
+    commands.done("attribute", *asked, *part)
+    told = commands.done("evaluate", f"runs=[{only('outputs/attribute/*dot*')}]", "drop=2", "drop_by=self")
+    assert "dropped 2 of 20 training rows" in told and "train with dataset.limit=22" in told
+    assert "dataset.held_out=4: is drawn anew" in told
+    assert "dataset.truth_column=of: rows that go by their number have another one" in told
+
+
 def test_four_questions_as_one(commands, asked):
     commands.done("attribute", *asked)
     commands.done("attribute", *asked, "dataset.combine=mean")

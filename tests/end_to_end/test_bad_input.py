@@ -132,6 +132,8 @@ def test_stored_products(commands, tmp_path):
         assert said in err and "products.npz" in err
     np.savez("products.npz", **good)
     commands.done("attribute", "products=products.npz", "method=full", "metric.plots=false", "metric.folds=3")
+    refused = commands.refused("evaluate", "runs=[outputs/attribute/*]", "drop=1")
+    assert "config.yaml: names no data set whose rows could be dropped" in refused
 
 
 def test_scores_of_another_program(commands):

@@ -13,8 +13,8 @@ import xarray as xr
 import yaml
 
 from tdaexp import influence
-from tdaexp.app.stages import commands
-from tdaexp.app.stages.commands import beside, keep, texts_beside
+from tdaexp.app.stages import answering
+from tdaexp.app.stages.answering import beside, keep, texts_beside
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.answers import top_rows
 from tdaexp.report.itself import suspects
@@ -35,7 +35,7 @@ LETTERS = 120
 class Saved:
     """What a call gave: `kept` has the stores, seconds by stage and the texts; `config` the configuration's values."""
 
-    kept: commands.Answer
+    kept: answering.Answer
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -128,5 +128,5 @@ def load(folder: str | Path) -> Answer | SelfInfluence:
     itself = influence.load(own) if own.exists() else None
     found = influence.load(store) if store.exists() or itself is None else None
     known = texts if any(texts.values()) else None
-    kept = commands.Answer(found, beside(store, "cost.json"), known, itself=itself)
+    kept = answering.Answer(found, beside(store, "cost.json"), known, itself=itself)
     return SelfInfluence(kept, config) if found is None else Answer(kept, config)

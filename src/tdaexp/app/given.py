@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tdaexp.app.call import configured
 from tdaexp.app.config import AttributeConfig
-from tdaexp.app.stages.commands import Answer, answered, check_sources
+from tdaexp.app.stages.answering import Answer, answered, check_sources
 from tdaexp.app.work import seed as seed_generators
 from tdaexp.building.given import module_problem, text_builder, text_keys
 from tdaexp.data.records import Corpus

@@ -26,8 +26,11 @@ from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
 from tdaexp.runtime.own_module import look_in
 
 SUBJECT = ("model", "dataset")
-FILES = ("path", "query_path", "paraphrases", "products", "scores", "selection", "pretrained", "tokenizer")
-"""Keys that may name a file or a folder."""
+FILES = (
+    *("path", "query_path", "finetune_path", "paraphrases", "sentences", "facts", "questions", "partition"),
+    *("pretrained", "tokenizer", "adapter", "checkpoints", "encoder", "products", "scores", "selection"),
+)
+"""Keys that may name a file or a folder, or several."""
 NAME_LIMIT = 80
 
 
@@ -119,8 +122,9 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
     for key, value in values.items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
-        elif key in FILES and isinstance(value, str) and Path(value).exists():
-            found[key] = _content(Path(value))
+        elif key in FILES:
+            named = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+            found |= {f"{key}={one}": _content(Path(one)) for one in named if Path(one).exists()}
         elif key == "measurement" and isinstance(value, str) and ":" in value:
             from tdaexp.objectives.measurements import sources
 

@@ -13,11 +13,10 @@ from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Asked
 from tdaexp.building.texts import drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
-from tdaexp.data.candidates import All
 from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
 from tdaexp.data.records import Corpus
-from tdaexp.data.unknown_sources import settled, tell_cost
+from tdaexp.data.unknown_sources import settled, tell
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
@@ -63,8 +62,7 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     names = list(config.dataset.query_sets)
     records = [record for name in names for record in corpus.queries[name]]
     selector = settled(config.candidates, records)
-    if isinstance(selector, All):
-        tell_cost(config.candidates, len(records), len(corpus.train))
+    tell(config.candidates, records, len(corpus.train))
     candidates = cached_candidates(selector, records, corpus.train, Path(config.cache_dir) / "candidates")
     train = tokenised(config, corpus.train, loaded, loaded.classes)
     belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}

@@ -45,17 +45,22 @@ def _file_values(path: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
             return
         with pa.memory_map(str(path)) as source:
-            try:
-                batches: Any = pa.ipc.open_stream(source)
-            except pa.ArrowInvalid:
-                opened = pa.ipc.open_file(source)
-                batches = (opened.get_batch(k) for k in range(opened.num_record_batches))
-            for batch in batches:
+            for batch in opened_arrow(source).read_all().to_batches():
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: is no {path.suffix[1:]} file, or damaged ({reason(error)}); write it again"
         ) from error
+
+
+def opened_arrow(source: Any) -> Any:
+    """The reader of an open arrow file, of the stream's or the file's format."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(source)
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source)
 
 
 def saved_values(path: Path, split: str) -> Iterable[dict[str, Any]]:

@@ -7,6 +7,7 @@ values by column, or a text that says why it cannot be read: one bad row hides n
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
@@ -41,7 +42,7 @@ def _json(stream: TextIO, source: str, unit: str) -> Iterator[tuple[int, Values]
     """One JSON list of objects, whose rows are its entries; or JSON lines, which people call so too."""
     text = stream.read()
     if not text.lstrip().startswith("["):
-        yield from _jsonl(iter(text.splitlines()), source, unit)  # type: ignore[arg-type]
+        yield from _jsonl(io.StringIO(text, newline=""), source, unit)
         return
     if bad := undecoded(text):
         raise UserError(f"{source}: {bad}")

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tdaexp.data.columnar import TABLES, is_saved
+from tdaexp.data.columnar import TABLES, is_saved, opened_arrow
 from tdaexp.data.records import Record
+from tdaexp.data.templates import ASSISTANT
 from tdaexp.runtime.files import atomic_path, write_text
 from tdaexp.runtime.reading import parse_json
 
@@ -42,7 +43,6 @@ def rewritten(path: Path, unit: str, rows: set[int], target: Path, split: str = 
             kept = [one for number, one in enumerate(parse_json(text, str(path)), start=1) if number not in rows]
             write_text(target, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
             return True
-        lines = text.splitlines(keepends=True)
     gone = _spanned(lines, rows) if path.suffix == ".csv" else _paragraphs(lines, rows) if unit == "paragraph" else rows
     with (
         atomic_path(target) as temporary,
@@ -53,16 +53,23 @@ def rewritten(path: Path, unit: str, rows: set[int], target: Path, split: str = 
 
 
 def written(records: Iterable[Record], target: Path) -> None:
-    """Write records as JSON lines with the columns `id`, and `prompt` and `completion` or `messages`."""
-    lines = []
-    for record in records:
-        if record.said:
-            turns = [*record.said, ("assistant", record.completion)]
-            row: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
-        else:
-            row = {"prompt": record.prompt, "completion": record.completion}
-        lines.append(json.dumps({"id": record.id, **row}, ensure_ascii=False) + "\n")
+    """Write records as JSON lines with the columns `id`, and `prompt` and `completion`; if any is a dialogue of more
+    than one question, all with `messages`, as rows of one file are of one form.
+    """
+    records = list(records)
+    told = _messages if any(record.said for record in records) else _pair
+    lines = [json.dumps({"id": one.id, **told(one)}, ensure_ascii=False) + "\n" for one in records]
     write_text(target, "".join(lines))
+
+
+def _pair(record: Record) -> dict[str, Any]:
+    return {"prompt": record.prompt, "completion": record.completion}
+
+
+def _messages(record: Record) -> dict[str, Any]:
+    before = record.said or ((("user", record.prompt),) if record.prompt else ())
+    turns = (*before, (ASSISTANT, record.completion))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def _spanned(lines: list[str], rows: set[int]) -> set[int]:
@@ -100,7 +107,7 @@ def _table(path: Path, rows: set[int], target: Path) -> None:
         table = pq.read_table(path)
     else:
         with pa.memory_map(str(path)) as source:
-            table = _opened(source).read_all()
+            table = opened_arrow(source).read_all()
     kept = table.take([row for row in range(table.num_rows) if row + 1 not in rows])
     with atomic_path(target) as temporary:
         if path.suffix == ".parquet":
@@ -108,16 +115,6 @@ def _table(path: Path, rows: set[int], target: Path) -> None:
             return
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, kept.schema) as out:
             out.write_table(kept)
-
-
-def _opened(source: Any) -> Any:
-    """An arrow file, of the stream's or the file's format."""
-    import pyarrow as pa
-
-    try:
-        return pa.ipc.open_stream(source)
-    except pa.ArrowInvalid:
-        return pa.ipc.open_file(source)
 
 
 def _saved(path: Path, rows: set[int], target: Path, split: str) -> None:

@@ -90,7 +90,7 @@ class Text(Dataset):
         if self.query_sets is None:
             self.query_sets = list(self.QUERY_SETS) if self.query_path is None else [self.own_set]
         super().__post_init__()
-        if self.query_path is not None and {self.own_set, "paraphrased"} <= set(self.query_sets):
+        if self.own_set != "paraphrased" and {self.own_set, "paraphrased"} <= set(self.query_sets):
             raise UserError(
                 f"dataset.query_sets={self.query_sets}: '{self.own_set}' and 'paraphrased' are both the questions of "
                 "dataset.query_path; name one"

@@ -52,13 +52,27 @@ def settled(selector: Any, queries: Sequence[Record]) -> Any:
     return selector.settled(queries) if isinstance(selector, Auto) else selector
 
 
-def tell_cost(selector: Any, queries: int, train: int) -> None:
-    """Say how many pairs it means that `auto` (the selector that is configured) stands for all candidates."""
-    if isinstance(selector, Auto):
+def tell(selector: Any, queries: Sequence[Record], train: int) -> None:
+    """Say what `auto` (the selector that is configured) stands for, where questions have no known source: how many
+    pairs, or that rows are left out of them.
+    """
+    unknown = sum(not query.truth for query in queries)
+    if not isinstance(selector, Auto) or not unknown:
+        return
+    if isinstance(selector.settled(queries), All):
         log.info(
             "candidates: all %s training examples for each of %s questions (%s pairs), as no question's source is "
             "known; fewer: candidates.b=N",
             f"{train:,}",
-            f"{queries:,}",
-            f"{train * queries:,}",
+            f"{len(queries):,}",
+            f"{train * len(queries):,}",
+        )
+    elif selector.b is None:
+        log.info(
+            "candidates: BM25's best %d of %s training examples for each question, also for the %d of %d whose source "
+            "is not known; to look at every example: candidates=all",
+            min(USUAL, train),
+            f"{train:,}",
+            unknown,
+            len(queries),
         )

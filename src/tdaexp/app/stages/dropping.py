@@ -13,6 +13,7 @@ import yaml
 from tdaexp import influence
 from tdaexp.app.check import Checker
 from tdaexp.app.config import EvaluateConfig
+from tdaexp.app.stages.answering import texts_beside
 from tdaexp.data.handed import Handed
 from tdaexp.data.records import Record
 from tdaexp.data.rewriting import rewritten, written
@@ -21,14 +22,14 @@ from tdaexp.metrics.belonging import by_document
 from tdaexp.report.answers import row_table
 from tdaexp.report.dropping import COLUMN, chosen
 from tdaexp.report.itself import totals
-from tdaexp.report.texts import Passage, from_json
+from tdaexp.report.texts import Passage
 from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import SELF_INFLUENCE, write_json, write_text
-from tdaexp.runtime.reading import parse_json, read_text
+from tdaexp.runtime.reading import read_text
 
 log = logging.getLogger(__name__)
-STORE, CONFIG, TEXTS = "influence.zarr", "config.yaml", "texts.json"
+STORE, CONFIG = "influence.zarr", "config.yaml"
 
 
 def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
@@ -53,12 +54,23 @@ def drop_rows(config: EvaluateConfig, folder: Path) -> dict[str, float]:
     about = {"run": str(run), "by": by, "column": COLUMN[by], "drop": asked, "dropped": len(gone), "of": len(records)}
     write_json(folder / "drop.json", {**about, "file": file.name, "rows": [row for row, _ in gone.items()]})
     log.info("dropped %d of %d training rows (%s); what is left: %s", len(gone), len(records), by, file)
-    limit = getattr(dataset, "limit", None)
-    if limit is not None:
-        log.warning(
-            "dataset.limit=%d: rows behind it would move up; train with dataset.limit=%d", limit, limit - len(gone)
-        )
+    _tell_what_moves(dataset, records, len(gone))
     return {"drop/rows": float(len(gone)), "drop/of": float(len(records))}
+
+
+def _tell_what_moves(dataset: Any, records: list[Record], gone: int) -> None:
+    """Warn where the same keys say something else about a file that is shorter."""
+    limit, held_out = (getattr(dataset, key, None) for key in ("limit", "held_out"))
+    if limit is not None:
+        log.warning("dataset.limit=%d: rows behind it would move up; train with dataset.limit=%d", limit, limit - gone)
+    if held_out:
+        log.warning("dataset.held_out=%d: is drawn anew, so other rows are held out of what is left", held_out)
+    if getattr(dataset, "truth_column", None) is not None and all(record.id.isdecimal() for record in records):
+        log.warning(
+            "dataset.truth_column=%s: rows that go by their number have another one in what is left; ask about it with "
+            "questions that name these, or with rows that have ids",
+            dataset.truth_column,
+        )
 
 
 def _run(patterns: list[str]) -> Path:
@@ -78,7 +90,8 @@ def _dataset(run: Path) -> Any:
     file = run / CONFIG
     if not file.exists():
         raise UserError(f"{run}: has no {CONFIG}, so its training file is not known; name a folder that a run left")
-    node = (yaml.safe_load(read_text(file)) or {}).get("dataset")
+    values = yaml.safe_load(read_text(file)) or {}
+    node = None if values.get("products") is not None else values.get("dataset")
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{file}: names no data set whose rows could be dropped")
     checker = Checker(lambda path: str(file))
@@ -98,8 +111,7 @@ def _dataset(run: Path) -> Any:
 
 def _check_same(run: Path, records: list[Record]) -> None:
     """Refuse training data that changed since the run: its rows would go by other scores."""
-    file = run / TEXTS
-    texts = from_json(parse_json(read_text(file), str(file)), str(file)) if file.exists() else {}
+    texts = texts_beside(run / STORE)
     known = {**texts.get("train", {}), **texts.get("document", {})}
     changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text]
     if changed:

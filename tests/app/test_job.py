@@ -1,0 +1,51 @@
+"""A job is what is asked: its values, and what the files hold that they name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tdaexp.app.job import Job
+
+NAMED = [
+    ("model", "pretrained"),
+    ("model", "adapter"),
+    ("model", "tokenizer"),
+    ("dataset", "path"),
+    ("dataset", "query_path"),
+    ("dataset", "finetune_path"),
+    ("dataset", "paraphrases"),
+    ("dataset", "sentences"),
+    ("dataset", "facts"),
+    ("dataset", "questions"),
+    ("candidates", "encoder"),
+    ("method", "selection"),
+    ("method", "partition"),
+]
+
+
+def fingerprint(values):
+    return Job([], values, None, {}).fingerprint
+
+
+@pytest.mark.parametrize(("group", "key"), NAMED)
+@pytest.mark.parametrize("folder", [False, True])
+def test_another_content_of_a_file_makes_another_job(tmp_path, group, key, folder):
+    """Else resume=true would take the answer about the old one for the new one's."""
+    named = tmp_path / "named"
+    file = named / "part.bin" if folder else named
+    file.parent.mkdir(exist_ok=True)
+    found = []
+    for content in ("one", "another"):
+        file.write_text(content)
+        found.append(fingerprint({group: {key: str(named)}}))
+    assert found[0] != found[1] == fingerprint({group: {key: str(named)}})
+
+
+def test_each_of_several_checkpoints_counts(tmp_path):
+    places = [tmp_path / "early", tmp_path / "late"]
+    for place in places:
+        place.write_text("weights")
+    values = {"model": {"checkpoints": [str(place) for place in places]}}
+    before = fingerprint(values)
+    places[1].write_text("other weights")
+    assert fingerprint(values) != before
