@@ -34,6 +34,7 @@ BAD = [
     "[]",
     "{}",
     "[1,a]",
+    "[[]]",
     "{a: 1}",
 ]
 BAD += [
@@ -146,6 +147,8 @@ def test_bad_values_of_every_methods_own_keys(method):
             "x",
             [],
             [1, "a"],
+            [[]],
+            ["x", {}],
             {},
             {"a": 1},
             None,

@@ -129,6 +129,12 @@ def test_a_method_without_keys_says_so(commands):
     assert "'method' takes no keys, leave it out" in commands.refused("attribute", "method=bm25", "method.order=1")
 
 
+@pytest.mark.parametrize("value", ["[[]]", "[[paraphrased]]", "[{a:1}]"])
+def test_an_entry_that_is_itself_a_list_or_keys_is_of_the_wrong_type(commands, value):
+    line = commands.refused("attribute", "method=random", f"dataset.query_sets={value}")
+    assert "'dataset.query_sets' must be a list, e.g. [a,b], each text" in line
+
+
 HYDRAS = [
     ("hydra.verbose={a:1}", "hydra.verbose"),
     ("hydra.job_logging.root.level=LOUD", "unknown level 'LOUD'"),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from tdaexp.app.foreign import key_hint, value_hint
 from tdaexp.app.origin import Origin
@@ -172,7 +172,21 @@ def _schema(hint: Any) -> Any:
 def _converted(hint: Any, value: Any) -> Any:
     """A plain value as the type asks for it."""
     leaf: Any = OmegaConf.to_object(OmegaConf.merge(_schema(hint), {"value": value}))
+    if not _takes(hint, leaf.value):  # OmegaConf looks at simple entries of a list alone
+        raise ValidationError(f"{value!r} holds a list or a set of keys where a simple value stands")
     return leaf.value
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether every list and every dict in a value stands where the type has one."""
+    if hint is Any or not isinstance(value, (list, tuple, dict)):
+        return True
+    shapes, entries = ((dict,), value.values()) if isinstance(value, dict) else ((list, tuple), value)
+    for one in (hint, *typing.get_args(hint)) if typing.get_origin(hint) not in shapes else (hint,):
+        inner = [kind for kind in typing.get_args(one) if kind is not ...] or [Any]
+        if (typing.get_origin(one) or one) in shapes and all(_takes(inner[-1], entry) for entry in entries):
+            return True
+    return False
 
 
 _known = functools.lru_cache(maxsize=None, typed=True)(_converted)  # jobs of a sweep share most of their values
