@@ -23,6 +23,7 @@ from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import unknown
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.trust.sketch import Sketched
 
 
 @dataclass
@@ -84,6 +85,10 @@ class Project(Method):
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
+
+    def sketched(self, components: ComponentMap) -> Sketched:
+        """Side by side."""
+        return Sketched(self.sketches(components))
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""

@@ -17,7 +17,7 @@ and checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,8 +29,10 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
+from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
+from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
@@ -40,6 +42,7 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import padded, repeated, sampled
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.trust.sketch import Sketched
 
 log = logging.getLogger(__name__)
 Piece = tuple[np.ndarray, np.ndarray]
@@ -101,18 +104,14 @@ class TRAK(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
-        components = layers_of(chosen(problem.components(), self.part, self.components)).components
+        components = self._chosen(problem)
         log.info("%s: %s", self.name, components.coverage_line())
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
         models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
         values, weights = np.zeros(()), []
         for identity, load in repeated(models):
             there = replace(problem, model=load())
-            sides = {
-                "fitted": replace(train_gradients(there, components), examples=problem.curvature_examples),
-                "train": train_gradients(there, components),
-                "queries": query_gradients(there, components),
-            }
+            sides = self._sides(there, components)
             found = {role: self._features(problem, side, identity) for role, side in sides.items()}
             cache_gb = problem.compute.cache_gb
             whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
@@ -127,13 +126,53 @@ class TRAK(Method):
         answer = self.relative_to_self(problem, values) if self.relative else values
         return problem.label(answer, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
-    def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
-        """Projected gradients of -f, k of each component; the sign falls out of every product."""
-        components, examples = gradients.components, gradients.examples
-        sketches = {
+    @property
+    def fixed_damping(self) -> str | None:
+        """The ridge is its damping; what it takes lies in the cache."""
+        if self.relative:
+            return "of relative scores it would take the self-influence at each ridge"
+        return "each checkpoint has a ridge of its own" if self.checkpoints != "last" else None
+
+    def redamped(self, problem: Problem, rows: list[int], pairs: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+        """From the stored projected gradients: no pass but one forward over the training examples."""
+        components, cache_gb = self._chosen(problem), problem.compute.cache_gb
+        sides = self._sides(problem, components)
+        found = {role: self._features(problem, side, problem.identity) for role, side in sides.items()}
+        queries, fitted = (_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
+        values = np.stack([
+            kernel(queries[rows], _parts(found["train"], len(components), cache_gb), fitted, pairs, factor * self.ridge)
+            for factor in factors
+        ]).sum(-1)  # fmt: skip
+        if problem.objective.gives_probabilities:
+            used = np.unique(pairs[pairs >= 0])
+            side = replace(sides["train"], examples=problem.train.select(used.tolist()))
+            weights = np.zeros(len(problem.train))
+            weights[used] = out_to_loss(side, problem.compute.tokens_per_batch)
+            values *= weights[pairs]
+        return values
+
+    def sketched(self, components: ComponentMap) -> Sketched:
+        """All of one size, summed over the components."""
+        return Sketched(self._sketches(components), summed=True)
+
+    def _chosen(self, problem: Problem) -> ComponentMap:
+        return layers_of(chosen(problem.components(), self.part, self.components)).components
+
+    def _sides(self, problem: Problem, components: ComponentMap) -> dict[str, Gradients]:
+        train = train_gradients(problem, components)
+        fitted = replace(train, examples=problem.curvature_examples)
+        return {"fitted": fitted, "train": train, "queries": query_gradients(problem, components)}
+
+    def _sketches(self, components: ComponentMap) -> dict[str, Sketch]:
+        return {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
             for one in components.components
         }
+
+    def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
+        """Projected gradients of -f, k of each component; the sign falls out of every product."""
+        components, examples = gradients.components, gradients.examples
+        sketches = self._sketches(components)
         dims = {sketch.dim for sketch in sketches.values()}
         if len(dims) > 1:
             raise UserError(
