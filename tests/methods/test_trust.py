@@ -1,4 +1,5 @@
 """The checks of every method's answer, on one tiny problem."""
+
 from test_conformance import every_method, shortened
 
 from tdaexp.trust.measure import checks_of

@@ -152,8 +152,9 @@ class AttributeConfig:
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
     `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
-    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `plan` prints what the run
-    would cost and ends.
+    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `trust`, whether checks of the
+    answer are made that take passes through the model (null = at most 2 % of the run's, or about a second); `plan`
+    prints what the run would cost and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -170,6 +171,7 @@ class AttributeConfig:
     products: str | None = None
     query_set: str | None = None
     self_influence: bool = False
+    trust: bool | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"

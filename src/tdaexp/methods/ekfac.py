@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
-from tdaexp.curvature.redamped import redamped_scores
+from tdaexp.curvature.repeated import repeated_scores
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
@@ -149,14 +150,14 @@ class EKFAC(Method):
         """From the stored factors: a pass over each query for each damping, and one over the training examples."""
         layers = self.layers(problem)
         fitted = self.fit(problem, layers)
-        return redamped_scores(
-            lambda inverse: self._sides(problem, layers, inverse),
-            [lambda name, gradient, one=self.damped.times(factor): fitted.precondition(name, gradient, one)
-             for factor in factors],
-            rows,
-            pairs,
-            problem.compute.tokens_per_batch,
-        )  # fmt: skip
+        damped = [self.damped.times(factor) for factor in factors]
+
+        def each(name: str, gradient: Tensor) -> Tensor:
+            rows = zip(damped, gradient.split(1), strict=True)
+            return torch.cat([fitted.precondition(name, one, damping) for damping, one in rows])
+
+        sides = self._sides(problem, layers, each)
+        return repeated_scores(sides, len(factors), rows, pairs, problem.compute.tokens_per_batch)
 
     def _sides(self, problem: Problem, layers: Layers, inverse: Precondition) -> LayerPairs:
         return LayerPairs(

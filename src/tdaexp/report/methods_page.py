@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,8 @@ from tdaexp.report.page import Picture, page
 from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
+from tdaexp.report.trust_panel import panel
+from tdaexp.trust.check import Check
 
 
 def methods_page(
@@ -24,8 +27,9 @@ def methods_page(
     queries: dict[str, list[Query]],
     told: list[str],
     settings: MetricSettings,
+    trust: Mapping[str, Sequence[Check]],
 ) -> str:
-    """Render the report; `queries` are shown with the scores of the methods `told`."""
+    """Render the report; `queries` are shown with the scores of the methods `told`, `trust` by label."""
     heading, cost_rows = costs(table)
     return page(
         "report.html",
@@ -51,6 +55,7 @@ def methods_page(
         cost_heading=heading,
         cost_rows=cost_rows,
         settings=settings,
+        trust=panel(trust),
         percent=f"{100 * settings.confidence:g}",
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import xarray as xr
@@ -29,6 +31,7 @@ from tdaexp.report.texts import Texts
 from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
+from tdaexp.trust.check import Check
 
 
 def write_report(
@@ -38,6 +41,7 @@ def write_report(
     settings: MetricSettings,
     logger: RunLogger | None = None,
     near: pd.DataFrame | None = None,
+    trust: Mapping[str, Sequence[Check]] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
 
@@ -45,7 +49,8 @@ def write_report(
     figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
-    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
+    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`. `trust`
+    has the checks of the stores by label.
     """
     logger = logger or RunLogger()
     doing("judging the scores")
@@ -73,7 +78,8 @@ def write_report(
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
+    shown = methods_page(datasets, table, studies, pictures, queries, list(told), settings, trust)
+    write_text(folder / "report.html", shown)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:

@@ -12,6 +12,7 @@ from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.trust.check import Bounds, Check, NotMeasured, judged
 from tdaexp.trust.probe import Allowance, sides_of, spread
+from tdaexp.trust.stability import best_of
 
 if TYPE_CHECKING:
     from tdaexp.methods.base import Method
@@ -23,7 +24,7 @@ REACH = 4  # times as many of a query's best rows as are shown are scored again
 
 
 def damping_curve(method: Method, problem: Problem, store: xr.Dataset, k: int, allowance: Allowance) -> Check:
-    """The share of a query's k best rows that stay among its k best, of its 4 k best rows, at other dampings."""
+    """The share of a query's best rows (`best_of`) that stay so, among four times as many, at other dampings."""
     if ranks.current().world > 1:
         raise NotMeasured("several processes share the work; a run in one process measures it")
     if method.fixed_damping is not None:
@@ -33,9 +34,8 @@ def damping_curve(method: Method, problem: Problem, store: xr.Dataset, k: int, a
     train, queries = sides_of(method, problem, list(store["component"].values))
     rows = np.array(spread(queries.lengths, QUERIES))
     scores = influence.scores(influence.of_queries(store, rows)).values
+    k = best_of(int((~np.isnan(scores)).sum(1).min()), k)
     best = influence.top(scores, REACH * k)
-    if (best >= 0).sum(1).min() <= k:
-        raise NotMeasured(f"a question has no more than {k} rows to rank")
     pairs = np.where(best < 0, -1, np.take_along_axis(problem.pairs[rows], np.maximum(best, 0), axis=1))
     allowance.spend(float(len(FACTORS) * queries.lengths[rows].sum() + train.lengths[pairs[pairs >= 0]].sum()))
     found = method.redamped(problem, rows.tolist(), pairs, FACTORS)
@@ -48,8 +48,8 @@ def damping_curve(method: Method, problem: Problem, store: xr.Dataset, k: int, a
         "" if BOUNDS.verdict(value) == "good" else " The ranking hangs on the damping: compare several."
     )
     how = (
-        f"{len(rows)} questions, the {REACH * k} best rows of each scored again at {', '.join(f'{f:g}' for f in FACTORS)} "
-        f"times the damping; at 1 they differ from the answer by {again:.1g} of the largest"
+        f"{len(rows)} questions, the {best.shape[1]} best rows of each scored again at {FACTORS[0]:g}, 1 and "
+        f"{FACTORS[-1]:g} times the damping; at 1 they differ from the answer by {again:.1g} of the largest"
     )
     details = {f"kept at × {factor:g}": share for factor, share in shares.items()} | {"scored again": float(again)}
     return judged("damping_stability", value, BOUNDS, says, how, details)
@@ -58,4 +58,4 @@ def damping_curve(method: Method, problem: Problem, store: xr.Dataset, k: int, a
 def _kept(scores: np.ndarray, others: np.ndarray, k: int) -> float:
     """The mean share of the k best by some scores [Q, C] that are among the k best by others."""
     mine, theirs = influence.top(scores, k), influence.top(others, k)
-    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(mine, theirs, strict=True)]))
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(mine, theirs, strict=True)]))

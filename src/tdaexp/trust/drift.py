@@ -16,6 +16,12 @@ BOUNDS = {
     torch.bfloat16: Bounds(3e-2, 0.3),
 }
 """Of a drift, by the type that the passes are run in."""
+MOVED = {
+    "good": "",
+    "open": ": more than rounding usually is",
+    "bad": ": an example's gradient depends on which others share its batch (a layer that mixes the batch, padding "
+    "that is read), so its scores do too",
+}
 WIDER = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
 SHORT = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
@@ -36,10 +42,7 @@ def batch_drift(probe: Probe, allowance: Allowance) -> Check:
     bounds = BOUNDS[type_of(probe)]
     allowance.spend(2 * probe.positions)
     value, place = drift(probe.products(alone=False), probe.alone, probe.train.components.names)
-    moved = "" if bounds.verdict(value) == "good" else (
-        ": what an example's gradient is depends on which others share its batch (a layer that mixes the batch, padding "
-        "that is read), so scores do too"
-    )  # fmt: skip
+    moved = MOVED[bounds.verdict(value)]
     says = f"In other batches the same pairs' products change by {value:.2g} of their norms at most, in {place}{moved}."
     return judged("batch_drift", value, bounds, says, f"{_pairs(probe)}: one example a batch, against several together")
 

@@ -35,7 +35,9 @@ def coverage(store: xr.Dataset, components: ComponentMap) -> Check:
     parts += [f"skipped, as nothing attributes them: {listed(kept.skipped)}"] if kept.skipped else []
     if "weight" in store:
         used = [share(store.isel(query=store["query_set"].values == name)) for name in store["query_set_name"].values]
-        parts.append(f"of these the method chose {' and '.join(f'{100 * one:.3g} %' for one in used)} of the parameters")
+        parts.append(
+            f"of these the method chose {' and '.join(f'{100 * one:.3g} %' for one in used)} of the parameters"
+        )
     threshold = f"good with at most {LEFT_OUT:g} left out, open beyond that by choice, bad with more skipped"
     says = "; ".join(parts) + "."
     return Check("coverage", value, verdict, threshold, says, "sizes of the components' parameters")

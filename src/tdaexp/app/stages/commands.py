@@ -14,7 +14,7 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
-from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
+from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, checks_beside, keep, texts_beside
 from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.building.build import builder_of, trainings
@@ -34,6 +34,7 @@ from tdaexp.runtime.files import CHECKPOINTS, write_json
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.runtime.progress import doing
 from tdaexp.selection.products_file import read_products
+from tdaexp.trust.measure import checks_of_store
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def _of_products(config: AttributeConfig) -> Answer:
     start, file = time.monotonic(), Path(str(config.products))
     store = config.method.from_products(read_products(file, config.query_set))
     store.attrs["study"] = file_fingerprint(file)
-    return Answer(store, {"scoring": time.monotonic() - start})
+    cost = {"scoring": time.monotonic() - start}
+    return Answer(store, cost, trust=checks_of_store(store, config.metric.top_k))
 
 
 def _of_problem(config: AttributeConfig) -> Answer:
@@ -107,8 +109,9 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
                 texts[role] = texts.get(role, {}) | known
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
+    labels = distinct_labels(found)
+    trust = {label: checks_beside(store) for label, store in zip(labels, stores, strict=False)}
+    return write_report(folder, dict(zip(labels, found, strict=True)), texts, config.metric, logger, trust=trust)
 
 
 def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
