@@ -72,7 +72,7 @@ class Answer(Saved):
 
     @property
     def trust(self) -> pd.DataFrame:
-        """The checks of the answer, with `trust.check.COLUMNS`; where the value is NaN `says` has why it is not known."""
+        """The checks of the answer (`trust.check.COLUMNS`); where the value is NaN `says` has why it is not known."""
         return table(self.kept.trust)
 
     def top(self, k: int = 5) -> pd.DataFrame:
