@@ -19,29 +19,40 @@ QUERIES = 200
 WORK = 5e8  # multiplications of all resamples together, which decide how many queries are looked at: below a second
 
 
-def rank_stability(store: xr.Dataset, k: int) -> Check:
-    """The mean share of a question's k best rows that are among its k best by components that are drawn anew.
+def best_of(rows: int, k: int) -> int:
+    """How many of a question's rows count as its best: k, or half of them where that is less. Errors (NotMeasured): it
+    has one row.
+    """
+    if rows < 2:
+        raise NotMeasured("a question has no two rows to rank")
+    return min(k, rows // 2)
 
-    Errors (NotMeasured): no components, one that counts, or no more than k rows to rank.
+
+def rank_stability(store: xr.Dataset, k: int) -> Check:
+    """The mean share of a question's best rows (`best_of`) that are so by components that are drawn anew, too.
+
+    Errors (NotMeasured): no components, or one that counts, or questions of one row.
     """
     if "candidate" not in store.dims or "component" not in store["influence"].dims:
         raise NotMeasured("the answer has no components, over which it could be drawn anew")
     rows = _chosen(store)
     part = influence.of_queries(store, rows)
     shares: dict[str, float] = {}
-    chance = []
+    chance, best = [], []
     for place in range(len(rows)):
         one = part.isel(query=slice(place, place + 1))
-        kept = _kept(one, k)
-        if kept is not None:
-            shares[f"{one['query_set'].values[0]}/{one['query'].values[0]}"] = kept
-            chance.append(k / int((one["train"].values != "").sum()))
+        scores, counts = influence.scores(one).values[0], _counts(one)
+        there = ~np.isnan(scores)
+        if there.sum() >= 2 and counts.sum() >= 2:
+            best.append(best_of(int(there.sum()), k))
+            chance.append(best[-1] / there.sum())
+            shares[f"{one['query_set'].values[0]}/{one['query'].values[0]}"] = _kept(one, scores, counts, best[-1])
     if not shares:
-        raise NotMeasured(f"every question has one component that counts, or no more than {k} rows to rank")
+        raise NotMeasured("no question has two components that count and two rows to rank")
     value = float(np.mean(list(shares.values())))
     weak = sum(share < BOUNDS.bad for share in shares.values())
     says = (
-        f"Of a question's {k} best rows {100 * value:.0f} % stay among the {k} best when the components are drawn anew "
+        f"Of a question's {max(best)} best rows {100 * value:.0f} % stay so when the components are drawn anew "
         f"({100 * float(np.mean(chance)):.2g} % would by chance)"
         + (f"; of {weak} of {len(shares)} questions less than half." if weak else ".")
     )
@@ -60,15 +71,16 @@ def _chosen(store: xr.Dataset) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
-def _kept(one: xr.Dataset, k: int) -> float | None:
-    """Of one query; None where there is nothing to draw from or to rank."""
-    scores = influence.scores(one).values[0]
+def _counts(one: xr.Dataset) -> np.ndarray:
+    """Which components [K] count in a query's answer."""
+    if "weight" not in one:
+        return np.ones(one.sizes["component"], dtype=bool)
+    return np.asarray(one["weight"].sel(query_set_name=one["query_set"].values[0]).values > 0)
+
+
+def _kept(one: xr.Dataset, scores: np.ndarray, counts: np.ndarray, k: int) -> float:
+    """Of one query with its `scores` [C], and the components [K] that count."""
     there = ~np.isnan(scores)
-    counts = np.ones(one.sizes["component"], dtype=bool)
-    if "weight" in one:
-        counts = one["weight"].sel(query_set_name=one["query_set"].values[0]).values > 0
-    if there.sum() <= k or counts.sum() < 2:
-        return None
     draws = resamples(int(counts.sum()))
     found = _sums(one["influence"].values[0][there][:, counts], draws)
     if one.attrs["normalise"] == "cosine":  # the query's own norm changes no order
