@@ -1,4 +1,4 @@
-"""Scores of a few pairs under several preconditioners: each query is held once for each, training examples pass once."""
+"""Scores of a few pairs under several preconditioners: a query is held once for each, training examples pass once."""
 
 from __future__ import annotations
 

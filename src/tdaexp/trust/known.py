@@ -30,14 +30,12 @@ def coverage(store: xr.Dataset, components: ComponentMap) -> Check:
     kept = whole.select(counted)
     value, skipped = kept.covered / kept.total, sum(kept.skipped.values()) / kept.total
     verdict = BAD if skipped > LEFT_OUT else OPEN if 1 - value > LEFT_OUT else GOOD
-    parts = [f"{100 * value:.4g} % of the {kept.total:,} parameters count, in {len(kept)} components"]
+    parts = [f"{100 * value:.4g} % of the {kept.total:,} parameters are attributed, in {len(kept)} components"]
     parts += [f"left out by choice: {listed(kept.unchosen)}"] if kept.unchosen else []
     parts += [f"skipped, as nothing attributes them: {listed(kept.skipped)}"] if kept.skipped else []
     if "weight" in store:
         used = [share(store.isel(query=store["query_set"].values == name)) for name in store["query_set_name"].values]
-        parts.append(
-            f"of these the method chose {' and '.join(f'{100 * one:.3g} %' for one in used)} of the parameters"
-        )
+        parts.append(f"of these the answer takes {' and '.join(f'{100 * one:.3g} %' for one in used)}")
     threshold = f"good with at most {LEFT_OUT:g} left out, open beyond that by choice, bad with more skipped"
     says = "; ".join(parts) + "."
     return Check("coverage", value, verdict, threshold, says, "sizes of the components' parameters")

@@ -7,6 +7,8 @@ interval of an estimate: components are no sample, and what is wrong with all of
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import xarray as xr
 
@@ -36,17 +38,19 @@ def rank_stability(store: xr.Dataset, k: int) -> Check:
     if "candidate" not in store.dims or "component" not in store["influence"].dims:
         raise NotMeasured("the answer has no components, over which it could be drawn anew")
     rows = _chosen(store)
-    part = influence.of_queries(store, rows)
+    part = influence.of_queries(store, rows).load()
+    scores, counts = influence.scores(part).values, _counts(part)
+    values = part["influence"].transpose("query", "candidate", "component").values
+    squares = part["train_sq"].values if part.attrs["normalise"] == "cosine" else np.zeros_like(values[:, :, :0])
     shares: dict[str, float] = {}
     chance, best = [], []
-    for place in range(len(rows)):
-        one = part.isel(query=slice(place, place + 1))
-        scores, counts = influence.scores(one).values[0], _counts(one)
-        there = ~np.isnan(scores)
-        if there.sum() >= 2 and counts.sum() >= 2:
+    for row, name in enumerate(zip(part["query_set"].values, part["query"].values, strict=True)):
+        there, chosen = ~np.isnan(scores[row]), counts[row]
+        if there.sum() >= 2 and chosen.sum() >= 2:
             best.append(best_of(int(there.sum()), k))
             chance.append(best[-1] / there.sum())
-            shares[f"{one['query_set'].values[0]}/{one['query'].values[0]}"] = _kept(one, scores, counts, best[-1])
+            own = values[row][there][:, chosen], squares[row][there][:, chosen[: squares.shape[2]]]
+            shares["/".join(name)] = _kept(scores[row][there], *own, best[-1])
     if not shares:
         raise NotMeasured("no question has two components that count and two rows to rank")
     value = float(np.mean(list(shares.values())))
@@ -71,25 +75,28 @@ def _chosen(store: xr.Dataset) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
-def _counts(one: xr.Dataset) -> np.ndarray:
-    """Which components [K] count in a query's answer."""
-    if "weight" not in one:
-        return np.ones(one.sizes["component"], dtype=bool)
-    return np.asarray(one["weight"].sel(query_set_name=one["query_set"].values[0]).values > 0)
+def _counts(part: xr.Dataset) -> np.ndarray:
+    """Which components [Q, K] count in the queries' answers."""
+    if "weight" not in part:
+        return np.ones((part.sizes["query"], part.sizes["component"]), dtype=bool)
+    weight = part["weight"].sel(query_set_name=part["query_set"]).transpose("query", "component")
+    return np.asarray(weight.values > 0)
 
 
-def _kept(one: xr.Dataset, scores: np.ndarray, counts: np.ndarray, k: int) -> float:
-    """Of one query with its `scores` [C], and the components [K] that count."""
-    there = ~np.isnan(scores)
-    draws = resamples(int(counts.sum()))
-    found = _sums(one["influence"].values[0][there][:, counts], draws)
-    if one.attrs["normalise"] == "cosine":  # the query's own norm changes no order
-        found /= np.sqrt(_sums(one["train_sq"].values[0][there][:, counts], draws)) + influence.EPSILON
-    top = np.argsort(-scores[there], kind="stable")[:k]
+def _kept(scores: np.ndarray, values: np.ndarray, squares: np.ndarray, k: int) -> float:
+    """Of one query's `scores` [C], which are made of `values` [C, K], and where they are cosines of the training
+    examples' `squares` [C, K] (else [C, 0]).
+    """
+    draws = resamples(values.shape[1])
+    found = _sums(values, draws)
+    if squares.shape[1]:  # the query's own norm changes no order
+        found /= np.sqrt(_sums(squares, draws)) + influence.EPSILON
+    top = np.argsort(-scores, kind="stable")[:k]
     best = np.argsort(-found, axis=0, kind="stable")[:k]
     return float(np.isin(best, top).mean())
 
 
+@functools.cache
 def resamples(components: int) -> np.ndarray:
     """How often each component is drawn [components, RESAMPLES], the same in every run."""
     rng = np.random.default_rng(0)
