@@ -33,7 +33,7 @@ def test_one_run_has_a_card_for_each_check(tmp_path, full_store, quiet):
     assert "1 good, 1 bad, 1 not measured" in page.text
     assert "bad batch drift 0.25 It moves <b>." in page.text
     assert "Not measured here: damping stability" in page.text and "the method has no damping" in page.text
-    assert "good up to 0.0001, bad above 0.01" in page.text
+    assert "Alone, and together. Good up to 0.0001, bad above 0.01." in page.text
     assert (
         "q0 0 q1 0.01" in page.text and "q40" not in page.text and f"and {50 - LISTED} more in trust.json" in page.text
     )

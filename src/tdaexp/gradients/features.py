@@ -115,7 +115,7 @@ def component_features(
     rows = max(1, min(smallest, FILE_BYTES // width))
     arrays: dict[str, tuple[tuple[int, ...], str]] = {"features": ((len(gradients), sum(dims)), gradients.kind)}
     blocks = BlockStore(store, arrays, slices, compressed=False, rows=rows)  # 7 % smaller would cost more than it saves
-    compute = Shrinking(partial(sketch_batch, gradients, sketches), two, np.concatenate)
+    compute = Shrinking(partial(_sketch_batch, gradients, sketches), two, np.concatenate)
     size = padded(gradients.lengths)
     with gradients.ready(), blocks.pending() as missing:
         for block in blocks.each(missing, "gradient sketches", lambda n: size(batches[n]), lambda n: len(batches[n])):
@@ -125,7 +125,7 @@ def component_features(
     return Features(blocks, np.argsort(order), columns)
 
 
-def sketch_batch(gradients: Gradients, sketches: Mapping[str, Sketch], members: list[int]) -> np.ndarray:
+def _sketch_batch(gradients: Gradients, sketches: Mapping[str, Sketch], members: list[int]) -> np.ndarray:
     """Sketches [B, sum of dims] of one batch, components side by side in order."""
     found: dict[str, Tensor] = {}
 

@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rows import Rows, rows_of
@@ -99,8 +98,8 @@ class Method(ABC):
         """
         raise NotImplementedError(self.fixed_damping)
 
-    def sketched(self, components: ComponentMap) -> Sketched | None:
-        """The random projections that the answer is made of; None where gradients are whole."""
+    def sketched(self, problem: Problem) -> Sketched | None:
+        """The random projections that the answer was made of (`trust.sketch`); None where gradients are whole."""
         return None
 
     @abstractmethod

@@ -29,7 +29,6 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
-from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
 from tdaexp.models.components import ComponentMap
@@ -151,28 +150,35 @@ class TRAK(Method):
             values *= weights[pairs]
         return values
 
-    def sketched(self, components: ComponentMap) -> Sketched:
-        """All of one size, summed over the components."""
-        return Sketched(self._sketches(components), summed=True)
+    def sketched(self, problem: Problem) -> Sketched | None:
+        """All of one size, summed over the components; of an ensemble there are several."""
+        if self.checkpoints != "last":
+            return None
+        sides = self._sides(problem, self._chosen(problem))
+
+        def features() -> tuple[Features, Features]:
+            found = [self._features(problem, sides[role], problem.identity) for role in ("queries", "train")]
+            return found[0], found[1]
+
+        return Sketched(sides["train"], sides["queries"], problem.pairs, features, summed=True)
 
     def _chosen(self, problem: Problem) -> ComponentMap:
         return layers_of(chosen(problem.components(), self.part, self.components)).components
 
     def _sides(self, problem: Problem, components: ComponentMap) -> dict[str, Gradients]:
-        train = train_gradients(problem, components)
-        fitted = replace(train, examples=problem.curvature_examples)
-        return {"fitted": fitted, "train": train, "queries": query_gradients(problem, components)}
+        """Gradients of -f, by role."""
+        loss = as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy
+        train = replace(train_gradients(problem, components), loss=loss)
+        queries = replace(query_gradients(problem, components), loss=loss)
+        return {"fitted": replace(train, examples=problem.curvature_examples), "train": train, "queries": queries}
 
-    def _sketches(self, components: ComponentMap) -> dict[str, Sketch]:
-        return {
+    def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
+        """Projected gradients, k of each component; the sign of -f falls out of every product."""
+        components, examples = gradients.components, gradients.examples
+        sketches = {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
             for one in components.components
         }
-
-    def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
-        """Projected gradients of -f, k of each component; the sign falls out of every product."""
-        components, examples = gradients.components, gradients.examples
-        sketches = self._sketches(components)
         dims = {sketch.dim for sketch in sketches.values()}
         if len(dims) > 1:
             raise UserError(
@@ -182,7 +188,7 @@ class TRAK(Method):
         settings = [self.projection, self.distribution, self.seed, self.dimensions]
         place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
-            replace(gradients, loss=as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy),
+            gradients,
             sketches,
             store=place("trak", examples.fingerprint(), identity, components.names, settings, by=TRAK),
             tokens_per_batch=problem.compute.tokens_per_batch,

@@ -13,10 +13,11 @@ LISTED = 40  # questions whose own numbers are listed, the lowest first
 
 @dataclass(frozen=True)
 class Card:
-    """A check that was made: `lines` are its further numbers."""
+    """A check that was made; `how` with its threshold, `lines` its first further numbers and how many `more` there are."""
 
     title: str
     value: str
+    how: str
     check: Check
     lines: list[tuple[str, str]]
     more: int
@@ -52,7 +53,8 @@ def panel(trust: Mapping[str, Sequence[Check]]) -> Panel | None:
 def _card(one: Check) -> Card:
     lines = sorted(one.details.items(), key=lambda line: line[1])[:LISTED]
     told = [(name, _number(value)) for name, value in lines]
-    return Card(_title(one.name), _number(one.value), one, told, len(one.details) - len(told))
+    how = " ".join(f"{text[:1].upper()}{text[1:]}." for text in (one.how, one.threshold))
+    return Card(_title(one.name), _number(one.value), how, one, told, len(one.details) - len(told))
 
 
 def _cell(name: str, checks: Sequence[Check]) -> tuple[str, str]:

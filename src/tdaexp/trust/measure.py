@@ -18,7 +18,7 @@ from tdaexp.trust.damping import damping_curve
 from tdaexp.trust.drift import batch_drift, precision_drift
 from tdaexp.trust.known import completeness, coverage, self_check, solver
 from tdaexp.trust.probe import Allowance, probe_of
-from tdaexp.trust.sketch import EXAMPLES, QUERIES, sketch_ceiling
+from tdaexp.trust.sketch import sketch_ceiling
 from tdaexp.trust.stability import rank_stability
 
 if TYPE_CHECKING:
@@ -60,20 +60,19 @@ def _of_passes(
     method: Method, problem: Problem, store: xr.Dataset, k: int, allowance: Allowance, sharded: bool
 ) -> list[Check]:
     names = ["batch_drift", "precision_drift"]
-    components = problem.map.select(store["component"].values)
-    sketched = method.sketched(components)
-    makes: dict[str, Callable[[], Check]] = {}
     if sharded:
         return [absent(name, "the model is shared out over processes (trainer=fsdp)") for name in names]
     try:
-        probe = probe_of(method, problem, components.names)
+        probe = probe_of(method, problem, list(store["component"].values))
     except NotMeasured as reason:
         return [absent(name, reason) for name in names]
-    makes["batch_drift"] = lambda: batch_drift(probe, allowance)
-    makes["precision_drift"] = lambda: precision_drift(probe, allowance, problem.compute.cache_gb)
+    makes: dict[str, Callable[[], Check]] = {
+        "batch_drift": lambda: batch_drift(probe, allowance),
+        "precision_drift": lambda: precision_drift(probe, allowance, problem.compute.cache_gb),
+    }
+    sketched = method.sketched(problem)
     if sketched is not None:
-        larger = probe_of(method, problem, components.names, QUERIES, EXAMPLES)
-        makes["sketch_ceiling"] = lambda: sketch_ceiling(sketched, larger, allowance)
+        makes["sketch_ceiling"] = lambda: sketch_ceiling(sketched, problem.compute.tokens_per_batch, allowance)
     makes["damping_stability"] = lambda: damping_curve(method, problem, store, k, allowance)
     return [_made(name, make) for name, make in makes.items()]
 

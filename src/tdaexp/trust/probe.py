@@ -42,11 +42,11 @@ class Allowance:
         """`run` are the positions of the run's own passes, at least; `parameters` those of the model."""
         self.wanted, self.run, self.parameters, self.spent = wanted, run, parameters, 0.0
 
-    def spend(self, positions: float, flop: float = 0.0) -> None:
-        """Note passes over so many positions, and so many FLOP of other work. Errors (NotMeasured): too much."""
+    def spend(self, positions: float) -> None:
+        """Note passes over so many positions. Errors (NotMeasured): too much."""
         if self.wanted is False:
             raise NotMeasured("trust=false leaves out what takes passes through the model")
-        flop += 6.0 * self.parameters * positions
+        flop = 6.0 * self.parameters * positions
         own = 6.0 * self.parameters * self.run
         if not self.wanted and self.spent + flop > max(SHARE * own, SECOND):
             raise NotMeasured(
@@ -107,19 +107,26 @@ def sides_of(method: Method, problem: Problem, names: list[str]) -> tuple[Gradie
 
 def probe_of(method: Method, problem: Problem, names: list[str], queries: int = 2, examples: int = 4) -> Probe:
     """A few queries, and a few of their candidates. Errors (NotMeasured): no query has any."""
-    train, asked = sides_of(method, problem, names)
-    able = np.flatnonzero((problem.pairs >= 0).any(axis=1))
+    sides = sides_of(method, problem, names)
+    return few_pairs(*sides, problem.pairs, problem.compute.tokens_per_batch, queries, examples)[0]
+
+
+def few_pairs(
+    train: Gradients, queries: Gradients, pairs: np.ndarray, tokens_per_batch: int, most: int, examples: int
+) -> tuple[Probe, list[int], list[int]]:
+    """At most so many of some queries and so many of their candidates, and their numbers. Errors as `probe_of`."""
+    able = np.flatnonzero((pairs >= 0).any(axis=1))
     if not len(able):
         raise NotMeasured("no pair was scored")
-    rows = able[spread(asked.lengths[able], queries)]
-    near = np.unique(problem.pairs[rows])
+    rows = able[spread(queries.lengths[able], most)]
+    near = np.unique(pairs[rows])
     near = near[near >= 0]
     columns = near[spread(train.lengths[near], examples)]
-    return Probe(
-        replace(train, examples=train.examples.select(columns.tolist())),
-        replace(asked, examples=asked.examples.select(rows.tolist())),
-        problem.compute.tokens_per_batch,
-    )
+    sides = [
+        replace(side, examples=side.examples.select(chosen.tolist()))
+        for side, chosen in ((train, columns), (queries, rows))
+    ]
+    return Probe(sides[0], sides[1], tokens_per_batch), rows.tolist(), columns.tolist()
 
 
 def spread(lengths: np.ndarray, count: int) -> list[int]:

@@ -1,59 +1,63 @@
-"""What can a sketch of this size keep? Its cosines of a few pairs of gradients against the exact ones."""
+"""What can a sketch of this size keep? Stored sketches' cosines of a few pairs against the exact ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from tdaexp.gradients.features import sketch_batch
+from tdaexp.gradients.features import Features
 from tdaexp.gradients.passes import Gradients
-from tdaexp.gradients.sketch import Sketch
 from tdaexp.influence import EPSILON
+from tdaexp.runtime import ranks
 from tdaexp.trust.check import Bounds, Check, NotMeasured, judged
-from tdaexp.trust.probe import Allowance, Probe
+from tdaexp.trust.probe import Allowance, Probe, few_pairs
 
 BOUNDS = Bounds(0.95, 0.8)
 QUERIES, EXAMPLES = 4, 8
-DRAWN = 100.0  # FLOP that drawing an entry of a dense sketch is worth, of which traker draws all for each batch
 LEAST = 6  # pairs that a rank correlation is formed of
 
 
 @dataclass(frozen=True)
 class Sketched:
-    """Sketches by component; `summed` into one vector, or side by side."""
+    """The gradients that an answer has sketches of, `pairs` [Q, C] of them, and `features`: the sketches of queries and
+    training examples, as they are stored. Components are `summed` into one vector, or stand side by side.
+    """
 
-    sketches: Mapping[str, Sketch]
+    train: Gradients
+    queries: Gradients
+    pairs: np.ndarray
+    features: Callable[[], tuple[Features, Features]]
     summed: bool = False
 
-    @property
-    def dimensions(self) -> int:
-        """Of an example's whole sketch."""
-        dims = [one.dim for one in self.sketches.values()]
-        return max(dims) if self.summed else sum(dims)
 
-
-def sketch_ceiling(sketched: Sketched, probe: Probe, allowance: Allowance) -> Check:
+def sketch_ceiling(sketched: Sketched, tokens_per_batch: int, allowance: Allowance) -> Check:
     """Rank correlation of sketched with exact cosines: no score that is made of the sketches ranks better than they."""
-    pairs = len(probe.queries) * len(probe.train)
+    if ranks.current().world > 1:
+        raise NotMeasured("several processes share the work; a run in one process measures it")
+    probe, rows, columns = few_pairs(
+        sketched.train, sketched.queries, sketched.pairs, tokens_per_batch, QUERIES, EXAMPLES
+    )
+    pairs = len(rows) * len(columns)
     if pairs < LEAST:
         raise NotMeasured(f"a rank correlation of {pairs} pairs says nothing")
-    drawn = DRAWN * sum(one.dim * one.numel for one in sketched.sketches.values())
-    allowance.spend(2 * probe.positions, drawn)
-    exact, rough = _exact(probe), _cosines(*(_features(side, sketched, probe) for side in (probe.queries, probe.train)))
+    allowance.spend(probe.positions)
+    exact, components = _exact(probe), len(probe.train.components)
+    stored = zip(sketched.features(), (rows, columns), strict=True)
+    sides = [_whole(features, chosen, components, sketched.summed) for features, chosen in stored]
+    rough = _cosines(*sides)
     value = float(spearmanr(exact.ravel(), rough.ravel()).statistic)
     error = float(np.sqrt(((rough - exact) ** 2).mean()))
-    verdict = BOUNDS.verdict(value)
-    more = "" if verdict == "good" else "; more dimensions keep more (method.dimensions, or budget)"
+    more = "" if BOUNDS.verdict(value) == "good" else "; more dimensions keep more (method.dimensions, or budget)"
     says = (
-        f"Cosines of gradients that were sketched to {sketched.dimensions:,} dimensions rank these pairs with a "
+        f"Cosines of gradients that were sketched to {sides[0].shape[1]:,} dimensions rank these pairs with a "
         f"correlation of {value:.3f} to the exact ones (they are off by {error:.2g}){more}."
     )
     how = (
-        f"Spearman's correlation over {pairs} pairs ({len(probe.queries)} queries × {len(probe.train)} candidates) of "
-        "cosines of sketched and of exact gradients of the loss"
+        f"Spearman's correlation over {pairs} pairs ({len(rows)} queries × {len(columns)} of their candidates) of "
+        "cosines of stored sketches and of the gradients themselves"
     )
     return judged("sketch_ceiling", value, BOUNDS, says, how)
 
@@ -64,13 +68,10 @@ def _exact(probe: Probe) -> np.ndarray:
     return np.asarray(found["dot"].sum(-1) / (norms + EPSILON))
 
 
-def _features(gradients: Gradients, sketched: Sketched, probe: Probe) -> np.ndarray:
-    """Whole sketches [n, k] of a side's examples."""
-    batches = gradients.batches(probe.tokens_per_batch)
-    with gradients.ready():
-        rows = np.concatenate([sketch_batch(gradients, sketched.sketches, batch) for batch in batches])
-    rows = rows[np.argsort([number for batch in batches for number in batch])].astype(np.float64)
-    return rows.reshape(len(rows), len(gradients.components), -1).sum(1) if sketched.summed else rows
+def _whole(features: Features, numbers: list[int], components: int, summed: bool) -> np.ndarray:
+    """Whole sketches [n, k] of some examples."""
+    rows = features.rows(features.place[numbers]).astype(np.float64)
+    return rows.reshape(len(rows), components, -1).sum(1) if summed else rows
 
 
 def _cosines(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
