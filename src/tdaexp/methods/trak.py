@@ -17,7 +17,7 @@ and checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,6 +26,7 @@ import torch
 import xarray as xr
 
 from tdaexp.curvature.layers import layers_of
+from tdaexp.gradients.feature_kernel import kernel, parts, whole
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import KINDS, make_sketch
@@ -44,8 +45,6 @@ from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 from tdaexp.trust.sketch import Sketched
 
 log = logging.getLogger(__name__)
-Piece = tuple[np.ndarray, np.ndarray]
-"""Numbers [n] of training examples, and their projected gradients [n, K, k]."""
 ENSEMBLES = ("last", "all")
 
 
@@ -113,9 +112,9 @@ class TRAK(Method):
             sides = self._sides(there, components)
             found = {role: self._features(problem, side, identity) for role, side in sides.items()}
             cache_gb = problem.compute.cache_gb
-            whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
-            parts = _parts(found["train"], len(components), cache_gb)
-            found_here = kernel(whole[0], parts, whole[1], problem.pairs, self.ridge)
+            queries, fitted = (whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
+            train = parts(found["train"], len(components), cache_gb)
+            found_here = kernel(queries, train, fitted, problem.pairs, self.ridge)
             values = np.add(values, found_here, out=found_here)
             if problem.objective.gives_probabilities:
                 weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
@@ -137,13 +136,13 @@ class TRAK(Method):
         components, cache_gb = self._chosen(problem), problem.compute.cache_gb
         sides = self._sides(problem, components)
         found = {role: self._features(problem, side, problem.identity) for role, side in sides.items()}
-        queries, fitted = (_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
-        values = np.stack([
-            kernel(queries[rows], _parts(found["train"], len(components), cache_gb), fitted, pairs, factor * self.ridge)
-            for factor in factors
-        ]).sum(-1)  # fmt: skip
+        queries, fitted = (whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
+        used = np.unique(pairs[pairs >= 0])
+        rows_used = found["train"].rows(found["train"].place[used])
+        train = [(used, rows_used.reshape(len(used), len(components), -1))]
+        ridges = [factor * self.ridge for factor in factors]
+        values = np.stack([kernel(queries[rows], train, fitted, pairs, ridge) for ridge in ridges]).sum(-1)
         if problem.objective.gives_probabilities:
-            used = np.unique(pairs[pairs >= 0])
             side = replace(sides["train"], examples=problem.train.select(used.tolist()))
             weights = np.zeros(len(problem.train))
             weights[used] = out_to_loss(side, problem.compute.tokens_per_batch)
@@ -193,54 +192,6 @@ class TRAK(Method):
             store=place("trak", examples.fingerprint(), identity, components.names, settings, by=TRAK),
             tokens_per_batch=problem.compute.tokens_per_batch,
         )
-
-
-def _parts(features: Features, components: int, cache_gb: float) -> Iterator[Piece]:
-    """Numbers [n] and projected gradients [n, K, k] of all examples, in pieces that fit the cache."""
-    for numbers, rows in features.pieces(cache_gb * 1e9):
-        yield numbers, rows.reshape(len(rows), components, -1)
-
-
-def _whole(features: Features, components: int, cache_gb: float) -> np.ndarray:
-    """Projected whole gradients [N, k]: the sum over components."""
-    pieces = [(numbers, rows.sum(1)) for numbers, rows in _parts(features, components, cache_gb)]
-    back = np.argsort(np.concatenate([numbers for numbers, _ in pieces]))
-    return np.concatenate([rows for _, rows in pieces])[back]
-
-
-def kernel(
-    queries: np.ndarray, train: Iterable[Piece], fitted: np.ndarray, pairs: np.ndarray, ridge: float
-) -> np.ndarray:
-    """φ(q)ᵀ (ΦᵀΦ + ridge)⁻¹ φ(z) by component [Q, C, K], in float64.
-
-    From `queries` [Q, k], `train` in pieces of numbers [n] and φ [n, K, k], and Φ = `fitted` [M, k], the examples that
-    the model was trained on. `ridge` is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1.
-    Errors (UserError): ΦᵀΦ is singular and there is no ridge.
-    """
-    phi = fitted.astype(np.float64)
-    gram = phi.T @ phi
-    gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-    if np.linalg.cond(gram) > 1 / np.finfo(np.float32).eps:
-        raise UserError(
-            f"trak: {len(gram)} dimensions for {len(phi)} training examples leave ΦᵀΦ singular; set method.ridge=0.01, "
-            "or fewer method.dimensions"
-        )
-    solved = np.linalg.solve(gram, queries.T.astype(np.float64)).T
-    order = np.argsort(pairs, axis=None, kind="stable")
-    ranked, values = pairs.ravel()[order], None
-    for numbers, rows in train:
-        if values is None:
-            values = np.full((*pairs.shape, rows.shape[1]), np.nan)
-        first, last = (np.searchsorted(ranked, numbers, side) for side in ("left", "right"))
-        found = np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
-        there = np.repeat(np.arange(len(rows)), last - first)
-        for start in range(0, len(found), len(rows)):  # at most as many paired rows at a time as the piece has
-            some = slice(start, start + len(rows))
-            places = np.unravel_index(found[some], pairs.shape)
-            values[places] = np.einsum("pd,pkd->pk", solved[places[0]], rows[there[some]], optimize=True)
-    if values is None:
-        raise ValueError("there is no training example")
-    return values
 
 
 def out_to_loss(gradients: Gradients, tokens_per_batch: int) -> np.ndarray:

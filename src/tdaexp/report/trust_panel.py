@@ -13,7 +13,7 @@ LISTED = 40  # questions whose own numbers are listed, the lowest first
 
 @dataclass(frozen=True)
 class Card:
-    """A check that was made; `how` with its threshold, `lines` its first further numbers and how many `more` there are."""
+    """A check that was made: `how`, with its threshold; further numbers in `lines`, and how many `more` there are."""
 
     title: str
     value: str
