@@ -73,29 +73,31 @@ class Project(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
-        sketches, sides, used = self._sides(problem)
+        sides, used = self._sides(problem)
+        components = sides["queries"].components
+        sketches = self.sketches(components)
         queries = self._features(problem, sides["queries"], sketches, "queries")
         train = self._features(problem, sides["candidates"], sketches, "candidates")
         pairs = _among(problem.pairs, used)
         store = self._store(problem, sketches, "products")
         found = feature_products(queries, train, pairs, store=store, cache_gb=problem.compute.cache_gb)
-        components = sides["queries"].components
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, of the candidates."""
-        sketches, sides, used = self._sides(problem)
+        sides, used = self._sides(problem)
 
         def features() -> tuple[Features, Features]:
+            sketches = self.sketches(sides["queries"].components)
             found = [self._features(problem, sides[role], sketches, role) for role in ("queries", "candidates")]
             return found[0], found[1]
 
         return Sketched(sides["candidates"], sides["queries"], _among(problem.pairs, used), features)
 
-    def _sides(self, problem: Problem) -> tuple[dict[str, Sketch], dict[str, Gradients], np.ndarray]:
-        """Sketches, gradients of queries and of candidates, and the numbers of the latter: no other is sketched."""
+    def _sides(self, problem: Problem) -> tuple[dict[str, Gradients], np.ndarray]:
+        """Gradients of queries and of candidates, and the numbers of the latter: no other is sketched."""
         components = chosen(problem.components(), self.part, self.components, "all")
         used = np.unique(problem.pairs[problem.pairs >= 0])
         candidates = replace(problem, train=problem.train.select(used))
@@ -103,7 +105,7 @@ class Project(Method):
             "queries": query_gradients(problem, components, self.reduction),
             "candidates": train_gradients(candidates, components, self.reduction),
         }
-        return self.sketches(components), sides, used
+        return sides, used
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""

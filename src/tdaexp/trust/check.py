@@ -43,7 +43,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Check:
-    """A check of an answer: `value` (None: not measured) with its `verdict` by the `threshold`; `says` in a sentence
+    """A check of an answer: `value` (None: not measured, or no finite number) with its `verdict` by the `threshold`; `says` in a sentence
     what that means, `how` it was measured; `details` are further numbers, such as one for each question.
     """
 
@@ -59,8 +59,16 @@ class Check:
 def judged(
     name: str, value: float, bounds: Bounds, says: str, how: str, details: dict[str, float] | None = None
 ) -> Check:
-    """The check of a value, with the verdict that its bounds give."""
-    return Check(name, float(value), bounds.verdict(value), str(bounds), says, how, details or {})
+    """The check of a value, with the verdict that its bounds give; one that is not finite is bad, and not a number."""
+    return Check(
+        name,
+        float(value) if math.isfinite(value) else None,
+        bounds.verdict(value),
+        str(bounds),
+        says,
+        how,
+        details or {},
+    )
 
 
 def absent(name: str, reason: object) -> Check:
@@ -70,7 +78,7 @@ def absent(name: str, reason: object) -> Check:
 
 def flat(checks: Sequence[Check]) -> dict[str, float]:
     """`trust/NAME` for each value, and `trust/bad`, how many are bad; nothing where no check was made."""
-    found = {f"trust/{one.name}": one.value for one in checks if one.value is not None and math.isfinite(one.value)}
+    found = {f"trust/{one.name}": one.value for one in checks if one.value is not None}
     return found | {"trust/bad": float(sum(one.verdict == BAD for one in checks))} if checks else {}
 
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from tdaexp.runtime.oom_split import out_of_memory
 from tdaexp.trust.check import Bounds, Check, NotMeasured, judged
 from tdaexp.trust.probe import Allowance, Found, Probe, drift
 
@@ -78,6 +79,8 @@ def _widened(probe: Probe, models: list[nn.Module], wide: torch.dtype) -> Found:
         copies = {model: copy.deepcopy(model).to(wide) for model in models}
         return probe.on(copies).products()
     except (RuntimeError, TypeError) as error:  # a module's own code may know one type alone, or hold what has no copy
+        if out_of_memory(error):
+            raise
         told = " ".join(str(error).split())[:200]
         raise NotMeasured(f"the model does not run as a copy in {SHORT[wide]} ({told})") from error
 

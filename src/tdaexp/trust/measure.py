@@ -13,6 +13,7 @@ import xarray as xr
 from tdaexp.building.self_check import outcome_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.oom_split import out_of_memory
 from tdaexp.trust.check import ABSENT, BAD, Check, NotMeasured, absent
 from tdaexp.trust.damping import damping_curve
 from tdaexp.trust.drift import batch_drift, precision_drift
@@ -91,7 +92,9 @@ def _made(name: str, make: Callable[[], Check]) -> Check:
         return make()
     except (NotMeasured, UserError) as reason:
         return absent(name, reason)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         return absent(name, "there was not enough memory")
 
 

@@ -48,6 +48,8 @@ def sketch_ceiling(sketched: Sketched, tokens_per_batch: int, allowance: Allowan
     stored = zip(sketched.features(), (rows, columns), strict=True)
     sides = [_whole(features, chosen, components, sketched.summed) for features, chosen in stored]
     rough = _cosines(*sides)
+    if np.ptp(exact) == 0 or np.ptp(rough) == 0:
+        raise NotMeasured("all pairs have the same cosine")
     value = float(spearmanr(exact.ravel(), rough.ravel()).statistic)
     error = float(np.sqrt(((rough - exact) ** 2).mean()))
     more = "" if BOUNDS.verdict(value) == "good" else "; more dimensions keep more (method.dimensions, or budget)"
