@@ -43,8 +43,9 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Check:
-    """A check of an answer: `value` (None: not measured, or no finite number) with its `verdict` by the `threshold`; `says` in a sentence
-    what that means, `how` it was measured; `details` are further numbers, such as one for each question.
+    """A check of an answer: `value` (None: not measured, or no finite number) with its `verdict` by the `threshold`;
+    `says` in a sentence what that means, `how` it was measured; `details` are further numbers, such as one for each
+    question.
     """
 
     name: str
