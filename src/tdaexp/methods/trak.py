@@ -141,7 +141,7 @@ class TRAK(Method):
         rows_used = found["train"].rows(found["train"].place[used])
         train = [(used, rows_used.reshape(len(used), len(components), -1))]
         ridges = [factor * self.ridge for factor in factors]
-        values = np.stack([kernel(queries[rows], train, fitted, pairs, ridge) for ridge in ridges]).sum(-1)
+        values: np.ndarray = np.stack([kernel(queries[rows], train, fitted, pairs, ridge) for ridge in ridges]).sum(-1)
         if problem.objective.gives_probabilities:
             side = replace(sides["train"], examples=problem.train.select(used.tolist()))
             weights = np.zeros(len(problem.train))
