@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,12 +34,12 @@ def in_type(model: nn.Module, batch: list[Tensor]) -> Tensor:
     return loss(model, [one.to(kind) for one in batch])
 
 
-def gradients(problem: Problem, examples: object, numbers: list[int]) -> dict[str, np.ndarray]:
+def gradients(problem: Problem, examples: Any, numbers: list[int]) -> dict[str, np.ndarray]:
     """By component the gradients [n, size] of some examples' losses, each alone, by plain autograd in float64."""
     found: dict[str, list[np.ndarray]] = {"first": [], "last": []}
     for number in numbers:
         with torch.enable_grad():
-            batch = [part[None] for part in examples.data[number]]
+            batch = examples.batch([number])
             parameters = {name: one.detach().requires_grad_() for name, one in problem.model.named_parameters()}
             value = in_type_of(problem.model, parameters, batch)
             slopes = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))

@@ -41,7 +41,7 @@ def test_coverage(skipped, names, value, verdict, said):
 
 def test_what_has_no_components_has_no_coverage():
     with pytest.raises(NotMeasured):
-        coverage(answer(["a"]).sum("component").drop_vars("component"), components(0))
+        coverage(answer(["a"]).sum("component"), components(0))
 
 
 def test_the_worst_of_two_models_is_told():
