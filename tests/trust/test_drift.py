@@ -11,7 +11,7 @@ from tdaexp.gradients import assembly
 from tdaexp.methods.dot import Dot
 from tdaexp.trust.check import NotMeasured
 from tdaexp.trust.drift import batch_drift, precision_drift
-from tdaexp.trust.probe import FLOOR, SECOND, Allowance, drift, probe_of, spread
+from tdaexp.trust.probe import FEW, FLOOR, Allowance, drift, probe_of, spread
 
 NAMES = ["first", "last"]
 
@@ -155,9 +155,9 @@ def test_passes_are_at_most_two_per_cent_or_a_second_unless_more_are_wanted():
     with pytest.raises(NotMeasured, match=r"about 0.0001 % .* trust=true measures it"):
         usual.spend(1.0)
     short = Allowance(None, run=1.0, parameters=1)
-    short.spend(SECOND / 6)
+    short.spend(FEW / 6)
     with pytest.raises(NotMeasured):
-        short.spend(SECOND / 6)
+        short.spend(FEW / 6)
     Allowance(True, run=1.0, parameters=1).spend(1e15)
     with pytest.raises(NotMeasured, match="trust=false"):
         Allowance(False, run=1e9, parameters=1).spend(1.0)

@@ -153,7 +153,7 @@ class AttributeConfig:
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
     `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
     training example does for itself, too (and that alone with `dataset.query_sets=[]`); `trust`, whether checks of the
-    answer are made that take passes through the model (null = at most 2 % of the run's, or about a second); `plan`
+    answer are made that take passes through the model (null = at most 2 % of the run's, or a second or two); `plan`
     prints what the run would cost and ends.
     """
 

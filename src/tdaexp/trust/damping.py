@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 BOUNDS = Bounds(0.8, 0.5)
 FACTORS = (0.1, 1.0, 10.0)
 QUERIES = 2
-REACH = 4  # times as many of a query's best rows as are shown are scored again
+REACH = 3  # times as many of a query's best rows as are shown are scored again
 
 
 def damping_curve(method: Method, problem: Problem, store: xr.Dataset, k: int, allowance: Allowance) -> Check:
-    """The share of a query's best rows (`best_of`) that stay so, among four times as many, at other dampings."""
+    """The share of a query's best rows (`best_of`) that stay so, among three times as many, at other dampings."""
     if ranks.current().world > 1:
         raise NotMeasured("several processes share the work; a run in one process measures it")
     if method.fixed_damping is not None:

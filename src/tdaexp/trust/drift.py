@@ -62,7 +62,7 @@ def precision_drift(probe: Probe, allowance: Allowance, cache_gb: float) -> Chec
         raise NotMeasured(
             f"a copy of the model in {SHORT[wide]} takes {room / 1e9:.2g} GB, more than trainer.cache_gb={cache_gb:g}"
         )
-    allowance.spend((2 if wide == torch.float64 else 1) * 2 * probe.positions)
+    allowance.spend((2 if wide == torch.float64 else 1) * probe.positions)
     value, place = drift(probe.alone, _widened(probe, models, wide), probe.train.components.names)
     moved = "" if BOUNDS[own].verdict(value) == "good" else f"; try trainer.precision={SHORT[wide]}"
     says = (

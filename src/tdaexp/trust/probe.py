@@ -28,13 +28,13 @@ FLOOR = 1e-3
 """A component whose gradients are smaller than this share of the whole ones is judged by that: it may be rounding."""
 SHARE = 0.02
 """Of a run's passes, at most so many more are made for checks,"""
-SECOND = 2e10
-"""or passes of so many FLOP, which take one core about a second."""
+FEW = 1e10
+"""or passes of so many FLOP in all, which take one core a second or two."""
 
 
 class Allowance:
-    """How much work the checks of a run may make: `wanted` None = what is cheap beside the run, or takes about a
-    second; True = all; False = none. Counted in positions (tokens) of passes, not in seconds: the same run makes the
+    """How much work the checks of a run may make: `wanted` None = what is cheap beside the run, or takes a
+    second or two; True = all; False = none. Counted in positions (tokens) of passes, not in seconds: the same run makes the
     same checks on any machine.
     """
 
@@ -48,9 +48,9 @@ class Allowance:
             raise NotMeasured("trust=false leaves out what takes passes through the model")
         flop = 6.0 * self.parameters * positions
         own = 6.0 * self.parameters * self.run
-        if not self.wanted and self.spent + flop > max(SHARE * own, SECOND):
+        if not self.wanted and self.spent + flop > max(SHARE * own, FEW):
             raise NotMeasured(
-                f"it would take about {100 * flop / own:.2g} % of this run's passes, and more than a second; "
+                f"it would take about {100 * flop / own:.2g} % of this run's passes, and more than a second or two; "
                 "trust=true measures it all the same"
             )
         self.spent += flop
