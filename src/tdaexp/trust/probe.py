@@ -33,9 +33,9 @@ FEW = 1e10
 
 
 class Allowance:
-    """How much work the checks of a run may make: `wanted` None = what is cheap beside the run, or takes a
-    second or two; True = all; False = none. Counted in positions (tokens) of passes, not in seconds: the same run makes the
-    same checks on any machine.
+    """How much work the checks of a run may make: `wanted` None = what is cheap beside the run, or takes a second or
+    two; True = all; False = none. Counted in positions (tokens) of passes, not by a clock: the same run makes the same
+    checks on any machine.
     """
 
     def __init__(self, wanted: bool | None, run: float, parameters: int) -> None:
