@@ -34,7 +34,7 @@ class Sketched:
 
 
 def sketch_ceiling(sketched: Sketched, tokens_per_batch: int, allowance: Allowance) -> Check:
-    """Rank correlation of sketched with exact cosines: no score that is made of the sketches ranks better than they."""
+    """Rank correlation of sketched with exact cosines: what is left of the products that every score is made of."""
     if ranks.current().world > 1:
         raise NotMeasured("several processes share the work; a run in one process measures it")
     probe, rows, columns = few_pairs(
