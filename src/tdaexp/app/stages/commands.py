@@ -17,6 +17,7 @@ from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
 from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.stages.retraining import judged_by_retraining
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
 from tdaexp.metrics.external import read_scores
@@ -26,6 +27,7 @@ from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.retrained import frame
 from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
@@ -98,7 +100,8 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
-    stores, found = _pair_stores([Path(store) for store in config.runs])
+    every = {Path(store): influence.load(Path(store)) for store in config.runs}
+    stores, found = _pair_stores(every)
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = beside(store, "cost.json")
@@ -108,18 +111,21 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
     datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
+    decomposed = [dataset for store, dataset in every.items() if store not in stores]
+    judged = judged_by_retraining(config, datasets | dict(zip(distinct_labels(decomposed), decomposed, strict=True)))
+    if not ranks.current().first:
+        return {}
+    return write_report(folder, datasets, texts, config.metric, logger, judged_again=frame(judged) if judged else None)
 
 
-def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
+def _pair_stores(every: dict[Path, xr.Dataset]) -> tuple[list[Path], list[xr.Dataset]]:
     """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
-    found = [(store, influence.load(store)) for store in stores]
-    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
-    if found and not pairs:
+    pairs = [(store, dataset) for store, dataset in every.items() if "candidate" in dataset.dims]
+    if every and not pairs:
         raise UserError(
-            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
+            f"runs: {next(iter(every))} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
             "metrics.json says how complete it is; add runs of ekfac, dot or random"
         )
-    for store in set(stores) - {store for store, _ in pairs}:
+    for store in set(every) - {store for store, _ in pairs}:
         log.warning("%s: left out, it decomposes a training and scores no pairs", store)
     return [store for store, _ in pairs], [dataset for _, dataset in pairs]
