@@ -118,17 +118,21 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
     settings = evidence.settings.lds
     assert settings is not None
     count = len(evidence.problem.train)
-    members = np.stack([subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)])
+    members = np.stack(
+        [subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)]
+    )
     found = []
     for start in evidence.settings.retraining.starts:
-        outputs = evidence.outputs([evidence.variant(one, start, j) for j, one in enumerate(members)], f"lds, {start} start")
+        outputs = evidence.outputs(
+            [evidence.variant(one, start, j) for j, one in enumerate(members)], f"lds, {start} start"
+        )
         if start != OWN:
             evidence.check(outputs)
         varies = outputs.std(0) > 0
         if not varies.any():
             raise UserError(
-                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained models, "
-                "so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
+                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "
+                "models, so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
             )
         ceilings = _ceilings(evidence, outputs) if start == OWN and settings.ceiling else None
         for name, rows in evidence.by_query_set().items():

@@ -25,7 +25,9 @@ FURTHEST = 0.5
 
 @dataclass(frozen=True)
 class Judged:
-    """One number of a `metric` that judges by retraining: of a method's `label`, or of a control, on `queries` of a set."""
+    """One number of a `metric` that judges by retraining: of a method's `label`, or of a control, on `queries` of
+    a set.
+    """
 
     label: str
     query_set: str
@@ -63,7 +65,9 @@ class Retrained:
         """Measurements [S, Q] float64 by the models; trained and asked now, where they were not before."""
         problem, keys = self.problem, [variant.key for variant in variants]
         parts = (self.bank.recipe.identity, problem.queries.fingerprint(), self.measurement, keys)
-        path = cache.entry(problem.cache, "retrained", *parts, by=[Retrained, measured, *self.bank.recipe.by], name="{}.npz")
+        path = cache.entry(
+            problem.cache, "retrained", *parts, by=[Retrained, measured, *self.bank.recipe.by], name="{}.npz"
+        )
         if not ranks.from_first(path.exists()):
             models = self.bank.networks(variants, what)
             found = np.stack([measured(problem, model, self.measurement) for model in models])

@@ -16,6 +16,7 @@ from rich.text import Text
 from tdaexp.metrics.retrained import CEILING, Judged
 from tdaexp.report.console import of_width
 from tdaexp.report.figures import GREY, INK, PALETTE, grid
+from tdaexp.report.findings import Drawing, Findings
 from tdaexp.report.tables import with_interval
 
 TITLES = {
@@ -25,19 +26,20 @@ TITLES = {
 """What each metric is called for people."""
 EXPLAINED = {
     "lds_same": (
-        "Linear datamodeling score: rank correlation, over random subsets of the training examples, of a method's summed "
-        "scores with what a model answers that was trained on the subset, from the explained start in its batches."
+        "Linear datamodeling score: rank correlation, over random subsets of the training examples, of a "
+        "method's summed scores with what a model answers that was trained on the subset, from the explained start in its batches."
     ),
     "lds_own": (
-        "The same with models that have starts and batches of their own; no score can foretell what those do to an answer, "
-        "and the noise ceiling is what a perfect one would reach."
+        "The same with models that have starts and batches of their own; no score can foretell what those do to an "
+        "answer, and the noise ceiling is what a perfect one would reach."
     ),
 }
+CAPTION = "How well methods foretell what models answer that are trained again, with intervals."
 ROW = 0.28  # inches of a figure for each method
 
 
 def frame(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row for each number: `method`, `query_set`, `metric`, `value`, `low`, `high`, `queries`, best first, per metric."""
+    """A row for each number: `method`, `query_set`, `metric`, `value`, `low`, `high`, `queries`; the best first."""
     rows = [
         {"method": one.label, "query_set": one.query_set, "metric": one.metric, "value": one.interval.value,
          "low": one.interval.low, "high": one.interval.high, "queries": one.queries}
@@ -96,6 +98,12 @@ def retrained_figure(table: pd.DataFrame) -> Figure:
             _panel(axes, part)
             axes.set_title(title)
         return figure
+
+
+def retrained_findings(table: pd.DataFrame) -> Findings:
+    """A page of its own, where no store scores pairs that could be ranked."""
+    drawing = Drawing("retrained", CAPTION, retrained_figure(table), wide=True)
+    return Findings("Judged by retraining", flat_retrained(table), {"retrained": table}, [drawing])
 
 
 def _panel(axes: Axes, part: pd.DataFrame) -> None:

@@ -47,7 +47,7 @@ def _evidence(config: EvaluateConfig, stores: dict[str, xr.Dataset], metric: str
     studies = {store.attrs.get("study") for store in stores.values()}
     if len(studies) > 1:
         raise UserError(
-            f"metric={metric}: the runs are of {len(studies)} models or data sets, and one bank of retrained models is of "
+            f"metric={metric}: the runs are of {len(studies)} models or data sets, and a bank of retrained models is of "
             "one; name the runs of one (runs=[…])"
         )
     told = next((store.attrs["config"] for store in stores.values() if store.attrs.get("config")), None)
@@ -67,12 +67,16 @@ def _evidence(config: EvaluateConfig, stores: dict[str, xr.Dataset], metric: str
 def _configuration(told: dict[str, Any], config: EvaluateConfig, metric: str) -> AttributeConfig:
     """A run's configuration as objects, with this command's metrics, cache and place."""
     if not (told.get("model") or {}).get("_target_") or told.get("products"):
-        raise UserError(f"metric={metric}: no configuration says how the model was trained; judge a run of attribute.py")
+        raise UserError(
+            f"metric={metric}: no configuration says how the model was trained; judge a run of attribute.py"
+        )
     values = {key: value for key, value in told.items() if key not in ("metric", "logger")}
     checker = Checker(lambda path: "config of the run")
     hints = {"metric": {}, "logger": {"kind": "none"}, "cache_dir": config.cache_dir}
     run: AttributeConfig = checker.build(AttributeConfig, {**values, **hints})
-    own = dataclasses.replace(run.trainer, strategy="single", devices=1, nodes=1, accelerator=config.trainer.accelerator)
+    own = dataclasses.replace(
+        run.trainer, strategy="single", devices=1, nodes=1, accelerator=config.trainer.accelerator
+    )
     return dataclasses.replace(run, metric=config.metric, trainer=own, plan=False, self_influence=False)
 
 
