@@ -27,8 +27,12 @@ JUDGES = {"lds": judge_lds}
 RANDOM = "random"
 
 
-def judged_by_retraining(config: EvaluateConfig, stores: dict[str, xr.Dataset]) -> list[Judged]:
+def judged_by_retraining(
+    config: EvaluateConfig, stores: dict[str, xr.Dataset], unfit: dict[str, str] | None = None
+) -> list[Judged]:
     """What the chosen metrics say of all stores by label; nothing where none is chosen.
+
+    Where `unfit` is given, a store without scores of all pairs is noted there and left out.
 
     Errors (UserError): stores of several models or data; a model that cannot be trained again; stores without scores of
     all pairs.
@@ -37,7 +41,14 @@ def judged_by_retraining(config: EvaluateConfig, stores: dict[str, xr.Dataset]) 
     if not chosen:
         return []
     evidence = _evidence(config, stores, chosen[0])
-    scores = {label: _scores(label, store, evidence.problem) for label, store in stores.items()}
+    scores = {}
+    for label, store in stores.items():
+        try:
+            scores[label] = _scores(store, evidence.problem)
+        except UserError as error:
+            if unfit is None:
+                raise UserError(f"'{label}': {error}") from error
+            unfit[label] = str(error)
     scores |= _controls(stores, evidence.problem, config.metric)
     return [one for name in chosen for one in JUDGES[name](evidence, scores)]
 
@@ -80,12 +91,9 @@ def _configuration(told: dict[str, Any], config: EvaluateConfig, metric: str) ->
     return dataclasses.replace(run, metric=config.metric, trainer=own, plan=False, self_influence=False)
 
 
-def _scores(label: str, store: xr.Dataset, problem: Problem) -> np.ndarray:
+def _scores(store: xr.Dataset, problem: Problem) -> np.ndarray:
     """Scores [Q, N] of a store, its queries and examples in the problem's order; NaN for a query that it lacks."""
-    try:
-        values = scores_of_all(store, problem.train.ids)
-    except UserError as error:
-        raise UserError(f"'{label}': {error}") from error
+    values = scores_of_all(store, problem.train.ids)
     names = zip(store["query_set"].values, store["query"].values, strict=True)
     rows = {(str(name), str(query)): row for row, (name, query) in enumerate(names)}
     found = np.full((len(problem.queries), values.shape[1]), np.nan)
