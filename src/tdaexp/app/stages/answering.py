@@ -161,7 +161,7 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
     itself = None if answer.itself is None else totals(answer.itself)
     write_answer(folder, store, answer.texts, settings.top_k, itself)
     trust = {label: answer.trust}
-    metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near, trust) | own
+    metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near, trust=trust) | own
     write_json(folder / "metrics.json", metrics)
     print_answer(folder, store, answer.texts)
     return metrics
