@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TOLERANCES = {"float32": 1e-4, "iterative": 3e-3, "bfloat16": 5e-2, "exact": 0.0}
 """Largest difference over largest score. Solvers stop at a tolerance (`method.tolerance`) or draw their batches."""
 TOY = ["trainer.fit.keep=all"]
-QA = ["experiment=toy_msif", "trainer.fit.steps=300", "trainer.finetune.steps=50"]
+QA = ["model=toy_recall", "dataset=biographies_qa", "trainer.fit.steps=300", "trainer.finetune.steps=50"]
 IMAGES = ["model=mnist_cnn", "model.padding=1", "dataset=digits", "dataset.query_limit=64"]
 SMALL = {"toy": ["trainer.fit.steps=20", "trainer.fit.checkpoint_every=10"],
          "qa": ["trainer.fit.steps=20", "trainer.finetune.steps=10"], "images": ["trainer.fit.steps=5"]}  # fmt: skip
@@ -52,8 +52,8 @@ CASES = {
     **{f"{name}-bfloat16": ("toy", [f"method={name}", "trainer.precision=bfloat16"], "bfloat16")
        for name in ("dot", "project", "ekfac")},
     "dot-float64": ("toy", ["method=dot", "trainer.precision=float64"], "float32"),
-    "multistage": ("qa", ["method=multistage"], "float32"),
-    "multistage-bfloat16": ("qa", ["method=multistage", "trainer.precision=bfloat16"], "bfloat16"),
+    "multistage": ("qa", ["method=multistage", "candidates=all"], "float32"),
+    "multistage-bfloat16": ("qa", ["method=multistage", "candidates=all", "trainer.precision=bfloat16"], "bfloat16"),
     "explaind": ("images", ["method=explaind"], "float32"),
     "explaind-train": ("images", ["method=explaind", "method.keep=[step,component,train]", "method.single=64"],
                        "float32"),
@@ -101,6 +101,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.mkdtemp(prefix="agreement")))
     options = parser.parse_args()
     root = options.folder.resolve()
+    root.mkdir(parents=True, exist_ok=True)
     settings = {name: [*words, *(SMALL[name] if options.small else [])] for name, words in DATA.items()}
     wanted = {CASES[case][0] for case in options.cases}
     with ThreadPoolExecutor(options.jobs) as pool:
