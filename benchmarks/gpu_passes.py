@@ -186,7 +186,9 @@ def curvature(sizes: Sizes, layers: int, device: torch.device, dtype: torch.dtyp
                     now["eigenbases"] = timed(lambda: fit.eigen(readers), device, 0)
                     now["lambda"] = timed(lambda: fit.spectrum("lambda", readers), device, 0)
                 factors = Factors(Path(folder) / "f", source.layers, readers, "ekfac", len(train), source.dtype)
-                sides = LayerPairs(side, queries, blocks, lambda n, g: factors.precondition(n, g, Damping(relative=0.1)))
+                sides = LayerPairs(
+                    side, queries, blocks, lambda n, g: factors.precondition(n, g, Damping(relative=0.1))
+                )
                 place, budget = Path(folder) / "s", {"tokens_per_batch": tokens, "cache_gb": 40}
                 now["pairs"] = timed(lambda: pair_scores(sides, every, store=place, **budget), device, 0)
                 if device.type == "cuda":
