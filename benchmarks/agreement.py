@@ -84,9 +84,10 @@ def command(program: str, device: str, cache: Path, folder: Path, options: list[
 
 def given(root: Path, name: str) -> list[str]:
     """Options that take the language models that were trained, whatever the precision that a case runs in."""
-    found = {"pretrained": f"{name}_*", "finetuned": f"{name}_*-finetuned-*"}
-    places = {key: sorted((root / "trained" / "models").glob(f"{pattern}/model")) for key, pattern in found.items()}
-    return [f"model.{key}={every[-1]}" for key, every in places.items() if every and name != "images"]
+    first = {"toy": "toy_gpt", "qa": "toy_recall"}.get(name, "none")
+    found = {one.parent.name: one for one in (root / "trained" / "models").glob(f"{first}-*/model")}
+    keys = {place: "finetuned" if "-finetuned-" in folder else "pretrained" for folder, place in found.items()}
+    return [f"model.{key}={place}" for place, key in keys.items()]
 
 
 def compared(ours: Path, theirs: Path) -> tuple[float, float, float]:
