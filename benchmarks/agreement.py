@@ -29,9 +29,9 @@ from scipy.stats import spearmanr
 from tdaexp.influence import blocks, load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TOLERANCES = {"float32": 1e-4, "iterative": 3e-3, "drawn": 1e-2, "bfloat16": 5e-2, "exact": 0.0}
-"""Largest difference over largest score. Solvers stop at a tolerance (`method.tolerance`); EK-FAC draws labels, of which
-rounding makes a few others (`tests/curvature/test_on_cuda.py` has the same ones on both devices)."""
+TOLERANCES = {"float32": 1e-4, "iterative": 3e-3, "drawn": 1e-2, "bfloat16": 1e-1, "exact": 0.0}
+"""Largest difference over largest score. Solvers stop at a tolerance (`method.tolerance`); EK-FAC draws labels, of
+which rounding makes a few others (`tests/curvature/test_on_cuda.py` has the same ones on both devices)."""
 TOY = ["dataset.people=100", "dataset.query_limit=60", "trainer.fit.keep=all", "trainer.fit.steps=200"]
 QA = ["model=toy_recall", "dataset=biographies_qa", "trainer.fit.steps=300", "trainer.finetune.steps=50"]
 IMAGES = ["model=mnist_cnn", "model.padding=1", "dataset=digits", "dataset.query_limit=64"]
@@ -50,16 +50,17 @@ CASES = {
     "cg": ("toy", ["method=cg", "method.examples=32", "method.deflate=20"], "iterative"),
     "lissa": ("toy", ["method=lissa", "method.depth=40"], "iterative"),
     "arnoldi": ("toy", ["method=arnoldi", "method.examples=32", "method.steps=30", "method.rank=20"], "iterative"),
-    **{name: ("toy", [f"method={name}"], "float32") for name in ("trak", "tracin", "cka")},
+    **{name: ("toy", [f"method={name}"], "float32") for name in ("tracin", "cka")},
+    "trak": ("toy", ["method=trak", "method.projection=srht"], "float32"),
     "cka-states": ("toy", ["method=cka", "method.of=states"], "float32"),
     **{name: ("toy", [f"method={name}"], "exact") for name in ("bm25", "random")},
-    **{f"{name}-bfloat16": ("toy", [f"method={name}", "trainer.precision=bfloat16"], "bfloat16")
+    **{f"{name}-bfloat16": ("toy", [f"method={name}", "trainer.precision=bfloat16", "dataset.query_sets=[paraphrased]"], "bfloat16")
        for name in ("dot", "project", "ekfac")},
     "dot-float64": ("toy", ["method=dot", "trainer.precision=float64"], "float32"),
     "multistage": ("qa", ["method=multistage", "candidates=all"], "drawn"),
     "multistage-bfloat16": ("qa", ["method=multistage", "candidates=all", "trainer.precision=bfloat16"], "bfloat16"),
     "explaind": ("images", ["method=explaind"], "float32"),
-    "explaind-train": ("images", ["method=explaind", "method.keep=[step,component,train]", "method.single=64"],
+    "explaind-train": ("images", ["method=explaind", "method.keep=[component,train]", "method.single=64"],
                        "float32"),
     "explaind-gauss": ("images", ["method=explaind", "method.quadrature.rule=gauss", "method.quadrature.nodes=4"],
                        "float32"),

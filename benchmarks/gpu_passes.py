@@ -92,7 +92,7 @@ def settle(device: torch.device) -> None:
 def timed(work: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
     """Median milliseconds; a first round warms up."""
     found = []
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         settle(device)
         start = time.perf_counter()
         work()
@@ -160,49 +160,49 @@ def passes(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
     few, many = (timed(lambda n=n: products(n), device) for n in (FEW, MANY))
     told("products", (many - few) / (MANY - FEW), base / FEW)
     if device.type == "cuda":
-        print(f"    products wait {waits(lambda: products(FEW))} times for {FEW} batches, "
-              f"{waits(lambda: products(MANY))} for {MANY}; peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")  # fmt: skip
+        found = [waits(lambda n=n: products(n)) for n in (FEW, MANY)]
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        print(f"    products wait {found[0]} times for {FEW} batches, {found[1]} for {MANY}; peak {peak:.1f} GB")
 
 
 def curvature(sizes: Sizes, layers: int, device: torch.device, dtype: torch.dtype) -> None:
-    """The rows of EK-FAC, time of `MANY` batches less that of `FEW`."""
+    """The rows of EK-FAC: time of `MANY` batches less that of `FEW`, after one fit that warms up."""
     model = build(sizes, layers, device, dtype)
+    found = [fitted(model, sizes, count, device) for count in (FEW, FEW, MANY)][1:]
+    train = texts(sizes, FEW * sizes.examples, 0, "t")
+    batches = [train[start : start + sizes.examples] for start in range(0, len(train), sizes.examples)]
+    base = timed(lambda: plain(model, batches, device), device) / FEW
+    told(f"plain, {layers} layers", base, base)
+    print(f"    eigenbases {found[0].pop('eigenbases') / 1000:.1f} s once")
+    for name, few in found[0].items():
+        told(name, (found[1][name] - few) / (MANY - FEW), base)
+
+
+def fitted(model: OlmoForCausalLM, sizes: Sizes, count: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the phases over so many batches."""
     components, tokens = component_map(model), sizes.examples * sizes.length
     blocks = layers_of(components.select(names_of(components, "blocks")))
-    queries = Gradients(model, blocks.map, texts(sizes, QUERIES, 1, "q"), NextToken(), reduction="sum")
-    found: dict[str, list[float]] = {}
-    for count in (FEW, MANY):
-        train = texts(sizes, count * sizes.examples, 0, "t")
-        side = Gradients(model, blocks.map, train, NextToken(), reduction="sum")
-        source = FisherSamples(side, blocks, tokens)
-        every = np.tile(np.arange(len(train)), (QUERIES, 1))
-        for _ in range(2):  # the second time counts
-            with tempfile.TemporaryDirectory() as folder:
-                fit = Phases(source, seed=0, partitions=1, saves=1, store=Path(folder) / "f")
-                now: dict[str, float] = {}
-                with source.ready(), torch.no_grad():
-                    readers = fit.readers()
-                    now["covariances"] = timed(lambda: fit.covariance(readers), device, 0)
-                    now["eigenbases"] = timed(lambda: fit.eigen(readers), device, 0)
-                    now["lambda"] = timed(lambda: fit.spectrum("lambda", readers), device, 0)
-                factors = Factors(Path(folder) / "f", source.layers, readers, "ekfac", len(train), source.dtype)
-                sides = LayerPairs(
-                    side, queries, blocks, lambda n, g: factors.precondition(n, g, Damping(relative=0.1))
-                )
-                place, budget = Path(folder) / "s", {"tokens_per_batch": tokens, "cache_gb": 40}
-                now["pairs"] = timed(lambda: pair_scores(sides, every, store=place, **budget), device, 0)
-                if device.type == "cuda":
-                    again = Path(folder) / "w"
-                    print(f"    pairs wait {waits(lambda: pair_scores(sides, every, store=again, **budget))} times "
-                          f"for {count} batches")  # fmt: skip
-        for name, value in now.items():
-            found.setdefault(name, []).append(value)
-    batches = [train[start : start + sizes.examples] for start in range(0, len(train), sizes.examples)]
-    base = timed(lambda: plain(model, batches, device), device) / MANY
-    told(f"plain, {layers} layers", base, base)
-    print(f"    eigenbases {found.pop('eigenbases')[0] / 1000:.1f} s once")
-    for name, (few, many) in found.items():
-        told(name, (many - few) / (MANY - FEW), base)
+    sets = texts(sizes, count * sizes.examples, 0, "t"), texts(sizes, QUERIES, 1, "q")
+    train, queries = (Gradients(model, blocks.map, one, NextToken(), reduction="sum") for one in sets)
+    source, budget = FisherSamples(train, blocks, tokens), {"tokens_per_batch": tokens, "cache_gb": 40}
+    every = np.tile(np.arange(len(train)), (QUERIES, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        fit = Phases(source, seed=0, partitions=1, saves=1, store=Path(folder) / "f")
+        with source.ready(), torch.no_grad():
+            readers = fit.readers()
+            now = {"covariances": timed(lambda: fit.covariance(readers), device, 0)}
+            now["eigenbases"] = timed(lambda: fit.eigen(readers), device, 0)
+            now["lambda"] = timed(lambda: fit.spectrum("lambda", readers), device, 0)
+        factors = Factors(Path(folder) / "f", source.layers, readers, "ekfac", len(train), source.dtype)
+        sides = LayerPairs(train, queries, blocks, lambda n, g: factors.precondition(n, g, Damping(relative=0.1)))
+
+        def pairs(name: str) -> None:
+            pair_scores(sides, every, store=Path(folder) / name, **budget)
+
+        now["pairs"] = timed(lambda: pairs("timed"), device, 0)
+        if device.type == "cuda":
+            print(f"    pairs wait {waits(lambda: pairs('waits'))} times for {count} batches")
+    return now
 
 
 def told(name: str, milliseconds: float, base: float) -> None:

@@ -28,7 +28,7 @@ import xarray as xr
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.projection import KINDS, make_sketch
+from tdaexp.gradients.projection import KINDS, drawn_by, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
 from tdaexp.objectives.base import cross_entropy
@@ -140,7 +140,8 @@ class TRAK(Method):
                 f"projection={self.projection} cannot give all components {self.dimensions} dimensions (it gives "
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
-        settings = [self.projection, self.distribution, self.seed, self.dimensions]
+        drawn = drawn_by(self.projection, problem.compute.device)
+        settings = [drawn, self.distribution, self.seed, self.dimensions]
         place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
             replace(gradients, loss=as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy),
