@@ -21,7 +21,10 @@ from tdaexp.models.components import component_map
 from tdaexp.objectives import base
 from tdaexp.selection.parts import names_of
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),  # as the commands do (`runtime.quiet`)
+]
 TRAIN, QUERIES = make_examples(0, 12), make_examples(1, 5, prefix="q")
 PAIRS = np.tile(np.arange(12), (5, 1))
 DTYPES = (torch.float32, torch.float64)
