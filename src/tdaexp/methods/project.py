@@ -16,7 +16,7 @@ import xarray as xr
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
+from tdaexp.gradients.projection import RULES, check_kind, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
@@ -122,7 +122,7 @@ class Project(Method):
         return component_features(gradients, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
     def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
-        settings = [self.projection, self.distribution, self.seed, self.reduction]
+        settings = [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed, self.reduction]
         dims = {name: sketch.dim for name, sketch in sketches.items()}
         return problem.store("sketches", role, dims, settings, by=Project)
 

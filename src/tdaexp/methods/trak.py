@@ -29,7 +29,7 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.feature_kernel import kernel, parts, whole
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.projection import KINDS, make_sketch
+from tdaexp.gradients.projection import KINDS, drawn_by, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
 from tdaexp.models.components import ComponentMap
@@ -184,7 +184,8 @@ class TRAK(Method):
                 f"projection={self.projection} cannot give all components {self.dimensions} dimensions (it gives "
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
-        settings = [self.projection, self.distribution, self.seed, self.dimensions]
+        drawn = drawn_by(self.projection, problem.compute.device)
+        settings = [drawn, self.distribution, self.seed, self.dimensions]
         place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
             gradients,
