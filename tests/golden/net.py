@@ -13,7 +13,6 @@ from unittest import mock
 
 import numpy as np
 from cases import CASES, Case
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from matplotlib.figure import Figure
@@ -32,7 +31,6 @@ LEFT_OVER = re.compile(r"residual|replay_error|/(kl|error|error_std|relative_err
 CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|^iterations$|^trust/")
 """Intervals, what a run took, and how many steps a solver needs until its residual is small: one more or less."""
 Found = dict[str, "Entry"]
-_LISTED: dict[tuple[str, str, str], list[str]] = {}
 
 
 class Entry:
@@ -106,19 +104,11 @@ class Net:
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Leave out what takes most of a tiny run's time and no number comes from: drawing, costs, reading conf/ again."""
-    plain = ConfigLoaderImpl.get_group_options
-
-    def options(self: Any, *arguments: Any, **keywords: Any) -> list[str]:
-        key = (str(self.get_search_path()), str(arguments), str(keywords))
-        if key not in _LISTED:
-            _LISTED[key] = plain(self, *arguments, **keywords)
-        return list(_LISTED[key])
 
     def blank(self: Figure, file: Any, **_: Any) -> None:
         file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>')
 
     with (
-        mock.patch.object(ConfigLoaderImpl, "get_group_options", options),
         mock.patch.object(Hydra, "get_mode", lambda *_, **__: RunMode.RUN),
         parsed_once(),
         mock.patch.object(Figure, "savefig", blank),
