@@ -1,9 +1,9 @@
 """One experiment file for the paper and for a laptop, and for every command.
 
-What differs between the scales stands in sections `paper` and `toy`, which Hydra does not know. Each experiment that has
-some, or is based on one that has, is put into Hydra's config store once for each scale, as `NAME-toy` and `NAME-paper`,
-with the section merged into what the file says for both; `experiment=NAME scale=paper` is spelt `experiment=NAME-paper`
-before Hydra sees it. `${scale}` is the scale's name.
+Hydra knows no sections `paper` and `toy`. Each experiment that has some, or is based on one that has, is put into
+Hydra's config store once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged into what the file says
+for both; `experiment=NAME scale=paper` is spelt `experiment=NAME-paper` before Hydra sees it. `${scale}` is the scale's
+name.
 
 A command that lacks some groups and keys of attribute.py (train.py has no method) gets each experiment without those:
 what is stored then are the parts that it reads, of an experiment of one size as `NAME-part`.
@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 def store_scales(folders: Sequence[Path], unread: Collection[str] = ()) -> dict[str, Stored]:
-    """Put the experiments in these folders into Hydra's store, without the groups and keys `unread`; by Hydra's name."""
+    """Put the experiments in these folders into Hydra's store, without the groups and keys `unread`; by their names."""
     files = {file.stem: file for folder in reversed(folders) for file in sorted((folder / GROUP).glob("*.yaml"))}
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     stored: dict[str, Stored] = {}
