@@ -1,9 +1,9 @@
 """One experiment file for the paper and for a laptop, and for every command.
 
 Hydra knows no sections `paper` and `toy`. Each experiment that has some, or is based on one that has, is put into
-Hydra's config store once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged into what the file says
-for both; `experiment=NAME scale=paper` is spelt `experiment=NAME-paper` before Hydra sees it. `${scale}` is the scale's
-name.
+Hydra's config store once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged into what the file
+says for both; `experiment=NAME scale=paper` is spelt `experiment=NAME-paper` before Hydra sees it. `${scale}` is the
+scale's name.
 
 A command that lacks some groups and keys of attribute.py (train.py has no method) gets each experiment without those:
 what is stored then are the parts that it reads, of an experiment of one size as `NAME-part`.
