@@ -47,7 +47,7 @@ def store_scales(folders: Sequence[Path], unread: Collection[str] = ()) -> dict[
     store = ConfigStore.instance()
     forget_scales()
     contents = {name: content for name, text in texts.items() if (content := _content(text)) is not None}
-    sizes = {name: SCALES for name in contents if _lineage(name, contents, _sections)}
+    sizes: dict[str, tuple[str, ...]] = {name: SCALES for name in contents if _lineage(name, contents, _sections)}
     cut = {name: there for name in contents if (there := _lineage(name, contents, lambda one: _cut(one, unread)[1]))}
     sizes |= {name: (PART,) for name in cut.keys() - sizes.keys()}
     for name in sorted(sizes):
