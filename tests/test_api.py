@@ -81,10 +81,10 @@ def write(name: str, rows: list[dict[str, str]]) -> str:
 COLUMNS = {"prompt_column": "prompt", "completion_column": "completion"}
 
 
-@pytest.mark.parametrize("method", ["ekfac", "trak"])
+@pytest.mark.parametrize("method", ["ekfac", "trak", "repsim"])
 def test_call_and_command_give_the_same_from_one_cache(commands, here, folder, model, method):
     train, queries = write("train.jsonl", TRAIN), write("questions.jsonl", QUERIES)
-    setting = {"dimensions": 4} if method == "trak" else {"damping": 0.01}
+    setting = {"trak": {"dimensions": 4}, "ekfac": {"damping": 0.01}, "repsim": {"pooling": "mean"}}[method]
     ((key, value),) = setting.items()
     data = [f"dataset.path={train}", f"dataset.query_path={queries}", "dataset.template=plain"]
     data += [f"dataset.{name}={column}" for name, column in COLUMNS.items()]

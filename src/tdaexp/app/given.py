@@ -135,11 +135,10 @@ def _check(config: AttributeConfig) -> None:
     """Refuse what a call cannot give: several processes, a second stage, a recorded training."""
     if config.trainer.strategy != "single":
         raise UserError("trainer.strategy: a call runs in its own process; take attribute.py for several")
-    for wanted, what in ((config.method.decomposes, "a recorded training"), (config.method.both_stages, "two stages")):
+    method = config.method
+    for wanted, what in ((method.decomposes, "a recorded training"), (method.needs_both_stages, "two stages")):
         if wanted:
-            raise UserError(
-                f"method={config.method.name}: needs {what}, which attribute.py makes; a call has one model"
-            )
+            raise UserError(f"method={method.name}: needs {what}, which attribute.py makes; a call has one model")
 
 
 @contextlib.contextmanager

@@ -46,6 +46,11 @@ class Method(ABC):
         return False
 
     @property
+    def needs_both_stages(self) -> bool:
+        """Whether the method has no answer about a problem of one stage."""
+        return False
+
+    @property
     def wants_checkpoints(self) -> bool:
         """Whether a model that is trained for this method must keep the checkpoints on its way."""
         return False

@@ -97,6 +97,11 @@ class MultiStage(Method):
         return True
 
     @property
+    def needs_both_stages(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def linear(self) -> bool:
         """The query's gradient, times a matrix that no query decides."""
         return True
