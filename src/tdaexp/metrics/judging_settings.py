@@ -8,6 +8,8 @@ from tdaexp.runtime.errors import UserError, unknown
 
 STARTS = ("same", "own")
 WEIGHTS = ("kept", "renormalised")
+BY_RETRAINING = ("lds", "leave_one_out", "removal", "brittleness")
+"""Metrics that train models again."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tdaexp.metrics.judging_settings import (
+    BY_RETRAINING,
     Brittleness,
     Duplicates,
     Lds,
@@ -61,3 +62,8 @@ class MetricSettings:
             raise UserError(f"metric.bootstrap={self.bootstrap}: must be at most {MOST_RESAMPLES}")
         if not 0 < self.confidence < 1:
             raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")
+
+
+def trains_again(settings: MetricSettings) -> bool:
+    """Whether a chosen metric judges by models that are trained again."""
+    return any(getattr(settings, name) is not None for name in BY_RETRAINING)

@@ -80,7 +80,10 @@ def write_report(
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings, judged_again))
+    write_text(
+        folder / "report.html",
+        methods_page(datasets, table, studies, pictures, queries, list(told), settings, judged_again),
+    )
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:

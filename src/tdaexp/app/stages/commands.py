@@ -112,7 +112,10 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         found.append(read_scores(Path(config.scores), found[0]))
     datasets = dict(zip(distinct_labels(found), found, strict=True))
     decomposed = [dataset for store, dataset in every.items() if store not in stores]
-    judged = judged_by_retraining(config, datasets | dict(zip(distinct_labels(decomposed), decomposed, strict=True)))
+    every_store = datasets | dict(zip(distinct_labels(decomposed), decomposed, strict=True))
+    judged = judged_by_retraining(
+        config, every_store, dict(zip(datasets, (store.parent for store in stores), strict=False))
+    )
     if not ranks.current().first:
         return {}
     return write_report(folder, datasets, texts, config.metric, logger, judged_again=frame(judged) if judged else None)
