@@ -1,4 +1,4 @@
-"""Planted faults: as many as asked for, told in `meta`, a function of the seed; refused where there are none to plant."""
+"""Planted faults: as many as asked for, told in `meta`, a function of the seed; refused where there is none."""
 
 import numpy as np
 import pytest

@@ -10,8 +10,8 @@ from small_bank import EXAMPLES, QUERIES, SETTINGS, by_hand, evidence, log_likel
 from tdaexp.metrics.brittleness import judge_brittleness
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.judging_settings import Brittleness, Lds, LeaveOneOut, Removal, Retraining
-from tdaexp.metrics.leave_one_out import judge_leave_one_out, left_out
 from tdaexp.metrics.lds import ceiling, judge_lds, subset
+from tdaexp.metrics.leave_one_out import judge_leave_one_out, left_out
 from tdaexp.metrics.removal import chance_interval, judge_removal, loss_interval, without
 from tdaexp.metrics.retrained import CEILING, best_rows
 from tdaexp.metrics.settings import MetricSettings

@@ -1,4 +1,4 @@
-"""Rank correlations of resampled trials: each resample is scipy's of the repeated values; intervals know what is shared."""
+"""Rank correlations of resampled trials: each is scipy's of the repeated values; intervals know what is shared."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One more step against a step by hand in float64; afterwards the model is what it was; an adapter's matrices alone move."""
+"""One more step against a step by hand in float64; afterwards all is as before; an adapter's matrices alone move."""
 
 import dataclasses
 

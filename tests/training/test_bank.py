@@ -10,8 +10,8 @@ from small_bank import EXAMPLES, SETTINGS, evidence
 
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime import ranks
-from tdaexp.runtime.ranks import Ranks
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.ranks import Ranks
 from tdaexp.training import bank as place
 from tdaexp.training.bank import WEIGHTS, Bank, Variant
 

@@ -102,8 +102,8 @@ class TensorDataset(ABC):
             share = getattr(self, key)
             if not 0 <= share <= most or (share > 0 and round(share * self.train) == 0):
                 raise UserError(
-                    f"dataset.{key}={share:g}: must be 0 or a share of dataset.train={self.train}, up to {most:g}, that "
-                    "makes at least one example"
+                    f"dataset.{key}={share:g}: must be 0 or a share of dataset.train={self.train}, up to {most:g}, "
+                    "that makes at least one example"
                 )
         for name in self.query_sets:
             if name not in self.QUERY_SETS:

@@ -1,4 +1,4 @@
-"""What judges look at that train no model again: the explained model as it is, and what is known of its training rows."""
+"""What judges look at that train no model again: the explained model as it is, and what is known of its rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tdaexp.problem import Problem
 
 @dataclass(frozen=True)
 class AsItIs:
-    """A problem, self-influence [N] of its training rows by label of a run, and which rows are faulty [N] (None: not known).
+    """A problem, self-influence [N] of its training rows by label of a run, and which rows are faulty [N] (None: not
+    known).
 
     `controls` are the labels of scores that no run gave.
     """

@@ -1,12 +1,14 @@
 """Brittleness: the smallest share of a method's best rows without which an answer flips.
 
-Source: Ilyas et al. 2022, section 4.1 (data support). Asked are queries that the explained model answers rightly. For each,
-models are trained without the best rows by its scores, share after share from the smallest, until one does not answer
-rightly: of a classifier, its likeliest class is another; of a language model, the greedy first token of the answer is.
+Source: Ilyas et al. 2022, section 4.1 (data support). Asked are queries that the explained model answers rightly. For
+each, models are trained without the best rows by its scores, share after share from the smallest, until one does not
+answer rightly: of a classifier, its likeliest class is another; of a language model, the greedy first token of the
+answer is.
 
-`brittleness` is the mean over queries of the smallest share that flips, on the grid of shares (lower: fewer rows carry the
-answer); a query that none of them flips counts the largest, so that the mean is a lower bound then. `flipped` is the share
-of the queries that flip at all. Random rows are the control: so many orders of all rows, the same for every query.
+`brittleness` is the mean over queries of the smallest share that flips, on the grid of shares (lower: fewer rows carry
+the answer); a query that none of them flips counts the largest, so that the mean is a lower bound then. `flipped` is
+the share of the queries that flip at all. Random rows are the control: so many orders of all rows, the same for every
+query.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ LEAD = "first_token_lead"
 
 @dataclass(frozen=True)
 class Order:
-    """Rows [n] in the order in which they are left out, for the sake of some `queries`; `label` says by whose scores."""
+    """Rows [n] in the order in which they are left out for some `queries`; `label` says by whose scores."""
 
     label: str
     rows: np.ndarray
@@ -105,15 +107,15 @@ def _asked(evidence: Retrained, methods: Mapping[str, np.ndarray], most: int) ->
     problem = evidence.problem
     if getattr(problem.queries, "contrastive", False):
         raise UserError(
-            "metric.brittleness: queries that compare two answers have none that flips; take metric=removal, or queries "
-            "without a rejected answer"
+            "metric.brittleness: queries that compare two answers have none that flips; take metric=removal, or "
+            "queries without a rejected answer"
         )
     right = measured(problem, problem.model, LEAD) > 0
     known = {**methods, "": np.where(right[:, None], 0.0, np.nan)}
     asked = some_queries(problem, known, most, evidence.settings.seed)
     if not len(asked):
         raise UserError(
-            f"metric.brittleness: of {len(right)} queries the model answers {int(right.sum())} rightly, and none of those "
-            "has scores of every run; train longer, or name runs of the same queries (runs=[…])"
+            f"metric.brittleness: of {len(right)} queries the model answers {int(right.sum())} rightly, and none of "
+            "those has scores of every run; train longer, or name runs of the same queries (runs=[…])"
         )
     return asked

@@ -2,13 +2,13 @@
 
 Two tests that a sensible method passes (cf. the identical class test of Hanawa et al. 2021, of which the first is the
 limit): `duplicate_found` is the share of the queries that repeat a training row whose best row is one of their copies.
-`duplicates_apart` is, of a query, the root mean square over pairs of a training row and its repetition of the difference
-of their scores, over that of pairs of random rows: 0 where copies get the same score, 1 where they are as far apart as any
-two rows; the mean over queries.
+`duplicates_apart` is, of a query, the root mean square over pairs of a training row and its repetition of the
+difference of their scores, over that of pairs of random rows: 0 where copies get the same score, 1 where they are as
+far apart as any two rows; the mean over queries.
 
 What repeats is told by content: a text reads the same (prompt and completion); other examples give the model the same
-inputs and have the same target. In a task the queries of dataset.query_sets=[train] repeat rows, and dataset.repeated=0.1
-makes rows that repeat others.
+inputs and have the same target. In a task the queries of dataset.query_sets=[train] repeat rows, and
+dataset.repeated=0.1 makes rows that repeat others.
 """
 
 from __future__ import annotations

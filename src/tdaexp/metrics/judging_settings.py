@@ -96,8 +96,8 @@ class Brittleness:
     """How few of a method's best rows carry an answer: keys of `metric.brittleness`.
 
     `shares` of the training rows that are left out, from the smallest on until the answer flips, one training each;
-    `queries` of each set, drawn at random of those that the model answers rightly; `random` orders of all rows to compare
-    with.
+    `queries` of each set, drawn at random of those that the model answers rightly; `random` orders of all rows to
+    compare with.
     """
 
     shares: list[float] = field(default_factory=lambda: [0.005, 0.01, 0.02, 0.05])

@@ -114,8 +114,8 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
         varies = outputs.std(0) > 0
         if not varies.any():
             raise UserError(
-                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained models, "
-                "so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
+                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "
+                "models, so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
             )
         ceilings = _ceilings(evidence, outputs) if start == OWN and settings.ceiling else None
         for name, rows in evidence.by_query_set().items():

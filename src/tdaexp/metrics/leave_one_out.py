@@ -1,9 +1,9 @@
 """Leave-one-out: scores against what models answer that were trained without one example.
 
-Source: Cook 1977; Koh and Liang 2017, section 4.2. For query q and examples i drawn at random, Spearman's correlation over
-i of τ(q, i) with -f(q; all but i), where f is the query's measurement by a model trained on the others. Scores with this
-program's sign make it positive. An example whose absence changes nothing (it was in no batch) ties with the others of
-its kind.
+Source: Cook 1977; Koh and Liang 2017, section 4.2. For query q and examples i drawn at random, Spearman's correlation
+over i of τ(q, i) with -f(q; all but i), where f is the query's measurement by a model trained on the others. Scores
+with this program's sign make it positive. An example whose absence changes nothing (it was in no batch) ties with the
+others of its kind.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def left_out(examples: int, count: int, seed: int) -> np.ndarray:
 def judge_leave_one_out(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Judged]:
     """The mean correlation over queries of each method's `scores` [Q, N], in each query set and start.
 
-    Rows of NaN are of queries that a method does not answer. Intervals are over examples and queries. Errors (UserError):
-    no query whose measurement varies; as of the bank.
+    Rows of NaN are of queries that a method does not answer. Intervals are over examples and queries. Errors
+    (UserError): no query whose measurement varies; as of the bank.
     """
     settings = evidence.settings.leave_one_out
     assert settings is not None

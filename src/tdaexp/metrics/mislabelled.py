@@ -1,9 +1,10 @@
 """Mislabelled examples: does self-influence put the rows first that are known to be faulty?
 
 Source: Koh and Liang 2017, section 5.4; Pruthi et al. 2020, section 4.1. A row that only its own gradient explains
-supports itself more than others do. Two numbers for each run with self-influence: the area under the ROC curve, which is
-the probability that a faulty row has more of it than a sound one (0.5 is chance), and the share of the faulty rows among
-the first so many, by falling self-influence. The controls are the row's loss under the explained model, and chance.
+supports itself more than others do. Two numbers for each run with self-influence: the area under the ROC curve, which
+is the probability that a faulty row has more of it than a sound one (0.5 is chance), and the share of the faulty rows
+among the first so many, by falling self-influence. The controls are the row's loss under the explained model, and
+chance.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ trained on S, T(q) the share of the training rows with the highest scores, and R
     mean over q of  [mean over j of f(q; all but R_j)] - f(q; all but T(q))        in the measurement's units (nats)
 
 so that it is positive where the method's rows carried more of the answer than random ones; differences are within a
-query, and all methods have the same queries and the same R_j. Random rows are a line of the table too: each query has one
-of the R_j as its T, against the others.
+query, and all methods have the same queries and the same R_j. Random rows are a line of the table too: each query has
+one of the R_j as its T, against the others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from tdaexp.runtime.errors import UserError
 
 
 def judge_removal(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Judged]:
-    """The mean loss by each method's `scores` [Q, N] (NaN rows: a query that it does not answer), in each set and start.
+    """The mean loss by each method's `scores` [Q, N] (NaN rows: a query that it does not answer), in each set and
+    start.
 
-    Intervals are over queries and random removals. Errors (UserError): no query that every method answers; as of the bank.
+    Intervals are over queries and random removals. Errors (UserError): no query that every method answers; as of the
+    bank.
     """
     settings = evidence.settings.removal
     assert settings is not None

@@ -35,7 +35,7 @@ def correlations(foretold: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def spearman_interval(foretold: np.ndarray, found: np.ndarray, settings: MetricSettings) -> Interval:
-    """The mean of `correlations` over queries with a percentile interval; rows [Q, S], of which no `found` is constant."""
+    """The mean of `correlations` over queries with a percentile interval; rows [Q, S], no `found` constant."""
     rng, (queries, trials) = np.random.default_rng(settings.seed), foretold.shape
     weights = rng.multinomial(trials, np.full(trials, 1 / trials), settings.bootstrap).T.astype(np.float32)
     picked = rng.multinomial(queries, np.full(queries, 1 / queries), settings.bootstrap)  # [R, Q]
@@ -50,7 +50,8 @@ def spearman_interval(foretold: np.ndarray, found: np.ndarray, settings: MetricS
 
 
 def weighted_spearman(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Spearman's ρ [R] of values [S] each, ties by average rank, where value j counts `weights`[j] times, [S, R] float32.
+    """Spearman's ρ [R] of values [S] each, ties by average rank, where value j counts `weights`[j] times, [S, R]
+    float32.
 
     A value's rank less the mean rank is half the sum of the others' weights, each with the sign of the difference. NaN
     where all values that count are the same.

@@ -27,7 +27,7 @@ FURTHEST = 0.5
 
 @dataclass(frozen=True)
 class Judged:
-    """One number of a `metric` that judges by retraining: of a method's `label`, or of a control, on `queries` of a set."""
+    """One number of a `metric`: of a method's `label`, or of a control, on so many `queries` of a set."""
 
     label: str
     query_set: str
@@ -45,7 +45,8 @@ def rows_by_set(problem: Problem) -> dict[str, np.ndarray]:
 def some_queries(problem: Problem, scores: Mapping[str, np.ndarray], most: int, seed: int) -> np.ndarray:
     """Rows of at most so many queries of each set, drawn by the seed of those that every one of the `scores` answers.
 
-    `scores` [Q, N] have a row of NaN for a query that they do not answer. In the problem's order; none where there is none.
+    `scores` [Q, N] have a row of NaN for a query that they do not answer. In the problem's order; none where there is
+    none.
     """
     answered = np.ones(len(problem.queries), dtype=bool)
     for values in scores.values():

@@ -1,13 +1,14 @@
 """Tail-patch: how much likelier a query's answer is after one more optimiser step on a proponent.
 
-Source: Chang et al. 2024 (TrackStar), section 4.2. From the explained weights θ, for each of the k best rows z of query q,
+Source: Chang et al. 2024 (TrackStar), section 4.2. From the explained weights θ, for each of the k best rows z of query
+q,
 
     log p(q; θ - η ∇ℓ(z; θ)) - log p(q; θ)        in nats, positive where the step makes the answer likelier
 
-with ℓ the mean loss of the row's tokens and p the probability of the whole answer; the mean over the k rows and over the
-queries. The step is plain gradient descent, whatever trained the model, at a stated rate η: no state of the optimiser, no
-weight decay. Of a model with an adapter only its matrices move. Steps on random rows are the control. A step is on one row
-alone, so that it serves all methods and queries: one gradient for each distinct row, no retraining.
+with ℓ the mean loss of the row's tokens and p the probability of the whole answer; the mean over the k rows and over
+the queries. The step is plain gradient descent, whatever trained the model, at a stated rate η: no state of the
+optimiser, no weight decay. Of a model with an adapter only its matrices move. Steps on random rows are the control. A
+step is on one row alone, so that it serves all methods and queries: one gradient for each distinct row, no retraining.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def steps(problem: Problem, rows: Sequence[int], rate: float) -> Iterator[np.nda
 
 @contextmanager
 def stepped(problem: Problem, row: int, rate: float) -> Iterator[None]:
-    """Inside the block the model's weights are a step further on one row; afterwards they are what they were, bit for bit."""
+    """Inside the block the model's weights are a step further on one row; afterwards they are as before, to the bit."""
     moved = trained_parameters(problem)
     before = [parameter.detach().clone() for parameter in moved.values()]
     with torch.no_grad():

@@ -41,33 +41,33 @@ LOWER = ("brittleness_same", "brittleness_own", "duplicates_apart")
 OWN_START = "The same with models that have starts and batches of their own, whose doing is noise to every score."
 EXPLAINED = {
     "lds_same": (
-        "Linear datamodeling score: rank correlation, over random subsets of the training examples, of a method's summed "
-        "scores with what a model answers that was trained on the subset, from the explained start in its batches."
+        "Linear datamodeling score: rank correlation, over random subsets of the training examples, of a method's "
+        "summed scores with what a model answers that was trained on the subset, from the explained start in its batches."
     ),
     "lds_own": (
-        "The same with models that have starts and batches of their own; no score can foretell what those do to an answer, "
-        "and the noise ceiling is what a perfect one would reach."
+        "The same with models that have starts and batches of their own; no score can foretell what those do to an "
+        "answer, and the noise ceiling is what a perfect one would reach."
     ),
     "leave_one_out_same": (
-        "Rank correlation, over single examples, of their scores with how much less likely the answer is of a model that was "
-        "trained without the one."
+        "Rank correlation, over single examples, of their scores with how much less likely the answer is of a model that "
+        "was trained without the one."
     ),
     "leave_one_out_own": OWN_START,
     "removal_same": (
-        "How much less likely an answer is of a model that was trained without the rows that the method holds for the best, "
-        "against models without as many random rows. Above 0: those rows carried more of the answer."
+        "How much less likely an answer is of a model that was trained without the rows that the method holds for the "
+        "best, against models without as many random rows. Above 0: those rows carried more of the answer."
     ),
     "removal_own": OWN_START,
     "brittleness_same": (
-        "The smallest share of the rows, best ones first, without which a model answers otherwise; the lower, the better. An "
-        "answer that no share flips counts the largest one that was tried."
+        "The smallest share of the rows, best ones first, without which a model answers otherwise; the lower, the better. "
+        "An answer that no share flips counts the largest one that was tried."
     ),
     "brittleness_own": OWN_START,
     "flipped_same": "The share of the answers that flip without any of these shares of the rows.",
     "flipped_own": OWN_START,
     "tail_patch": (
-        "How much likelier an answer is after one more step of plain gradient descent on one of the method's best rows. "
-        "Above 0: the step helps."
+        "How much likelier an answer is after one more step of plain gradient descent on one of the method's best "
+        "rows. Above 0: the step helps."
     ),
     "mislabelled_auc": (
         "The probability that a row that is known to be faulty has more self-influence than a sound one; 0.5 is chance."
@@ -75,7 +75,7 @@ EXPLAINED = {
     "mislabelled_found": "The share of the faulty rows among the first by self-influence.",
     "duplicate_found": "The share of the queries that repeat a training row whose highest score is their copy's.",
     "duplicates_apart": (
-        "How far scores of a row and its repetition are apart, as a share of how far those of random rows are; 0 is the same."
+        "How far scores of a row and its repetition are apart, as a share of how far those of random rows are."
     ),
 }
 SMALL = 0.01  # below it three digits tell little
@@ -83,7 +83,7 @@ ROW = 0.28  # inches of a figure for each method
 
 
 def frame(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row for each number: `method`, `query_set`, `metric`, `value`, `low`, `high`, `queries`, best first, per metric."""
+    """A row for each number: `method`, `query_set`, `metric`, `value`, `low`, `high`, `queries`, the best first."""
     rows = [
         {"method": one.label, "query_set": one.query_set, "metric": one.metric, "value": one.interval.value,
          "low": one.interval.low, "high": one.interval.high, "queries": one.queries}

@@ -100,8 +100,8 @@ class Bank:
     def train(self, variants: Sequence[Variant], what: str) -> None:
         """Train those that are missing, in all processes; each must come here.
 
-        Errors (UserError): members without an example of some class, weights that are not finite. `what` says in messages
-        who asks.
+        Errors (UserError): members without an example of some class, weights that are not finite. `what` says in
+        messages who asks.
         """
         missing = ranks.from_first(self.missing(variants))
         self.check(missing, what)

@@ -23,8 +23,8 @@ from tdaexp.data.records import Corpus
 from tdaexp.metrics.as_it_is import AsItIs
 from tdaexp.metrics.brittleness import judge_brittleness
 from tdaexp.metrics.duplicates import judge_duplicates
-from tdaexp.metrics.leave_one_out import judge_leave_one_out
 from tdaexp.metrics.lds import judge_lds, known_scores, scores_of_all
+from tdaexp.metrics.leave_one_out import judge_leave_one_out
 from tdaexp.metrics.mislabelled import judge_mislabelled
 from tdaexp.metrics.removal import judge_removal
 from tdaexp.metrics.retrained import RANDOM, Judged, Retrained
@@ -87,8 +87,8 @@ def _problem(
     studies = {store.attrs.get("study") for store in stores.values()}
     if len(studies) > 1:
         raise UserError(
-            f"metric={metric}: the runs are of {len(studies)} models or data sets, and one bank of retrained models is of "
-            "one; name the runs of one (runs=[…])"
+            f"metric={metric}: the runs are of {len(studies)} models or data sets, and one bank of retrained models is "
+            "of one; name the runs of one (runs=[…])"
         )
     told = next((store.attrs["config"] for store in stores.values() if store.attrs.get("config")), None)
     if told is None:
@@ -159,7 +159,7 @@ def _itself(folder: Path, problem: Problem) -> np.ndarray:
 
 
 def _faulty(corpus: Corpus | None, problem: Problem) -> np.ndarray | None:
-    """Which training rows [N] are known to be faulty: with a flipped class, or tampered with; None where it is not known."""
+    """Which training rows [N] are known to be faulty: by a flipped class, or tampered with; None: not known."""
     if corpus is None:
         flipped: np.ndarray | None = problem.train.meta.get(FLIPPED)
         return flipped
