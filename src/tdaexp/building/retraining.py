@@ -7,8 +7,6 @@ import dataclasses
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from tdaexp.building.recorded import Recorded
 from tdaexp.building.settings import Asked
 from tdaexp.building.tasks import load_task
@@ -38,7 +36,7 @@ def recipe_of(config: Asked) -> Recipe:
     if check_pair(config.model, config.dataset):
         return _of_task(config)
     model, dataset = config.model, config.dataset
-    if not model.needs_training:
+    if not (model.needs_training or config.method.decomposes):
         raise UserError(
             f"model={model.name}: was not trained here, so nothing says how to train it again; judge a model that is "
             "(model=toy_gpt, or model.adapter=new)"

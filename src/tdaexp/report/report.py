@@ -23,7 +23,7 @@ from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
-from tdaexp.report.retrained import flat_retrained, print_retrained, retrained_figure
+from tdaexp.report.retrained import CAPTION, flat_retrained, print_retrained, retrained_figure
 from tdaexp.report.shown import shown_queries
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts
@@ -47,8 +47,8 @@ def write_report(
     figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
-    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`; `judged_again`
-    how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`.
+    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
+    `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`.
     """
     logger = logger or RunLogger()
     doing("judging the scores")
@@ -142,8 +142,7 @@ def _draw(
 ) -> list[Picture]:
     figures: list[tuple[str, str, Figure]] = []
     if judged_again is not None:
-        caption = "How well methods foretell what models answer that are trained again, with intervals."
-        figures.append(("retrained", caption, retrained_figure(judged_again)))
+        figures.append(("retrained", CAPTION, retrained_figure(judged_again)))
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))

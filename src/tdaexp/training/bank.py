@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,10 +114,10 @@ class Bank:
         me = ranks.current()
         mine = missing[me.rank :: me.world]
         for variant in track(mine, f"{what}: retraining", total, done, each=me.world, stoppable=True):
-            cached_folder(self.folder / variant.key, lambda folder, one=variant: self._write(folder, one, what))
+            cached_folder(self.folder / variant.key, partial(self._write, variant, what))
         ranks.barrier()
 
-    def _write(self, folder: Path, variant: Variant, what: str) -> None:
+    def _write(self, variant: Variant, what: str, folder: Path) -> None:
         """Train one and save what was trained of it."""
         recipe = self.recipe
         problem = recipe.start(variant.seed)

@@ -27,7 +27,7 @@ from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
-from tdaexp.report.retrained import frame
+from tdaexp.report.retrained import frame, retrained_findings
 from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
@@ -101,34 +101,44 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
     every = {Path(store): influence.load(Path(store)) for store in config.runs}
-    stores, found = _pair_stores(every)
-    texts: Texts = {"query": {}, "train": {}}
-    for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = beside(store, "cost.json")
-        if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in texts_beside(store).items():
-                texts[role] = texts.get(role, {}) | known
-    if config.scores is not None:
+    pairs = [store for store, dataset in every.items() if "candidate" in dataset.dims]
+    found, texts = [every[store] for store in pairs], _told(pairs, every)
+    if config.scores is not None and found:
         found.append(read_scores(Path(config.scores), found[0]))
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    decomposed = [dataset for store, dataset in every.items() if store not in stores]
-    every_store = datasets | dict(zip(distinct_labels(decomposed), decomposed, strict=True))
-    judged = judged_by_retraining(
-        config, every_store, dict(zip(datasets, (store.parent for store in stores), strict=False))
-    )
+    decomposed = [dataset for store, dataset in every.items() if store not in pairs]
+    labels = distinct_labels([*found, *decomposed])
+    labelled = dict(zip(labels, [*found, *decomposed], strict=True))
+    folders = {label: store.parent for label, store in zip(labels, pairs, strict=False)}
+    judged = judged_by_retraining(config, labelled, folders)
     if not ranks.current().first:
         return {}
-    return write_report(folder, datasets, texts, config.metric, logger, judged_again=frame(judged) if judged else None)
+    again = frame(judged) if judged else None
+    _tell_left_out(every, pairs, again is not None)
+    if not found and again is not None:
+        return write_findings(folder, retrained_findings(again), labelled, logger)
+    datasets = {label: labelled[label] for label in labels[: len(found)]}
+    return write_report(folder, datasets, texts, config.metric, logger, judged_again=again)
 
 
-def _pair_stores(every: dict[Path, xr.Dataset]) -> tuple[list[Path], list[xr.Dataset]]:
-    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
-    pairs = [(store, dataset) for store, dataset in every.items() if "candidate" in dataset.dims]
-    if every and not pairs:
+def _told(stores: list[Path], every: dict[Path, xr.Dataset]) -> Texts:
+    """The texts of the runs of these stores; what each run cost becomes an attribute of its store."""
+    texts: Texts = {"query": {}, "train": {}}
+    for store in stores:
+        every[store].attrs["cost"] = beside(store, "cost.json")
+        if same_study(every[store], every[stores[0]]):  # other models write other texts under the same ids
+            for role, known in texts_beside(store).items():
+                texts[role] = texts.get(role, {}) | known
+    return texts
+
+
+def _tell_left_out(every: dict[Path, xr.Dataset], pairs: list[Path], judged: bool) -> None:
+    """Say of a decomposition of a training that its own run judges it. Errors (UserError): there is nothing else."""
+    if every and not pairs and not judged:
         raise UserError(
-            f"runs: {next(iter(every))} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
-            "metrics.json says how complete it is; add runs of ekfac, dot or random"
+            f"runs: {next(iter(every))} decomposes a training and scores no pairs, so there is nothing to rank; its "
+            "run's metrics.json says how complete it is; add runs of ekfac, dot or random, or judge it by retraining "
+            "(metric=lds)"
         )
-    for store in set(every) - {store for store, _ in pairs}:
-        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
-    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+    for store in set(every) - set(pairs):
+        if not judged:
+            log.warning("%s: left out, it decomposes a training and scores no pairs", store)

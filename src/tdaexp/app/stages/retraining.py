@@ -87,7 +87,7 @@ def _problem(
     studies = {store.attrs.get("study") for store in stores.values()}
     if len(studies) > 1:
         raise UserError(
-            f"metric={metric}: the runs are of {len(studies)} models or data sets, and one bank of retrained models is "
+            f"metric={metric}: the runs are of {len(studies)} models or data sets, and a bank of retrained models is "
             "of one; name the runs of one (runs=[…])"
         )
     told = next((store.attrs["config"] for store in stores.values() if store.attrs.get("config")), None)
