@@ -30,9 +30,13 @@ LEAD = "first_token_lead"
 
 @dataclass(frozen=True)
 class Order:
-    """Rows [n] in the order in which they are left out for some `queries`; `label` says by whose scores."""
+    """Rows [n] in the order in which they are left out for some `queries`; `label` says by whose scores.
+
+    Orders of one `number` have one start, where starts are their own.
+    """
 
     label: str
+    number: int
     rows: np.ndarray
     queries: np.ndarray
 
@@ -50,13 +54,14 @@ def judge_brittleness(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> 
     some, count, every = evidence.of_queries(asked).asking(LEAD), len(evidence.problem.train), np.arange(len(asked))
     sizes = [max(1, round(share * count)) for share in settings.shares]
     orders = [
-        Order(label, best_rows(values[query], sizes[-1]), every[place : place + 1])
+        Order(label, place, best_rows(values[query], sizes[-1]), every[place : place + 1])
         for label, values in methods.items()
         for place, query in enumerate(asked)
     ]
     if RANDOM not in methods:
         generator = np.random.default_rng([evidence.settings.seed, count])
-        orders += [Order(RANDOM, generator.permutation(count)[: sizes[-1]], every) for _ in range(settings.random)]
+        drawn = [generator.permutation(count)[: sizes[-1]] for _ in range(settings.random)]
+        orders += [Order(RANDOM, number, rows, every) for number, rows in enumerate(drawn)]
     found = []
     for start in evidence.settings.retraining.starts:
         flips = search(some, start, sizes, orders)
@@ -78,13 +83,15 @@ def search(evidence: Retrained, start: str, sizes: list[int], orders: list[Order
     flips, open_ = np.full((len(orders), queries), -1), np.zeros((len(orders), queries), dtype=bool)
     for row, order in enumerate(orders):
         flips[row, order.queries], open_[row, order.queries] = len(sizes), True
-    largest = [evidence.variant(without(count, order.rows), start, row) for row, order in enumerate(orders)]
+    largest = [evidence.variant(without(count, order.rows), start, order.number) for order in orders]
     evidence.bank.check(largest, f"brittleness, {sizes[-1]} rows")  # now, not after hours
     for place, size in enumerate(sizes):
         going = np.flatnonzero(open_.any(1))
         if not len(going):
             break
-        variants = [evidence.variant(without(count, orders[row].rows[:size]), start, int(row)) for row in going]
+        variants = [
+            evidence.variant(without(count, orders[row].rows[:size]), start, orders[row].number) for row in going
+        ]
         outputs = evidence.outputs(variants, f"brittleness, {size} of {count} rows, {start} start")
         if not place and start != OWN:
             evidence.check(outputs)

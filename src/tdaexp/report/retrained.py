@@ -66,7 +66,8 @@ def cells(part: pd.DataFrame) -> list[list[str]]:
 
 def _told(value: float, low: float, high: float) -> str:
     """A value with its interval; as powers of ten where all of them would be 0.00."""
-    if max(abs(one) for one in (value, low, high) if not math.isnan(one)) >= SMALL:
+    largest = max((abs(one) for one in (value, low, high) if not math.isnan(one)), default=0)
+    if not 0 < largest < SMALL:
         return with_interval(value, low, high)
     return f"{value:.2e}" + ("" if math.isnan(low) else f" [{low:.2e}, {high:.2e}]")
 
