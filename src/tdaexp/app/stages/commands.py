@@ -109,7 +109,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     labels = distinct_labels([*found, *decomposed])
     labelled = dict(zip(labels, [*found, *decomposed], strict=True))
     folders = {label: store.parent for label, store in zip(labels, pairs, strict=False)}
-    judged = judged_by_retraining(config, labelled, folders)
+    judged = judged_by_retraining(config, labelled, folders=folders)
     if not ranks.current().first:
         return {}
     again = frame(judged) if judged else None

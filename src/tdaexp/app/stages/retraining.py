@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,18 @@ AS_IT_IS = {"tail_patch": judge_tail_patch, "mislabelled": judge_mislabelled, "d
 
 
 def judged_by_retraining(
-    config: EvaluateConfig, stores: dict[str, xr.Dataset], folders: Mapping[str, Path]
+    config: EvaluateConfig,
+    stores: dict[str, xr.Dataset],
+    unfit: dict[str, str] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> list[Judged]:
-    """What the chosen metrics say of all stores by label; nothing where none is chosen. `folders` are those of runs.
+    """What the chosen metrics say of all stores by label; nothing where none is chosen.
 
-    Several processes share the trainings; what follows is process 0's. Errors (UserError): stores of several models or
-    data; a model that cannot be trained again; stores without scores of all pairs.
+    Where `unfit` is given, a store without scores of all pairs is noted there and left out. `folders` are those of runs,
+    by label. Several processes share the trainings; what follows is process 0's.
+
+    Errors (UserError): stores of several models or data; a model that cannot be trained again; stores without scores of
+    all pairs.
     """
     again, as_it_is = (
         [name for name in known if getattr(config.metric, name) is not None] for known in (JUDGES, AS_IT_IS)
@@ -66,17 +72,16 @@ def judged_by_retraining(
     run, builder, problem = _problem(config, stores, (again + as_it_is)[0])
     found, controls = [], _controls(stores, problem, config.metric)
     if again:
-        scores = {label: _scores(label, store, problem, every=True) for label, store in stores.items()}
+        scores = _every_score(stores, problem, scores_of_all, unfit) | controls
         bank = Bank.of(recipe_of(run), Path(config.cache_dir))
         evidence = Retrained(problem, bank, config.metric, frozenset(controls))
-        found += [one for name in again for one in JUDGES[name](evidence, scores | controls)]
+        found += [one for name in again for one in JUDGES[name](evidence, scores)]
     if as_it_is and ranks.current().first:
-        scores = {label: _scores(label, store, problem, every=False) for label, store in stores.items()}
-        itself = {
-            label: _itself(folder, problem) for label, folder in folders.items() if (folder / SELF_INFLUENCE).exists()
-        }
+        scores = _every_score(stores, problem, known_scores, unfit) | controls
+        places = {label: folder for label, folder in (folders or {}).items() if (folder / SELF_INFLUENCE).exists()}
+        itself = {label: _itself(folder, problem) for label, folder in places.items()}
         known = AsItIs(problem, config.metric, itself, _faulty(builder.corpus, problem), frozenset(controls))
-        found += [one for name in as_it_is for one in AS_IT_IS[name](known, scores | controls)]
+        found += [one for name in as_it_is for one in AS_IT_IS[name](known, scores)]
     return found
 
 
@@ -121,15 +126,26 @@ def _configuration(told: dict[str, Any], config: EvaluateConfig, metric: str) ->
     return dataclasses.replace(run, metric=config.metric, trainer=own, plan=False, self_influence=False)
 
 
-def _scores(label: str, store: xr.Dataset, problem: Problem, every: bool) -> np.ndarray:
-    """Scores [Q, N] of a store, its queries and examples in the problem's order; NaN for a query that it lacks.
+def _every_score(
+    stores: dict[str, xr.Dataset],
+    problem: Problem,
+    read: Callable[[xr.Dataset, list[str]], np.ndarray],
+    unfit: dict[str, str] | None,
+) -> dict[str, np.ndarray]:
+    """Scores of each store by label, as `read` gives them; what it refuses is an error, or noted in `unfit`."""
+    found = {}
+    for label, store in stores.items():
+        try:
+            found[label] = _scores(store, problem, read(store, problem.train.ids))
+        except UserError as error:
+            if unfit is None:
+                raise UserError(f"'{label}': {error}") from error
+            unfit[label] = str(error)
+    return found
 
-    A pair without a score is refused where `every` one is needed, else it is NaN.
-    """
-    try:
-        values = scores_of_all(store, problem.train.ids) if every else known_scores(store, problem.train.ids)
-    except UserError as error:
-        raise UserError(f"'{label}': {error}") from error
+
+def _scores(store: xr.Dataset, problem: Problem, values: np.ndarray) -> np.ndarray:
+    """A store's scores [Q, N], queries in the problem's order as the examples are; NaN for a query that it lacks."""
     names = zip(store["query_set"].values, store["query"].values, strict=True)
     rows = {(str(name), str(query)): row for row, (name, query) in enumerate(names)}
     found = np.full((len(problem.queries), values.shape[1]), np.nan)
