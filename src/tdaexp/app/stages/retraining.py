@@ -58,7 +58,7 @@ def judged_by_retraining(
 ) -> list[Judged]:
     """What the chosen metrics say of all stores by label; nothing where none is chosen.
 
-    Where `unfit` is given, a store without scores of all pairs is noted there and left out. `folders` are those of runs,
+    Where `unfit` is given, a store without scores of all pairs is noted there and left out. `folders` are the runs',
     by label. Several processes share the trainings; what follows is process 0's.
 
     Errors (UserError): stores of several models or data; a model that cannot be trained again; stores without scores of
