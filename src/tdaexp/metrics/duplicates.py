@@ -39,7 +39,7 @@ def judge_duplicates(evidence: AsItIs, scores: Mapping[str, np.ndarray]) -> list
     settings, problem = evidence.settings.duplicates, evidence.problem
     assert settings is not None
     content = contents(problem.train, problem.objective)
-    places = defaultdict(list)
+    places: defaultdict[str, list[int]] = defaultdict(list)
     for row, one in enumerate(content):
         places[one].append(row)
     copies = [places.get(one, []) for one in contents(problem.queries, problem.objective)]

@@ -70,7 +70,8 @@ def judged_by_retraining(
     if not again and not as_it_is:
         return []
     run, builder, problem = _problem(config, stores, (again + as_it_is)[0])
-    found, controls = [], _controls(stores, problem, config.metric)
+    found: list[Judged] = []
+    controls = _controls(stores, problem, config.metric)
     if again:
         scores = _every_score(stores, problem, scores_of_all, unfit) | controls
         bank = Bank.of(recipe_of(run), Path(config.cache_dir))
