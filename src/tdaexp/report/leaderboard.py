@@ -28,23 +28,21 @@ def leaderboard_findings(rows: pd.DataFrame, confidence: float = 0.95) -> Findin
     """From the rows of all cells (`app.leaderboard.board.COLUMNS`) to tables, the figure and what failed."""
     table = aggregated(rows, confidence)
     failed = rows[rows["failed"] != ""]
-    metrics = {
-        f"{row.subject}/{row.query_set}/{row.metric}/{row.method}": float(row.value) for row in table.itertuples()
-    }
+    values = {f"{one.subject}/{one.query_set}/{one.metric}/{one.method}": one.value for one in table.itertuples()}
     statements = [
         Statement(f"{row.subject}: {row.method} {row.setting}".rstrip(), f"Not judged: {row.failed}", "open")
         for row in failed.itertuples()
     ]
     drawings = [Drawing("pareto", CAPTION, pareto(table), wide=True)] if (table["metric"] == MAIN).any() else []
-    return Findings("Leaderboard", metrics, {"leaderboard": table, "cells": rows}, drawings, statements)
+    return Findings("Leaderboard", values, {"leaderboard": table, "cells": rows}, drawings, statements)
 
 
 def aggregated(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """One row for each subject, query set, metric and method, at its best setting; the best method first.
 
     Columns: those of `PLACE`, `method`, `setting` of the best, `value`, `low`, `high`, `default` (the value at the
-    method's defaults), `seeds`, `queries`, `cost_seconds`. Of several seeds the mean and Student's interval over them, of
-    one that of the metric itself.
+    method's defaults), `seeds`, `queries`, `cost_seconds`. Of several seeds the mean and Student's interval over them,
+    of one that of the metric itself.
     """
     found = []
     judged = rows[rows["failed"] == ""]
@@ -120,7 +118,7 @@ def markdown(table: pd.DataFrame) -> str:
         for row in part.itertuples():
             value = with_interval(row.value, row.low, row.high)
             own = ["" if row.method == CEILING else one for one in (row.setting or "defaults", number(row.default))]
-            lines.append(f"| {row.method} | {own[0]} | {value} | {own[1]} | {seconds(row.cost_seconds)} | {row.seeds} | "
-                         f"{row.queries} |")  # fmt: skip
+            cells = [row.method, own[0], value, own[1], seconds(row.cost_seconds), row.seeds, row.queries]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
         lines.append("")
     return "\n".join(lines)

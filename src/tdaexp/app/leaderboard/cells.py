@@ -40,11 +40,11 @@ class Subject:
 
 @dataclass
 class Entry:
-    """A method: its `keys`, and values of those that are swept; `on` names the subjects that it is for (none: all)."""
+    """A method: its `keys`, and values of those that are swept; `only` names the subjects that it is for (none: all)."""
 
     keys: list[str] = field(default_factory=list)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
-    on: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
 
     def settings(self) -> list[dict[str, Any]]:
         """The defaults, and every combination of the swept values."""
@@ -91,7 +91,7 @@ def cells(subject: Subject, seed: int, entries: dict[str, Entry], name: str, pat
     common += [] if path is None else [f"dataset.path={path}"]
     found = []
     for entry, one in entries.items():
-        if one.on and name not in one.on:
+        if one.only and name not in one.only:
             continue
         for setting in one.settings():
             told = [f"{key}={value}" for key, value in setting.items()]
@@ -133,9 +133,9 @@ def _said_in(file: Path) -> Iterator[None]:
 def check_entries(entries: dict[str, Entry], subjects: dict[str, Subject], paths: dict[str, str | None]) -> None:
     """Refuse (UserError) entries of unknown subjects, subjects without a seed, and files that nobody has named."""
     for name, entry in entries.items():
-        for subject in entry.on:
+        for subject in entry.only:
             if subject not in subjects:
-                raise UserError(f"analysis.entries.{name}.on: there is no subject '{subject}'; {', '.join(subjects)}")
+                raise UserError(f"analysis.entries.{name}.only: there is no subject '{subject}'; {', '.join(subjects)}")
     for name, one in subjects.items():
         if not one.seeds:
             raise UserError(f"analysis.subjects.{name}.seeds is empty; name at least one, e.g. [0]")
