@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 from commands import TINY, metrics, only
@@ -96,7 +94,7 @@ def test_what_cannot_be_judged_is_one_line(commands):
         (["metric=mislabelled", "metric.mislabelled.looked_at=0"], "must be a share between 0 and 1"),
         (["metric=duplicates", "metric.duplicates.pairs=0"], "must be at least 1"),
         (["metric=removals"], "removal"),
-        (["metric=removal", "metric.removal.shares=0.1"], "did you mean 'share'"),
+        (["metric=removal", "metric.removal.shre=0.1"], "did you mean 'share'"),
     ],
 )
 def test_mistakes_are_one_line(commands, arguments, message):
@@ -104,17 +102,16 @@ def test_mistakes_are_one_line(commands, arguments, message):
 
 
 def test_a_language_model(commands):
-    """Tampered rows, tail-patch and brittleness of texts; a model that answers nothing rightly is one line."""
-    small = [*TINY[:5], "dataset=instructions", "dataset.rows=60", "dataset.tampered=0.2", "dataset.queries=3",
-             "trainer.fit.batch_size=8", "metric.plots=false", "metric.bootstrap=20", "candidates=all"]  # fmt: skip
-    commands.done("attribute", *small, "trainer.fit.steps=40", "method=dot", "self_influence=true", "hydra.run.dir=run")
-    chosen = "metric=[retrieval,removal,brittleness,tail_patch,mislabelled]"
-    few = ("metric.removal.queries=1", "metric.removal.random=2", "metric.brittleness.queries=1",
-           "metric.brittleness.random=1", "metric.brittleness.shares=[0.05,0.2]", "metric.bootstrap=20")  # fmt: skip
-    commands.done("evaluate", chosen, *few, "runs=[run]", "hydra.run.dir=page")
-    found = json.loads(only("page/metrics.json").read_text(encoding="utf-8"))
-    for metric in ("removal_same", "brittleness_same", "flipped_same", "tail_patch"):
-        assert f"dot/triggered/{metric}" in found
+    """Tampered rows, removal and tail-patch of texts; brittleness of a model that answers nothing rightly is one line."""
+    small = [*TINY[:5], "dataset=instructions", "dataset.rows=40", "dataset.tampered=0.2", "dataset.queries=3",
+             "trainer.fit.batch_size=8", "trainer.fit.steps=10", "metric.plots=false", "metric.bootstrap=20"]  # fmt: skip
+    commands.done("attribute", *small, "candidates=all", "method=dot", "self_influence=true", "hydra.run.dir=run")
+    few = ("metric.removal.queries=1", "metric.removal.random=2", "metric.bootstrap=20", "metric.tail_patch.random=3")
+    commands.done("evaluate", "metric=[removal,tail_patch,mislabelled]", *few, "runs=[run]", "hydra.run.dir=page")
+    found = metrics(only("page"))
+    assert (
+        found["dot/triggered/tail_patch"] > found["random/triggered/tail_patch"]
+        and "dot/triggered/removal_same" in found
+    )
     assert 0 <= found["dot/train/mislabelled_auc"] <= 1
-    commands.done("attribute", *small, "trainer.fit.steps=0", "method=dot", "hydra.run.dir=raw")
-    assert "the model answers 0 rightly" in commands.refused("evaluate", "metric=brittleness", "runs=[raw]")
+    assert "the model answers 0 rightly" in commands.refused("evaluate", "metric=brittleness", "runs=[run]")

@@ -80,8 +80,9 @@ def stepped(problem: Problem, row: int, rate: float) -> Iterator[None]:
     """Inside the block the model's weights are a step further on one row; afterwards they are as before, to the bit."""
     moved = trained_parameters(problem)
     before = [parameter.detach().clone() for parameter in moved.values()]
+    slopes = gradients(problem, row, moved)
     with torch.no_grad():
-        for parameter, gradient in zip(moved.values(), gradients(problem, row, moved), strict=True):
+        for parameter, gradient in zip(moved.values(), slopes, strict=True):
             parameter.sub_(gradient, alpha=rate)
     try:
         yield
