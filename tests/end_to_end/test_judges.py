@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(commands, arguments, message):
 
 
 def test_a_language_model(commands):
-    """Tampered rows, removal and tail-patch of texts; brittleness of a model that answers nothing rightly is one line."""
+    """Tampered rows, removal and tail-patch of texts; brittleness of a model that answers nothing is one line."""
     small = [*TINY[:5], "dataset=instructions", "dataset.rows=40", "dataset.tampered=0.2", "dataset.queries=3",
              "trainer.fit.batch_size=8", "trainer.fit.steps=10", "metric.plots=false", "metric.bootstrap=20"]  # fmt: skip
     commands.done("attribute", *small, "candidates=all", "method=dot", "self_influence=true", "hydra.run.dir=run")

@@ -49,4 +49,4 @@ def test_a_table_and_a_figure_of_several_metrics(capsys):
     shown = capsys.readouterr().out
     assert shown.index("noise ceiling") < shown.index("0.700 [0.600, 0.800]") < shown.index("smallest share that flips")
     figure = retrained_figure(table)
-    assert [one.get_title() for one in figure.axes] == [title for title, _, _ in parts(table)]
+    assert [one.get_title(loc="left") for one in figure.axes] == [title for title, _, _ in parts(table)]

@@ -121,7 +121,7 @@ def test_subsets_without_a_class_or_any_example(bank, gone, monkeypatch):
 def test_a_training_that_diverges(tmp_path):
     wild = evidence(tmp_path, MetricSettings()).bank
     wild = dataclasses.replace(
-        wild, recipe=dataclasses.replace(wild.recipe, settings=dataclasses.replace(SETTINGS, lr=1e38))
+        wild, recipe=dataclasses.replace(wild.recipe, settings=dataclasses.replace(SETTINGS, lr=1e38, weight_decay=1.0))
     )
     with pytest.raises(UserError, match=r"test: a training without 1 of the 60 examples diverged.*trainer\.fit\.lr"):
         wild.train(variants(1), "test")
