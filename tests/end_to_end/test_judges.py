@@ -104,14 +104,12 @@ def test_mistakes_are_one_line(commands, arguments, message):
 def test_a_language_model(commands):
     """Tampered rows, removal and tail-patch of texts; brittleness of a model that answers nothing is one line."""
     small = [*TINY[:5], "dataset=instructions", "dataset.rows=40", "dataset.tampered=0.2", "dataset.queries=3",
-             "trainer.fit.batch_size=8", "trainer.fit.steps=10", "metric.plots=false", "metric.bootstrap=20"]  # fmt: skip
-    commands.done("attribute", *small, "candidates=all", "method=dot", "self_influence=true", "hydra.run.dir=run")
+             "trainer.fit.batch_size=8", "trainer.fit.steps=10", "metric.plots=false", "candidates=all"]  # fmt: skip
+    commands.done("attribute", *small, "metric.bootstrap=20", "method=dot", "self_influence=true", "hydra.run.dir=run")
     few = ("metric.removal.queries=1", "metric.removal.random=2", "metric.bootstrap=20", "metric.tail_patch.random=3")
     commands.done("evaluate", "metric=[removal,tail_patch,mislabelled]", *few, "runs=[run]", "hydra.run.dir=page")
     found = metrics(only("page"))
-    assert (
-        found["dot/triggered/tail_patch"] > found["random/triggered/tail_patch"]
-        and "dot/triggered/removal_same" in found
-    )
+    assert "dot/triggered/removal_same" in found
+    assert found["dot/triggered/tail_patch"] > found["random/triggered/tail_patch"]
     assert 0 <= found["dot/train/mislabelled_auc"] <= 1
     assert "the model answers 0 rightly" in commands.refused("evaluate", "metric=brittleness", "runs=[run]")

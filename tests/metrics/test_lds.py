@@ -24,18 +24,18 @@ def test_additive_outputs_are_foretold_exactly():
 def test_influence_functions_of_ridge_regression():
     """The first-order effect of a weight on a ridge solution foretells the closed-form solutions of subsets."""
     generator = np.random.default_rng(1)
-    x, queries = generator.standard_normal((60, 5)), generator.standard_normal((8, 5))
-    y = x @ generator.standard_normal(5) + generator.standard_normal(60)
+    x, queries = generator.standard_normal((200, 5)), generator.standard_normal((8, 5))
+    y = x @ generator.standard_normal(5) + generator.standard_normal(200)
 
     def solved(rows: np.ndarray) -> np.ndarray:
         return np.linalg.solve(x[rows].T @ x[rows] + 3 * np.eye(5), x[rows].T @ y[rows])
 
-    everyone = np.ones(60, dtype=bool)
+    everyone = np.ones(200, dtype=bool)
     residual = y - x @ solved(everyone)
     scores = queries @ np.linalg.solve(x.T @ x + 3 * np.eye(5), (x * residual[:, None]).T)
-    members = np.stack([subset(60, 0.9, 2, number) for number in range(200)])
+    members = np.stack([subset(200, 0.95, 2, number) for number in range(200)])
     outputs = np.stack([queries @ solved(member) for member in members])
-    assert lds(scores, members, outputs).min() > 0.9
+    assert lds(scores, members, outputs).min() > 0.99
     assert abs(lds(generator.permuted(scores, axis=1), members, outputs).mean()) < 0.2
 
 
