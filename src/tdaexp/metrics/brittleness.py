@@ -13,6 +13,7 @@ query.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from tdaexp.metrics.removal import without
 from tdaexp.metrics.retrained import OWN, RANDOM, Judged, Retrained, best_rows, some_queries
 from tdaexp.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
 LEAD = "first_token_lead"
 """The measurement that is positive where the first token of the answer, or the class, is the likeliest."""
 
@@ -62,6 +64,8 @@ def judge_brittleness(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> 
         generator = np.random.default_rng([evidence.settings.seed, count])
         drawn = [generator.permutation(count)[: sizes[-1]] for _ in range(settings.random)]
         orders += [Order(RANDOM, number, rows, every) for number, rows in enumerate(drawn)]
+    most = len(orders) * len(sizes) * len(evidence.settings.retraining.starts)
+    log.info("brittleness: %d orders of rows at %d shares, at most %d trainings", len(orders), len(sizes), most)
     found = []
     for start in evidence.settings.retraining.starts:
         flips = search(some, start, sizes, orders)
