@@ -47,7 +47,7 @@ def load_task(config: Named) -> TrainedTask:
     """Train and record the configured classification task, or load it where it was trained before."""
     return trained_task(
         config.model,
-        config.dataset.load(),
+        config.dataset.corpus(),
         config.trainer.fit,
         cache_dir=Path(config.cache_dir),
         seed=config.seed,

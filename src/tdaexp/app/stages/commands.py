@@ -110,7 +110,8 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     decomposed = [dataset for store, dataset in every.items() if store not in pairs]
     labels = distinct_labels([*found, *decomposed])
     labelled = dict(zip(labels, [*found, *decomposed], strict=True))
-    judged = judged_by_retraining(config, labelled)
+    folders = {label: store.parent for label, store in zip(labels, pairs, strict=False)}
+    judged = judged_by_retraining(config, labelled, folders=folders)
     if not ranks.current().first:
         return {}
     again = frame(judged) if judged else None
