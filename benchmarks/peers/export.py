@@ -109,4 +109,5 @@ def _texts(examples: Any, drawn: list[np.ndarray] | None) -> dict[str, np.ndarra
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     export(WORKS[sys.argv[2]], Path(sys.argv[1]) / sys.argv[2])

@@ -27,8 +27,8 @@ python benchmarks/peers/run.py            # all of the table; NAME … runs thos
 
 - **Pearson** compares scores over all pairs, and for the query where it is lowest. The peer's file is read by the
   reader of `scores=`: `python evaluate.py runs=[outputs/peers/NAME/ours] scores=outputs/peers/NAME/theirs.npz`.
-- **Costs** are of a process of its own, both sides in turn, the better of {rounds} runs: CPU seconds, and peak memory
-  above the loaded model's, in MB. Imports and reading the model are left out (bergson reads it itself, which counts).
+- **Costs** are of a process of its own, both sides in turn ({rounds}): CPU seconds, and peak memory above
+  the loaded model's, in MB. Imports and reading the model are left out (bergson reads it itself, which counts).
   At these sizes fixed costs weigh much; [performance](performance.md) has larger ones.
 - **Works**: `logistic` and `mlp` (64-128-64-10) on 1,280 digits, 100 queries; `llama`, 4 layers of width 64 on 200
   biographies, 20 queries. All queries meet all examples. A language model counts with the linear layers of its blocks.
@@ -46,10 +46,12 @@ UNCOMPARED = """
 """
 
 
-def write_page(path: Path, records: dict[str, dict[str, Any]], rounds: int = 2) -> None:
+def write_page(path: Path, records: dict[str, dict[str, Any]]) -> None:
     """Write the page of all comparisons; what was not run says so."""
     dates = sorted({one["date"] for one in records.values()})
     said = dates[0] if len(dates) < 2 else f"{dates[0]} to {dates[-1]}"
+    turns = {one["rounds"] for one in records.values() if "rounds" in one} or {0}
+    rounds = "once" if turns == {1} else f"{min(turns)} times, the run with fewest CPU seconds"
     torch = version("torch").split("+")[0]
     head = HEAD.format(dates=said if dates else "-", cores=os.cpu_count(), torch=torch, rounds=rounds, same=SAME)
     notes: list[str] = []

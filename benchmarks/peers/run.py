@@ -4,25 +4,29 @@
     python benchmarks/peers/run.py [NAME …]              # all comparisons, or those whose names begin so
     python benchmarks/peers/run.py --page                # docs/peers.md from what was measured
 
-Each run is a process of its own with one thread; a comparison runs both sides in turn, twice, and takes of each the
-run with fewer CPU seconds. Works, scores and records stay under outputs/peers, and what is measured again replaces its
-record. A peer that cannot be run is a record with the reason. Exits with 1 where one was.
+Each run is a process of its own with one thread; a comparison runs both sides in turn, `--rounds` times, and takes of
+each the run with fewest CPU seconds. Works, scores and records stay under outputs/peers, and what is measured again
+replaces its record. A peer that cannot be run is a record with the reason. Exits with 1 where one was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import with_tdaexp  # noqa: F401  (its forks have what it imports)
 from comparisons import COMPARISONS, Check, Comparison, Run
 from page import write_page
+from threadpoolctl import threadpool_limits
 from work import read_scores
 
 from tdaexp import influence
@@ -32,7 +36,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PLACE = ROOT / "outputs" / "peers"
 PEERS = HERE / ".venv" / "bin" / "python"
-ROUNDS = 2
+HERE_TOO = ("tdaexp", "formula")
+"""Programs that this environment has."""
 LIMIT_S = 300
 
 
@@ -55,10 +60,37 @@ def execute(script: str, arguments: list[str], python: Path | str = sys.executab
         raise Failed(" ".join(lines[-1].split())[:200])
 
 
+def forked(program: str, arguments: list[str]) -> None:
+    """Run a script of this environment in a fork, which has the libraries. Errors (Failed): it does not end well."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        try:
+            with threadpool_limits(1):
+                import_module(f"with_{program}").run(arguments)
+        except BaseException as error:  # whatever it was, it is this comparison's
+            sender.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            sys.exit(1)
+
+    process = context.Process(target=work)
+    process.start()
+    sender.close()
+    process.join(LIMIT_S)
+    if process.exitcode is None:
+        process.kill()
+        raise Failed(f"not done after {LIMIT_S} seconds")
+    if process.exitcode:
+        raise Failed(receiver.recv() if receiver.poll() else f"exit code {process.exitcode}")
+
+
 def measure(work: str, run: Run, out: Path) -> dict[str, Any]:
     """What a run cost; its scores lie in OUT.npz."""
-    python = sys.executable if run.program in ("tdaexp", "formula") else PEERS
-    execute(f"with_{run.program}.py", [str(PLACE / "works" / work), str(out), *run.arguments], python)
+    arguments = [str(PLACE / "works" / work), str(out), *run.arguments]
+    if run.program in HERE_TOO:
+        forked(run.program, arguments)
+    else:
+        execute(f"with_{run.program}.py", arguments, PEERS)
     return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 
@@ -68,16 +100,17 @@ def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"all": float(np.corrcoef(one.ravel(), other.ravel())[0, 1]), "lowest": min(rows)}
 
 
-def compare(comparison: Comparison) -> dict[str, Any]:
+def compare(comparison: Comparison, rounds: int) -> dict[str, Any]:
     """The record of a comparison."""
     folder = PLACE / comparison.name
     folder.mkdir(parents=True, exist_ok=True)
     sides = {"ours": comparison.ours, "theirs": comparison.theirs}
     costs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in sides.items():
             costs[name].append(measure(comparison.work, run, folder / name))
-    found = {name: min(runs, key=lambda one: one["seconds"]) for name, runs in costs.items()}
+    found: dict[str, Any] = {name: min(runs, key=lambda one: one["seconds"]) for name, runs in costs.items()}
+    found["rounds"] = rounds
     found["pearson"] = agreement(*(scores(folder / name, folder / "ours") for name in ("theirs", "ours")))
     if comparison.check is not None:
         found["check"] = checked(comparison.work, comparison.check, folder)
@@ -109,15 +142,17 @@ def prepare(work: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=[""])
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--page", action="store_true", help="write docs/peers.md alone")
     given = parser.parse_args()
     failed = False
+    PLACE.mkdir(parents=True, exist_ok=True)
     for one in COMPARISONS if not given.page else []:
         if not one.name.startswith(tuple(given.names)):
             continue
         try:
             prepare(one.work)
-            found = compare(one)
+            found = compare(one, given.rounds)
         except Failed as error:
             found, failed = {"failed": str(error)}, True
         found["date"] = time.strftime("%Y-%m-%d")

@@ -81,5 +81,10 @@ def factors(work: Work, labels: str, side: Side | None = None) -> list[Factors]:
     return [(torch.cat([a, torch.ones(len(a), 1)], 1), output.grad) for a, output in seen.values()]
 
 
+def run(arguments: list[str] | None = None) -> None:
+    """The command line (`work.main`)."""
+    main("torch", {"ekfac": ekfac}, arguments)
+
+
 if __name__ == "__main__":
-    main("torch", {"ekfac": ekfac})
+    run()

@@ -84,8 +84,13 @@ def _opened(work: Work, options: list[str], labels: str) -> tuple[Any, Problem]:
     return config.method, problem
 
 
-if __name__ == "__main__":
-    place = main("tdaexp", {"attribute": attribute, "itself": itself})
+def run(arguments: list[str] | None = None) -> None:
+    """The command line (`work.main`)."""
+    place = main("tdaexp", {"attribute": attribute, "itself": itself}, arguments)
     for answer in ANSWERED:
         place.mkdir(exist_ok=True)
         influence.save(answer, place / "influence.zarr")
+
+
+if __name__ == "__main__":
+    run()

@@ -166,7 +166,7 @@ Method = Callable[..., Callable[[], np.ndarray]]
 examples do for themselves. What a method does before it returns the job (reading the model) is not counted."""
 
 
-def main(package: str, methods: dict[str, Method]) -> Path:
+def main(package: str, methods: dict[str, Method], arguments: list[str] | None = None) -> Path:
     """The command line of a program: `with_PROGRAM.py FOLDER OUT METHOD [key=value …]`, values in JSON.
 
     Writes OUT.npz and OUT.json; returns OUT. Imports and the first touch of torch are not counted.
@@ -176,7 +176,7 @@ def main(package: str, methods: dict[str, Method]) -> Path:
     parser.add_argument("out", type=Path)
     parser.add_argument("method", choices=methods)
     parser.add_argument("settings", nargs="*")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     work = Work(given.folder)
