@@ -107,10 +107,10 @@ COMPARISONS = [
     Comparison(
         "dattri-llm-ekfac", "llama", Run("dattri_llm", "ekfac", {"damping": 0.1}), EKFAC,
         Check(
-            "its curvature is that of the data's labels, and of the mean over tokens where ours is of the sum. Ours "
-            "with the labels of the data against it, both of the sum",
+            "its curvature is that of the data's labels and of the mean over tokens, where ours is of the sum, and "
+            "padding counts in its A. Ours with the labels of the data against it without padding, both of the sum",
             ours("ekfac", "reduction=sum", labels="data"),
-            Run("dattri_llm", "ekfac", {"damping": 0.1, "reduction": "sum"}),
+            Run("dattri_llm", "ekfac", {"damping": 0.1, "reduction": "sum", "padded": False}),
         ),
     ),
     Comparison("bergson-dot", "llama", Run("bergson", "similarity"), DOT),

@@ -43,6 +43,7 @@ UNCOMPARED = """
 - dattri-llm's LoGra and LESS, and bergson's TRAK, TrackStar and LiSSA, project or sample by seeds of their own; the
   exact methods above fix the gradients that they start from.
 - dattri's EK-FAC reads no sequences, bergson and dattri-llm no classifiers.
+- dattri's solvers multiply by the Hessian, ours by the Gauss-Newton matrix: the same for logistic regression alone.
 """
 
 

@@ -17,30 +17,34 @@ BATCH = 32
 
 
 class Rows(Dataset):
-    """Texts as dicts of tensors."""
+    """Texts as dicts of tensors, padded to the longest or each as long as it is."""
 
-    def __init__(self, side: Side) -> None:
-        self.side = side
+    def __init__(self, side: Side, padded: bool) -> None:
+        self.side, self.lengths = side, None if padded else side.lengths.tolist()
 
     def __len__(self) -> int:
         return len(self.side)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        side = self.side
-        return {"inputs": side.inputs[index], "targets": side.targets[index], "weights": side.weights[index]}
+        side, real = self.side, slice(None if self.lengths is None else self.lengths[index])
+        every = {"inputs": side.inputs, "targets": side.targets, "weights": side.weights}
+        return {name: tensor[index, real] for name, tensor in every.items()}
 
 
 def tracin(work: Work, normalised: bool = False) -> Callable[[], np.ndarray]:
     """Dot products, or cosines, of the gradients."""
-    return _scores(work, TracInAttributor, "mean", normalized_grad=normalised)
+    return _scores(work, TracInAttributor, normalized_grad=normalised)
 
 
-def ekfac(work: Work, damping: float, reduction: str = "mean") -> Callable[[], np.ndarray]:
+def ekfac(work: Work, damping: float, reduction: str = "mean", padded: bool = True) -> Callable[[], np.ndarray]:
     """EK-FAC with λ = `damping` times each matrix's mean Λ; `reduction` over tokens is that of curvature too."""
-    return _scores(work, EKFACAttributor, reduction, damping=damping, relative_damping=True)
+    return _scores(work, EKFACAttributor, reduction, padded, damping=damping, relative_damping=True)
 
 
-def _scores(work: Work, kind: Any, reduction: str, **settings: Any) -> Callable[[], np.ndarray]:
+def _scores(
+    work: Work, kind: Any, reduction: str = "mean", padded: bool = True, **settings: Any
+) -> Callable[[], np.ndarray]:
+    """The attributor's scores; without padding a batch is one text."""
     model = work.model()
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -50,14 +54,17 @@ def _scores(work: Work, kind: Any, reduction: str, **settings: Any) -> Callable[
         return (every if reduction == "mean" else every * side.weights.sum(1)).sum()
 
     folder = tempfile.TemporaryDirectory()
-    sizes = {"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": BATCH}
+    size = BATCH if padded else 1
+    sizes = {"per_device_train_batch_size": size, "per_device_eval_batch_size": size}
     given = AttributionArguments(output_dir=folder.name, use_cpu=True, max_grad_norm=None, **sizes)
     attributor = kind(given, task=AttributionTask(loss, model))
     hooks = HookManagerConfig(linear_io=[f"^{re.escape(one)}$" for one in work.about["modules"]])
 
+    rows = (Rows(side, padded) for side in (work.train, work.queries))
+
     def job() -> np.ndarray:
         with folder:
-            found = attributor.attribute(Rows(work.train), Rows(work.queries), hook_config=hooks, **settings)
+            found = attributor.attribute(*rows, hook_config=hooks, **settings)
         assert found.scores.shape == (len(work.train), len(work.queries))
         return found.scores.detach().numpy().T
 

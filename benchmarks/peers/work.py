@@ -123,8 +123,8 @@ def losses(model: nn.Module, side: Side, rows: slice = slice(None)) -> Tensor:
 def margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """log(p / (1 - p)) of each example's class [n]."""
     logits = model(inputs)
-    own = nn.functional.one_hot(targets, logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
+    own = torch.arange(logits.shape[1]) == targets[:, None]
+    return logits.gather(1, targets[:, None])[:, 0] - logits.masked_fill(own, -torch.inf).logsumexp(1)
 
 
 def margin_norms(work: Work) -> Tensor:
