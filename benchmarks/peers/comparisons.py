@@ -34,9 +34,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Check:
-    """An experiment that shows a cause: two runs that agree once it is gone, or that differ alike because of it."""
+    """A cause and what it was shown by: two runs that agree once it is gone, or that differ alike because of it."""
 
     cause: str
+    shown: str
     one: Run
     other: Run
 
@@ -66,7 +67,7 @@ CG = ours("cg", *EXACT, "tolerance=1e-6", "iterations=400")
 ARNOLDI = ours("arnoldi", *EXACT, "steps=300", "rank=60")
 WHOLE_TRAK = ours("trak", "projection=factorised", "dimensions=650")
 TRAK, OTHER_TRAK = (ours("trak", "distribution=normal", f"seed={seed}") for seed in (0, 1))
-EKFAC, OTHER_EKFAC, DATA_EKFAC = ours("ekfac"), ours("ekfac", "seed=1"), ours("ekfac", labels="data")
+EKFAC, OTHER_EKFAC = ours("ekfac"), ours("ekfac", "seed=1")
 FIXED = ours("ekfac", "damping=0.001")
 DOT, COSINE = (ours(method, "part=blocks") for method in ("dot", "full"))
 ITSELF = Run("tdaexp", "itself", {"options": ["method=ekfac"]})
@@ -74,9 +75,18 @@ SKETCH, OTHER_SKETCH = (ours("project", "part=blocks", "budget=0.05", f"seed={se
 DATTRI_EKFAC = Run("dattri", "ekfac", {"damping": 0.001})
 DEPARTED = Run("formula", "ekfac", {"damping": 0.001, "transposed": True, "flat": True})
 
-DRAWN = Check("it draws other labels for the Fisher matrix; ours against ours with labels of another seed", EKFAC,
-              OTHER_EKFAC)  # fmt: skip
-PROJECTED = Check("it draws another random matrix; ours against ours with that of another seed", TRAK, OTHER_TRAK)
+DRAWN = Check(
+    "The labels for the Fisher matrix are drawn from the model, other ones by each program",
+    "Ours against ours with labels of another seed",
+    EKFAC,
+    OTHER_EKFAC,
+)
+PROJECTED = Check(
+    "The projection is another random matrix in each program",
+    "Ours against ours with the matrix of another seed",
+    TRAK,
+    OTHER_TRAK,
+)
 
 COMPARISONS = [
     Comparison("kronfluence-ekfac", "mlp", Run("kronfluence", "ekfac", {"labels": "own"}), EKFAC, DRAWN),
@@ -94,9 +104,10 @@ COMPARISONS = [
     Comparison(
         "dattri-ekfac", "mlp", DATTRI_EKFAC, FIXED,
         Check(
-            "its curvature is that of the data's labels; it multiplies by the eigenvectors where their transposes "
-            "belong, so that gradients are not in the eigenbasis; and it cuts a query's weights and biases, one behind "
-            "the other, into rows as if the bias were a column. It against the formula with these three departures",
+            "dattri takes curvature of the data's labels; it multiplies by the eigenvectors where their transposes "
+            "belong, so that gradients are not in the eigenbasis and scores hang on the eigenvectors' signs; and it "
+            "cuts a query's weights and biases, one behind the other, into rows as if the bias were a column",
+            "dattri against the formula with these three departures (`with_formula.py`)",
             DATTRI_EKFAC, DEPARTED,
         ),
     ),
@@ -107,8 +118,9 @@ COMPARISONS = [
     Comparison(
         "dattri-llm-ekfac", "llama", Run("dattri_llm", "ekfac", {"damping": 0.1}), EKFAC,
         Check(
-            "its curvature is that of the data's labels and of the mean over tokens, where ours is of the sum, and "
-            "padding counts in its A. Ours with the labels of the data against it without padding, both of the sum",
+            "dattri-llm takes curvature of the data's labels and of the mean over tokens, where ours is of the sum, "
+            "and padding counts in its A",
+            "Ours with the labels of the data against it without padding, both of the sum",
             ours("ekfac", "reduction=sum", labels="data"),
             Run("dattri_llm", "ekfac", {"damping": 0.1, "reduction": "sum", "padded": False}),
         ),
@@ -117,7 +129,7 @@ COMPARISONS = [
     Comparison("bergson-cosine", "llama", Run("bergson", "similarity", {"cosine": True}), COSINE),
     Comparison(
         "bergson-projected", "llama", Run("bergson", "similarity", {"cosine": True, "side": 14}), SKETCH,
-        Check("it draws other random matrices; ours against ours with those of another seed", SKETCH, OTHER_SKETCH),
+        Check(PROJECTED.cause, PROJECTED.shown, SKETCH, OTHER_SKETCH),
     ),
     Comparison("bergson-ekfac", "llama", Run("bergson", "ekfac", {"damping": 0.1}), EKFAC, DRAWN),
 ]  # fmt: skip

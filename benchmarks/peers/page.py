@@ -71,10 +71,11 @@ def line(one: Comparison, record: dict[str, Any], notes: list[str]) -> str:
     peer = one.theirs.program.replace("_", "-")
     settings = one.theirs.told.removeprefix(f"{one.theirs.program} ")
     if "failed" in record:
-        return f"| {peer} | {settings} | {one.ours.told} | {one.work} | {record['failed']} | | | | | |"
+        return f"| {peer} | {settings} | {one.ours.told} | `{one.work}` | {record['failed']} | | | | | |"
     mark = ""
     if one.check is not None:
-        notes.append(f"{len(notes) + 1}. {one.check.cause} ({correlation(record['check']['all'])}).")
+        found = correlation(record["check"]["all"])
+        notes.append(f"{len(notes) + 1}. {one.check.cause}. {one.check.shown}: {found}.")
         mark = f" ({len(notes)})"
     theirs, own = record["theirs"], record["ours"]
     cells = [
@@ -86,5 +87,7 @@ def line(one: Comparison, record: dict[str, Any], notes: list[str]) -> str:
 
 
 def correlation(value: float) -> str:
-    """Six digits, cut off and not rounded up to one; three where it is far from one."""
-    return f"{int(value * 1e6) / 1e6:.6f}" if value >= SAME else f"{value:.3f}"
+    """Three digits; more of what is near one, never rounded up to it."""
+    if value >= SAME:
+        return "> 0.999999" if value > 0.999999 else f"{int(value * 1e6) / 1e6:.6f}"
+    return f"{value:.3f}"

@@ -150,6 +150,6 @@ def test_the_page_shows_numbers_causes_and_failures(peers: SimpleNamespace, tmp_
     peers.page.write_page(tmp_path / "page.md", records)
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "2026-01-01 to 2026-01-02" in page
-    assert "| 0.999999 (1) | 0.500 | 1.2 | 1.2 | 31 | 31 |" in page
-    assert f"1. {explained.check.cause} (0.750)." in page
+    assert "| > 0.999999 (1) | 0.500 | 1.2 | 1.2 | 31 | 31 |" in page
+    assert f"1. {explained.check.cause}. {explained.check.shown}: 0.750." in page
     assert "no module named x" in page and "not run" in page
