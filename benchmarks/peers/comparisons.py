@@ -68,6 +68,7 @@ ARNOLDI = ours("arnoldi", *EXACT, "steps=300", "rank=60")
 WHOLE_TRAK = ours("trak", "projection=factorised", "dimensions=650")
 TRAK, OTHER_TRAK = (ours("trak", "distribution=normal", f"seed={seed}") for seed in (0, 1))
 EKFAC, OTHER_EKFAC = ours("ekfac"), ours("ekfac", "seed=1")
+OF_DATA = ours("ekfac", "reduction=sum", labels="data")
 FIXED = ours("ekfac", "damping=0.001")
 DOT, COSINE = (ours(method, "part=blocks") for method in ("dot", "full"))
 ITSELF = Run("tdaexp", "itself", {"options": ["method=ekfac"]})
@@ -121,7 +122,7 @@ COMPARISONS = [
             "dattri-llm takes curvature of the data's labels and of the mean over tokens, where ours is of the sum, "
             "and padding counts in its A",
             "Ours with the labels of the data against it without padding, both of the sum",
-            ours("ekfac", "reduction=sum", labels="data"),
+            OF_DATA,
             Run("dattri_llm", "ekfac", {"damping": 0.1, "reduction": "sum", "padded": False}),
         ),
     ),
@@ -131,5 +132,12 @@ COMPARISONS = [
         "bergson-projected", "llama", Run("bergson", "similarity", {"cosine": True, "side": 14}), SKETCH,
         Check(PROJECTED.cause, PROJECTED.shown, SKETCH, OTHER_SKETCH),
     ),
-    Comparison("bergson-ekfac", "llama", Run("bergson", "ekfac", {"damping": 0.1}), EKFAC, DRAWN),
+    Comparison(
+        "bergson-ekfac", "llama", Run("bergson", "ekfac", {"damping": 0.1}), EKFAC,
+        Check(
+            "bergson draws other labels, and takes curvature of the mean over tokens, where ours is of the sum",
+            "Ours with the labels of the data against it with those, both of the sum", OF_DATA,
+            Run("bergson", "ekfac", {"damping": 0.1, "labels": "data", "reduction": "sum"}),
+        ),
+    ),
 ]  # fmt: skip

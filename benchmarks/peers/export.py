@@ -23,7 +23,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.selection.parts import chosen
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-DIGITS = ["dataset=digits", "dataset.query_limit=100", "candidates=all", "trainer.fit.record=1"]
+DIGITS = ["dataset=digits", "dataset.query_limit=100", "candidates=all"]
 WORKS = {
     "logistic": ["model=logistic", *DIGITS],
     "mlp": ["model=mlp", *DIGITS],

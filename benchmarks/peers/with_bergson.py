@@ -42,10 +42,13 @@ def similarity(work: Work, cosine: bool = False, side: int = 0, seed: int | None
     return _job(folder, run)
 
 
-def ekfac(work: Work, damping: float, labels: str = "own") -> Callable[[], np.ndarray]:
-    """EK-FAC with λ = `damping` times each matrix's mean Λ; labels are drawn ("own"), or those of the "data"."""
+def ekfac(work: Work, damping: float, labels: str = "own", reduction: str = "mean") -> Callable[[], np.ndarray]:
+    """EK-FAC with λ = `damping` times each matrix's mean Λ; labels are drawn ("own"), or those of the "data".
+
+    `reduction` over tokens is that of curvature too.
+    """
     folder = tempfile.TemporaryDirectory()
-    index = _index(work, folder.name, loss_reduction="mean")
+    index = _index(work, folder.name, loss_reduction=reduction)
 
     def run() -> Path:
         root = Path(folder.name)

@@ -21,7 +21,7 @@ SCRIPTS = ("work", "export", "with_tdaexp", "with_formula", "comparisons", "page
 OPTIONS = {
     "classes": [
         "model=logistic", "dataset=digits", "dataset.train=60", "dataset.test=20", "dataset.query_limit=6",
-        "candidates=all", "trainer.fit.record=1", "trainer.fit.steps=12", "trainer.fit.batch_size=20",
+        "candidates=all", "trainer.fit.steps=12", "trainer.fit.batch_size=20",
     ],
     "texts": [*TINY[:8], "model=toy_eurollm", "dataset.query_sets=[paraphrased]", "dataset.query_limit=4",
               "candidates=all"],

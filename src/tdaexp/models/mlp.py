@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Network(nn.Module):
     def __init__(self, config: Mlp, inputs: int, classes: int) -> None:
         super().__init__()
         widths = [inputs, *config.hidden, classes]
-        for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for place, (before, after) in enumerate(pairwise(widths), start=1):
             self.add_module(f"fc{place}", nn.Linear(before, after))
         self.activation = activation(config.activation)
 

@@ -11,6 +11,7 @@ from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
+from tdaexp.report.retrained import cells, parts
 from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
@@ -24,8 +25,11 @@ def methods_page(
     queries: dict[str, list[Query]],
     told: list[str],
     settings: MetricSettings,
+    judged_again: pd.DataFrame | None = None,
 ) -> str:
-    """Render the report; `queries` are shown with the scores of the methods `told`."""
+    """Render the report; `queries` are shown with the scores of the methods `told`, `judged_again` (`retrained.frame`)
+    as tables of their own.
+    """
     heading, cost_rows = costs(table)
     return page(
         "report.html",
@@ -33,6 +37,7 @@ def methods_page(
         labels=list(datasets),
         findings=findings(table),
         tables=_tables(table),
+        judged=[] if judged_again is None else [(*told_of[:2], cells(told_of[2])) for told_of in parts(judged_again)],
         headings=headings(table),
         pictures=pictures,
         types=_types(studies),

@@ -23,6 +23,7 @@ from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
+from tdaexp.report.retrained import CAPTION, flat_retrained, print_retrained, retrained_figure
 from tdaexp.report.shown import shown_queries
 from tdaexp.report.tables import print_table
 from tdaexp.report.texts import Texts
@@ -38,6 +39,7 @@ def write_report(
     settings: MetricSettings,
     logger: RunLogger | None = None,
     near: pd.DataFrame | None = None,
+    judged_again: pd.DataFrame | None = None,
 ) -> dict[str, float]:
     """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
 
@@ -45,7 +47,8 @@ def write_report(
     figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
-    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
+    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
+    `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`.
     """
     logger = logger or RunLogger()
     doing("judging the scores")
@@ -63,22 +66,33 @@ def write_report(
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))
+    if judged_again is not None:
+        metrics |= flat_retrained(judged_again)
+        write_text(folder / "retrained.csv", frame_csv(judged_again))
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "table.csv", frame_csv(table))
     if studies:
         write_text(folder / "components.csv", frame_csv(component_table(studies)))
     doing("drawing figures")
-    pictures = _draw(folder, studies, _drawn(table, datasets, reference), near) if settings.plots else []
+    drawn = _drawn(table, datasets, reference)
+    pictures = _draw(folder, studies, drawn, near, judged_again) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
+    write_text(
+        folder / "report.html",
+        methods_page(datasets, table, studies, pictures, queries, list(told), settings, judged_again),
+    )
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
+    if judged_again is not None:
+        logger.log_table("retrained", judged_again)
     print_table(table)
+    if judged_again is not None:
+        print_retrained(judged_again)
     return metrics
 
 
@@ -120,9 +134,15 @@ def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
 
 
 def _draw(
-    folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame, near: pd.DataFrame | None
+    folder: Path,
+    studies: dict[str, ComponentStudy],
+    table: pd.DataFrame,
+    near: pd.DataFrame | None,
+    judged_again: pd.DataFrame | None,
 ) -> list[Picture]:
     figures: list[tuple[str, str, Figure]] = []
+    if judged_again is not None:
+        figures.append(("retrained", CAPTION, retrained_figure(judged_again)))
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))

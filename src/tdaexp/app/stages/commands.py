@@ -17,6 +17,7 @@ from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
 from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.stages.retraining import judged_by_retraining
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
 from tdaexp.metrics.external import read_scores
@@ -26,6 +27,7 @@ from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.retrained import frame, retrained_findings
 from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
@@ -98,28 +100,44 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
-    stores, found = _pair_stores([Path(store) for store in config.runs])
+    every = {Path(store): influence.load(Path(store)) for store in config.runs}
+    pairs = [store for store, dataset in every.items() if "candidate" in dataset.dims]
+    found, texts = [every[store] for store in pairs], _told(pairs, every)
+    if config.scores is not None and found:
+        found.append(read_scores(Path(config.scores), found[0]))
+    decomposed = [dataset for store, dataset in every.items() if store not in pairs]
+    labels = distinct_labels([*found, *decomposed])
+    labelled = dict(zip(labels, [*found, *decomposed], strict=True))
+    judged = judged_by_retraining(config, labelled)
+    if not ranks.current().first:
+        return {}
+    again = frame(judged) if judged else None
+    _tell_left_out(every, pairs, again is not None)
+    if not found and again is not None:
+        return write_findings(folder, retrained_findings(again), labelled, logger)
+    datasets = {label: labelled[label] for label in labels[: len(found)]}
+    return write_report(folder, datasets, texts, config.metric, logger, judged_again=again)
+
+
+def _told(stores: list[Path], every: dict[Path, xr.Dataset]) -> Texts:
+    """The texts of the runs of these stores; what each run cost becomes an attribute of its store."""
     texts: Texts = {"query": {}, "train": {}}
-    for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = beside(store, "cost.json")
-        if same_study(dataset, found[0]):  # other models write other texts under the same ids
+    for store in stores:
+        every[store].attrs["cost"] = beside(store, "cost.json")
+        if same_study(every[store], every[stores[0]]):  # other models write other texts under the same ids
             for role, known in texts_beside(store).items():
                 texts[role] = texts.get(role, {}) | known
-    if config.scores is not None:
-        found.append(read_scores(Path(config.scores), found[0]))
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
+    return texts
 
 
-def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
-    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
-    found = [(store, influence.load(store)) for store in stores]
-    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
-    if found and not pairs:
+def _tell_left_out(every: dict[Path, xr.Dataset], pairs: list[Path], judged: bool) -> None:
+    """Say of a decomposition of a training that its own run judges it. Errors (UserError): there is nothing else."""
+    if every and not pairs and not judged:
         raise UserError(
-            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
-            "metrics.json says how complete it is; add runs of ekfac, dot or random"
+            f"runs: {next(iter(every))} decomposes a training and scores no pairs, so there is nothing to rank; its "
+            "run's metrics.json says how complete it is; add runs of ekfac, dot or random, or judge it by retraining "
+            "(metric=lds)"
         )
-    for store in set(stores) - {store for store, _ in pairs}:
-        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
-    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+    for store in set(every) - set(pairs):
+        if not judged:
+            log.warning("%s: left out, it decomposes a training and scores no pairs", store)
