@@ -10,7 +10,8 @@ from tdaexp.metrics.controls import bm25_accuracy, random_accuracy
 from tdaexp.metrics.intervals import bootstrap
 from tdaexp.metrics.judge import assess, judge
 from tdaexp.metrics.selection import held_out_accuracy, study
-from tdaexp.metrics.stores import by_query_set, distinct_labels
+from tdaexp.metrics.labels import distinct_labels
+from tdaexp.metrics.stores import by_query_set
 
 
 def test_chance_is_exact(products_dataset):

@@ -32,6 +32,7 @@ FILES = (
 )
 """Keys that may name a file or a folder, or several."""
 NAME_LIMIT = 80
+GROUPS = ("method", "model", "dataset", "candidates", "decoding")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class Job:
             return "runs"
         groups = ("method",) if self.values.get("products") is not None else (*SUBJECT, "method", "analysis")
         return slug("-".join(self.choices[group] for group in groups if self.choices.get(group)))
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The choice of each group that says what is asked, and of whom."""
+        unread = () if self.values.get("products") is None else REPLACED_BY_PRODUCTS
+        return {name: self.choices[name] for name in GROUPS if name in self.choices and name not in unread}
 
     @property
     def subject(self) -> str:

@@ -33,6 +33,7 @@ class Row:
     """One job: `status` running | done | failed | stopped, `seconds` of wall time, `command` runs this job again.
 
     `fingerprint` is of what was asked, `subject` of the model and data set alone, `code` of what computed the answer.
+    `choices` are those of the groups that were read (`method`: `ekfac`).
     """
 
     stage: str
@@ -48,6 +49,7 @@ class Row:
     seconds: float = 0.0
     code: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
 
     def write(self, sweep: Path | None) -> None:
         """Write the row into its run folder, then bring the sweep's table up to date."""

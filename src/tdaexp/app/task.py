@@ -98,6 +98,7 @@ class Task:
             job=hydra.job.num if swept else None,
             overrides=" ".join(overrides),
             code=job.code,
+            choices=job.chosen,
         )
         if getattr(job.config, "resume", False) and (known := sweep.finished(row)) is not None:
             known.write(top)

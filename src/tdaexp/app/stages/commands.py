@@ -17,10 +17,12 @@ from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
 from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
 from tdaexp.metrics.external import read_scores
-from tdaexp.metrics.stores import distinct_labels, same_study
+from tdaexp.metrics.labels import distinct_labels
+from tdaexp.metrics.stores import same_study
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
@@ -62,7 +64,9 @@ def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[
     answer = _of_problem(config) if config.products is None else _of_products(config)
     if not ranks.current().first:
         return {}
-    answer.describe(config.method, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    row = read_row(folder)
+    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    answer.describe(config.method, values, None if row is None else row.choices)
     return keep(config.metric, folder, logger, answer)
 
 
