@@ -38,7 +38,7 @@ def over_runs(values: Sequence[float] | np.ndarray, confidence: float) -> Interv
 def average(
     table: pd.DataFrame, datasets: dict[str, xr.Dataset], groups: dict[str, list[str]], confidence: float
 ) -> pd.DataFrame:
-    """The comparison of runs (`compare.tabulate`) with a row for each group (`grouping.groups_of`), query set and section.
+    """The comparison of runs (`compare.tabulate`) by group (`grouping.groups_of`), query set and section.
 
     Columns as there: means, and intervals over runs where a run's number has one; NaN where one run has no number.
     Besides: `runs`, the number of runs, and `missing`, in how many models' comparisons of its section a method has no
@@ -85,7 +85,7 @@ def _homes(places: dict[str, frozenset[int]]) -> list[tuple[frozenset[int], list
 
 
 def _differs(every: list[Section], places: Iterable[int], first: Iterable[int]) -> str:
-    """What differs from the first section, in the words of the pair of single sections that is nearest to each other."""
+    """What differs from the first section, in the words of the two single sections that are nearest to each other."""
     told = [difference(every[mine].whole, every[other].whole) for mine in sorted(places) for other in sorted(first)]
     return min(told, key=lambda text: (text.count(","), len(text)))
 
@@ -117,7 +117,7 @@ def _mean_row(rows: pd.DataFrame, confidence: float) -> dict[str, Any]:
 
 
 def mean_metrics(runs: Sequence[dict[str, float]], confidence: float) -> dict[str, float]:
-    """Flat metrics (`judge.flat_metrics`) of several runs as one: what all runs have, averaged, and the number `runs`."""
+    """Flat metrics (`judge.flat_metrics`) of several runs as one: what all have, averaged, and their number `runs`."""
     found: dict[str, float] = {"runs": float(len(runs))}
     for key in runs[0]:
         if key.endswith((LOW, HIGH)) or not all(key in run for run in runs):

@@ -1,6 +1,6 @@
 """What stores are called, and what their runs were asked: by key, with the choices of groups before the groups' keys.
 
-A run notes which choice of each group it took (`method=ekfac_mlp`) in its store; a class's name is nobody's name for it.
+A run notes in its store which choice of each group it took (`method=ekfac_mlp`); a `_target_` is nobody's name for it.
 """
 
 from __future__ import annotations

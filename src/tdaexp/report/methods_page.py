@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
 from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
-from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
+from tdaexp.report.tables import columns_of, costs, headings, number, partial, parts_of, rows_of, title
 
 
 def methods_page(
@@ -24,8 +25,9 @@ def methods_page(
     queries: dict[str, list[Query]],
     told: list[str],
     settings: MetricSettings,
+    missing: Sequence[str] = (),
 ) -> str:
-    """Render the report; `queries` are shown with the scores of the methods `told`."""
+    """Render the report; `queries` are shown with the scores of the methods `told`; `missing` jobs have no result."""
     heading, cost_rows = costs(table)
     return page(
         "report.html",
@@ -51,6 +53,8 @@ def methods_page(
         cost_heading=heading,
         cost_rows=cost_rows,
         settings=settings,
+        over=table.attrs.get("over", []),
+        partial=partial(missing) if missing else "",
         percent=f"{100 * settings.confidence:g}",
     )
 

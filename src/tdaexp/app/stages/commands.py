@@ -9,29 +9,23 @@ import logging
 import time
 from pathlib import Path
 
-import xarray as xr
 import yaml
 
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
-from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
+from tdaexp.app.stages.answering import Answer, answered, check_sources, keep
 from tdaexp.app.stages.cached import look_after
+from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
-from tdaexp.metrics.external import read_scores
-from tdaexp.metrics.labels import distinct_labels
-from tdaexp.metrics.stores import same_study
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
-from tdaexp.report.report import write_report
-from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, write_json
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.runtime.progress import doing
@@ -100,30 +94,6 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         return metrics
     doing("reading the stores")
     if config.analysis is not None:
-        evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
+        evidence = Evidence(config, [influence.load(store) for store in config.found.stores])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
-    stores, found = _pair_stores([Path(store) for store in config.runs])
-    texts: Texts = {"query": {}, "train": {}}
-    for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = beside(store, "cost.json")
-        if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in texts_beside(store).items():
-                texts[role] = texts.get(role, {}) | known
-    if config.scores is not None:
-        found.append(read_scores(Path(config.scores), found[0]))
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
-
-
-def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
-    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
-    found = [(store, influence.load(store)) for store in stores]
-    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
-    if found and not pairs:
-        raise UserError(
-            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
-            "metrics.json says how complete it is; add runs of ekfac, dot or random"
-        )
-    for store in set(stores) - {store for store, _ in pairs}:
-        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
-    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+    return compared(config, folder, logger)
