@@ -20,6 +20,7 @@ from tdaexp.app.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.app.gate import check_secrets
 from tdaexp.app.origin import Origin, one_line
 from tdaexp.app.values import check_values, expanded
+from tdaexp.metrics.labels import GROUPS
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
@@ -32,7 +33,6 @@ FILES = (
 )
 """Keys that may name a file or a folder, or several."""
 NAME_LIMIT = 80
-GROUPS = ("method", "model", "dataset", "candidates", "decoding")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from tdaexp.metrics.labels import asked, flat_config, told_apart
+from tdaexp.metrics.labels import asked, common, flat_config, told_apart
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def groups_of(datasets: dict[str, xr.Dataset], over: Sequence[str]) -> dict[str,
     groups = [_without_repeats(members, configs, over) for members in split]
     if all(len(members) == 1 for members in groups):
         raise UserError(f"over={','.join(over)}: {_nothing(configs, over)}")
-    runs = [_common([asked(datasets[label]) for label in members]) for members in groups]
+    runs = [common([asked(datasets[label]) for label in members]) for members in groups]
     labels = told_apart([_label([datasets[label] for label in members]) for members in groups], runs)
     for label, members in zip(labels, groups, strict=True):
         if len(members) == 1:
@@ -61,17 +61,15 @@ def _below(key: str, over: Sequence[str]) -> bool:
 
 
 def _split(members: list[str], configs: dict[str, Config], over: Sequence[str]) -> list[list[str]]:
-    """The members, those apart whose keys below differ without following: `dataset.seed` is no copy of `seed`."""
-    mine = [configs[label] for label in members]
-    below = sorted({key for config in mine for key in config if _below(key, over) and key not in over})
-    own = [
-        key
-        for key in below
-        if not all(config.get(key) == config.get(key.rpartition(".")[2]) for config in mine if key in config)
-    ]
+    """The members, those apart whose keys below are neither copies of a key of `over` nor the same in all of them."""
+    below = sorted({key for label in members for key in configs[label] if _below(key, over) and key not in over})
     found: dict[tuple[str, ...], list[str]] = {}
+    varied = [key for key in below if len({str(configs[label].get(key)) for label in members}) > 1]
     for label in members:
-        found.setdefault(tuple(str(configs[label].get(key)) for key in own), []).append(label)
+        mine = configs[label]
+        copies = [key in mine and mine[key] == mine.get(key.rpartition(".")[2]) for key in varied]
+        own = tuple("" if copy else str(mine.get(key)) for key, copy in zip(varied, copies, strict=True))
+        found.setdefault(own, []).append(label)
     return list(found.values())
 
 
@@ -97,11 +95,6 @@ def _nothing(configs: dict[str, Config], over: Sequence[str]) -> str:
             f"`python attribute.py … -m {key}=A,B,C`, or leave over out"
         )
     return "no two runs differ in these keys alone, so there is nothing to average; name all keys that they differ in"
-
-
-def _common(runs: list[Config]) -> Config:
-    """What all runs were asked alike."""
-    return {key: value for key, value in runs[0].items() if all(key in run and run[key] == value for run in runs)}
 
 
 def _label(stores: list[xr.Dataset]) -> str:

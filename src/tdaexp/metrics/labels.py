@@ -14,6 +14,8 @@ import xarray as xr
 
 TOLD = 3  # keys that a label names
 CLASS = "_target_"
+GROUPS = ("method", "model", "dataset", "candidates", "decoding")
+"""Groups of the configuration that say what is asked, and of whom."""
 
 
 def distinct_labels(datasets: Sequence[xr.Dataset]) -> list[str]:
@@ -76,6 +78,11 @@ def differing(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({spelt(run.get(key)) for run in runs}) > 1 and not follows(key, runs)]
 
 
+def common(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all runs were asked alike."""
+    return {key: value for key, value in runs[0].items() if all(key in run and run[key] == value for run in runs)}
+
+
 def spelt(value: Any) -> str:
     """A value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -88,7 +95,7 @@ def _enough(runs: list[dict[str, Any]]) -> list[str]:
         return len({tuple(spelt(run.get(key)) for key in chosen) for run in runs})
 
     keys = differing(runs)
-    groups = [key for key in keys if any(other.startswith(f"{key}.") for run in runs for other in run)]
+    groups = [key for key in GROUPS if key in keys]
     rest = [key for key in keys if key not in groups]
     chosen = (groups or rest)[:TOLD]
     for key in [*groups, *rest]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tdaexp.metrics.axes import Axis
 from tdaexp.metrics.selection import ComponentStudy
-from tdaexp.report import component_plots, curve_plots, influence_plots
+from tdaexp.report import component_plots, curve_plots, influence_plots, key_plots
 from tdaexp.report.figures import render
 from tdaexp.report.page import Picture
 from tdaexp.runtime.files import atomic_path
+
+MOST = 6  # keys that have a figure of their own
 
 
 def drawn_rows(table: pd.DataFrame, label: str | None) -> pd.DataFrame:
@@ -23,13 +27,22 @@ def drawn_rows(table: pd.DataFrame, label: str | None) -> pd.DataFrame:
 
 
 def draw(
-    folder: Path, studies: dict[str, ComponentStudy], table: pd.DataFrame, near: pd.DataFrame | None
+    folder: Path,
+    studies: dict[str, ComponentStudy],
+    table: pd.DataFrame,
+    near: pd.DataFrame | None,
+    keys: Sequence[Axis] = (),
 ) -> list[Picture]:
     """Write each figure as `plots/NAME.png` and `.svg`; returns them as pictures for the page."""
     figures: list[tuple[str, str, Figure]] = []
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))
+    for axis in keys[:MOST]:
+        figure = key_plots.against(table, axis)
+        if figure is not None:
+            caption = f"Against {axis.key}, with intervals; the other keys are the same along a line."
+            figures.append((f"by_{axis.key}", caption, figure))
     if studies:
         figures += _study_figures(studies, table)
     figures += _influence_figures(table, near)
@@ -47,9 +60,6 @@ def _influence_figures(table: pd.DataFrame, near: pd.DataFrame | None) -> list[t
     if influence_plots.has_times(table):
         caption = "Rank correlation with the reference against time. Hollow: a query's pairs; solid: with the overhead."
         figures.append(("accuracy_time", caption, influence_plots.accuracy_time(table)))
-    if influence_plots.has_dampings(table):
-        caption = "Retrieval against damping, with intervals. Without damping: MRR dashed, recall in wide dots."
-        figures.append(("damping", caption, influence_plots.by_damping(table)))
     if near is not None:
         caption = "How far fine-tuning moved the weights of each component, absolute and relative to their norm."
         figures.append(("proximity", caption, influence_plots.nearness(near)))

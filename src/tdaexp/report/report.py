@@ -11,6 +11,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics import selection
 from tdaexp.metrics.averaging import average, mean_metrics
+from tdaexp.metrics.axes import axes_of
 from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
 from tdaexp.metrics.grouping import groups_of
@@ -84,7 +85,7 @@ def write_report(
         write_text(folder / "components.csv", frame_csv(component_table(studies)))
     doing("drawing figures")
     drawn = drawn_rows(table, next((label for label, one in datasets.items() if one is reference), None))
-    pictures = draw(folder, studies, drawn, near) if settings.plots else []
+    pictures = draw(folder, studies, drawn, near, axes_of(datasets, groups)) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
