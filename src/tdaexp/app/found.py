@@ -17,6 +17,7 @@ from tdaexp.runtime.errors import UserError
 log = logging.getLogger(__name__)
 ROOTS = ("outputs", "multirun")
 NAMED = 5  # subjects in an error
+LONGEST = 120  # letters of a job's error
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _unfinished(known: Iterable[Row], planned: Iterable[Planned]) -> list[str]:
 def _state(row: Row | None) -> str:
     if row is None:
         return "not started"
-    return f"{row.status} ({row.error})" if row.error else row.status
+    error = row.error if len(row.error) <= LONGEST else f"{row.error[: LONGEST - 1]}…"  # sweep.csv has all of it
+    return f"{row.status} ({error})" if error else row.status
 
 
 def _of_subject(subject: str, choices: dict[str, str], every_study: bool) -> Found:

@@ -35,7 +35,7 @@ def table_tex(table: pd.DataFrame, settings: MetricSettings, missing: Sequence[s
         r"% needs \usepackage{booktabs}",
         f"% brackets: {100 * settings.confidence:g} % intervals, {kind}",
         "% bold: the best, where its interval lies above all others'",
-        *(f"% {line}" for line in ([partial(missing)] if missing else [])),
+        *([f"% {partial(missing)}", *(f"%   {job}" for job in missing)] if missing else []),
     ]
     for name, section in parts_of(table):
         lines += ["", *_tabular(table, name, section)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,7 @@ from tdaexp.report.tables import columns_of, costs, headings, number, partial, p
 
 def methods_page(
     datasets: dict[str, xr.Dataset],
+    labels: Collection[str],
     table: pd.DataFrame,
     studies: dict[str, ComponentStudy],
     pictures: list[Picture],
@@ -27,12 +28,14 @@ def methods_page(
     settings: MetricSettings,
     missing: Sequence[str] = (),
 ) -> str:
-    """Render the report; `queries` are shown with the scores of the methods `told`; `missing` jobs have no result."""
+    """Render the report of the rows `labels`; `queries` are shown with the scores of the stores `told`; `missing` are jobs
+    without a result.
+    """
     heading, cost_rows = costs(table)
     return page(
         "report.html",
         datasets,
-        labels=list(datasets),
+        labels=list(labels),
         findings=findings(table),
         tables=_tables(table),
         headings=headings(table),
@@ -55,6 +58,7 @@ def methods_page(
         settings=settings,
         over=table.attrs.get("over", []),
         partial=partial(missing) if missing else "",
+        missing=missing,
         percent=f"{100 * settings.confidence:g}",
     )
 

@@ -91,7 +91,8 @@ def write_report(
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
     write_text(
-        folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings, missing)
+        folder / "report.html",
+        methods_page(datasets, groups, table, studies, pictures, queries, list(told), settings, missing),
     )
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)

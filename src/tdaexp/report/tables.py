@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
@@ -31,7 +32,7 @@ HEADINGS = {
 }
 RETRIEVAL, RANKING = {"heldout", "accuracy", "vs_bm25", "recall"}, {"rank_correlation", "overhead", "pairwise"}
 STAGES = ("overhead", "gradients", "scoring")
-NAMED = 20  # jobs without a result
+NAMED = 20  # jobs without a result on a terminal
 
 
 def parts_of(table: pd.DataFrame) -> list[tuple[str, int]]:
@@ -63,7 +64,7 @@ def rows_of(table: pd.DataFrame, query_set: str, section: int = 0) -> list[dict[
     mine = mine.sort_values(["last", "some", best], ascending=[True, True, False], kind="stable")
     counts = ["" if one == asked or math.isnan(one) else f"{one:.0f}" for one in mine["queries"]]
     return [
-        _cells(line) | {"queries": count, "runs": _runs(line)}
+        _cells(line) | {"queries": count, "runs": runs_of(line.to_dict())}
         for (_, line), count in zip(mine.iterrows(), counts, strict=True)
     ]
 
@@ -73,11 +74,11 @@ def complete(part: pd.DataFrame) -> pd.Series:
     return (part["queries"] >= part["queries"].max()) & (part.get("missing", pd.Series(0, part.index)) == 0)
 
 
-def _runs(line: pd.Series) -> str:
-    """Number of runs that a mean is of; where others have runs of more models, of how many."""
+def runs_of(line: Mapping[Any, Any]) -> str:
+    """Number of runs that a mean is of; where there could be more, of how many."""
     if "runs" not in line:
         return ""
-    return f"{line['runs']:.0f}" + (f" ({line['missing']:.0f} missing)" if line["missing"] else "")
+    return f"{line['runs']:.0f}" + (f" of {line['runs'] + line['missing']:.0f}" if line["missing"] else "")
 
 
 def columns_of(rows: list[dict[str, str]]) -> list[str]:
@@ -141,14 +142,15 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
 def print_missing(missing: Sequence[str], console: Console | None = None) -> None:
     """Say which jobs have no result, so that the table is a part of what was asked for."""
     if missing:
-        of_width(console).print(Text(partial(missing), style="yellow"))
+        console = of_width(console)
+        console.print(Text(partial(missing), style="yellow"))
+        for job in [*missing[:NAMED], *(["…"] if len(missing) > NAMED else [])]:
+            console.print(Text(f"  {job}"), overflow="fold")
 
 
 def partial(missing: Sequence[str]) -> str:
-    """In a sentence, that a table is partial; the first few jobs by name."""
-    jobs = "job has" if len(missing) == 1 else "jobs have"
-    told = "; ".join(missing[:NAMED]) + (f"; and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-    return f"Partial: {len(missing)} {jobs} no result: {told}"
+    """That a table is partial, and of how many jobs there is no result."""
+    return f"Partial: {len(missing)} job{' has' if len(missing) == 1 else 's have'} no result yet"
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -17,6 +17,7 @@ from tdaexp.metrics.labels import distinct_labels
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.tables import partial
 from tdaexp.report.texts import Texts
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import doing
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Judge the stores that were found and the files of `scores` in one table; returns the metrics."""
-    for job in config.found.missing:
-        log.warning("no result: %s", job)
+    if config.found.missing:
+        log.warning("%s; the page says of which", partial(config.found.missing))
     stores, found = _pair_stores(config.found.stores, alone=bool(config.runs) or not config.scores)
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
