@@ -28,8 +28,9 @@ def methods_page(
     settings: MetricSettings,
     missing: Sequence[str] = (),
 ) -> str:
-    """Render the report of the rows `labels`; `queries` are shown with the scores of the stores `told`; `missing` are jobs
-    without a result.
+    """Render the report of the rows `labels`; `queries` are shown with the scores of the stores `told`.
+
+    `missing` are jobs without a result, in words.
     """
     heading, cost_rows = costs(table)
     return page(

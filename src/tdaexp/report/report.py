@@ -90,10 +90,8 @@ def write_report(
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(
-        folder / "report.html",
-        methods_page(datasets, groups, table, studies, pictures, queries, list(told), settings, missing),
-    )
+    page = methods_page(datasets, groups, table, studies, pictures, queries, list(told), settings, missing)
+    write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
