@@ -45,7 +45,8 @@ def test_each_line_has_its_rows_in_order_of_the_key(damped):
                 assert line.get_xdata().tolist() == [1e-6, 1e-4, 1e-2]
                 np.testing.assert_allclose(line.get_ydata(), mine[metric])
                 ends = np.array([one[:, 1] for one in bars.get_segments()])
-                np.testing.assert_allclose(ends, mine[[f"{metric}_low", f"{metric}_high"]], atol=1e-9)
+                bounds = mine[[f"{metric}_low", f"{metric}_high"]].to_numpy(float)
+                np.testing.assert_allclose(ends, bounds, atol=1e-9)
             low, high = axes.get_ylim()
             assert low < min(rows.loc[list(damped)[:6], metric]) and max(rows.loc[list(damped)[:6], metric]) < high
     assert figure.axes[-1].get_xscale() == "log"
