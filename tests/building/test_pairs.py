@@ -15,7 +15,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint
 
 DIGITS = ("model=mnist_cnn", "dataset=digits", "model.padding=1", "dataset.train=40", "dataset.test=12",
-          "dataset.query_limit=5", "trainer.fit.epochs=1")  # fmt: skip
+          "dataset.query_limit=5", "trainer.fit.steps=2", "trainer.fit.batch_size=20")  # fmt: skip
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from tdaexp.metrics.labels import asked, common, flat_config, told_apart
+from tdaexp.metrics.labels import asked, common, flat_config, spelt, told_apart
 from tdaexp.runtime.errors import UserError, nearest, unknown
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _without_repeats(members: list[str], configs: dict[str, Config], over: Seque
 
 def _nothing(configs: dict[str, Config], over: Sequence[str]) -> str:
     """Why there is nothing to average."""
-    values = {key: sorted({str(config[key]) for config in configs.values() if key in config}) for key in over}
+    values = {key: sorted({spelt(config[key]) for config in configs.values() if key in config}) for key in over}
     same = [f"{key}={found[0]}" for key, found in values.items() if len(found) == 1]
     if len(same) == len(over):
         key = over[0]
