@@ -10,6 +10,7 @@ from tdaexp import influence
 from tdaexp.building import pairs as told
 from tdaexp.building.build import builder_of
 from tdaexp.building.pairs import pairs_of, pairs_of_products, problem_of
+from tdaexp.report.texts import texts_of
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint
@@ -62,22 +63,28 @@ def test_pairs_are_those_of_the_problem_without_its_model(configured, monkeypatc
     with monkeypatch.context() as without:
         for name in ("problem_of", "load_task"):
             without.setattr(told, name, None)
-        found = pairs_of(config)
+        found, texts = pairs_of(config)
     assert found.attrs["study"] is None
-    check_same(found, builder_of(config).problem(Clock()))
+    problem = builder_of(config).problem(Clock())
+    check_same(found, problem)
+    own = texts_of(problem)
+    assert texts["train"] == own["train"]
+    assert all(texts["query"][one] == own["query"][one] for one in own["query"] if not one.endswith("/generated"))
+    assert all(texts["query"][one].completion == "" for one in own["query"] if one.endswith("/generated"))
 
 
 @pytest.mark.parametrize("overrides", [("dataset.chunk=8",), ("candidates.field=text",)], ids=["pieces", "completions"])
 def test_where_a_model_decides_pairs_it_is_asked(configured, overrides):
     config = configured(*TINY, "dataset.query_limit=4", *overrides)
-    found, problem = pairs_of(config), problem_of(config)
+    (found, _), problem = pairs_of(config), problem_of(config)
     check_same(found, problem)
     assert found.attrs["study"] == problem.study
 
 
 def test_the_mean_of_questions_is_one_query(configured):
     config = configured(*TINY, "candidates=all", "dataset.query_sets=[paraphrased]", "dataset.combine=mean")
-    found = pairs_of(config)
+    found, texts = pairs_of(config)
+    assert list(texts["query"]) == ["paraphrased/mean"]
     assert found["query"].values.tolist() == ["mean"] and found["query_set"].values.tolist() == ["paraphrased"]
     with pytest.raises(UserError, match="have different candidates"):
         pairs_of(configured(*TINY, "dataset.query_sets=[paraphrased]", "dataset.combine=mean", "candidates.b=2"))

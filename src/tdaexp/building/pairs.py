@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.building.language import Texts, as_generated, asked_records, chosen
+from tdaexp.building.language import Texts as Language
+from tdaexp.building.language import as_generated, asked_records, chosen
 from tdaexp.building.parts import chosen_candidates
 from tdaexp.building.settings import Described
 from tdaexp.building.tasks import build_problem, load_task, same_class
@@ -23,6 +24,7 @@ from tdaexp.data.dataset import GENERATED
 from tdaexp.data.records import Corpus
 from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.problem import Problem
+from tdaexp.report.texts import Passage, Texts, as_one, texts_of, texts_of_records
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.selection.products_file import read_products
@@ -36,39 +38,45 @@ def problem_of(config: Described) -> Problem:
     """
     if check_pair(config.model, config.dataset):
         return build_problem(config, load_task(config), config.candidates)
-    return Texts(config).problem(Clock())
+    return Language(config).problem(Clock())
 
 
 def pairs_of_products(file: Path, query_set: str | None) -> xr.Dataset:
     """The pairs of a products file, with its own ids and no scores; the study is that of every run on the file."""
-    found = read_products(file, query_set)
-    return _unscored(found, file_fingerprint(file))
+    return _unscored(read_products(file, query_set), file_fingerprint(file))
 
 
-def pairs_of(config: Described) -> xr.Dataset:
-    """The pairs of a configuration: queries, candidates, truth and lexical scores, as `attribute.py` draws them.
+def pairs_of(config: Described) -> tuple[xr.Dataset, Texts]:
+    """The pairs of a configuration (queries, candidates, truth, lexical scores) as `attribute.py` draws them, and texts.
 
     Scores are NaN. The attribute `study` is None where no model was looked at: then nothing is known of it.
     Errors (UserError): as of `problem_of`.
     """
     if check_pair(config.model, config.dataset):
         return _of_task(config)
-    corpus = Texts(config).corpus
+    corpus = Language(config).corpus
     told = _with_prompts(config, corpus)
-    found = _of_problem(problem_of(config)) if told is None else _of_texts(config, told)
-    if getattr(config.dataset, "combine", None) is not None:
-        columns = np.unique(found["train"].values.ravel(), return_inverse=True)[1].reshape(found["train"].shape)
-        check_candidates(found["query_set"].values.tolist(), columns)
-        found = _unscored(mean_query(found), found.attrs["study"])
-    return found
+    found, texts = _of_problem(problem_of(config), corpus) if told is None else _of_texts(config, told)
+    combine = getattr(config.dataset, "combine", None)
+    if combine is None:
+        return found, texts
+    sets, columns = found["query_set"].values.tolist(), np.unique(found["train"].values, return_inverse=True)[1]
+    check_candidates(sets, columns.reshape(found["train"].shape))
+    texts = as_one(texts, sets, found["query"].values.tolist(), combine)
+    return _unscored(mean_query(found), found.attrs["study"]), texts
 
 
-def _of_task(config: Described) -> xr.Dataset:
+def _of_task(config: Described) -> tuple[xr.Dataset, Texts]:
     corpus = config.dataset.load()
     names, queries = asked_of(corpus, config.dataset.query_sets, config.dataset.query_limit)
     candidates = chosen_candidates(config.candidates, len(queries), len(corpus.train))
     truth = same_class(queries, corpus.train, candidates)
-    return _built(names, queries.ids, corpus.train.ids, candidates, truth, np.ones(len(truth), bool))
+    known = np.ones(len(truth), dtype=bool)
+    texts: Texts = {
+        role: {one: Passage("", text) for one, text in zip(side.ids, side.texts, strict=True)}
+        for role, side in (("query", queries), ("train", corpus.train))
+    }
+    return _built(names, queries.ids, corpus.train.ids, candidates, truth, known), texts
 
 
 def _with_prompts(config: Described, corpus: Corpus) -> Corpus | None:
@@ -83,11 +91,11 @@ def _with_prompts(config: Described, corpus: Corpus) -> Corpus | None:
     if not by_prompt:
         return None
     source = config.dataset.generated_from
-    asked = [as_generated(record, source) for record in corpus.queries[source]]
+    asked = [replace(as_generated(record, source), completion="") for record in corpus.queries[source]]
     return replace(corpus, queries={**corpus.queries, GENERATED: asked})
 
 
-def _of_texts(config: Described, corpus: Corpus) -> xr.Dataset:
+def _of_texts(config: Described, corpus: Corpus) -> tuple[xr.Dataset, Texts]:
     names, records = asked_records(config, corpus)
     candidates = chosen(config, records, corpus.train)
     ids = [record.id for record in corpus.train]
@@ -96,15 +104,16 @@ def _of_texts(config: Described, corpus: Corpus) -> xr.Dataset:
         [np.isin(row, list(record.truth)) for row, record in zip(train, records, strict=True)], dtype=bool
     ).reshape(train.shape)
     known = np.array([bool(record.truth) for record in records])
-    return _built(names, [record.id for record in records], ids, candidates, truth, known)
+    found = _built(names, [record.id for record in records], ids, candidates, truth, known)
+    return found, texts_of_records(records, corpus.train)
 
 
-def _of_problem(problem: Problem) -> xr.Dataset:
+def _of_problem(problem: Problem, corpus: Corpus) -> tuple[xr.Dataset, Texts]:
     known = problem.truth_known
     sure = np.ones(len(problem.truth), bool) if known is None else known
     ids: list[str] = list(problem.train.ids)
     found = _built(problem.query_set, problem.queries.ids, ids, problem.candidates, problem.truth, sure)
-    return _unscored(found, problem.study)
+    return _unscored(found, problem.study), texts_of(problem, corpus.train if problem.belongs else ())
 
 
 def _ids(train: list[str], candidates: Candidates) -> np.ndarray:

@@ -34,10 +34,9 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     for store, dataset in zip(stores, found, strict=True):
         dataset.attrs["cost"] = beside(store, "cost.json")
         if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in texts_beside(store).items():
-                texts[role] = texts.get(role, {}) | known
+            _add(texts, texts_beside(store))
     if config.scores:
-        pairs = found[0] if config.runs else _pairs(config, found)
+        pairs = found[0] if config.runs else _pairs(config, found, texts)
         stems = [Path(file).stem for file in config.scores]
         found += [
             read_scores(Path(file), pairs, label=stem if stems.count(stem) == 1 else file)
@@ -47,19 +46,27 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     return write_report(folder, datasets, texts, config.metric, logger, over=config.over, missing=config.found.missing)
 
 
-def _pairs(config: EvaluateConfig, found: list[xr.Dataset]) -> xr.Dataset:
+def _pairs(config: EvaluateConfig, found: list[xr.Dataset], texts: Texts) -> xr.Dataset:
     """The pairs of the configuration, of the study of a run of the same subject that has the same ones.
 
-    Of several runs, of one with the configured seed; of no study where there is none.
+    Of several runs, of one with the configured seed; of no study where there is none. `texts` get theirs where no run
+    has brought any.
     """
     doing("reading the data")
     if config.products is not None:
         return pairs_of_products(Path(config.products), config.query_set)
-    pairs = pairs_of(config)
+    pairs, own = pairs_of(config)
     if pairs.attrs["study"] is None:
         of_seed = sorted(found, key=lambda one: (one.attrs.get("config") or {}).get("seed") != config.seed)
         pairs.attrs["study"] = next((one.attrs.get("study") for one in of_seed if _equal(one, pairs)), None)
+    if not found:
+        _add(texts, own)
     return pairs
+
+
+def _add(texts: Texts, more: Texts) -> None:
+    for role, known in more.items():
+        texts[role] = texts.get(role, {}) | known
 
 
 def _equal(store: xr.Dataset, pairs: xr.Dataset) -> bool:
