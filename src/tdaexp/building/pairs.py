@@ -47,7 +47,7 @@ def pairs_of_products(file: Path, query_set: str | None) -> xr.Dataset:
 
 
 def pairs_of(config: Described) -> tuple[xr.Dataset, Texts]:
-    """The pairs of a configuration (queries, candidates, truth, lexical scores) as `attribute.py` draws them, and texts.
+    """The pairs of a configuration (queries, candidates, truth, lexical scores), as `attribute.py` has them, and texts.
 
     Scores are NaN. The attribute `study` is None where no model was looked at: then nothing is known of it.
     Errors (UserError): as of `problem_of`.
