@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,19 +44,19 @@ def find_stores(
     if not patterns:
         return _of_subject(subject, choices or {}, studies)
     stores: list[Path] = []
-    missing: list[str] = []
+    known: list[Row] = []
+    planned: list[Planned] = []
     for pattern in patterns:
         folders = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         found = [store for folder in folders for store in _stores(folder)]
-        known = [row for folder in folders if folder.suffix != ".zarr" for row in rows(folder)]
-        unfinished = _unfinished(known, [one for folder in folders for one in _planned(folder)])
-        if not found and unfinished:
+        mine = [row for folder in folders if folder.suffix != ".zarr" for row in rows(folder)]
+        jobs = [one for folder in folders for one in _planned(folder)]
+        if not found and (unfinished := _unfinished(mine, jobs)):
             raise UserError(f"runs: '{pattern}' has no finished run yet: {'; '.join(unfinished[:NAMED])}")
         if not found:
             raise UserError(f"runs: '{pattern}' leads to no {STORE}; name folders of runs, sweeps or stores")
-        stores += found
-        missing += unfinished
-    return Found(list(dict.fromkeys(stores)), list(dict.fromkeys(missing)))
+        stores, known, planned = stores + found, known + mine, planned + jobs
+    return Found(list(dict.fromkeys(stores)), _unfinished(known, planned))
 
 
 def _stores(folder: Path) -> list[Path]:
@@ -139,11 +138,11 @@ def _of_subject(subject: str, choices: dict[str, str], every_study: bool) -> Fou
 
 def _nearest(every: Iterable[Row], choices: dict[str, str]) -> str:
     """In words, which finished runs there are, those of the same model and data set (with other keys) first."""
-    subjects: dict[tuple[str, str], Counter[str]] = {}
+    subjects: dict[tuple[str, str], set[str]] = {}
     for row in every:
         if row.status == "done" and (Path(row.folder) / STORE).exists():
             key = (row.choices.get("model", ""), row.choices.get("dataset", ""))
-            subjects.setdefault(key, Counter())[row.choices.get("method", row.name)] += 1
+            subjects.setdefault(key, set()).add(row.choices.get("method", row.name))
     if not subjects:
         return ""
     wanted = (choices.get("model"), choices.get("dataset"))

@@ -71,10 +71,11 @@ def write_report(
         label: flat_metrics(judged[label], settings, studies if dataset is reference else {})
         for label, dataset in datasets.items()
     }
-    metrics: dict[str, float] = {}
-    for label, members in groups.items():
-        own = mean_metrics([flat[one] for one in members], settings.confidence) if over else flat[label]
-        metrics |= {f"{label}/{key}" if len(groups) > 1 else key: value for key, value in own.items()}
+    if over:
+        flat = {label: mean_metrics([flat[one] for one in own], settings.confidence) for label, own in groups.items()}
+    metrics = {
+        f"{label}/{key}" if len(flat) > 1 else key: one for label, own in flat.items() for key, one in own.items()
+    }
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))

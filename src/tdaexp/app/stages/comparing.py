@@ -55,6 +55,7 @@ def _pairs(config: EvaluateConfig, found: list[xr.Dataset], texts: Texts) -> xr.
     doing("reading the data")
     if config.products is not None:
         return pairs_of_products(Path(config.products), config.query_set)
+    config.dataset.check_source()
     pairs, own = pairs_of(config)
     if pairs.attrs["study"] is None:
         of_seed = sorted(found, key=lambda one: (one.attrs.get("config") or {}).get("seed") != config.seed)
