@@ -73,9 +73,8 @@ def write_report(
     }
     if over:
         flat = {label: mean_metrics([flat[one] for one in own], settings.confidence) for label, own in groups.items()}
-    metrics = {
-        f"{label}/{key}" if len(flat) > 1 else key: one for label, own in flat.items() for key, one in own.items()
-    }
+    single = len(flat) == 1
+    metrics = {key if single else f"{label}/{key}": one for label, own in flat.items() for key, one in own.items()}
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))
