@@ -20,8 +20,8 @@ from tdaexp.report.figures import (
     SELECT,
     fit_y,
     fold,
-    legend_below,
     legend_under,
+    legends_below,
     level,
     panels,
     percent,
@@ -56,7 +56,7 @@ def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             _mark_peak(axes, study)
             share_axis(axes, np.nanmin([curve.share[0], curve.held_out_share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="retrieval accuracy")
-            legend_below(axes)
+        legends_below(figure, row)
         return figure
 
 
@@ -75,7 +75,7 @@ def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             fit_y(axes, np.nanmin(np.concatenate(shown)), 1.0)
             share_axis(axes, np.nanmin([by_fidelity.share[0], by_accuracy.share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="similarity to the full gradient")
-            legend_below(axes)
+        legends_below(figure, row)
         return figure
 
 

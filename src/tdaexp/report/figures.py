@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -124,7 +125,9 @@ def look(place: int) -> dict[str, Any]:
 
 def legend_under(figure: Figure, every: Iterable[Axes]) -> None:
     """Put one legend, of what any of the axes shows, under a figure, which grows by its height; long labels fold."""
-    shown = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    found = [pair for axes in every for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    found.sort(key=lambda pair: not isinstance(pair[0], Container))  # stable: lines with intervals before levels
+    shown = {label: handle for handle, label in found}
     letters = int(figure.get_figwidth() * LETTERS)
     longest = max(map(len, shown), default=1) + 6  # the line and the gap beside it
     columns = max(1, min(len(shown), letters // longest))
@@ -143,3 +146,16 @@ def fold(text: str, letters: int) -> str:
 def legend_below(axes: Axes, columns: int = 2) -> None:
     """Put the legend under the axes, where it covers no data."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+
+
+def legends_below(figure: Figure, every: Sequence[Axes], usual: int = 4) -> None:
+    """Put a legend under each of the axes of a row; the figure grows by the lines beyond the `usual` ones."""
+    letters = int(figure.get_figwidth() / len(every) * LETTERS)
+    rows = 0
+    for axes in every:
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 1 if 2 * (max(map(len, labels), default=0) + 6) > letters else 2
+        folded = [fold(label, letters - 6) for label in labels]
+        axes.legend(handles, folded, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+        rows = max(rows, -(-sum(label.count("\n") + 1 for label in folded) // columns))
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, rows - usual))
