@@ -52,8 +52,19 @@ def test_each_line_has_its_rows_in_order_of_the_key(damped):
             assert low < min(rows.loc[list(damped)[:6], metric]) and max(rows.loc[list(damped)[:6], metric]) < high
     assert figure.axes[-1].get_xscale() == "log"
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["ekfac", "cg", "BM25", "random"]
+    assert [text.get_text() for text in legend.get_texts()] == ["ekfac", "cg", "BM25", "random", "dot"]
     assert render(figure, "svg") == render(drawn(damped)[1], "svg")
+
+
+def test_methods_without_the_key_are_levels_where_they_are_few(damped, full_store):
+    table, figure = drawn(damped)
+    for row, metric in enumerate(("heldout", "mrr", "recall")):
+        (level,) = (line for line in figure.axes[2 * row].lines if line.get_label() == "dot")
+        rows = table[table["query_set"] == "paraphrased"].set_index("method")
+        assert set(level.get_ydata()) == {rows.loc["dot", metric]}
+    many = {**damped, **{f"dot {k}": full_store.assign_attrs(method=f"dot {k}", label=f"dot {k}") for k in range(4)}}
+    _, figure = drawn(many)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ekfac", "cg", "BM25", "random"]
 
 
 def test_with_a_named_reference_the_figure_is_about_ranking(damped):

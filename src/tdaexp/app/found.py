@@ -80,18 +80,16 @@ def _planned(folder: Path) -> list[Planned]:
 
 def _unfinished(known: Iterable[Row], planned: Iterable[Planned]) -> list[str]:
     """In words, the attribute jobs that have no result; a job that was run again elsewhere and ended has one."""
-    mine = [row for row in known if row.stage == "attribute"]
-    done = {row.fingerprint for row in mine if row.status == "done"}
-    begun = {row.fingerprint: row for row in mine if row.fingerprint not in done}
-    jobs = {one.fingerprint: one.overrides for one in planned if one.stage == "attribute"}
-    common = set.intersection(*map(set, jobs.values())) if len(jobs) > 1 else set()
+    begun = {row.fingerprint: row for row in known if row.stage == "attribute"}
+    done = {row.fingerprint for row in known if row.status == "done"}
+    asked = {key: row.overrides.split(" ") for key, row in begun.items()}
+    asked |= {one.fingerprint: one.overrides for one in planned if one.stage == "attribute"}
+    common = set.intersection(*map(set, asked.values())) if len(asked) > 1 else set()
     told = []
-    for key in dict.fromkeys([*jobs, *begun]):
-        row = begun.get(key)
-        asked = [text for text in jobs[key] if text not in common] if key in jobs else []
+    for key, overrides in asked.items():
         if key not in done:
-            name = " ".join(asked) or (row.overrides or row.name if row else "with the defaults")
-            told.append(f"{name}: {_state(row)}")
+            own = " ".join(text for text in overrides if text not in common) or "with the defaults"
+            told.append(f"{own}: {_state(begun.get(key))}")
     return told
 
 

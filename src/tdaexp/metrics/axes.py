@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import xarray as xr
@@ -12,10 +12,14 @@ from tdaexp.metrics.labels import asked, common, differing, spelt, told_apart
 
 @dataclass(frozen=True)
 class Axis:
-    """A key, and by the name of each line its points: values of the key, rising, with the labels of their rows."""
+    """A key, and by the name of each line its points: values of the key, rising, with the labels of their rows.
+
+    `without` are the labels of rows that have no such key, or no value of it.
+    """
 
     key: str
     lines: dict[str, list[tuple[float, str]]]
+    without: list[str] = field(default_factory=list)
 
 
 def axes_of(datasets: dict[str, xr.Dataset], groups: dict[str, list[str]]) -> list[Axis]:
@@ -30,7 +34,8 @@ def axes_of(datasets: dict[str, xr.Dataset], groups: dict[str, list[str]]) -> li
         name = key.rpartition(".")[2]
         if len({run[key] for run in runs.values() if _number(run.get(key))}) > 1 and not name.endswith("seed"):
             lines = _lines(key, runs, methods)
-            found += [Axis(key, lines)] if lines else []
+            without = [label for label, run in runs.items() if run.get(key) is None]
+            found += [Axis(key, lines, without)] if lines else []
     return found
 
 

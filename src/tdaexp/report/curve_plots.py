@@ -85,7 +85,10 @@ def accuracies(table: pd.DataFrame) -> Figure:
     """
     sets = list(dict.fromkeys(table["query_set"]))
     parts = {name: table[table["query_set"] == name].reset_index(drop=True) for name in sets}
-    named = {name: [fold(_told(line), NAME) for line in part.to_dict("records")] for name, part in parts.items()}
+    named = {
+        name: [fold(_told(line, part["queries"].max()), NAME) for line in part.to_dict("records")]
+        for name, part in parts.items()
+    }
     lines = max(label.count("\n") + 1 for labels in named.values() for label in labels)
     height = 1.1 + max(0.36, 0.17 * lines + 0.08) * max(map(len, parts.values()))
     with panels(len(sets), height=height, width=6.0) as (figure, row):
@@ -98,9 +101,11 @@ def accuracies(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def _told(line: dict[Any, Any]) -> str:
+def _told(line: dict[Any, Any], queries: float) -> str:
     """A method's label, with what keeps it from being ranked."""
-    return f"{line['method']} ({runs_of(line)} runs)" if line.get("missing") else str(line["method"])
+    lacks = [f"{runs_of(line)} runs"] if line.get("missing") else []
+    lacks += [f"{line['queries']:.0f} queries"] if line["queries"] < queries else []
+    return f"{line['method']} ({', '.join(lacks)})" if lacks else str(line["method"])
 
 
 def _bars(axes: Axes, table: pd.DataFrame, names: list[str]) -> None:

@@ -22,12 +22,14 @@ LEVELS: dict[str, dict[str, Any]] = {
     "BM25": {"color": INK, "linestyle": "-."},
     "random": {"color": GREY, "linestyle": ":"},
 }
+MOST = 4  # methods without the key that are drawn as levels; of more, none is: they stand in the table
 
 
 def against(table: pd.DataFrame, axis: Axis) -> Figure | None:
     """The metrics that the table has against the key, a column for each query set; None where no line is left of it.
 
     `table` holds the rows that compare (one section of each query set); the rows of an axis that it lacks are left out.
+    Controls, and methods without the key where they are few, are levels.
     """
     known = set(table["method"])
     lines = {name: [point for point in points if point[1] in known] for name, points in axis.lines.items()}
@@ -36,6 +38,8 @@ def against(table: pd.DataFrame, axis: Axis) -> Figure | None:
     metrics = {name: title for name, title in metrics.items() if table[name].notna().any()}
     if not lines or not metrics:
         return None
+    apart = [label for label in axis.without if (table.loc[table["method"] == label, "control"] == "").any()]
+    levels = apart if len(apart) <= MOST else []
     sets = list(dict.fromkeys(table["query_set"]))
     values = sorted({value for points in lines.values() for value, _ in points})
     log = logarithmic(values)
@@ -44,6 +48,7 @@ def against(table: pd.DataFrame, axis: Axis) -> Figure | None:
             for axes, name in zip(row, sets, strict=True):
                 part = table[table["query_set"] == name].set_index("method")
                 _draw(axes, part, metric, lines, log)
+                _levels(axes, part[metric], levels, len(lines))
                 axes.set(ylabel=title.replace("@k", f"@{table.attrs.get('top_k', 'k')}") if name == sets[0] else "")
         for axes, name in zip(cells[0], sets, strict=True):
             axes.set(title=f"{name} queries")
@@ -71,6 +76,16 @@ def _draw(axes: Axes, part: pd.DataFrame, metric: str, lines: dict[str, list[tup
             shown.append(found)
     every = np.clip(np.concatenate(shown), *RANGES.get(metric, (0.0, 1.0)))
     fit_y(axes, float(np.nanmin(every)), float(np.nanmax(every)))
+
+
+def _levels(axes: Axes, values: pd.Series, labels: list[str], lines: int) -> None:
+    """Methods without the key, in the colours behind those of the lines, inside the axes that these have."""
+    for place, label in enumerate(labels, start=lines):
+        if label in values.index and values[label] == values[label]:
+            style = {"color": look(place)["color"], "linestyle": "--", "linewidth": 1.1, "zorder": 1}
+            axes.axhline(values[label], label=label, **style)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, values[label] - 0.02), max(high, values[label] + 0.02))
 
 
 def logarithmic(values: Iterable[float]) -> bool:
