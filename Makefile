@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint leaderboard
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
@@ -12,6 +12,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Files that lie outside: make leaderboard PATHS="analysis.paths.mnist=FOLDER analysis.paths.verses=FILE"
+leaderboard: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python evaluate.py experiment=leaderboard hydra.run.dir=multirun/leaderboard/report logger=none $(PATHS)
+	$(BIN)/python benchmarks/leaderboard.py multirun/leaderboard/report
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,10 +3,11 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from tdaexp.metrics.averaging import average, mean_metrics, over_runs
+from tdaexp.metrics.averaging import average, mean_metrics, mean_retrained, over_runs
 from tdaexp.metrics.compare import compare
 from tdaexp.metrics.grouping import groups_of
 from tdaexp.metrics.labels import distinct_labels
@@ -182,6 +183,18 @@ def test_a_seed_axis_with_one_value_is_said_in_one_line(products_dataset):
     stores = labelled([seeded(products_dataset, 0, label) for label in ("dot", "cg")])
     with pytest.raises(UserError, match=r"over=seed: every run has seed=0, .* -m seed=A,B,C`, or leave over out"):
         groups_of(stores, ["seed"])
+
+
+def test_judging_by_retraining_is_averaged_too():
+    runs = [("dot [seed=0]", 0.2), ("random", 0.0), ("dot [seed=1]", 0.4), ("random", 0.1), ("cg", 0.9)]
+    rows = [{"method": one, "query_set": "test", "metric": "lds_same", "value": value, "low": 0, "high": 1, "queries": 9}
+            for one, value in runs]  # fmt: skip
+    groups = {"dot": ["dot [seed=0]", "dot [seed=1]"], "cg": ["cg"]}
+    found = mean_retrained(pd.DataFrame(rows), groups, 0.95).set_index("method")
+    assert found.index.tolist() == ["cg", "dot", "random"] and found["runs"].tolist() == [1, 2, 2]
+    low, high = stats.t.interval(0.95, 1, loc=0.3, scale=stats.sem([0.2, 0.4]))
+    assert found.loc["dot", ["value", "low", "high"]].tolist() == pytest.approx([0.3, low, high])
+    assert np.isnan(found.loc["cg", "low"]) and found.loc["random", "value"] == pytest.approx(0.05)
 
 
 def test_flat_metrics_of_runs_are_averaged_where_all_have_them():

@@ -127,3 +127,20 @@ def mean_metrics(runs: Sequence[dict[str, float]], confidence: float) -> dict[st
         if len(runs) > 1 and all(key + LOW in run for run in runs):
             found[key + LOW], found[key + HIGH] = mean.low, mean.high
     return found
+
+
+def mean_retrained(table: pd.DataFrame, groups: dict[str, list[str]], confidence: float) -> pd.DataFrame:
+    """What judging by retraining says of runs (`method`, `query_set`, `metric`, `value`, …) as of their groups.
+
+    Controls, which stand once for each model, are averaged over models.
+    """
+    named = {one: label for label, members in groups.items() for one in members}
+    rows = []
+    keys = table["method"].map(lambda one: named.get(one, one)), table["query_set"], table["metric"]
+    for (label, query_set, metric), part in table.groupby(list(keys), sort=False):
+        mean = over_runs(part["value"].to_numpy(), confidence)
+        about = {"method": label, "query_set": query_set, "metric": metric, "queries": part["queries"].min()}
+        rows.append({**about, "value": mean.value, "low": mean.low, "high": mean.high, "runs": len(part)})
+    found = pd.DataFrame(rows)
+    first = found.groupby(["query_set", "metric"], sort=False).ngroup()
+    return found.assign(first=first).sort_values(["first", "value"], ascending=[True, False]).drop(columns="first")

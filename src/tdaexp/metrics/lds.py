@@ -3,9 +3,15 @@
 Source: Ilyas et al. 2022; Park et al. 2023, definition 2.3. For query q, subsets S_1 … S_m of the training set and the
 outputs f(q; S_j) of models trained on them, LDS(q) is Spearman's correlation over j of Σ_{k ∈ S_j} τ(q, k) with
 f(q; S_j). Scores with this program's sign make it positive.
+
+Retrained from the explained start in its batches the outputs depend on the subset alone. With starts of their own they
+vary with these too, and no score foretells that: what a perfect one would reach is the noise ceiling.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -13,8 +19,12 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.retrained import CEILING, OWN, Judged, Retrained
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
+
+FEW = 20
+"""Subsets below which an interval over them tells little."""
 
 
 def subset(examples: int, fraction: float, seed: int, number: int) -> np.ndarray:
@@ -98,3 +108,61 @@ def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:
     ranks = np.empty(order.shape)
     np.put_along_axis(ranks, order, count.cumsum(1) - (count - 1) / 2 - (weight.sum() + 1) / 2, axis=1)
     return ranks
+
+
+def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Judged]:
+    """LDS of each method's `scores` [Q, N] (NaN rows: a query that it does not answer), in each query set and start.
+
+    Errors (UserError): no query whose measurement varies over the subsets; as of the bank.
+    """
+    settings = evidence.settings.lds
+    assert settings is not None
+    count = len(evidence.problem.train)
+    members = np.stack(
+        [subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)]
+    )
+    found = []
+    for start in evidence.settings.retraining.starts:
+        outputs = evidence.outputs(
+            [evidence.variant(one, start, j) for j, one in enumerate(members)], f"lds, {start} start"
+        )
+        if start != OWN:
+            evidence.check(outputs)
+        varies = outputs.std(0) > 0
+        if not varies.any():
+            raise UserError(
+                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "
+                "models, so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
+            )
+        ceilings = _ceilings(evidence, outputs) if start == OWN and settings.ceiling else None
+        for name, rows in evidence.by_query_set().items():
+            mine = rows[varies[rows]]
+            for label, values in scores.items():
+                known = mine[~np.isnan(values[mine]).any(1)]
+                if len(known):
+                    one = lds_interval(values[known], members, outputs[:, known], evidence.settings)
+                    found.append(Judged(label, name, f"lds_{start}", one, len(known)))
+            if ceilings is not None:
+                top = float(ceilings[mine].mean())
+                found.append(Judged(CEILING, name, f"lds_{start}", Interval(top, math.nan, math.nan), len(mine)))
+    return found
+
+
+def _ceilings(evidence: Retrained, outputs: np.ndarray) -> np.ndarray:
+    """The LDS [Q] of a score that foretells the part of the `outputs` [S, Q] exactly that is not the starts' doing.
+
+    Trainings on all examples vary by their starts alone: σ² of that, out of the variance over subsets, is noise. A
+    perfect score then correlates by √(1 − σ²/total), whose rank correlation is 6/π asin(r/2) under normality.
+    """
+    settings = evidence.settings.lds
+    assert settings is not None
+    everyone = np.ones(len(evidence.problem.train), dtype=bool)
+    variants = [evidence.variant(everyone, OWN, -1 - k) for k in range(settings.ceiling)]
+    noise = evidence.outputs(variants, "lds, noise ceiling").var(0, ddof=1)
+    return ceiling(noise, outputs.var(0, ddof=1))
+
+
+def ceiling(noise: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Rank correlation that a perfect score has, where `noise` is that share of the `total` variance."""
+    correlation = np.sqrt(np.clip(1 - noise / np.where(total > 0, total, 1), 0, 1))
+    return np.asarray(6 / np.pi * np.arcsin(correlation / 2))

@@ -13,6 +13,7 @@ from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.report import component_plots, curve_plots, influence_plots, key_plots
 from tdaexp.report.figures import render
 from tdaexp.report.page import Picture
+from tdaexp.report.retrained import CAPTION, retrained_figure
 from tdaexp.runtime.files import atomic_path
 
 MOST = 6  # keys that have a figure of their own
@@ -32,9 +33,12 @@ def draw(
     table: pd.DataFrame,
     near: pd.DataFrame | None,
     keys: Sequence[Axis] = (),
+    judged_again: pd.DataFrame | None = None,
 ) -> list[Picture]:
     """Write each figure as `plots/NAME.png` and `.svg`; returns them as pictures for the page."""
     figures: list[tuple[str, str, Figure]] = []
+    if judged_again is not None:
+        figures.append(("retrained", CAPTION, retrained_figure(judged_again)))
     if table["heldout"].notna().any():
         caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
         figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))

@@ -12,6 +12,7 @@ from tdaexp.metrics.selection import ComponentStudy, by_type
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.figures import count_label
 from tdaexp.report.page import Picture, page
+from tdaexp.report.retrained import cells, parts
 from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
 from tdaexp.report.tables import columns_of, costs, headings, number, partial, parts_of, rows_of, title
@@ -26,11 +27,12 @@ def methods_page(
     queries: dict[str, list[Query]],
     told: list[str],
     settings: MetricSettings,
+    judged_again: pd.DataFrame | None = None,
     missing: Sequence[str] = (),
 ) -> str:
     """Render the report of the rows `labels`; `queries` are shown with the scores of the stores `told`.
 
-    `missing` are jobs without a result, in words.
+    `judged_again` (`retrained.frame`) are tables of their own, `missing` are jobs without a result, in words.
     """
     heading, cost_rows = costs(table)
     return page(
@@ -39,6 +41,7 @@ def methods_page(
         labels=list(labels),
         findings=findings(table),
         tables=_tables(table),
+        judged=[] if judged_again is None else [(*told_of[:2], cells(told_of[2])) for told_of in parts(judged_again)],
         headings=headings(table),
         pictures=pictures,
         types=_types(studies),

@@ -26,6 +26,7 @@ from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_figures import draw, drawn_rows
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
+from tdaexp.report.retrained import flat_retrained, print_retrained
 from tdaexp.report.shown import shown_queries
 from tdaexp.report.tables import print_missing, print_table
 from tdaexp.report.texts import Texts
@@ -41,6 +42,7 @@ def write_report(
     settings: MetricSettings,
     logger: RunLogger | None = None,
     near: pd.DataFrame | None = None,
+    judged_again: pd.DataFrame | None = None,
     over: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> dict[str, float]:
@@ -50,7 +52,8 @@ def write_report(
     and the figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
-    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`.
+    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
+    `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`.
     Stores that differ in the keys `over` alone are one row, their mean (`metrics.averaging`); `runs.csv` has each, and
     components are studied of single runs only. `missing` are jobs without a result, in words: the table is partial.
     """
@@ -78,6 +81,9 @@ def write_report(
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))
+    if judged_again is not None:
+        metrics |= flat_retrained(judged_again)
+        write_text(folder / "retrained.csv", frame_csv(judged_again))
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "table.csv", frame_csv(table))
     write_text(folder / "table.tex", table_tex(table, settings, missing))
@@ -85,18 +91,24 @@ def write_report(
         write_text(folder / "components.csv", frame_csv(component_table(studies)))
     doing("drawing figures")
     drawn = drawn_rows(table, next((label for label, one in datasets.items() if one is reference), None))
-    pictures = draw(folder, studies, drawn, near, axes_of(datasets, groups)) if settings.plots else []
+    pictures = draw(folder, studies, drawn, near, axes_of(datasets, groups), judged_again) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    page = methods_page(datasets, groups, table, studies, pictures, queries, list(told), settings, missing)
+    page = methods_page(
+        datasets, groups, table, studies, pictures, queries, list(told), settings, judged_again, missing
+    )
     write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
         logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
+    if judged_again is not None:
+        logger.log_table("retrained", judged_again)
     print_table(table)
+    if judged_again is not None:
+        print_retrained(judged_again)
     print_missing(missing)
     return metrics
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
 from tdaexp.app.config import EvaluateConfig
 from tdaexp.app.stages.answering import beside, texts_beside
+from tdaexp.app.stages.retraining import judged_by_retraining
 from tdaexp.building.pairs import pairs_of, pairs_of_products
+from tdaexp.metrics.averaging import mean_retrained
 from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.external import read_scores
+from tdaexp.metrics.grouping import groups_of
 from tdaexp.metrics.labels import distinct_labels
 from tdaexp.metrics.stores import by_query_set, same_study
+from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
+from tdaexp.report.retrained import frame, retrained_findings
 from tdaexp.report.tables import partial
 from tdaexp.report.texts import Texts
+from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import doing
 
@@ -26,24 +33,61 @@ log = logging.getLogger(__name__)
 
 
 def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Judge the stores that were found and the files of `scores` in one table; returns the metrics."""
-    if config.found.missing:
-        log.warning("%s; the page says of which", partial(config.found.missing))
-    stores, found = _pair_stores(config.found.stores, alone=bool(config.runs) or not config.scores)
-    texts: Texts = {"query": {}, "train": {}}
-    for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = beside(store, "cost.json")
-        if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            _add(texts, texts_beside(store))
+    """Judge the stores that were found and the files of `scores` in one report; returns the metrics."""
+    missing = config.found.missing
+    if missing:
+        log.warning("%s; the page says of which", partial(missing))
+    every = {store: influence.load(store) for store in config.found.stores}
+    pairs = [store for store, dataset in every.items() if "candidate" in dataset.dims]
+    found, texts = [every[store] for store in pairs], _told(pairs, every)
     if config.scores:
-        pairs = found[0] if config.runs else _pairs(config, found, texts)
-        stems = [Path(file).stem for file in config.scores]
-        found += [
-            read_scores(Path(file), pairs, label=stem if stems.count(stem) == 1 else file)
-            for file, stem in zip(config.scores, stems, strict=True)
-        ]
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger, over=config.over, missing=config.found.missing)
+        found += _scored(config, found, texts)
+    decomposed = [dataset for store, dataset in every.items() if store not in pairs]
+    labels = distinct_labels([*found, *decomposed])
+    labelled = dict(zip(labels, [*found, *decomposed], strict=True))
+    again = _judged_again(config, labelled)
+    if not ranks.current().first:
+        return {}
+    _tell_left_out(every, pairs, bool(found) or again is not None, again is not None)
+    if not found and again is not None:
+        return write_findings(folder, retrained_findings(again), labelled, logger)
+    datasets = {label: labelled[label] for label in labels[: len(found)]}
+    return write_report(
+        folder, datasets, texts, config.metric, logger, judged_again=again, over=config.over, missing=missing
+    )
+
+
+def _told(stores: list[Path], every: dict[Path, xr.Dataset]) -> Texts:
+    """The texts of the runs of these stores; what each run cost becomes an attribute of its store."""
+    texts: Texts = {"query": {}, "train": {}}
+    for store in stores:
+        every[store].attrs["cost"] = beside(store, "cost.json")
+        if same_study(every[store], every[stores[0]]):  # other models write other texts under the same ids
+            _add(texts, texts_beside(store))
+    return texts
+
+
+def _judged_again(config: EvaluateConfig, labelled: dict[str, xr.Dataset]) -> pd.DataFrame | None:
+    """What models that are trained again say of the stores (None: nobody asked), model by model where runs are means."""
+    if not config.over:
+        judged = judged_by_retraining(config, labelled)
+        return frame(judged) if judged else None
+    studies: dict[str | None, dict[str, xr.Dataset]] = {}
+    for label, store in labelled.items():
+        studies.setdefault(store.attrs.get("study"), {})[label] = store
+    single = [one for stores in studies.values() for one in judged_by_retraining(config, stores)]
+    groups = groups_of(labelled, config.over) if single else {}
+    return mean_retrained(frame(single), groups, config.metric.confidence) if single else None
+
+
+def _scored(config: EvaluateConfig, found: list[xr.Dataset], texts: Texts) -> list[xr.Dataset]:
+    """The files of `scores`, on the pairs of the first of the named runs, or on those of the configuration."""
+    pairs = found[0] if config.runs and found else _pairs(config, found, texts)
+    stems = [Path(file).stem for file in config.scores]
+    return [
+        read_scores(Path(file), pairs, label=stem if stems.count(stem) == 1 else file)
+        for file, stem in zip(config.scores, stems, strict=True)
+    ]
 
 
 def _pairs(config: EvaluateConfig, found: list[xr.Dataset], texts: Texts) -> xr.Dataset:
@@ -78,18 +122,14 @@ def _equal(store: xr.Dataset, pairs: xr.Dataset) -> bool:
     )
 
 
-def _pair_stores(stores: list[Path], alone: bool) -> tuple[list[Path], list[xr.Dataset]]:
-    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here.
-
-    Errors (UserError): there is no other, and nothing else to compare (`alone`).
-    """
-    found = [(store, influence.load(store)) for store in stores]
-    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
-    if alone and not pairs:
+def _tell_left_out(every: dict[Path, xr.Dataset], pairs: list[Path], ranked: bool, judged: bool) -> None:
+    """Say of a decomposition of a training that its own run judges it. Errors (UserError): there is nothing else."""
+    if not ranked:
         raise UserError(
-            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
-            "metrics.json says how complete it is; add runs of ekfac, dot or random"
+            f"runs: {next(iter(every))} decomposes a training and scores no pairs, so there is nothing to rank; its "
+            "run's metrics.json says how complete it is; add runs of ekfac, dot or random, or judge it by retraining "
+            "(metric=lds)"
         )
-    for store in set(stores) - {store for store, _ in pairs}:
-        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
-    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+    for store in set(every) - set(pairs):
+        if not judged:
+            log.warning("%s: left out, it decomposes a training and scores no pairs", store)
