@@ -187,8 +187,8 @@ def test_a_seed_axis_with_one_value_is_said_in_one_line(products_dataset):
 
 def test_judging_by_retraining_is_averaged_too():
     runs = [("dot [seed=0]", 0.2), ("random", 0.0), ("dot [seed=1]", 0.4), ("random", 0.1), ("cg", 0.9)]
-    rows = [{"method": one, "query_set": "test", "metric": "lds_same", "value": value, "low": 0, "high": 1, "queries": 9}
-            for one, value in runs]  # fmt: skip
+    rest = {"query_set": "test", "metric": "lds_same", "low": 0, "high": 1, "queries": 9}
+    rows = [{"method": one, "value": value, **rest} for one, value in runs]
     groups = {"dot": ["dot [seed=0]", "dot [seed=1]"], "cg": ["cg"]}
     found = mean_retrained(pd.DataFrame(rows), groups, 0.95).set_index("method")
     assert found.index.tolist() == ["cg", "dot", "random"] and found["runs"].tolist() == [1, 2, 2]

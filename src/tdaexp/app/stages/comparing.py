@@ -68,7 +68,7 @@ def _told(stores: list[Path], every: dict[Path, xr.Dataset]) -> Texts:
 
 
 def _judged_again(config: EvaluateConfig, labelled: dict[str, xr.Dataset]) -> pd.DataFrame | None:
-    """What models that are trained again say of the stores (None: nobody asked), model by model where runs are means."""
+    """What models that are trained again say of the stores, model by model where runs are means; None: nobody asked."""
     if not config.over:
         judged = judged_by_retraining(config, labelled)
         return frame(judged) if judged else None
