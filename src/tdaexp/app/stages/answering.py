@@ -61,12 +61,16 @@ class Answer:
     itself: xr.Dataset | None = None
     trust: list[Check] = field(default_factory=list)
 
-    def describe(self, method: Method, config: dict[str, Any]) -> None:
-        """Note in the stores' attributes what they are the answer of: the method, and a run's configuration."""
+    def describe(self, method: Method, config: dict[str, Any], choices: dict[str, str] | None = None) -> None:
+        """Note in the stores' attributes what they are the answer of: the method, and a run's configuration.
+
+        `choices` are those of the groups, by which a comparison calls what differs between runs.
+        """
         for store in (self.store, self.itself):
             if store is not None:
                 label = store.attrs.get("label", method.label)  # a method may have to say how it went
                 store.attrs |= {"method": method.name, "label": label, "config": deciding(config), **provenance()}
+                store.attrs |= {"choices": choices} if choices else {}
 
 
 def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, clock: Clock) -> Answer:
