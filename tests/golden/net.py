@@ -28,7 +28,7 @@ VALUES = Path(__file__).with_name("values.npz")
 DIGITS = 12
 LEFT_OVER = re.compile(r"residual|replay_error|/(kl|error|error_std|relative_error|relative_error_max|missing)$")
 """What is nothing but rounding where all is well: compared as if it were of the size of what it is left over from."""
-CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|^iterations$")
+CHANCE = re.compile(r"_(low|high)$|seconds|bytes|cost|^iterations$|^trust/")
 """Intervals, what a run took, and how many steps a solver needs until its residual is small: one more or less."""
 Found = dict[str, "Entry"]
 
@@ -74,7 +74,8 @@ class Net:
         if not place.exists():
             case = CASES[name]
             arguments = [self._filled(argument) for argument in case.arguments]
-            own = (f"cache_dir={self.cache}", f"hydra.run.dir={place}")
+            own = [f"cache_dir={self.cache}", f"hydra.run.dir={place}"]
+            own += ["trust=false"] if case.stage == "attribute" else []
             with contextlib.chdir(self.folder), quick():
                 code = main(case.stage, REPOSITORY / "conf", [f"{case.stage}.py", *arguments, *own])
             if code:
