@@ -134,6 +134,7 @@ def test_the_published_study_from_its_stored_products(commands, real_products):
             f"method={method}",
             *extra,
             *plots,
+            "metric.bootstrap=50",
             folder,
         )
     found = metrics(Path("full"))
@@ -150,7 +151,7 @@ def test_the_published_study_from_its_stored_products(commands, real_products):
     assert selected["paraphrased/share"] <= 0.02
     assert selected["paraphrased/accuracy"] > 0.995 > selected["paraphrased/full_accuracy"]
     assert selected["paraphrased/heldout_accuracy"] <= selected["paraphrased/accuracy"]
-    commands.done("evaluate", "runs=[full,bm25,select]", NO_PLOTS)
+    commands.done("evaluate", "runs=[full,bm25,select]", NO_PLOTS, "metric.bootstrap=50")
     compared = metrics(only("outputs/evaluate/*"))
     assert compared["full/paraphrased/accuracy"] == found["paraphrased/accuracy"]
     assert compared["bm25/paraphrased/accuracy"] == pytest.approx(0.836, abs=5e-4)

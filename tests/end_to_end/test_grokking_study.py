@@ -18,11 +18,11 @@ STUDY = ["analysis=grokking", "model=grokking_code", "dataset=modular_addition",
 @pytest.mark.long
 def test_the_study_ends_in_a_page(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    steps = ["experiment=explaind_grokking", *TINY, "dataset.query_limit=15"]
+    steps = ["experiment=explaind_grokking", *TINY, "dataset.query_limit=15", "metric.plots=false"]
     commands.done("attribute", *steps)
     assert "runs: no store has train, query and component kept" in commands.refused("evaluate", *STUDY)
     windows = ["experiment=explaind_grokking_windows", *TINY, "dataset.query_limit=12", "method.single=30"]
-    commands.done("attribute", *windows, "method.steps=[2,5],[8,11]")
+    commands.done("attribute", *windows, "method.steps=[2,5],[8,11]", "metric.plots=false")
     commands.done("evaluate", *STUDY)
     folder = only("outputs/evaluate/*")
     found = metrics(folder)
