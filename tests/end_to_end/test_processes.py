@@ -22,7 +22,7 @@ TEXTS = (
     *TINY,
     "trainer.tokens_per_batch=256",
     "trainer.cache_gb=0.0005",
-    "dataset.people=20",
+    "dataset.people=40",
     "metric.plots=false",
     "metric.bootstrap=10",
 )
