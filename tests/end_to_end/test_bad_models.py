@@ -73,7 +73,8 @@ def test_answers_of_the_hub(commands, monkeypatch, status, kind, message):
 
 def test_a_device_that_is_too_small_is_told_before_loading(commands, capfd):
     """By `plan=true`, and by a run: here the model is not even there."""
-    small = ("model=olmo1b", "dataset=biographies", "trainer.accelerator=cpu", "trainer.device_gb=1")
+    small = ("model=olmo1b", "model.shape.num_hidden_layers=4", "dataset=biographies", "trainer.accelerator=cpu",
+             "trainer.device_gb=1")  # fmt: skip
     arguments = ["attribute.py", *small, "plan=true", "method=select", "logger=none"]
     assert main("attribute", REPOSITORY / "conf", arguments) == 0
     assert "too small: stage " in capfd.readouterr().out

@@ -23,7 +23,7 @@ from tdaexp import influence
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
-JOB = (*TINY, "dataset.people=60", "trainer.tokens_per_batch=256", "trainer.cache_gb=0.0005", "metric.plots=false",
+JOB = (*TINY, "dataset.people=40", "trainer.tokens_per_batch=256", "trainer.cache_gb=0.0005", "metric.plots=false",
        "metric.bootstrap=10", "budget=0.3")  # fmt: skip
 PATIENCE_S = 60
 ALLOTTED = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SUBMITIT_EXECUTOR": "slurm"}
