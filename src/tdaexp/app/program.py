@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,7 +129,7 @@ def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) ->
     sweep.open_sweep(folder, keep={job.fingerprint for job in planned.jobs} if planned.resume else set())
     try:
         with _ending(planned):
-            _hand_over(task, conf, name, argv)
+            _hand_over(replace(task, sweep=planned.name), conf, name, argv)
     except Exception:
         stop.check()  # a worker that a signal found before it could listen
         raise

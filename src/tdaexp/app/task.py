@@ -38,13 +38,15 @@ OmegaConf.register_new_resolver(
 class Task:
     """The task function of one stage; picklable, so that launchers may call it in other processes.
 
-    `module` holds the stages as functions, `command` is how this program was called, up to the overrides.
+    `module` holds the stages as functions, `command` is how this program was called, up to the overrides. `sweep` is
+    the name of the sweep that the job belongs to, for people; None: of none.
     """
 
     stage: str
     command: tuple[str, ...]
     packages: tuple[str, ...]
     module: str
+    sweep: str | None = None
     codes: list[int] = field(default_factory=list, compare=False)
     home: int = field(default_factory=os.getpid, compare=False)
 
@@ -136,7 +138,7 @@ class Task:
         if self.stage == "evaluate":
             job.config.runs = self._stores(job)
         logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        work = Work(self.stage, self.module, job, folder.absolute(), top.name if top else None, logging_setup)
+        work = Work(self.stage, self.module, job, folder.absolute(), self.sweep, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         return together(work)
 
@@ -144,7 +146,7 @@ class Task:
     def _stores(job: Job) -> list[str]:
         """The stores that the job looks at; an analysis that needs none has those that are named."""
         given, analysis = job.config.runs, job.config.analysis
-        if job.config.cache is not None:
+        if job.config.cache is not None or job.config.leaderboard is not None:
             return []
         if job.config.drop is not None:
             return list(given)  # one run, perhaps one without questions

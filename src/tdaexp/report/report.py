@@ -19,6 +19,7 @@ from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.answers import top_rows
+from tdaexp.report.dashboards.workspace import METHODS, TEXTS
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_page import methods_page
@@ -75,11 +76,19 @@ def write_report(
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
     write_text(folder / "report.html", methods_page(datasets, table, studies, pictures, queries, list(told), settings))
     doing("mirroring the run")
-    _mirror(logger, folder, metrics, table, pictures)
+    _mirror(logger, folder, metrics, pictures)
+    logger.log_table(_tables(datasets)[1], table)
     if texts:
-        logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
+        logger.log_table(_tables(datasets)[0], _top_texts(told, texts if logger.texts else None, settings.top_k))
     print_table(table)
     return metrics
+
+
+def _tables(datasets: dict[str, xr.Dataset]) -> tuple[str, str]:
+    """Names of the mirrored tables of texts and of methods. A comparison's are others than those of the runs that it
+    compares, so that wandb, which puts tables of one name under each other, shows no row twice.
+    """
+    return (TEXTS, METHODS) if len(datasets) > 1 else ("top_texts", "comparison")
 
 
 def _top_texts(datasets: dict[str, xr.Dataset], texts: Texts | None, k: int) -> pd.DataFrame:
@@ -185,10 +194,7 @@ def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> l
     return figures
 
 
-def _mirror(
-    logger: RunLogger, folder: Path, metrics: dict[str, float], table: pd.DataFrame, pictures: list[Picture]
-) -> None:
+def _mirror(logger: RunLogger, folder: Path, metrics: dict[str, float], pictures: list[Picture]) -> None:
     logger.log_metrics(metrics)
-    logger.log_table("comparison", table)
     if pictures:
         logger.log_images({picture.name: folder / "plots" / f"{picture.name}.png" for picture in pictures})

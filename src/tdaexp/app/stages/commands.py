@@ -16,6 +16,7 @@ from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
 from tdaexp.app.stages.cached import look_after
+from tdaexp.app.stages.dashboard import runs_in_wandb, show_comparison, show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
@@ -94,10 +95,13 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         metrics = drop_rows(config, folder)
         write_json(folder / "metrics.json", metrics)
         return metrics
+    if config.leaderboard is not None:
+        return show_leaderboard(config, folder, logger)
     doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
+    mirrored = runs_in_wandb(config, config.runs) if config.dashboard == "workspace" else []
     stores, found = _pair_stores([Path(store) for store in config.runs])
     texts: Texts = {"query": {}, "train": {}}
     for store, dataset in zip(stores, found, strict=True):
@@ -108,7 +112,14 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     if config.scores is not None:
         found.append(read_scores(Path(config.scores), found[0]))
     datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
+    metrics = write_report(folder, datasets, texts, config.metric, logger)
+    if config.dashboard is not None:
+        named = metrics if len(datasets) > 1 else {f"{next(iter(datasets))}/{key}": one for key, one in metrics.items()}
+        costs = {
+            label: sum(store.attrs["cost"].values()) for label, store in datasets.items() if store.attrs.get("cost")
+        }
+        show_comparison(config, folder, logger, mirrored, named, costs)
+    return metrics
 
 
 def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
