@@ -275,7 +275,7 @@ class EvaluateConfig:
         _choice("dashboard", self.dashboard, ("workspace", "report"))
         if self.logger.kind != "wandb" or self.logger.mode == "disabled":
             raise UserError(
-                f"dashboard={self.dashboard}: shows what is in wandb; add logger=wandb, and logger.mode=offline or online"
+                f"dashboard={self.dashboard}: shows what is in wandb; take logger=wandb logger.mode=offline, or online"
             )
         others = [key for key in ("analysis", "drop", "cache") if getattr(self, key) is not None]
         if others:

@@ -33,7 +33,8 @@ class Plan:
     """What a command is going to do, and the overrides that make Hydra do it.
 
     `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them. `launcher` is
-    the class that runs the jobs of a sweep, `name` what the sweep is called.
+    the class that runs the jobs of a sweep, `name` what the sweep
+    is called, and `swept` its keys.
     """
 
     multirun: bool
@@ -43,6 +44,7 @@ class Plan:
     overrides: list[str]
     launcher: str = ""
     name: str | None = None
+    swept: tuple[str, ...] = ()
 
 
 def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]) -> Plan:
@@ -101,8 +103,8 @@ def _plan_sweep(
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, constant))}]",
     ]
     launcher = str(config.hydra.launcher._target_)
-    name = sweep_name(stage, [str(o.input_line) for o in parsed])
-    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher, name)
+    name = sweep_name(stage, [str(o.input_line) for o in parsed], swept)
+    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher, name, tuple(swept))
 
 
 def chosen_folder(config: DictConfig, kind: str) -> str | None:

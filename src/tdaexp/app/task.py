@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tdaexp.app import sweep
 from tdaexp.app.job import Job, build, slug
 from tdaexp.app.origin import OriginOf, shown
+from tdaexp.app.readable import run_name
 from tdaexp.app.work import Work, together
 from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
@@ -39,7 +40,7 @@ class Task:
     """The task function of one stage; picklable, so that launchers may call it in other processes.
 
     `module` holds the stages as functions, `command` is how this program was called, up to the overrides. `sweep` is
-    the name of the sweep that the job belongs to, for people; None: of none.
+    what the sweep that the job belongs to is called (None: it belongs to none), and `swept` are its keys.
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Task:
     packages: tuple[str, ...]
     module: str
     sweep: str | None = None
+    swept: tuple[str, ...] = ()
     codes: list[int] = field(default_factory=list, compare=False)
     home: int = field(default_factory=os.getpid, compare=False)
 
@@ -75,7 +77,7 @@ class Task:
         """Help the process that runs the job, as one that torchrun or srun started beside it; returns the exit code."""
         logging.basicConfig(level=logging.ERROR, format=f"process {outer_rank()}: %(message)s")
         try:
-            together(Work(self.stage, self.module, job, folder.absolute()))
+            together(Work(self.stage, self.module, job, folder.absolute(), self._name(job)))
         except Exception as error:
             return report(error, folder)
         return 0
@@ -112,7 +114,7 @@ class Task:
         row.write(top)
         try:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
-            row.metrics = self._stage(job, folder, top)
+            row.metrics = self._stage(job, folder)
             row.status, code = "done", 0
         except KeyboardInterrupt as error:
             row.status, row.error = "stopped", str(error) or INTERRUPTED
@@ -133,14 +135,17 @@ class Task:
             self._close(row, top)
         return code
 
-    def _stage(self, job: Job, folder: Path, top: Path | None) -> dict[str, float]:
+    def _stage(self, job: Job, folder: Path) -> dict[str, float]:
         """Run the stage in this process or in several; its metrics go into the row."""
         if self.stage == "evaluate":
             job.config.runs = self._stores(job)
         logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        work = Work(self.stage, self.module, job, folder.absolute(), self.sweep, logging_setup)
+        work = Work(self.stage, self.module, job, folder.absolute(), self._name(job), self.sweep, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         return together(work)
+
+    def _name(self, job: Job) -> str:
+        return run_name(self.stage, job.choices, job.overrides, self.swept)
 
     @staticmethod
     def _stores(job: Job) -> list[str]:

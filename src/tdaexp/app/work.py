@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdaexp.app.job import Job
-from tdaexp.app.readable import choices_told, run_name
+from tdaexp.app.readable import choices_told
 from tdaexp.report.loggers import RunLogger, open_logger
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.cache import at_work
@@ -29,13 +29,15 @@ log = logging.getLogger(__name__)
 class Work:
     """What to run: a stage's function in `module` on a job, with its results in `folder`.
 
-    `group` is the sweep's name for people; `logging_setup` that of process 0, as `logging.config.dictConfig` takes it.
+    `name` is the run's
+    and `group` the sweep's name for people; `logging_setup` that of process 0, as `logging.config.dictConfig` takes it.
     """
 
     stage: str
     module: str
     job: Job
     folder: Path
+    name: str
     group: str | None = None
     logging_setup: Any = field(default=None, compare=False)
 
@@ -51,8 +53,7 @@ class Work:
             return {}
         alone = ranks.current().world == 1  # several processes end together, where they meet
         values = {**self.job.values, "choice": choices_told(self.job.choices)}
-        name = run_name(self.stage, self.job.choices, self.job.overrides)
-        mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=name)
+        mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=self.name)
         ending = stop.at_once() if alone else contextlib.nullcontext()
         with plain_memory_errors(), using, heartbeat(self.folder), ending, mirror as logger:
             metrics: dict[str, float] = stage(config, self.folder, logger)

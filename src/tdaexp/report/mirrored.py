@@ -16,8 +16,8 @@ FILE = Path("wandb", "mirrored.json")
 
 @dataclass
 class Mirrored:
-    """A run in wandb: its `id`, `project`, `entity` (None: the account's own), `name` and `group`, its `config` (nested,
-    as wandb has it), its final `metrics`, and the names of its `tables` and `images`. `offline`: it lies in a file.
+    """A run in wandb: its `id`, `project`, `entity` (None: the account's own), `name` and `group`, its `config`, nested
+    as wandb has it, its final `metrics`, and the names of its `tables` and `images`. `offline`: it lies in a file.
     """
 
     id: str

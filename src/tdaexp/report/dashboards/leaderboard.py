@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from tdaexp.report.dashboards.library import expressions, reports
+from tdaexp.report.dashboards.library import reports, these_runs
 from tdaexp.report.mirrored import Mirrored
 from tdaexp.report.tables import seconds, with_interval
 from tdaexp.runtime.errors import UserError
@@ -119,7 +119,7 @@ def report(table: pd.DataFrame, own: Mirrored, title: str) -> Any:
     cost, the rows, and the figures.
     """
     wr = reports()
-    wanted = wr.Runset(name="the run with this table", filters=[expressions().Metric("ID") == own.id])
+    wanted = wr.Runset(name="the run with this table", filters=these_runs([own]))
     panels = [
         wr.CustomChart(
             query={"summaryTable": {"tableKey": TABLE}},
@@ -136,7 +136,7 @@ def report(table: pd.DataFrame, own: Mirrored, title: str) -> Any:
         project=own.project,
         entity=own.entity or "",
         title=title[:128],
-        description="Intervals in brackets. Rows are in the order of the first metric, the highest first. Costs are the methods' own.",
+        description="Intervals in brackets. Rows are in the order of the first metric, the highest first.",
         width="fluid",
         blocks=[
             wr.TableOfContents(),

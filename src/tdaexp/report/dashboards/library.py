@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def reports() -> Any:
 def expressions() -> Any:
     """The module of filters and orderings."""
     return _imported("wandb_workspaces.expr")
+
+
+def these_runs(runs: Sequence[Mirrored]) -> Any:
+    """The filter that lets these runs through and no others."""
+    ex = expressions()
+    return ex.And(ex.Metric("ID").isin([run.id for run in runs]))
 
 
 def _imported(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What runs differ in: the keys of their configurations that are axes of a dashboard, and the metrics to put on them."""
+"""What runs differ in: the keys of their configurations that are axes of a dashboard, and the metrics on them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tdaexp.report.dashboards.library import expressions, reports, workspaces
+from tdaexp.report.dashboards.library import expressions, reports, these_runs, workspaces
 from tdaexp.report.dashboards.swept import COST, Key, curve, headlines, judged_metrics, swept_keys
 from tdaexp.report.mirrored import Mirrored
 
@@ -44,7 +44,7 @@ def workspace(runs: Sequence[Mirrored], own: Mirrored) -> Any:
     sections = [
         ("The sweep", _overview(keys, metrics, _costs(runs))),
         *((f"By {key.name}", _by_key(key, metrics, own)) for key in keys if not key.repeats),
-        ("Accuracy against cost", _by_cost(runs, metrics)),
+        ("Against cost", _by_cost(runs, metrics)),
         ("Helpful and harmful texts", _tables([TEXTS], own)),
         ("The methods compared", [*_tables([METHODS], own), *_pictures(own)]),
     ]
@@ -59,7 +59,7 @@ def workspace(runs: Sequence[Mirrored], own: Mirrored) -> Any:
         ],
         settings=ws.WorkspaceSettings(max_runs=max(10, len(runs))),
         runset_settings=ws.RunsetSettings(
-            filters=[expressions().Metric("ID").isin([*(run.id for run in runs), own.id])],
+            filters=these_runs([*runs, own]),
             order=[expressions().Ordering(expressions().Metric("Name"), ascending=True)],
             pinned_columns=[
                 *(f"config:{_value_path(key.path)}" for key in keys),
