@@ -246,9 +246,8 @@ def test_a_sweep_is_one_group_of_offline_wandb_runs(program):
     assert len(runs) == 4 and len({run.parents[2] for run in runs}) == 4
     told = [read_mirrored(run.parents[2]) for run in runs]
     assert {one.group for one in told} == {"attribute method=select,project budget=0.01,0.05"}
-    assert [one.name for one in told] == [
-        f"{name} budget={budget}" for budget in (0.01, 0.05) for name in ("select", "project")
-    ]
+    names = [f"{name} budget={budget}" for name in ("select", "project") for budget in (0.01, 0.05)]
+    assert [one.name for one in told] == names
     assert not (program.folder / "wandb").exists()
 
 

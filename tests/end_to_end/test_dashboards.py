@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import wandb
 from commands import TINY, only
 from wandb_file import told
 
@@ -55,33 +56,35 @@ def filtered(runsets):
 @pytest.mark.long
 def test_a_dashboard_names_what_the_runs_have(commands, tmp_path):
     commands.done("attribute", *TINY, QUIET, OFFLINE, "-m", "method=project", "budget=0.05,0.2")
-    sweep = only("multirun/*")
-    runs = [told(folder) for folder in sorted(sweep.glob("[0-9]*"))]
+    sweep, board = only("multirun/*"), tmp_path / "board.csv"
     listed = f"runs=[{sweep}]"
     err = commands.done("evaluate", "dashboard=workspace", OFFLINE, QUIET, "metric.bootstrap=50", listed)
-    folder = only("outputs/evaluate/*")
     assert "dashboard.json: written, nothing was sent" in err
+    folder = only("outputs/evaluate/*")
+    board.write_text("method,subject,metric,value,low,high,cost_seconds\ndot,digits,lds,0.5,0.4,0.6,2\n")
+    commands.done("evaluate", "dashboard=report", f"leaderboard={board}", OFFLINE)
+    wandb.teardown()  # its service writes behind the runs' ends
+
+    runs, own = [told(folder) for folder in sorted(sweep.glob("[0-9]*"))], told(folder)
     view = json.loads((folder / "dashboard.json").read_text(encoding="utf-8"))
     assert view["displayName"].startswith("tdaexp: attribute budget 0.05,0.2 ")
-    own, names = told(folder), named(view) - {("run", "displayName")}
+    names = named(view) - {("run", "displayName")}
     assert {("config", "budget.value"), ("summary", "paraphrased/accuracy"), ("summary", "cost/seconds")} <= names
     assert {("table", "compared_texts"), ("table", "generated mrr by budget")} <= names
     for kind, name in names:
         assert has(own, kind, name) if kind == "table" else all(has(run, kind, name) for run in runs), (kind, name)
     assert filtered(view["spec"]["section"]["runSets"]) == [run[0] for run in [*runs, own]]
 
-    board = tmp_path / "board.csv"
-    board.write_text("method,subject,metric,value,low,high,cost_seconds\ndot,digits,lds,0.5,0.4,0.6,2\n")
-    commands.done("evaluate", "dashboard=report", f"leaderboard={board}", OFFLINE)
     folder = next(path.parent for path in tmp_path.glob("outputs/evaluate/*/leaderboard.md"))
     view = json.loads((folder / "dashboard.json").read_text(encoding="utf-8"))
-    assert all(has(told(folder), kind, name) for kind, name in named(view)) and ("table", "leaderboard") in named(view)
+    assert ("table", "leaderboard") in named(view)
+    assert all(has(told(folder), kind, name) for kind, name in named(view))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dashboard=board", OFFLINE], "'board' is no valid dashboard"),
+        (["dashboard=board", OFFLINE], "dashboard: unknown value 'board'; choices: report, workspace"),
         (["dashboard=workspace"], "dashboard=workspace: shows what is in wandb; take logger=wandb"),
         (["dashboard=report", OFFLINE, "logger.mode=disabled"], "dashboard=report: shows what is in wandb"),
         (["dashboard=report", OFFLINE, "cache=list"], "dashboard=report: is of a comparison of runs; leave cache out"),

@@ -161,11 +161,11 @@ def test_everything_is_mirrored(written, stores):
     assert logger.metrics == metrics
     assert sorted(logger.images) == FIGURES
     assert all(path.exists() for path in logger.images.values())
-    top = logger.tables["top_texts"]
+    top = logger.tables["compared_texts"]
     of_side = top.groupby(["method", "query_set", "query", "side"])["score"]
     assert of_side.apply(lambda s: s.abs().is_monotonic_decreasing and s.size <= 2).all()
     assert set(top["method"]) == set(stores)
-    assert "comparison" in logger.tables
+    assert "compared_methods" in logger.tables
 
 
 def test_a_report_is_the_same_twice(tmp_path, stores, texts, quick, written):

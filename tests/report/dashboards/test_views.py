@@ -24,7 +24,7 @@ def mirrored(name, config=None, metrics=None, **more):
 def runs():
     bounds = {"p/lds": 0.5, "p/lds_low": 0.4, "p/lds_high": 0.6, "cost/seconds": 3.0}
     return [
-        mirrored(f"{name}{damping}", {"choice": {"method": name}, "method": {"damping": damping}}, bounds)
+        mirrored(f"{name}{damping}", {"choice": {"method": name}, "method": {"damping": damping}}, dict(bounds))
         for name in ("a", "b")
         for damping in (0.1, 1.0)
     ]

@@ -69,9 +69,11 @@ def swept_keys(runs: Sequence[Mirrored]) -> list[Key]:
 
 def _tells(other: Key, key: Key) -> bool:
     """Whether `other` says all that `key` does: the same values, or a choice that brings them with it."""
+    if key.path.startswith(CHOICE):
+        return False
     if other.values == key.values:
         return True
-    if not other.path.startswith(CHOICE) or key.path.startswith(CHOICE) or "." not in key.path:
+    if not other.path.startswith(CHOICE) or "." not in key.path:
         return False
     return len({*map(repr, zip(other.values, key.values, strict=True))}) == len({*map(repr, other.values)})
 
