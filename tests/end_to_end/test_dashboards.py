@@ -69,7 +69,11 @@ def test_a_dashboard_names_what_the_runs_have(commands, tmp_path):
     view = json.loads((folder / "dashboard.json").read_text(encoding="utf-8"))
     assert view["displayName"].startswith("tdaexp: attribute budget 0.05,0.2 ")
     names = named(view) - {("run", "displayName")}
-    assert {("config", "budget.value"), ("summary", "paraphrased/accuracy"), ("summary", "cost/seconds")} <= names
+    assert {
+        ("config", "budget.value"),
+        ("summary", "paraphrased/heldout_accuracy"),
+        ("summary", "cost/seconds"),
+    } <= names
     assert {("table", "compared_texts"), ("table", "generated mrr by budget")} <= names
     for kind, name in names:
         assert has(own, kind, name) if kind == "table" else all(has(run, kind, name) for run in runs), (kind, name)

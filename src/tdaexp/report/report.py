@@ -19,6 +19,7 @@ from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.answers import top_rows
+from tdaexp.report.dashboards.swept import with_held_out
 from tdaexp.report.dashboards.workspace import METHODS, TEXTS
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
@@ -195,6 +196,6 @@ def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> l
 
 
 def _mirror(logger: RunLogger, folder: Path, metrics: dict[str, float], pictures: list[Picture]) -> None:
-    logger.log_metrics(metrics)
+    logger.log_metrics(with_held_out(metrics))
     if pictures:
         logger.log_images({picture.name: folder / "plots" / f"{picture.name}.png" for picture in pictures})

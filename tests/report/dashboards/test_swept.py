@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tdaexp.report.dashboards.swept import curve, headlines, judged_metrics, label, swept_keys
+from tdaexp.report.dashboards.swept import curve, headlines, judged_metrics, label, swept_keys, with_held_out
 from tdaexp.report.mirrored import Mirrored
 
 
@@ -61,6 +61,14 @@ def test_metrics_are_those_with_bounds_that_every_run_has():
     assert judged_metrics([run(metrics), run(metrics)]) == ["p/accuracy", "g/lds", "g/mrr"]
     assert headlines(judged_metrics([run(metrics)])) == ["p/accuracy", "g/lds"]
     assert judged_metrics([run(metrics), run(accuracy(0, 0))]) == ["p/accuracy"]
+
+
+def test_what_was_selected_on_its_queries_is_compared_on_held_out_ones():
+    chosen = accuracy(0.9, 0.05) | {f"p/heldout_{name[2:]}": value for name, value in accuracy(0.4, 0.1).items()}
+    plain = with_held_out(accuracy(0.5, 0.1))
+    assert with_held_out(chosen) == chosen and plain["p/heldout_accuracy_low"] == 0.4
+    assert judged_metrics([run(chosen), run(plain)]) == ["p/heldout_accuracy"]
+    assert with_held_out({"p/accuracy": 1.0}) == {"p/accuracy": 1.0, "p/heldout_accuracy": 1.0}  # bounds are not known
 
 
 def test_a_curve_has_the_widest_bounds_of_its_repetitions():

@@ -123,8 +123,9 @@ def test_a_comparison_as_a_leaderboard_has_each_control_once():
     metrics |= {"p/bm25_accuracy": 0.8, "p/bm25_accuracy_low": 0.7, "p/bm25_accuracy_high": 0.9}
     metrics |= {"p/random_accuracy": 0.2, "p/minus_bm25": -0.3, "p/minus_bm25_low": -0.4, "p/minus_bm25_high": -0.2}
     both = {f"{label}/{name}": value for label in ("a/b (5 %)", "c") for name, value in metrics.items()}
+    both |= {"c/p/heldout_accuracy": 0.3, "c/p/heldout_accuracy_low": 0.2, "c/p/heldout_accuracy_high": 0.4}
     table = as_leaderboard(both, {"c": 2.0})
-    assert list(table["method"]) == ["a/b (5 %)", "BM25", "random", "c"]
+    assert table.set_index("method")["value"].to_dict() == {"a/b (5 %)": 0.5, "BM25": 0.8, "random": 0.2, "c": 0.3}
     assert set(table["metric"]) == {"accuracy"} and set(table["subject"]) == {"p"}
     assert table.set_index("method")["cost_seconds"].dropna().to_dict() == {"c": 2.0}
     check_leaderboard(table, "comparison")

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tdaexp.report.dashboards.library import reports, these_runs
+from tdaexp.report.dashboards.swept import HELD_OUT, IN_SAMPLE, with_held_out
 from tdaexp.report.mirrored import Mirrored
 from tdaexp.report.tables import seconds, with_interval
 from tdaexp.runtime.errors import UserError
@@ -19,7 +20,8 @@ WORDS, NUMBERS = ("method", "subject", "metric"), ("value", "low", "high", "cost
 COLUMNS = [*WORDS, *NUMBERS]
 CONTROLS = {"bm25_accuracy": ("BM25", "accuracy"), "random_accuracy": ("random", "accuracy")}
 """Metrics of every method that are a control's own, with the control's name and the metric that it stands beside."""
-NOT_SHOWN = ("minus_bm25",)  # a difference from a control, which has its row
+NOT_SHOWN = ("minus_bm25", IN_SAMPLE)  # a difference from a control, which has its row; what flatters who selects
+NAMES = {HELD_OUT: "accuracy"}  # as on a comparison's page
 
 
 def read_leaderboard(file: Path) -> pd.DataFrame:
@@ -68,20 +70,24 @@ def _first(marked: pd.Series) -> int:
 def as_leaderboard(metrics: Mapping[str, float], costs: Mapping[str, float]) -> pd.DataFrame:
     """The leaderboard of a comparison, from its flat metrics `<label>/<query set>/<metric>` and seconds by label.
 
-    Only metrics with bounds are on it, and the controls BM25 and chance once in each query set.
+    Only metrics with bounds are on it, and the controls BM25 and chance once in each query set. Accuracy is that on
+    queries which were not selected on.
     """
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    metrics = with_held_out(metrics)
     for name, value in metrics.items():
         if name.count("/") < 2 or not (f"{name}_low" in metrics or name.endswith("/random_accuracy")):
             continue
         method, subject, metric = name.rsplit("/", 2)
-        control, shown = CONTROLS.get(metric, (None, metric))
+        control, shown = CONTROLS.get(metric, (None, NAMES.get(metric, metric)))
         if metric not in NOT_SHOWN:
             low, high = (metrics.get(name + end, math.nan) for end in ("_low", "_high"))
             cost = math.nan if control else costs.get(method, math.nan)
             numbers = dict(zip(NUMBERS, (value, low, high, cost), strict=True))
             rows.setdefault((control or method, subject, shown), numbers)
-    return pd.DataFrame([dict(zip(WORDS, key, strict=True)) | row for key, row in rows.items()], columns=COLUMNS)
+    table = pd.DataFrame([dict(zip(WORDS, key, strict=True)) | row for key, row in rows.items()], columns=COLUMNS)
+    first = (table["metric"] != "accuracy").sort_values(kind="stable").index
+    return table.loc[first].reset_index(drop=True)
 
 
 def markdown(table: pd.DataFrame) -> dict[str, str]:

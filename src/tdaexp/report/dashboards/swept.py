@@ -10,6 +10,7 @@ from tdaexp.report.mirrored import Mirrored
 
 CHOICE = "choice."
 COST = "cost/seconds"
+IN_SAMPLE, HELD_OUT = "accuracy", "heldout_accuracy"
 CONTROLS = ("bm25_accuracy", "minus_bm25")
 """Metrics with bounds that are about a control, not about the method alone."""
 WATCHING = ("logger", "cache_dir", "resume", "plan", "git_commit")
@@ -90,15 +91,30 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {path: value for path, value in found.items() if path.removeprefix(CHOICE) not in WATCHING}
 
 
+def with_held_out(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, and of methods that select nothing the accuracy on held-out queries too, which is their accuracy: so
+    runs that select and runs that do not have a metric that compares.
+    """
+    found = dict(metrics)
+    for name in metrics:
+        prefix, slash, metric = name.rpartition("/")
+        if metric == IN_SAMPLE and prefix + slash + HELD_OUT not in metrics:
+            found |= {
+                prefix + slash + HELD_OUT + end: metrics[name + end] for end in ("", *BOUNDS) if name + end in metrics
+            }
+    return found
+
+
 def judged_metrics(runs: Sequence[Mirrored]) -> list[str]:
-    """Names of the metrics with bounds that every run has, without those of the controls."""
+    """Names of the metrics with bounds that every run has, without those of the controls, and without an accuracy on
+    queries that were selected on.
+    """
     first, *others = runs
     shared = [name for name in first.metrics if all(name in run.metrics for run in others)]
-    return [
-        name
-        for name in shared
-        if all(name + end in shared for end in BOUNDS) and name.rpartition("/")[2] not in CONTROLS
-    ]
+    wanted = [name for name in shared if all(name + end in shared for end in BOUNDS)]
+    left_out = {*CONTROLS, *([IN_SAMPLE] if any(name.endswith(f"/{HELD_OUT}") for name in wanted) else [])}
+    kept = [name for name in wanted if name.rpartition("/")[2] not in left_out]
+    return sorted(kept, key=lambda name: not name.endswith(f"/{HELD_OUT}"))  # stable
 
 
 def headlines(metrics: Sequence[str]) -> list[str]:
