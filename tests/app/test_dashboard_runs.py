@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tdaexp.app.config import Logger
+from tdaexp.app.found import Found
 from tdaexp.app.stages.dashboard import runs_in_wandb
 from tdaexp.report.mirrored import Mirrored
 from tdaexp.runtime.errors import UserError
@@ -22,8 +23,9 @@ def folders(tmp_path):
 
 
 def found(folders, *names, **logger):
-    config = SimpleNamespace(logger=Logger(**logger))
-    return [run.id for run in runs_in_wandb(config, [str(folders / name / "influence.zarr") for name in names])]
+    stores = [folders / name / "influence.zarr" for name in names]
+    config = SimpleNamespace(logger=Logger(**logger), found=Found(stores))
+    return [run.id for run in runs_in_wandb(config)]
 
 
 def test_runs_that_wandb_does_not_know_are_left_out_with_a_line(folders, caplog):

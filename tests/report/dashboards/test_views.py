@@ -100,6 +100,11 @@ def test_a_leaderboard_is_a_table_for_each_subject():
         assert part in view, part
 
 
+def test_query_sets_of_a_subject_stand_apart():
+    table = pd.concat([BOARD[:1].assign(query_set=name) for name in ("paraphrased", "generated")])
+    assert list(markdown(check_leaderboard(table, "board"))) == ["digits, paraphrased", "digits, generated"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import xarray as xr
 
 from tdaexp.app.config import EvaluateConfig
 from tdaexp.report.dashboards.leaderboard import TABLE, as_leaderboard, markdown, read_leaderboard, report
@@ -21,13 +22,13 @@ from tdaexp.runtime.progress import doing
 log = logging.getLogger(__name__)
 
 
-def runs_in_wandb(config: EvaluateConfig, stores: Sequence[str]) -> list[Mirrored]:
+def runs_in_wandb(config: EvaluateConfig) -> list[Mirrored]:
     """The runs of a workspace, those that wandb was told of to their end; the others are left out with a line.
 
     Errors (UserError): fewer than two, or runs of another project or entity than the logger's.
     """
     found = []
-    for folder in dict.fromkeys(Path(store).parent for store in stores):
+    for folder in dict.fromkeys(store.parent for store in config.found.stores):
         told = read_mirrored(folder)
         if told is None:
             log.warning("%s: not in the dashboard, wandb was not told of it (logger=wandb)", folder)
@@ -60,13 +61,16 @@ def show_comparison(
     logger: RunLogger,
     runs: Sequence[Mirrored],
     metrics: Mapping[str, float],
-    costs: Mapping[str, float],
+    datasets: Mapping[str, xr.Dataset],
 ) -> None:
-    """Make the dashboard of a comparison: a workspace of its `runs`, or a report of its flat `metrics`
-    (`<label>/<query set>/<metric>`) and seconds by label.
+    """Make the dashboard of a comparison: a workspace of its `runs`, or a report of its flat `metrics` and of what the
+    stores, by label, cost.
     """
     if config.dashboard == "report":
-        _report(as_leaderboard(metrics, costs), "Methods compared", folder, logger)
+        first = next(iter(datasets))  # of a single store the metrics' names have no label
+        named = {key if key.count("/") > 1 else f"{first}/{key}": value for key, value in metrics.items()}
+        costs = {label: sum(one.attrs["cost"].values()) for label, one in datasets.items() if one.attrs.get("cost")}
+        _report(as_leaderboard(named, costs), "Methods compared", folder, logger)
         return
     doing("making the dashboard")
     for name, points in curves(runs).items():

@@ -39,13 +39,16 @@ def read_leaderboard(file: Path) -> pd.DataFrame:
 
 
 def check_leaderboard(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The columns of a leaderboard, in their order, all of them good (errors: `read_leaderboard`)."""
+    """The columns of a leaderboard, in their order, all of them good (errors: `read_leaderboard`).
+
+    Where there is a column `query_set` too, each query set of a subject is a subject.
+    """
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise UserError(f"{where}: lacks the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
     if table.empty:
         raise UserError(f"{where}: has no rows")
-    found = table[COLUMNS].copy()
+    found = _by_query_set(table)[COLUMNS].copy()
     for name in WORDS:
         if found[name].isna().any():
             raise UserError(f"{where}: row {_first(found[name].isna())} has no {name}")
@@ -60,6 +63,14 @@ def check_leaderboard(table: pd.DataFrame, where: str) -> pd.DataFrame:
         method, subject, metric = found.loc[twice, list(WORDS)].iloc[0]
         raise UserError(f"{where}: row {_first(twice)}: {method} on {subject} has {metric} twice")
     return found.astype({name: str for name in WORDS})
+
+
+def _by_query_set(table: pd.DataFrame) -> pd.DataFrame:
+    if not {"subject", "query_set"} <= {*table}:
+        return table
+    named = table["subject"].notna() & table["query_set"].notna()
+    both = table["subject"].astype(str) + ", " + table["query_set"].astype(str)
+    return table.assign(subject=both.where(named, table["subject"]))
 
 
 def _first(marked: pd.Series) -> int:
