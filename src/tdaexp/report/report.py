@@ -23,7 +23,7 @@ from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report.answers import top_rows
 from tdaexp.report.dashboards.swept import with_held_out
-from tdaexp.report.dashboards.workspace import METHODS, TEXTS
+from tdaexp.report.dashboards.workspace import METHODS, RETRAINED, TEXTS
 from tdaexp.report.latex import table_tex
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_figures import draw, drawn_rows
@@ -112,7 +112,7 @@ def write_report(
     if texts:
         logger.log_table(_tables(datasets)[0], _top_texts(told, texts if logger.texts else None, settings.top_k))
     if judged_again is not None:
-        logger.log_table("retrained", judged_again)
+        logger.log_table(RETRAINED, judged_again)
     print_table(table)
     if judged_again is not None:
         print_retrained(judged_again)

@@ -44,6 +44,8 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     found, texts = [every[store] for store in pairs], _told(pairs, every)
     if config.scores:
         found += _scored(config, found, texts)
+    if config.dashboard is not None and not found:
+        raise UserError(f"dashboard={config.dashboard}: is of runs that score pairs, and these decompose trainings")
     decomposed = [dataset for store, dataset in every.items() if store not in pairs]
     labels = distinct_labels([*found, *decomposed])
     labelled = dict(zip(labels, [*found, *decomposed], strict=True))

@@ -13,8 +13,10 @@ from tdaexp.report.mirrored import Mirrored
 
 SERIES = "wandb/lineseries/v0"
 """wandb's own chart of several lines from one table."""
-TEXTS, METHODS = "compared_texts", "compared_methods"
-"""Tables of a comparison: each method's helpful and harmful rows, and the methods with their numbers."""
+TEXTS, METHODS, RETRAINED = "compared_texts", "compared_methods", "retrained"
+"""Tables of a comparison: each method's helpful and harmful rows, the methods with their numbers, and with those that
+models give which were trained again.
+"""
 
 
 def curves(runs: Sequence[Mirrored]) -> dict[str, pd.DataFrame]:
@@ -46,7 +48,7 @@ def workspace(runs: Sequence[Mirrored], own: Mirrored) -> Any:
         *((f"By {key.name}", _by_key(key, metrics, own)) for key in keys if not key.repeats),
         ("Against cost", _by_cost(runs, metrics)),
         ("Helpful and harmful texts", _tables([TEXTS], own)),
-        ("The methods compared", [*_tables([METHODS], own), *_pictures(own)]),
+        ("The methods compared", [*_tables([METHODS, RETRAINED], own), *_pictures(own)]),
     ]
     return ws.Workspace(
         entity=own.entity or "",
