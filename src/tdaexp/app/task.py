@@ -40,7 +40,7 @@ OmegaConf.register_new_resolver(
 class Task:
     """The task function of one stage; picklable, so that launchers may call it in other processes.
 
-    `module` holds the stages as functions, `command` is how this program was called, up to the overrides. `sweep` is
+    `module` holds the stages as functions, `command` is how this program was called, up to the overrides. `group` is
     what the sweep that the job belongs to is called (None: it belongs to none), and `swept` are its keys.
     """
 
@@ -48,7 +48,7 @@ class Task:
     command: tuple[str, ...]
     packages: tuple[str, ...]
     module: str
-    sweep: str | None = None
+    group: str | None = None
     swept: tuple[str, ...] = ()
     codes: list[int] = field(default_factory=list, compare=False)
     home: int = field(default_factory=os.getpid, compare=False)
@@ -142,7 +142,7 @@ class Task:
         if self.stage == "evaluate":
             job.config.found = self._found(job)
         logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        work = Work(self.stage, self.module, job, folder.absolute(), self._name(job), self.sweep, logging_setup)
+        work = Work(self.stage, self.module, job, folder.absolute(), self._name(job), self.group, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         return together(work)
 
