@@ -1,9 +1,10 @@
 # make demo: the main job on the embedded default, to a report that opens in a browser. make test: the test suite.
+# make peers: other programs' scores and costs beside ours, to docs/peers.md.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint leaderboard
+.PHONY: demo test lint peers leaderboard
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
@@ -23,6 +24,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+peers: $(VENV)/installed
+	PYTHON=$(PYTHON) bash benchmarks/peers/environment.sh
+	$(BIN)/python benchmarks/peers/run.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
