@@ -1,9 +1,10 @@
 # make demo: the main job on the embedded default, to a report that opens in a browser. make test: the test suite.
+# make peers: other programs' scores and costs beside ours, to docs/peers.md.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint peers leaderboard
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
@@ -13,11 +14,20 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Files that lie outside: make leaderboard PATHS="analysis.paths.mnist=FOLDER analysis.paths.verses=FILE"
+leaderboard: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python evaluate.py experiment=leaderboard hydra.run.dir=multirun/leaderboard/report logger=none $(PATHS)
+	$(BIN)/python benchmarks/leaderboard.py multirun/leaderboard/report
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+peers: $(VENV)/installed
+	PYTHON=$(PYTHON) bash benchmarks/peers/environment.sh
+	$(BIN)/python benchmarks/peers/run.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

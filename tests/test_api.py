@@ -145,6 +145,9 @@ def test_an_answer_is_shown_kept_and_read_again(commands, here, model):
     again = tdaexp.load("runs/mine")
     assert again.dataset.identical(answer.dataset) and again.texts == answer.texts and again.config == answer.config
     pd.testing.assert_frame_equal(again.top(2), answer.top(2))
+    trust = answer.trust.set_index("check")["verdict"]
+    assert trust["self_check"] == trust["batch_drift"] == trust["precision_drift"] == "good"
+    pd.testing.assert_frame_equal(again.trust, answer.trust)
     assert again.save("runs/copy") and tdaexp.load("runs/copy").dataset.identical(answer.dataset)
     answer.save("runs/mine")  # anew
     commands.done("evaluate", "runs=[runs/mine]", "metric.plots=false")

@@ -78,8 +78,8 @@ FILES = [
     ("dataset/biographies.yaml", "people: ???\n", ["conf/dataset/biographies.yaml", "dataset.people"]),
     ("trainer/default.yaml", "treads: 2\n", ["conf/trainer/default.yaml", "did you mean 'threads'"]),
     ("trainer/default.yaml", "  stps: 2\n", ["conf/trainer/default.yaml", "did you mean 'steps'"]),
-    ("metric/standard.yaml", "fold: 2\n", ["conf/metric/standard.yaml", "did you mean 'folds'"]),
-    ("metric/standard.yaml", "\n- 2\n", ["conf/metric/standard.yaml", "not valid YAML"]),
+    ("metric/retrieval.yaml", "fold: 2\n", ["conf/metric/retrieval.yaml", "did you mean 'folds'"]),
+    ("metric/retrieval.yaml", "\n- 2\n", ["conf/metric/retrieval.yaml", "not valid YAML"]),
     ("logger/none.yaml", "mod: online\n", ["conf/logger/none.yaml", "did you mean 'mode'"]),
     ("candidates/auto.yaml", "bb: 2\n", ["conf/candidates/auto.yaml", "unknown key 'bb'", "choices: b"]),
 ]

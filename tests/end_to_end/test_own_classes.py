@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from commands import TINY, only
 
@@ -176,3 +177,51 @@ def test_never_below_hydra(commands):
     )
     line = commands.refused("attribute", *QUICK, "--config-dir=conf", "experiment=bad")
     assert "is refused; under hydra: only Hydra's own classes" in line and not Path("ran.txt").exists()
+
+
+BOARD = """
+_target_: tdaexp.app.leaderboard.board.Leaderboard
+folder: board
+jobs: 1
+config_dir: mine/conf
+paths: {far: null}
+subjects:
+  digits: {keys: [model=logistic, dataset=digits, dataset.train=100, dataset.test=20, dataset.query_limit=6,
+                  trainer.fit.steps=10], judged: [metric=lds, metric.lds.subsets=12, metric.bootstrap=50]}
+  elsewhere: {keys: [model=logistic, dataset=mnist], needs: far}
+entries:
+  dot: {keys: [method=dot]}
+  signs: {keys: [method=signs], sweep: {method.above: [0.5]}}
+  words: {keys: [method=bm25]}
+"""
+
+
+@pytest.mark.long
+def test_the_pages_method_stands_in_the_leaderboard(commands, signs):
+    """Beside ours, at its defaults and swept; what cannot be judged is marked, and nothing is done twice."""
+    write("mine/conf/analysis/mine.yaml", BOARD)
+    for again in range(2):
+        commands.done("evaluate", signs, "analysis=mine", "logger=none", "hydra.run.dir=page")
+        table, cells = (pd.read_csv(f"page/{name}.csv") for name in ("leaderboard", "cells"))
+        assert set(table["method"]) == {"dot", "signs", "random"} and (table["metric"] == "lds_same").all()
+        dot = table.set_index("method").loc["dot"]
+        assert dot["value"] > 0.5 > dot["value"] - dot["low"] and dot["cost_seconds"] > 0
+        mine = cells[cells["method"] == "signs"].dropna(subset="value")
+        assert set(mine["setting"].fillna("")) == {"", "above=0.5"}
+        assert table.set_index("method").loc["signs", "value"] == mine["value"].max()
+        failed = cells.dropna(subset="failed").set_index(["subject", "method"])["failed"]
+        assert "compares words" in failed["digits", "words"]
+        assert (failed["elsewhere"] == "needs a file: analysis.paths.far=PATH").all()
+        consoles = [file.read_text(encoding="utf-8") for file in Path("board").rglob("console.log")]
+        assert sum("finished before" in text for text in consoles) == 3 * again
+    page = Path("page/report.html").read_text(encoding="utf-8")
+    assert "digits: words" in page and "Leaderboard" in page
+
+
+def test_a_leaderboard_of_nothing_is_refused(commands):
+    write("mine/conf/analysis/mine.yaml", BOARD.replace("keys: [method=dot]", "keys: [method=dot], only: [digit]"))
+    line = commands.refused("evaluate", "--config-dir=mine/conf", "analysis=mine")
+    assert "analysis.entries.dot.only: there is no subject 'digit'" in line
+    write("mine/conf/analysis/mine.yaml", BOARD.replace("sweep: {method.above: [0.5]}", "sweeps: {}"))
+    line = commands.refused("evaluate", "--config-dir=mine/conf", "analysis=mine")
+    assert "in 'analysis.entries.signs': unknown key 'sweeps'; did you mean 'sweep'?" in line

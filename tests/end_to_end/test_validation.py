@@ -1,21 +1,16 @@
-"""Retraining, pruning and sub-sampling on a small task: to a page, and on after an interruption."""
+"""Pruning and sub-sampling on a small task: to a page, and on after an interruption."""
 
 from __future__ import annotations
 
-import signal
-import time
-
 import pandas as pd
 import pytest
-from commands import metrics, only
+from commands import metrics
 
-from tdaexp.papers import explaind_lds, pruned_network
+from tdaexp.papers import pruned_network
 
 TASK = ["model=mnist_cnn", "dataset=digits", "model.padding=1", "model.channels=[2,3]", "model.hidden=8",
         "dataset.train=120", "dataset.test=30", "dataset.query_limit=10", "trainer.fit.batch_size=40",
         "trainer.fit.steps=6", "metric.bootstrap=100"]  # fmt: skip
-LDS = [*TASK, "analysis=explaind_lds", "analysis.fractions=[0.5,0.9]", "analysis.subsets=5", "analysis.checkpoints=2",
-       "analysis.dimensions=8", "runs=[outputs/attribute]"]  # fmt: skip
 PRUNING = [*TASK, "analysis=explaind_fig2", "analysis.seeds=2", "analysis.sparsities=[0.5,0.9]", "analysis.queries=8"]
 
 
@@ -31,42 +26,6 @@ def interrupted(monkeypatch, place, after: int) -> list[int]:
 
     monkeypatch.setattr(place, "retrain", retrain)
     return calls
-
-
-@pytest.mark.parametrize("retraining", ["same", "own"])
-def test_lds_goes_on_where_it_was_interrupted(commands, tmp_path, monkeypatch, retraining):
-    commands.done("attribute", *TASK, "method=explaind", "method.keep=[query,train]", "method.output=margin")
-    arguments = [*LDS, f"analysis.retraining={retraining}"]
-    commands.done("evaluate", *arguments, f"cache_dir={tmp_path}/straight", "hydra.run.dir=straight")
-    for after, expected in ((3, 3), (100, 7)):  # of 2 fractions of 5 subsets
-        calls = interrupted(monkeypatch, explaind_lds, after)
-        commands("evaluate", *arguments, f"cache_dir={tmp_path}/cut", "hydra.run.dir=cut")
-        monkeypatch.undo()
-        monkeypatch.chdir(tmp_path)
-        assert len(calls) == expected
-    assert (tmp_path / "cut" / "lds.csv").read_bytes() == (tmp_path / "straight" / "lds.csv").read_bytes()
-    table = pd.read_csv(tmp_path / "cut" / "lds.csv")
-    assert table["method"].unique().tolist() == ["explaind", "tracin", "trak", "random"]
-    assert table["left_out"].unique().tolist() == [60, 12] and (table["low"] <= table["high"]).all()
-    page = (tmp_path / "cut" / "report.html").read_text(encoding="utf-8")
-    assert "Linear datamodeling score" in page and "ExPLAIND is close to TracIn" in page
-
-
-@pytest.mark.long
-def test_lds_is_killed(commands, tmp_path):
-    commands.done("attribute", *TASK, "method=explaind", "method.keep=[query,train]", "method.output=margin")
-    arguments = [*LDS, "analysis.subsets=40"]
-    commands.done("evaluate", *arguments, f"cache_dir={tmp_path}/straight", "hydra.run.dir=straight")
-    process = commands.start("evaluate", *arguments, f"cache_dir={tmp_path}/cut", "hydra.run.dir=cut")
-    begun = time.monotonic()
-    while not list(tmp_path.glob("cut/retrained/*/output/c/7")):
-        assert process.poll() is None and time.monotonic() - begun < 300
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "cut" / "lds.csv").exists()
-    commands.done("evaluate", *arguments, f"cache_dir={tmp_path}/cut", "hydra.run.dir=cut")
-    assert (tmp_path / "cut" / "lds.csv").read_bytes() == (tmp_path / "straight" / "lds.csv").read_bytes()
 
 
 def test_pruning_goes_on_where_it_was_interrupted(commands, tmp_path, monkeypatch):
@@ -105,9 +64,6 @@ def test_subsampling(commands, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["analysis=explaind_lds", "analysis.subsets=2"], "at least 3"),
-        (["analysis=explaind_lds", "analysis.fractions=[1.0]"], "between 0 and 1"),
-        (["analysis=explaind_lds", "analysis.retraining=none"], "analysis.retraining: unknown value 'none'"),
         (["analysis=explaind_fig2", "analysis.sparsities=[0.9,0.5]"], "must rise"),
         (["analysis=explaind_fig2", "analysis.rankings=[size]"], "analysis.rankings: unknown value 'size'"),
         (["analysis=explaind_subsampling", "analysis.shares=[0]"], "above 0 and at most 1"),
@@ -115,9 +71,3 @@ def test_subsampling(commands, tmp_path):
 )
 def test_mistakes_are_one_line(commands, arguments, message):
     assert message in commands.refused("evaluate", *TASK, *arguments)
-
-
-def test_a_page_needs_the_store_of_its_own_training(commands):
-    commands.done("attribute", *TASK, "method=explaind", "method.keep=[query,train]", "method.output=margin")
-    assert "another training" in commands.refused("evaluate", *LDS, "seed=1")
-    assert only("outputs/attribute/*")

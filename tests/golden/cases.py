@@ -224,8 +224,8 @@ CASES: dict[str, Case] = {
         stage="evaluate",
     ),
     "judged/lds": Case(
-        (*ANALYSED, "analysis=explaind_lds", "analysis.fractions=[0.5]", "analysis.subsets=4",
-         "analysis.checkpoints=2", "analysis.dimensions=4", "runs=[{run:recorded/pairs}]"), RECORDED, "evaluate",
+        (*QUIET, "metric=[retrieval,lds]", "metric.lds.subsets=6", "metric.lds.left_out=0.3", "metric.lds.ceiling=3",
+         "metric.retraining.starts=[same,own]", "runs=[{run:written/pairs}]"), RECORDED, "evaluate",
     ),
     "judged/pruning": Case(
         (*ANALYSED, "analysis=explaind_fig2", "analysis.seeds=1", "analysis.sparsities=[0.5,0.9]",

@@ -84,6 +84,10 @@ class Checker:
             return self.build(cls, value, path)
         if isinstance(value, dict) and nested is not None:
             return self.build(nested, value, path)
+        if isinstance(value, dict) and typing.get_origin(hint) is dict:
+            named = _dataclass_in(typing.get_args(hint)[-1])
+            if named is not None:
+                return {key: self._named(named, one, (*path, str(key))) for key, one in value.items()}
         if field.metadata.get("group") or (field.metadata.get("offers") and value is not None):
             raise UserError(f"{self.origin(path)}: '{field.name}' needs a _target_, the class that its keys belong to")
         if nested is not None:
@@ -94,6 +98,12 @@ class Checker:
         if isinstance(leaf, list) and (_lists_names(hint) or field.metadata.get("distinct")):
             check_distinct(leaf, lambda: f"{self.origin(path)}: '{'.'.join(path)}'")
         return leaf
+
+    def _named(self, cls: type, node: Any, path: Path) -> Any:
+        """One of several under names of the user's own."""
+        if not isinstance(node, dict):
+            raise self._wrong(node, "a set of keys", path)
+        return self.build(cls, node, path)
 
     def _check_protocol(self, cls: type, field: dataclasses.Field[Any], nested: type | None, path: Path) -> None:
         """Refuse a class of another group than that of the key."""
@@ -236,6 +246,8 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 def _dataclass_in(hint: Any) -> type | None:
     """Return the dataclass of `X` or `X | None`."""
+    if typing.get_origin(hint) in (list, tuple, dict):
+        return None
     for candidate in (hint, *typing.get_args(hint)):
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate

@@ -224,8 +224,12 @@ class Composer:
         group = override.key_or_group
         if override.is_delete() or not self.is_group(group):
             return
-        sweep = override.is_discrete_sweep()
-        for name in override.sweep_string_iterator() if sweep else [str(override.value())]:
+        value = override.value()
+        if override.is_discrete_sweep():
+            chosen = list(override.sweep_string_iterator())
+        else:
+            chosen = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        for name in chosen:
             name = name.strip("'\"")
             known = name in self.choices(group) or self._at_scale(f"{group}/{name}")
             if not known and not (group == GROUP and name in ("null", "None")):

@@ -60,7 +60,7 @@ RENAMED = {
     f"experiment=toy_{name}": f"experiment={paper}{name} scale=toy"
     for names, paper in _EXPERIMENTS.items()
     for name in names.split()
-}
+} | {"metric=standard": "metric=retrieval", "analysis=explaind_lds": "metric=lds"}
 """Keys (`trainer.fit.lr`) and choices (`model=toy_gpt`) of earlier versions: how each is spelt now."""
 
 _PRECISION = {

@@ -27,6 +27,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import PRECISIONS
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import plain_memory_errors
+from tdaexp.runtime.quiet import unheard_warnings
 from tdaexp.runtime.untouched import untouched
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Given:
         keys = {**{f"trainer.{key}": value for key, value in trainer.items()}, **keys}
         if self.loss is None:
             groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
-        with untouched(), plain_memory_errors(), _as_it_was(self.model):
+        with untouched(), unheard_warnings(), plain_memory_errors(), _as_it_was(self.model):
             config, values = configured(self.caller, method, settings, groups, keys)
             _check(config)
             seed_generators(config.seed, config.trainer.threads)

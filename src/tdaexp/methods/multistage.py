@@ -106,6 +106,11 @@ class MultiStage(Method):
         """The query's gradient, times a matrix that no query decides."""
         return True
 
+    @property
+    def fixed_damping(self) -> str:
+        """There is one for each stage."""
+        return "there are two dampings, one for each stage; compare runs with other values of them"
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""
         if self.per_token and not isinstance(problem.objective, NextToken):

@@ -3,9 +3,15 @@
 Source: Ilyas et al. 2022; Park et al. 2023, definition 2.3. For query q, subsets S_1 … S_m of the training set and the
 outputs f(q; S_j) of models trained on them, LDS(q) is Spearman's correlation over j of Σ_{k ∈ S_j} τ(q, k) with
 f(q; S_j). Scores with this program's sign make it positive.
+
+Retrained from the explained start in its batches the outputs depend on the subset alone. With starts of their own they
+vary with these too, and no score foretells that: what a perfect one would reach is the noise ceiling.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -13,6 +19,8 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.resampled_ranks import spearman_interval, tell_few
+from tdaexp.metrics.retrained import CEILING, OWN, Judged, Retrained
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
 
@@ -35,27 +43,37 @@ def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
     Of a decomposition all other axes are summed. Errors (UserError): an axis was summed, or an example of `train` has
     no score.
     """
-    if "candidate" in store.dims:
-        values = influence.dense(store)
-    else:
-        values = store["influence"]
-        for axis in ("query", "train"):
-            if axis not in values.dims:
-                raise UserError(
-                    f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
-                    "as python attribute.py experiment=explaind_lds has"
-                )
-        values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
+    values = _dense(store)
     missing = sorted(set(train) - set(values["train"].values))
     if missing:
         raise UserError(
             f"influence store: {len(missing)} training examples have no score, '{missing[0]}' among them; choose "
             "candidates=all"
         )
-    found = values.sel(train=train).transpose("query", "train").values.astype(np.float64)
+    found = known_scores(store, train)
     if np.isnan(found).any():
         raise UserError("influence store: not every pair has a score; choose candidates=all")
     return found
+
+
+def known_scores(store: xr.Dataset, train: list[str]) -> np.ndarray:
+    """As `scores_of_all`, NaN for a pair without a score."""
+    found: np.ndarray = _dense(store).reindex(train=train).transpose("query", "train").values
+    return found.astype(np.float64)
+
+
+def _dense(store: xr.Dataset) -> xr.DataArray:
+    """The answer as [query, train]."""
+    if "candidate" in store.dims:
+        return influence.dense(store)
+    values = store["influence"]
+    for axis in ("query", "train"):
+        if axis not in values.dims:
+            raise UserError(
+                f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
+                "as python attribute.py experiment=explaind_lds has"
+            )
+    return values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
 
 
 def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -67,34 +85,67 @@ def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndar
 
 
 def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, settings: MetricSettings) -> Interval:
-    """The mean LDS over queries with a percentile interval; arguments as for `lds`.
+    """The mean LDS over queries with a percentile interval over subsets and queries; arguments as for `lds`.
 
-    Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
+    A query all of whose predictions are the same counts 0: nothing is foretold.
     """
-    predicted, found = scores @ members.T.astype(np.float64), outputs.T
-    first, second = np.argsort(predicted, axis=1), np.argsort(found, axis=1)
-    rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
-    for place in range(settings.bootstrap):
-        weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
-        queries = rng.integers(len(predicted), size=len(predicted))
-        resampled[place] = weighted_spearman(first, second, weight)[queries].mean()
-    tail = (1 - settings.confidence) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    return Interval(float(lds(scores, members, outputs).mean()), float(low), float(high))
+    return spearman_interval(scores @ members.T.astype(np.float64), outputs.T, settings)
 
 
-def weighted_spearman(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Spearman's ρ per row [Q] where value j counts `weight`[j] times; the rows [Q, S] are argsorts, without ties."""
-    total = weight.sum()
-    left, right = (_centred_ranks(order, weight) for order in (first, second))
-    covariance = (left * right) @ weight
-    norms = np.sqrt((left**2 @ weight) * (right**2 @ weight))
-    return np.asarray(np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total))
+def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Judged]:
+    """LDS of each method's `scores` [Q, N] (NaN rows: a query that it does not answer), in each query set and start.
+
+    Errors (UserError): no query whose measurement varies over the subsets; as of the bank.
+    """
+    settings = evidence.settings.lds
+    assert settings is not None
+    tell_few("lds.subsets", settings.subsets)
+    count = len(evidence.problem.train)
+    members = np.stack(
+        [subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)]
+    )
+    found = []
+    for start in evidence.settings.retraining.starts:
+        outputs = evidence.outputs(
+            [evidence.variant(one, start, j) for j, one in enumerate(members)], f"lds, {start} start"
+        )
+        if start != OWN:
+            evidence.check(outputs)
+        varies = outputs.std(0) > 0
+        if not varies.any():
+            raise UserError(
+                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "
+                "models, so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
+            )
+        ceilings = _ceilings(evidence, outputs) if start == OWN and settings.ceiling else None
+        for name, rows in evidence.by_query_set().items():
+            mine = rows[varies[rows]]
+            for label, values in scores.items():
+                known = mine[~np.isnan(values[mine]).any(1)]
+                if len(known):
+                    one = lds_interval(values[known], members, outputs[:, known], evidence.settings)
+                    found.append(Judged(label, name, f"lds_{start}", one, len(known)))
+            if ceilings is not None:
+                top = float(ceilings[mine].mean())
+                found.append(Judged(CEILING, name, f"lds_{start}", Interval(top, math.nan, math.nan), len(mine)))
+    return found
 
 
-def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Average ranks [Q, S] of the repeated values, less their mean."""
-    count = weight[order]
-    ranks = np.empty(order.shape)
-    np.put_along_axis(ranks, order, count.cumsum(1) - (count - 1) / 2 - (weight.sum() + 1) / 2, axis=1)
-    return ranks
+def _ceilings(evidence: Retrained, outputs: np.ndarray) -> np.ndarray:
+    """The LDS [Q] of a score that foretells the part of the `outputs` [S, Q] exactly that is not the starts' doing.
+
+    Trainings on all examples vary by their starts alone: σ² of that, out of the variance over subsets, is noise. A
+    perfect score then correlates by √(1 − σ²/total), whose rank correlation is 6/π asin(r/2) under normality.
+    """
+    settings = evidence.settings.lds
+    assert settings is not None
+    everyone = np.ones(len(evidence.problem.train), dtype=bool)
+    variants = [evidence.variant(everyone, OWN, -1 - k) for k in range(settings.ceiling)]
+    noise = evidence.outputs(variants, "lds, noise ceiling").var(0, ddof=1)
+    return ceiling(noise, outputs.var(0, ddof=1))
+
+
+def ceiling(noise: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Rank correlation that a perfect score has, where `noise` is that share of the `total` variance."""
+    correlation = np.sqrt(np.clip(1 - noise / np.where(total > 0, total, 1), 0, 1))
+    return np.asarray(6 / np.pi * np.arcsin(correlation / 2))

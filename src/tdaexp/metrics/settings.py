@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tdaexp.metrics.judging_settings import (
+    BY_RETRAINING,
+    Brittleness,
+    Duplicates,
+    Lds,
+    LeaveOneOut,
+    Mislabelled,
+    Removal,
+    Retraining,
+    TailPatch,
+)
 from tdaexp.runtime.errors import UserError
 
 MOST_RESAMPLES = 1_000_000
@@ -17,6 +28,10 @@ class MetricSettings:
     (retrieval is averaged over that many random samples of the queries; null = all queries, once), `reference` (the
     method, by its name or its label in the table, that rank correlations compare with; null = the full gradient),
     `plots` (draw the figures), `seed` (of resamples, trials and folds).
+
+    What is judged beside retrieval, where it is chosen (`metric=[retrieval,lds]`): `lds`, `leave_one_out`, `removal`
+    and `brittleness`, by models that are trained again as `retraining` says; `tail_patch`, by one more step of the
+    model; `mislabelled` and `duplicates`, by what is known of the training rows.
     """
 
     bootstrap: int = 2000
@@ -28,6 +43,14 @@ class MetricSettings:
     reference: str | None = None
     plots: bool = True
     seed: int = 0
+    retraining: Retraining = field(default_factory=Retraining)
+    lds: Lds | None = None
+    leave_one_out: LeaveOneOut | None = None
+    removal: Removal | None = None
+    brittleness: Brittleness | None = None
+    tail_patch: TailPatch | None = None
+    mislabelled: Mislabelled | None = None
+    duplicates: Duplicates | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no metric can work with."""
@@ -39,3 +62,8 @@ class MetricSettings:
             raise UserError(f"metric.bootstrap={self.bootstrap}: must be at most {MOST_RESAMPLES}")
         if not 0 < self.confidence < 1:
             raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")
+
+
+def trains_again(settings: MetricSettings) -> bool:
+    """Whether a chosen metric judges by models that are trained again."""
+    return any(getattr(settings, name) is not None for name in BY_RETRAINING)

@@ -26,7 +26,7 @@ def is_adapted(model: nn.Module) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def train_only_adapter(model: PreTrainedModel) -> None:
+def train_only_adapter(model: nn.Module) -> None:
     """Let gradients into the adapter's matrices, and nowhere else; into all parameters of a model without one."""
     whole = not is_adapted(model)
     for name, parameter in model.named_parameters():

@@ -95,7 +95,8 @@ class Network:
             if fit is not None:
                 everyone = np.ones(len(corpus.train), dtype=bool)
                 drawn = int(np.random.default_rng([seed, level]).integers(2**31))
-                retrain(Classification(module, corpus), fit, batches_of_its_own(fit, drawn, everyone), masks)
+                again = Classification(module, corpus)
+                retrain(again, fit, batches_of_its_own(again, fit, drawn, everyone), masks)
             yield agreement(self.logits(module), whole, corpus.test.targets.numpy()) | {"sparsity": 1 - held.mean()}
 
     def logits(self, module: torch.nn.Module) -> np.ndarray:

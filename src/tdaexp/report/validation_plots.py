@@ -9,26 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tdaexp.report.figures import GREY, MARKERS, PALETTE, legend_below, panels
-
-
-def lds_curves(table: pd.DataFrame) -> Figure:
-    """LDS of every method against the fraction of the training set (ExPLAIND, figure 7).
-
-    `table`: method, fraction, lds, low, high.
-    """
-    fractions = sorted(table["fraction"].unique())
-    with panels(1, width=7.5) as (figure, (axes,)):
-        for place, (name, part) in enumerate(table.groupby("method", sort=False)):
-            part = part.sort_values("fraction")
-            aside = 0.06 * (place - (table["method"].nunique() - 1) / 2)  # so that intervals do not cover each other
-            at = [fractions.index(value) + aside for value in part["fraction"]]
-            _line(axes, place, str(name), at, part, "lds")
-        axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set_xticks(range(len(fractions)), [f"{value:g}" for value in fractions])
-        axes.set(xlabel="fraction of the training set", ylabel="linear datamodeling score")
-        legend_below(axes, columns=4)
-        return figure
+from tdaexp.report.figures import GREY, MARKERS, PALETTE, panels
 
 
 def pruning_curves(table: pd.DataFrame, whole: float) -> Figure:

@@ -9,31 +9,28 @@ import logging
 import time
 from pathlib import Path
 
-import xarray as xr
 import yaml
 
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
-from tdaexp.app.stages.answering import Answer, answered, beside, check_sources, keep, texts_beside
+from tdaexp.app.stages.answering import Answer, answered, check_sources, keep
 from tdaexp.app.stages.cached import look_after
+from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, trainings
 from tdaexp.methods.base import check_combines
-from tdaexp.metrics.external import read_scores
-from tdaexp.metrics.stores import distinct_labels, same_study
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
 from tdaexp.report.findings import write_findings
 from tdaexp.report.loggers import RunLogger
-from tdaexp.report.report import write_report
-from tdaexp.report.texts import Texts
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, write_json
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.runtime.progress import doing
 from tdaexp.selection.products_file import read_products
+from tdaexp.trust.measure import checks_of_store
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +59,9 @@ def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[
     answer = _of_problem(config) if config.products is None else _of_products(config)
     if not ranks.current().first:
         return {}
-    answer.describe(config.method, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    row = read_row(folder)
+    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    answer.describe(config.method, values, None if row is None else row.choices)
     return keep(config.metric, folder, logger, answer)
 
 
@@ -70,7 +69,8 @@ def _of_products(config: AttributeConfig) -> Answer:
     start, file = time.monotonic(), Path(str(config.products))
     store = config.method.from_products(read_products(file, config.query_set))
     store.attrs["study"] = file_fingerprint(file)
-    return Answer(store, {"scoring": time.monotonic() - start})
+    cost = {"scoring": time.monotonic() - start}
+    return Answer(store, cost, trust=checks_of_store(store, config.metric.top_k))
 
 
 def _of_problem(config: AttributeConfig) -> Answer:
@@ -96,30 +96,6 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         return metrics
     doing("reading the stores")
     if config.analysis is not None:
-        evidence = Evidence(config, [influence.load(Path(store)) for store in config.runs])
+        evidence = Evidence(config, [influence.load(store) for store in config.found.stores])
         return write_findings(folder, config.analysis.run(evidence), evidence.labelled(), logger)
-    stores, found = _pair_stores([Path(store) for store in config.runs])
-    texts: Texts = {"query": {}, "train": {}}
-    for store, dataset in zip(stores, found, strict=True):
-        dataset.attrs["cost"] = beside(store, "cost.json")
-        if same_study(dataset, found[0]):  # other models write other texts under the same ids
-            for role, known in texts_beside(store).items():
-                texts[role] = texts.get(role, {}) | known
-    if config.scores is not None:
-        found.append(read_scores(Path(config.scores), found[0]))
-    datasets = dict(zip(distinct_labels(found), found, strict=True))
-    return write_report(folder, datasets, texts, config.metric, logger)
-
-
-def _pair_stores(stores: list[Path]) -> tuple[list[Path], list[xr.Dataset]]:
-    """The stores that score pairs; a decomposition of a training is judged by its own run, and left out here."""
-    found = [(store, influence.load(store)) for store in stores]
-    pairs = [(store, dataset) for store, dataset in found if "candidate" in dataset.dims]
-    if found and not pairs:
-        raise UserError(
-            f"runs: {stores[0]} decomposes a training and scores no pairs, so there is nothing to rank; its run's "
-            "metrics.json says how complete it is; add runs of ekfac, dot or random"
-        )
-    for store in set(stores) - {store for store, _ in pairs}:
-        log.warning("%s: left out, it decomposes a training and scores no pairs", store)
-    return [store for store, _ in pairs], [dataset for _, dataset in pairs]
+    return compared(config, folder, logger)
