@@ -5,6 +5,7 @@
     factorised-1, factorised-5, srht-1, srht-5
                    random projection of the same to 1 % and 5 % of the parameters; of 2 % of the examples unless told
     ekfac          factors and scores of BLOOM-560m: 20,000 sentences of T-REx's lengths, 100 queries, 100 candidates
+    ekfac-1b       the same of OLMo-1B's attention: 300 of LIMA's lengths, 16 queries each of both sets, 100 candidates
     explaind       one EuroLLM-1.7B checkpoint: sequences of 4,096 tokens, 4 Gauss nodes, float32; of a batch of 3,072
                    and 512 held-out sequences 1/32 unless told
     grokking       the whole grokking decomposition, 2,000 steps; training is not counted
@@ -128,9 +129,10 @@ def sizes_of(config: Any) -> TextWork:
     return text_work(config, None, Rehearsal())[0]
 
 
-def flop_of(config: Any) -> float:
-    """Of the method, without what comes before it."""
-    return sum(stage.flop for stage in planned(config).stages)
+def plan_of(config: Any) -> tuple[float, float]:
+    """FLOP of the method, without what comes before it, and the most bytes that it has on the device."""
+    stages = planned(config).stages
+    return sum(stage.flop for stage in stages), max(stage.device for stage in stages)
 
 
 def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def pairs(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     amount = (
         f"{len(work.queries):,} of {len(full.queries):,} queries, {len(work.train):,} of {len(full.train):,} examples"
     )
-    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), flop_of(whole)) | {"amount": amount}
+    return timed(lambda: whole.method.attribute(problem), whole, device_of(whole), plan_of(whole)) | {"amount": amount}
 
 
 def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def checkpoint(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any
     )  # fmt: skip
     queries, slabs = {ALL: list(range(asked))}, slabs_of(model, problem.map)
     plan = Plan(problem, history, config.method.quadrature, queries, [], slabs)
-    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), flop_of(config))
+    found = timed(lambda: decompose(plan, snapshot), config, device_of(config), plan_of(config))
     return found | {
         "amount": f"{own:,} of {batch:,} sequences, {asked} of {held_out} held-out ones, of {length:,} tokens"
     }
@@ -189,16 +191,16 @@ def grokking(row: Row, share: float, tiny: bool, folder: str) -> dict[str, Any]:
     steps = max(2, round(share * whole))
     small = ["dataset.train=40", "dataset.test=8", "dataset.modulus=11", "model.hidden=8", "model.inner=8"]
     config = row.config(folder, tiny, f"trainer.fit.steps={steps}", *(small if tiny else []))
-    flop = flop_of(config)
+    plan = plan_of(config)
     start = time.perf_counter()
     device = device_of(config)
     problem = build_problem(config, load_task(config), dtype=torch.float32)
     trained = (time.perf_counter() - start) / 60
-    found = timed(lambda: config.method.attribute(problem), config, device, flop)
+    found = timed(lambda: config.method.attribute(problem), config, device, plan)
     return found | {"amount": f"{steps:,} of {whole:,} steps (training: {trained:.1f} min)"}
 
 
-def timed(work: Callable[[], Any], config: Any, device: torch.device, flop: float) -> dict[str, Any]:
+def timed(work: Callable[[], Any], config: Any, device: torch.device, plan: tuple[float, float]) -> dict[str, Any]:
     """Wall time, the ceiling, and peaks of memory of the call; 10^9 bytes."""
     cuda, dtype = device.type == "cuda", resolve_dtype(config.trainer.precision)
     ceiling = matrix_rate(device, dtype)
@@ -213,10 +215,11 @@ def timed(work: Callable[[], Any], config: Any, device: torch.device, flop: floa
     return {
         "minutes": seconds / 60,
         "on": device.type,
-        "plan_tflop": flop / 1e12,
+        "plan_tflop": plan[0] / 1e12,
         "ceiling_tflops": ceiling / 1e12,
         "precision": config.trainer.precision,
-        "share_of_ceiling": flop / seconds / ceiling,
+        "share_of_ceiling": plan[0] / seconds / ceiling,
+        "plan_gb": plan[1] / 1e9,
         "device_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
         "process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }
@@ -246,6 +249,11 @@ ROWS = {"select": Row("`select`, products and search, OLMo-1B", [*OLMO, "method=
         "`ekfac`, factors and scores, BLOOM-560m",
         ["model=bloom560m", "dataset=trex", "dataset.hub=ekinakyurek/ftrace", "method=ekfac", "dataset.limit=20000",
          "dataset.query_limit=100", "candidates.b=100", *OLMO[2:4], "trainer.cache_gb=30"], pairs, layout="bloom",
+    ),
+    "ekfac-1b": Row(
+        "`ekfac`, attention, OLMo-1B",
+        [*OLMO, "method=ekfac", "method.part=attention", "method.saves=1", "dataset.limit=300",
+         "dataset.query_limit=16", "candidates.b=100"], pairs, layout="olmo",
     ),
     "explaind": Row(
         "`explaind`, one checkpoint, EuroLLM-1.7B",
@@ -300,7 +308,7 @@ def line(name: str, one: dict[str, Any] | None) -> str:
     if one and "failed" in one:
         cells[0] = f"not measured: {one['failed']}"
     elif one:
-        memory = "-" if one["device_gb"] is None else f"{one['device_gb']:.1f} GB"
+        memory = "-" if one["device_gb"] is None else f"{one['device_gb']:.1f} GB (plan {one['plan_gb']:.1f})"
         part = "" if one["share"] == 1 else f"a share ({one['share']:.3g}): "
         rate = f"{one['share_of_ceiling']:.1%} of {one['ceiling_tflops']:.3g} TFLOP/s ({one['precision']}, {one['on']})"
         cells = [f"{one['minutes']:.3g}", part + one["amount"], rate, f"{memory}, {one['process_gb']:.1f} GB"]

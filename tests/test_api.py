@@ -81,10 +81,10 @@ def write(name: str, rows: list[dict[str, str]]) -> str:
 COLUMNS = {"prompt_column": "prompt", "completion_column": "completion"}
 
 
-@pytest.mark.parametrize("method", ["ekfac", "trak"])
+@pytest.mark.parametrize("method", ["ekfac", "trak", "repsim"])
 def test_call_and_command_give_the_same_from_one_cache(commands, here, folder, model, method):
     train, queries = write("train.jsonl", TRAIN), write("questions.jsonl", QUERIES)
-    setting = {"dimensions": 4} if method == "trak" else {"damping": 0.01}
+    setting = {"trak": {"dimensions": 4}, "ekfac": {"damping": 0.01}, "repsim": {"pooling": "mean"}}[method]
     ((key, value),) = setting.items()
     data = [f"dataset.path={train}", f"dataset.query_path={queries}", "dataset.template=plain"]
     data += [f"dataset.{name}={column}" for name, column in COLUMNS.items()]
@@ -145,6 +145,9 @@ def test_an_answer_is_shown_kept_and_read_again(commands, here, model):
     again = tdaexp.load("runs/mine")
     assert again.dataset.identical(answer.dataset) and again.texts == answer.texts and again.config == answer.config
     pd.testing.assert_frame_equal(again.top(2), answer.top(2))
+    trust = answer.trust.set_index("check")["verdict"]
+    assert trust["self_check"] == trust["batch_drift"] == trust["precision_drift"] == "good"
+    pd.testing.assert_frame_equal(again.trust, answer.trust)
     assert again.save("runs/copy") and tdaexp.load("runs/copy").dataset.identical(answer.dataset)
     answer.save("runs/mine")  # anew
     commands.done("evaluate", "runs=[runs/mine]", "metric.plots=false")

@@ -30,6 +30,7 @@ def attribute(
     collate: Callable[[list[Any]], Any] | None = None,
     name: str = "given",
     candidates: str = "all",
+    trust: bool | None = None,
     seed: int = 0,
     cache: str | Path = "cache",
     dataset: Mapping[str, Any] | None = None,
@@ -54,6 +55,7 @@ def attribute(
         collate: of a list of its items.
         name: of the model, for people.
         candidates: which training rows a query is scored with, a name from `conf/candidates`.
+        trust: are the checks of the answer made that take passes? None: those that are cheap (`Answer.trust`).
         seed: of all that is drawn.
         cache: folder for what other calls and the commands can use again (`cache_dir`).
         dataset: further keys of `conf/dataset/text.yaml`, e.g. `template`, `max_length`, `prompt_column`.
@@ -66,7 +68,8 @@ def attribute(
     given = Given(
         "tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {}, trainer or {}
     )
-    with given.opened(method, settings, {"candidates": candidates}, {"seed": seed, "cache_dir": cache}) as run:
+    keys = {"seed": seed, "cache_dir": cache, "trust": trust}
+    with given.opened(method, settings, {"candidates": candidates}, keys) as run:
         return Answer(run.answer(), run.values)
 
 

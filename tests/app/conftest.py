@@ -102,7 +102,7 @@ def train(cfg, folder, logger):
     return finish(folder, logger, {"loss": 1.0 / cfg.trainer.fit.steps})
 
 def evaluate(cfg, folder, logger):
-    return finish(folder, logger, {"runs": float(len(cfg.runs))})
+    return finish(folder, logger, {"runs": float(len(cfg.found.stores))})
 
 def attribute(cfg, folder, logger):
     assert isinstance(folder, Path) and (folder / "config.yaml").exists()

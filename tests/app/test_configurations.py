@@ -10,6 +10,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from tdaexp.app.compose import open_composer
 from tdaexp.app.plan import plan
 from tdaexp.app.scale import store_scales
+from tdaexp.runtime.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "dataset", "candidates", "decoding", "method", "metric", "trainer", "logger", "experiment")
@@ -52,6 +53,28 @@ def test_every_choice_passes(choice):
     assert planned.jobs
     group, name = choice.split("=")
     assert all(job.choices[group] == name for job in planned.jobs)
+
+
+def test_training_reads_its_part_of_an_experiment_and_says_which_it_does_not(capsys):
+    (job,) = _plan("train", ["experiment=tampered"]).jobs
+    (whole,) = _plan("attribute", ["experiment=tampered"]).jobs
+    assert (job.config.model, job.config.trainer) == (whole.config.model, whole.config.trainer)
+    assert job.config.model.adapter == "new" and job.config.dataset == whole.config.dataset
+    assert capsys.readouterr().err == "experiment: not read by this command: candidates, method, metric\n"
+    with pytest.raises(UserError, match="experiment=tampered has one size"):
+        _plan("train", ["experiment=tampered", "scale=paper"])
+
+
+def test_a_sweep_over_what_training_does_not_read_is_one_training(capsys):
+    planned = _plan("train", ["experiment=msif_fig1", "scale=paper", *PLAIN])  # based on msif_single, which has scales
+    (job,) = planned.jobs
+    assert not planned.multirun and job.choices["model"] == "ptb_neox" and job.config.trainer.fit.steps == 5000
+    assert capsys.readouterr().err == "experiment: not read by this command: candidates, method\n"
+
+
+def test_comparing_takes_an_experiments_model_and_data():
+    (job,) = _plan("evaluate", ["experiment=tampered"]).jobs
+    assert job.choices["dataset"] == "instructions" and job.config.metric.top_k == 20
 
 
 def test_the_sweep_of_the_papers_surrogates():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tdaexp.app import sweep
+from tdaexp.app import found, sweep
 from tdaexp.runtime.errors import UserError
 
 
@@ -207,12 +207,12 @@ def test_patterns_name_runs_sweeps_and_stores(program):
     assert program("-m", "budget=0.1,0.2")[0] == 0
     (folder,) = program.folder.glob("multirun/*")
     name = f"multirun/{folder.name}"
-    assert len(sweep.find_stores([name], "")) == 2
-    assert len(sweep.find_stores([f"{name}/0-*", f"{name}/0-*/influence.zarr"], "")) == 1
+    assert len(found.find_stores([name], "").stores) == 2
+    assert len(found.find_stores([f"{name}/0-*", f"{name}/0-*/influence.zarr"], "").stores) == 1
     with pytest.raises(UserError, match="leads to no influence"):
-        sweep.find_stores(["nowhere/*"], "")
+        found.find_stores(["nowhere/*"], "")
     with pytest.raises(UserError, match="no finished run"):
-        sweep.find_stores([], "another subject")
+        found.find_stores([], "another subject")
 
 
 def test_the_other_stages_run(program):

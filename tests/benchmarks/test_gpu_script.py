@@ -20,7 +20,7 @@ from tdaexp.runtime.rehearsal import Rehearsal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "benchmarks" / "gpu.py"
-ROWS = ["select", "factorised-1", "factorised-5", "srht-1", "srht-5", "ekfac", "explaind", "grokking"]
+ROWS = ["select", "factorised-1", "factorised-5", "srht-1", "srht-5", "ekfac", "ekfac-1b", "explaind", "grokking"]
 
 
 def run(out: Path, *arguments: str) -> tuple[int, list[str], list[dict[str, Any]]]:
@@ -55,7 +55,7 @@ def test_every_row_is_measured_and_a_late_one_leaves_the_others(tmp_path: Path) 
         assert one["share_of_ceiling"] == pytest.approx(rate)
     assert "a share (0.5): 4 of 8 queries, 6 of 6 examples" in table[0]
     assert "| 8 of 8 queries, 6 of 6 examples" in table[3]  # the whole work is not called a share
-    assert "a share (0.5): 2 of 4 steps" in table[7]
+    assert "a share (0.5): 2 of 4 steps" in table[8]
     code, again, records = run(out, "--tiny", "--rows", "select", "--limit", "0.001")
     assert code == 1 and len(records) == len(ROWS) + 1
     assert "not measured: not done after 0.001 seconds" in again[0]
@@ -67,8 +67,8 @@ def test_every_row_is_measured_and_a_late_one_leaves_the_others(tmp_path: Path) 
 def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     code, table, records = run(tmp_path / "rows.jsonl", "--rows", "grokking")
     assert code == 1 and "no CUDA device" in records[0]["failed"]
-    assert "not measured: RuntimeError: no CUDA device" in table[7]
-    assert all("| not measured | - |" in line for line in table[:7])
+    assert "not measured: RuntimeError: no CUDA device" in table[8]
+    assert all("| not measured | - |" in line for line in table[:8])
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_a_problem_of_experts_by_layer(config, decoder):
 
 def test_a_classifier_is_explained_by_its_rows(config, classifier, tmp_path):
     """Gradients of every row and question are those of the class's cross-entropy, by the model's own forward."""
-    asked = config("model=hub", f"model.pretrained={classifier}", "trainer.precision=float64")
+    asked = config("model=hub", f"model.pretrained={classifier}", "trainer.precision=float64",
+                   "trainer.accelerator=cpu")  # fmt: skip
     problem = Texts(asked).problem(Clock())
     assert problem.classes == SIDES and problem.map.names[-1] == "lm_head"
     model, named = problem.model, dict(problem.model.named_parameters())

@@ -10,7 +10,7 @@ from gradient_oracle import gradients_of
 from torch import nn
 
 from tdaexp.building import covered, self_check
-from tdaexp.building.self_check import LENGTH, TOLERANCE, check, check_language_model, random_texts
+from tdaexp.building.self_check import LENGTH, TOLERANCE, check, check_language_model, outcome_of, random_texts
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients import assembly, norms
 from tdaexp.gradients.vector_products import gradient_vectors
@@ -73,6 +73,21 @@ def test_examples_that_are_exchanged_are_seen(monkeypatch):
     with pytest.raises(UserError, match=r"tiny: .*component 'layers.1.mlp.up'.*, allowed 0.0001"):
         model = tiny("Llama, SmolLM2")
         check_language_model(model, component_map(model), NextToken(), "tiny")
+
+
+def test_a_small_mistake_is_let_pass_and_remembered(monkeypatch):
+    right = assembly.part_factors
+
+    def rough(part, module, inputs, delta):
+        return right(part, module, inputs, delta * (1 + 3e-5) if part.module.endswith("1.mlp.up_proj") else delta)
+
+    monkeypatch.setattr(assembly, "part_factors", rough)
+    model = tiny("Llama, SmolLM2")
+    assert outcome_of(model) is None
+    check_language_model(model, component_map(model), NextToken(), "tiny")
+    found = outcome_of(model)
+    assert found.component == "layers.1.mlp.up" and found.error == pytest.approx(3e-5, rel=0.05)
+    assert (found.checked, found.formed, found.dtype) == (len(component_map(model)), 0, torch.float32)
 
 
 def test_the_router_s_weight_counts(monkeypatch):

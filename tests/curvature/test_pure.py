@@ -98,9 +98,11 @@ def test_the_identity_is_neither_damped_nor_inverted():
     assert torch.equal(LayerFactors("x", None, None, None).precondition(gradient, Damping(7.0)), gradient)
 
 
-def test_low_rank_is_the_best_approximation():
-    gradient = random(3, 6, 5)
+@pytest.mark.parametrize("shape", [(3, 6, 5), (3, 5, 6)])
+def test_low_rank_is_the_best_approximation(shape):
+    gradient = random(*shape)
     left, right = low_rank(gradient, 2)
+    torch.testing.assert_close(right @ right.transpose(1, 2), torch.eye(2, dtype=right.dtype).expand(3, 2, 2))
     found = torch.einsum("nro,nri->noi", left, right)
     error = torch.linalg.svdvals(gradient)[:, 2:].square().sum(1)
     torch.testing.assert_close((gradient - found).flatten(1).square().sum(1), error)

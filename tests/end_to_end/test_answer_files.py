@@ -34,6 +34,12 @@ def test_files_console_and_a_training_file_without_harm(commands, asked, capfd):
     commands.done("attribute", *asked)
     folder = only("outputs/attribute/*dot*")
     dense = influence.dense(influence.load(folder / "influence.zarr")).to_pandas()
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    checks = json.loads((folder / "trust.json").read_text(encoding="utf-8"))["checks"]
+    assert {f"trust/{one['name']}": one["value"] for one in checks if one["verdict"] != "absent"} | {
+        "trust/bad": 0.0
+    } == {key: value for key, value in metrics.items() if key.startswith("trust/")}
+    assert 'id="trust"' in (folder / "report.html").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in (folder / "top.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(one["prompt"], one["completion"]) for one in lines] == [
         (f"Where does river {7 * k} run and is town {k}?", f"by river {k}") for k in range(4)

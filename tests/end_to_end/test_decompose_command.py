@@ -18,6 +18,10 @@ def test_the_sums_reproduce_the_model(commands):
     folder = only("outputs/attribute/*")
     found = metrics(folder)
     assert found["explaind/agreement"] == 1 and 0 <= found["explaind/kl"] < 1e-3 and found["explaind/nodes"] == 8
+    assert found["trust/coverage"] == 1 and found["trust/self_check"] < 1e-4 and found["trust/bad"] == 0
+    assert 0 <= found["trust/completeness"] < 1e-2
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Can this answer be trusted?" in page and "true change" in page
     dataset = influence.load(folder / "influence.zarr")
     assert dict(dataset["influence"].sizes) == {"query": 20, "train": 300, "output": 10}
     total = dataset["influence"].sum("train") + dataset["regularisation"]

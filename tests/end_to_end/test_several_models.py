@@ -75,7 +75,8 @@ def test_runs_that_are_not_done_are_left_out_with_a_line(commands):
     row = Path("runs/two/row.json")
     row.write_text(row.read_text().replace('"done"', '"failed"'))
     err = commands.done("evaluate", *QUICK, "runs=[runs]")
-    assert "runs/two/influence.zarr: left out" in err
+    page = only("outputs/evaluate/*/report.html").read_text(encoding="utf-8")
+    assert "Partial: 1 job has no result yet" in err and "<li>method=bm25: failed</li>" in page
     assert "accuracy" in {key.split("/")[1] for key in metrics(only("outputs/evaluate/*"))}
 
 

@@ -242,15 +242,6 @@ def test_bad_matrices(tmp_path, pairs, matrix):
         read_scores(tmp_path / "scores.npy", pairs)
 
 
-def test_scores_without_a_run_are_told_what_they_need(commands):
-    Path("scores.json").write_text("{}")
-    subject = [text for text in TINY if text.startswith(("model.", "dataset."))]
-    line = commands.refused("evaluate", *subject, "scores=scores.json")
-    assert line.startswith("error: scores=scores.json: its scores are judged on the pairs of this model and dataset")
-    command = line.split("`")[1].split()
-    assert command[:3] == ["python", "attribute.py", "method=random"] and set(subject) <= set(command)
-
-
 @pytest.mark.parametrize("name", ["explaind_subsampling", "explaind_fig2", "grokking"])
 def test_an_analysis_of_classes_says_that_texts_have_none(commands, name):
     line = commands.refused("evaluate", *TINY[:-2], f"analysis={name}", "metric.bootstrap=50")

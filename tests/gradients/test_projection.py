@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tdaexp.gradients.projection import KINDS, dimensions, make_sketch
+from tdaexp.gradients.projection import KINDS, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import component_seed
 from tdaexp.runtime.errors import UserError
 
@@ -161,3 +161,12 @@ def test_any_number_of_dimensions(kind, dim):
     assert first.shape == (2, sketch.dim)
     assert torch.equal(sketch.project_gradient(gradient), first)
     assert sketch.project_gradient(torch.empty(0, 300)).shape == (0, sketch.dim)
+
+
+def test_only_trakers_numbers_depend_on_the_device(monkeypatch):
+    """Sketches of one kind that are kept on one device must not meet those of another."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [kind for kind in KINDS if drawn_by(kind, cpu) != drawn_by(kind, cuda)] == ["trak"]
+    plain = drawn_by("trak", cuda)
+    monkeypatch.setattr("tdaexp.gradients.projection.has_fast_jl", lambda: True)
+    assert drawn_by("trak", cuda) != plain

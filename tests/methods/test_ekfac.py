@@ -104,9 +104,10 @@ def test_what_is_fitted_again(make_problem, compose, tmp_path, monkeypatch):
     """Damping, measurement and queries leave the factors alone; seed, data and partitions do not."""
     writes = Writes(monkeypatch)
     everything = {"covariance", "eigen", "lambda", "influence"}
+    few = "method.components=[layers.0.attn.q,layers.1.mlp.up]"
 
     def run(*overrides, **problem):
-        compose("method=ekfac", *overrides).attribute(make_problem(tmp_path, **problem))
+        compose("method=ekfac", few, *overrides).attribute(make_problem(tmp_path, **problem))
         return writes.since()
 
     assert run() == everything

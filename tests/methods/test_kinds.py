@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SHORTER
 from tdaexp import influence
 from tdaexp.building.own import own_problem
 from tdaexp.data.candidates import Candidates
@@ -26,8 +25,10 @@ from tdaexp.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 METHODS = sorted(file.stem for file in (PAGE.parents[1] / "conf" / "method").glob("*.yaml") if file.stem != "explaind")
-SMALL = {name: [key for key in keys if "relative" not in key] for name, keys in SHORTER.items()}
-SMALL |= {
+SMALL = {
+    "cg": ["method.queries=null", "method.iterations=2", "method.deflate=0", "method.examples=4"],
+    "lissa": ["method.queries=null", "method.depth=2", "method.batch_size=4"],
+    "arnoldi": ["method.steps=2", "method.rank=1"],
     "trak": ["method.dimensions=4"],
     **{name: ["budget=0.5"] for name in ("select", "select_fidelity", "project_paper")},
 }

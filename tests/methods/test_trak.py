@@ -10,8 +10,9 @@ import torch
 from tiny_problem import PARAMETER, with_type
 
 from tdaexp import influence
+from tdaexp.gradients.feature_kernel import kernel
 from tdaexp.gradients.passes import train_gradients
-from tdaexp.methods.trak import kernel, out_to_loss
+from tdaexp.methods.trak import out_to_loss
 from tdaexp.runtime.errors import UserError
 
 PAIRS = np.array([[0, 3, 5], [7, -1, 2]])

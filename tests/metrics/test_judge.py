@@ -10,7 +10,7 @@ from tdaexp.metrics.controls import bm25_accuracy, random_accuracy
 from tdaexp.metrics.intervals import bootstrap
 from tdaexp.metrics.judge import assess, judge
 from tdaexp.metrics.selection import held_out_accuracy, study
-from tdaexp.metrics.stores import by_query_set, distinct_labels
+from tdaexp.metrics.stores import by_query_set
 
 
 def test_chance_is_exact(products_dataset):
@@ -129,23 +129,3 @@ def test_stores_of_other_models_are_judged_against_their_own_full_gradient(produ
         assert [one.fidelity for one in found.values()] == pytest.approx([1.0] * len(found))
     mixed = judge_all({"full": mine, "full (2)": other.assign_attrs(study="mine")}, quick)
     assert all(one.fidelity < 0.99 for one in mixed["full (2)"].values())
-
-
-def test_labels_tell_what_differs(products_dataset):
-    def of(**config):
-        return products_dataset.assign_attrs(label="full", config=config)
-
-    found = [of(seed=0, metric={"folds": 5}), of(seed=1, metric={"folds": 4}), of(seed=1, metric={"folds": 5})]
-    assert distinct_labels(found) == ["full [seed=0]", "full [seed=1]", "full [seed=1] (3)"]
-    assert distinct_labels([of(seed=0), of(seed=0)]) == ["full", "full (2)"]
-    assert distinct_labels([of(rank=None), of(rank=8)]) == ["full [rank=null]", "full [rank=8]"]
-    assert distinct_labels([of(seed=0), products_dataset.assign_attrs(label="dot")]) == ["full", "dot"]
-
-
-def test_labels_name_as_many_keys_as_it_takes(products_dataset):
-    usual = {"measurement": "log_likelihood", "query_rank": None, "reduction": "mean", "relative_damping": 0.1}
-    others = [{"measurement": "logit_margin"}, {"query_rank": 8}, {"reduction": "sum"}, {"relative_damping": 1.0}]
-    stores = [products_dataset.assign_attrs(label="ekfac", config={"method": usual | one}) for one in ({}, *others)]
-    labels = distinct_labels(stores)
-    assert len(set(labels)) == 5 and not any("(" in label for label in labels)
-    assert "relative_damping=1.0" in labels[4]

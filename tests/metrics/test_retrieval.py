@@ -29,13 +29,19 @@ def test_several_sources_help_each_other():
     assert [float(recall(scores, truth, k)[0]) for k in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
 
 
+def test_sources_that_tie_take_a_place_each():
+    scores, truth = np.ones((1, 4)), np.array([[True, True, True, False]])
+    assert source_ranks(scores, truth).tolist() == [[2, 3, 4]]
+    assert [float(recall(scores, truth, k)[0]) for k in (1, 2, 3, 4)] == [0, 1 / 3, 2 / 3, 1]
+
+
 def ranks_by_hand(scores, truth):
     ranks = []
     for i, mine in enumerate(scores):
         if truth[i] and not np.isnan(mine):
             ahead = 0
             for j, other in enumerate(scores):
-                ahead += other > mine or (other == mine and not truth[j])
+                ahead += other > mine or (other == mine and (j < i or not truth[j]))
             ranks.append(1 + ahead)
     return sorted(ranks)
 

@@ -48,6 +48,15 @@ def test_first_token_logit():
     torch.testing.assert_close(named("first_token_logit")(LOGITS, TARGETS, MEAN), wanted)
 
 
+def test_first_token_lead_is_positive_where_the_answer_is_the_likeliest():
+    first = LOGITS[:, 0]
+    asked = [(first[k], int(TARGETS[k, 0])) for k in range(3)]
+    wanted = [min(row[label] - other for k, other in enumerate(row) if k != label) for row, label in asked]
+    found = named("first_token_lead")(LOGITS, TARGETS, MEAN)
+    torch.testing.assert_close(found, torch.stack(wanted))
+    assert ((found > 0) == (first.argmax(1) == TARGETS[:, 0])).all()
+
+
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_more_likely_is_larger_and_padding_does_not_count(name):
     raised = LOGITS.clone().scatter_add_(2, TARGETS[..., None], torch.ones(3, 4, 1, dtype=torch.float64))

@@ -9,18 +9,22 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from commands import REPOSITORY
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 
 _PARSED: dict[tuple[str | bytes, str], Any] = {}
+_LISTED: dict[tuple[str, ...], list[str]] = {}
 
 
 @contextlib.contextmanager
 def parsed_once() -> Iterator[None]:
     """Within it `yaml.load` knows the texts that it has parsed before; those with mistakes are read as ever.
 
-    And Hydra's store, with all experiments at all scales, is not copied for each composition: nothing changes the copy.
+    What there is to choose from in conf/, which no test changes, is listed once. And Hydra's store, with all
+    experiments at all scales, is not copied for each composition: nothing changes the copy.
     """
-    plain = yaml.load
+    plain, listed = yaml.load, ConfigLoaderImpl.get_group_options
 
     def load(stream: Any, Loader: Any) -> Any:
         text = stream if isinstance(stream, (str, bytes)) else stream.read()
@@ -31,8 +35,21 @@ def parsed_once() -> Iterator[None]:
             _PARSED[key] = plain(stream, Loader)
         return copy.deepcopy(_PARSED[key])
 
+    def options(loader: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> list[str]:
+        places = [str(one.path).removeprefix("file://") for one in loader.get_search_path().get_path()]
+        key = (*places, str(arguments), str(keywords))
+        if str(REPOSITORY / "conf") not in places or "searchpath" in str(keywords):
+            return list(listed(loader, *arguments, **keywords))
+        if key not in _LISTED:
+            _LISTED[key] = list(listed(loader, *arguments, **keywords))
+        return list(_LISTED[key])
+
     def itself(store: ConfigStore, _: Any) -> ConfigStore:
         return store
 
-    with mock.patch.object(yaml, "load", load), mock.patch.object(ConfigStore, "__deepcopy__", itself, create=True):
+    with (
+        mock.patch.object(yaml, "load", load),
+        mock.patch.object(ConfigLoaderImpl, "get_group_options", options),
+        mock.patch.object(ConfigStore, "__deepcopy__", itself, create=True),
+    ):
         yield

@@ -23,12 +23,6 @@ def ranked(stores):
     return compare({**stores, "project": projected}, MetricSettings(bootstrap=50, reference="full", top_k=2))
 
 
-def damped(store, kind, damping, sign=1.0):
-    """A store of a method that was told a damping."""
-    config = {"method": {"damping": damping}}
-    return store.assign(influence=sign * store["influence"]).assign_attrs(method=kind, config=config)
-
-
 def test_times_tell_overhead_from_the_cost_of_a_query(ranked):
     found = ranked.join(times(ranked)).set_index(["method", "query_set"])
     assert found.loc[("project", "generated"), "overhead"] == 40.0
@@ -51,27 +45,6 @@ def test_accuracy_against_time_has_hollow_and_solid_marks(ranked):
 
 def test_without_a_reference_there_is_no_such_figure(stores):
     assert not influence_plots.has_times(compare(stores, MetricSettings(bootstrap=50)))
-
-
-def test_retrieval_against_damping_has_a_curve_per_method(full_store, stores):
-    runs = {
-        "a": damped(full_store, "ekfac", 1e-4),
-        "b": damped(full_store, "ekfac", 1e-6, -1.0),
-        "c": damped(full_store, "multistage", 1e-4),
-        "full": stores["full"],
-    }
-    table = compare(runs, MetricSettings(bootstrap=50, top_k=2))
-    assert influence_plots.has_dampings(table) and not influence_plots.has_dampings(table[table["method"] != "b"])
-    axes = influence_plots.by_damping(table).axes[0]
-    mine = table[(table["query_set"] == "paraphrased") & (table["kind"] == "ekfac")].sort_values("damping")
-    curves = [line for line in axes.lines if tuple(line.get_xdata()) == (1e-6, 1e-4)]
-    assert any(np.allclose(line.get_ydata(), mine["mrr"]) for line in curves)
-    recall = next(line for line in axes.lines if line.get_linestyle() == ":")
-    np.testing.assert_allclose(recall.get_ydata(), mine["recall"])
-    plain = table[(table["query_set"] == "paraphrased") & table["damping"].isna()].dropna(subset=["mrr"])
-    levels = [float(line.get_ydata()[0]) for line in axes.lines if tuple(line.get_xdata()) == (0, 1)]
-    assert len(plain) == 2 and sorted(levels) == sorted([*plain["mrr"], *plain["recall"]])
-    assert "recall@2" in axes.get_ylabel() and axes.xaxis_inverted()
 
 
 def test_nearness_has_a_line_per_type():

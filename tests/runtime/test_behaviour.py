@@ -111,6 +111,15 @@ def test_what_is_nested_too_deep_is_never_the_same():
     assert behaviour(deep) != behaviour(deep)
 
 
+def test_what_fails_when_it_is_asked_is_never_the_same():
+    class Lazy(dict):
+        def items(self):
+            raise ValueError("names a class that this version does not have")
+
+    held = Lazy(a=1)
+    assert behaviour(held) != behaviour(held)
+
+
 def test_one_part_in_two_places_is_not_two_parts():
     relu, first, last = nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 2)
     assert structure(nn.Sequential(first, relu, last)) != structure(nn.Sequential(first, relu, last, relu))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -151,6 +152,14 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, name
         assert content(tmp_path / "straight" / part) == content(tmp_path / "cut" / part)
     fit_recorded(problem(), keys, folder=tmp_path / "cut", seed=3, identity="test")
     assert len(began) == 1  # a finished one is returned at once
+
+
+def test_a_training_is_deterministic_on_its_device(tmp_path, monkeypatch):
+    """On a GPU the same bits need torch's deterministic operations; a CPU has them."""
+    seen = []
+    monkeypatch.setattr(loop, "deterministic", lambda device: seen.append(device) or contextlib.nullcontext())
+    recorded(tmp_path, settings(steps=2))
+    assert seen == [torch.device("cpu")]
 
 
 def test_a_cut_run_may_go_on_with_other_checkpoints(tmp_path, monkeypatch):

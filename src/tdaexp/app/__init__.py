@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.quiet import unheard_warnings
 from tdaexp.runtime.silence import never_silent
 from tdaexp.runtime.stop import INTERRUPTED, exit_code, heard
 
@@ -47,7 +48,7 @@ def main(
     try:
         from tdaexp.app.program import run
 
-        with heard(), never_silent():
+        with heard(), never_silent(), unheard_warnings():
             return run(stage, conf, program, arguments, packages, module)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

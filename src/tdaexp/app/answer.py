@@ -14,7 +14,7 @@ import yaml
 
 from tdaexp import influence
 from tdaexp.app.stages import answering
-from tdaexp.app.stages.answering import beside, keep, texts_beside
+from tdaexp.app.stages.answering import beside, checks_beside, keep, texts_beside
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.report.answers import top_rows
 from tdaexp.report.itself import suspects
@@ -23,6 +23,7 @@ from tdaexp.report.texts import Texts
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import SELF_INFLUENCE, write_text
 from tdaexp.runtime.reading import read_text
+from tdaexp.trust.check import table
 
 STORE, CONFIG = "influence.zarr", "config.yaml"
 SHOWN = 3
@@ -68,6 +69,11 @@ class Answer(Saved):
         """The labelled influence tensor, as in `influence.zarr` (`tdaexp.influence`)."""
         assert self.kept.store is not None
         return self.kept.store
+
+    @property
+    def trust(self) -> pd.DataFrame:
+        """The checks of the answer (`trust.check.COLUMNS`); where the value is NaN `says` has why it is not known."""
+        return table(self.kept.trust)
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k most helpful and the k most harmful rows of each query, as `report.answers.top_rows` tells them."""
@@ -128,5 +134,5 @@ def load(folder: str | Path) -> Answer | SelfInfluence:
     itself = influence.load(own) if own.exists() else None
     found = influence.load(store) if store.exists() or itself is None else None
     known = texts if any(texts.values()) else None
-    kept = answering.Answer(found, beside(store, "cost.json"), known, itself=itself)
+    kept = answering.Answer(found, beside(store, "cost.json"), known, itself=itself, trust=checks_beside(store))
     return SelfInfluence(kept, config) if found is None else Answer(kept, config)

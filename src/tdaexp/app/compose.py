@@ -24,9 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from tdaexp.app.foreign import choice_hint
 from tdaexp.app.gate import check_hydra, check_search
 from tdaexp.app.origin import OriginOf, one_line, shown
-from tdaexp.app.scale import GROUP, forget_scales, spelt, store_scales
+from tdaexp.app.scale import GROUP, Stored, forget_scales, group_of, spelt, store_scales
 from tdaexp.app.typed import for_shell
 from tdaexp.runtime.errors import UserError, nearest, unknown
+
+WHOLE = "attribute"
+"""The root that reads all that experiments say; others ignore what only that one has."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Composer:
     _choices: dict[str, list[str]] = field(default_factory=dict)
 
     @functools.cached_property
-    def scaled(self) -> dict[str, tuple[Path, Any]]:
+    def scaled(self) -> dict[str, Stored]:
         """Experiments by scale (`app.scale`), which reads all of their files: only where experiments matter."""
-        return store_scales([self.conf, *self.extra])
+        return store_scales([self.conf, *self.extra], self._says(WHOLE) - self._says(self.name))
 
     @property
     def base(self) -> list[str]:
@@ -154,7 +157,7 @@ class Composer:
             if file is not None:
                 package = tuple((default.package or "").split(".")) if default.package else ()
                 name = str(default.config_path)
-                files.append((file, package, self.scaled[name][1] if self._at_scale(name) else self._load(file)))
+                files.append((file, package, self.scaled[name].content if self._at_scale(name) else self._load(file)))
         # the root file first, for a key that no file sets; Hydra's own groups before what refers to them
         files.sort(
             key=lambda one: 0 if one[0].stem == self.name and not one[1] else 1 if one[1][:1] == ("hydra",) else 2
@@ -188,7 +191,7 @@ class Composer:
     def _file(self, name: str) -> Path | None:
         """Find the file of a configuration that Hydra calls `name`."""
         if self._at_scale(name):
-            return self.scaled[name][0]
+            return self.scaled[name].file
         return next((f for folder in self._folders() if (f := folder / f"{name}.yaml").exists()), None)
 
     def _named(self, name: str) -> str:
@@ -209,6 +212,12 @@ class Composer:
         if file not in self._files:
             self._files[file] = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         return self._files[file]
+
+    def _says(self, root: str) -> set[str]:
+        """The groups and keys of a root configuration; none where there is no such file."""
+        file = self.conf / f"{root}.yaml"
+        node = (self._load(file) if file.exists() else None) or {}
+        return {*map(str, node), *map(group_of, node.get("defaults") or [])}
 
     def _check_choice(self, override: Override) -> None:
         """Refuse a choice that its group does not have."""

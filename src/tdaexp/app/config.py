@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tdaexp.app import foreign
+from tdaexp.app.found import Found
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
 from tdaexp.report.dropping import COLUMN
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError, check_distinct, unknown
 from tdaexp.runtime.names import check_name
 from tdaexp.training.settings import FitSettings
 
@@ -42,6 +43,15 @@ def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _open(name: str) -> dict[str, Any]:
     return {"group": True, "offers": PROTOCOLS[name]}
+
+
+def several(key: str, value: Any) -> list[str]:
+    """The texts of a key that takes one or a list of them. Errors (UserError): anything else, one that stands twice."""
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+        raise UserError(f"{key}={value}: must be a text, or a list of texts as in {key}=[a,b]")
+    check_distinct(found, lambda: key)
+    return found
 
 
 @dataclass
@@ -152,8 +162,9 @@ class AttributeConfig:
     `products` a file of stored component products, instead of model, dataset, candidates and decoding, and `query_set`
     what its queries are (null = as the file says, else `queries`); `stage` the training stage (`finetuned` or
     `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
-    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `plan` prints what the run
-    would cost and ends.
+    training example does for itself, too (and that alone with `dataset.query_sets=[]`); `trust`, whether checks of the
+    answer are made that take passes through the model (null = at most 2 % of the run's, or a second or two); `plan`
+    prints what the run would cost and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -170,6 +181,7 @@ class AttributeConfig:
     products: str | None = None
     query_set: str | None = None
     self_influence: bool = False
+    trust: bool | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -217,32 +229,43 @@ class AttributeConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Keys of `evaluate.py`; model and dataset hold instances of the classes of their YAML.
+    """Keys of `evaluate.py`; model, dataset, candidates and decoding hold objects of their YAML's classes.
 
     `runs` are folders or globs of runs, sweeps or influence stores (empty = every finished attribute run of
-    the configured model and dataset under outputs/ and multirun/), `scores` another program's file; `analysis` a study
-    that is made of them instead of the comparison (`tdaexp.papers`); `cache` lists what cache_dir holds (`list`) or
-    deletes what no run of this version can reach (`prune`), and does nothing else; `drop` writes the training file of
-    the one run in `runs` without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or
-    `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+    the configured model and dataset under outputs/ and multirun/); `over` one or several keys, such as `seed`: runs
+    that differ in these alone are averaged. `scores` are one or several files of another program, on the pairs of the
+    first of the named runs, else on those that `dataset` and `candidates` (or `products`, with `query_set`) make, as
+    for `attribute.py`. `analysis` is a study of the runs instead of the comparison (`tdaexp.papers`); `cache` lists
+    what cache_dir holds (`list`) or deletes what no run of this version can reach (`prune`), and does nothing else;
+    `drop` writes the training file of the one run in `runs` without so many rows (below 1: a share of them), and does
+    nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+
+    `found` are the stores and what is missing; whoever runs the stage fills it in.
     """
 
     model: Any = field(metadata=_open("model"))
     dataset: Any = field(metadata=_open("dataset"))
+    candidates: Any = field(metadata=_open("candidates"))
+    decoding: Any = field(metadata=_open("decoding"))
     metric: MetricSettings
     trainer: Trainer
     logger: Logger
     seed: int = 0
     analysis: Any = field(default=None, metadata=_open("analysis"))
     runs: list[str] = field(default_factory=list)
-    scores: str | None = None
+    over: Any = None
+    scores: Any = None
+    products: str | None = None
+    query_set: str | None = None
     drop: float | None = None
     drop_by: str = "harmful"
     cache: str | None = None
     cache_dir: str = "cache"
+    found: Found = field(default_factory=Found, init=False)
 
     def __post_init__(self) -> None:
         """Refuse an unknown word, a number of rows that is none, and an analysis of classes where the data has none."""
+        self.over, self.scores = several("over", self.over), several("scores", self.scores)
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
         _settle_precision(self, download=False)
@@ -251,8 +274,24 @@ class EvaluateConfig:
             raise UserError(
                 f"drop={self.drop:g}: must be a share of the rows between 0 and 1, or a whole number of rows"
             )
-        if self.analysis is not None and self.analysis.needs_task and not isinstance(self.model, TaskModel):
-            name = type(self.analysis).__module__.rpartition(".")[2]
+        self._check_analysis()
+        if self.products is not None and (not self.scores or self.runs):
+            raise UserError(
+                f"products={self.products}: gives the pairs for scores=FILE where no runs are named; leave it out"
+            )
+        if self.query_set is not None and (self.products is None or not self.query_set.strip()):
+            raise UserError(f"query_set={self.query_set}: names the queries of products=FILE; leave it out")
+
+    def _check_analysis(self) -> None:
+        """Refuse an analysis of classes where the data has none, and keys that no analysis reads."""
+        if self.analysis is None:
+            return
+        name = type(self.analysis).__module__.rpartition(".")[2]
+        if self.over or self.scores:
+            raise UserError(
+                f"analysis={name}: reads the runs one by one, and no other scores; leave out over= and scores="
+            )
+        if self.analysis.needs_task and not isinstance(self.model, TaskModel):
             raise UserError(
                 f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
                 "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"

@@ -27,6 +27,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import PRECISIONS
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import plain_memory_errors
+from tdaexp.runtime.quiet import unheard_warnings
 from tdaexp.runtime.untouched import untouched
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Given:
         keys = {**{f"trainer.{key}": value for key, value in trainer.items()}, **keys}
         if self.loss is None:
             groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
-        with untouched(), plain_memory_errors(), _as_it_was(self.model):
+        with untouched(), unheard_warnings(), plain_memory_errors(), _as_it_was(self.model):
             config, values = configured(self.caller, method, settings, groups, keys)
             _check(config)
             seed_generators(config.seed, config.trainer.threads)
@@ -134,11 +135,10 @@ def _check(config: AttributeConfig) -> None:
     """Refuse what a call cannot give: several processes, a second stage, a recorded training."""
     if config.trainer.strategy != "single":
         raise UserError("trainer.strategy: a call runs in its own process; take attribute.py for several")
-    for wanted, what in ((config.method.decomposes, "a recorded training"), (config.method.both_stages, "two stages")):
+    method = config.method
+    for wanted, what in ((method.decomposes, "a recorded training"), (method.needs_both_stages, "two stages")):
         if wanted:
-            raise UserError(
-                f"method={config.method.name}: needs {what}, which attribute.py makes; a call has one model"
-            )
+            raise UserError(f"method={method.name}: needs {what}, which attribute.py makes; a call has one model")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ EXAMPLES = {
     "evaluate": [
         ("python evaluate.py", "every finished run of the default model and data, in one table"),
         ("python evaluate.py 'runs=[outputs/attribute/*,multirun/attribute-*]'", "runs and sweeps by folder"),
-        ("python evaluate.py scores=FILE.json", "judge scores that another program wrote"),
+        ("python evaluate.py over=seed", "runs that differ in the seed alone as one row, their mean"),
+        ("python evaluate.py scores=FILE.json", "judge scores that another program wrote; needs no run"),
     ],
 }
 

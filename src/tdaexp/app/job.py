@@ -20,6 +20,7 @@ from tdaexp.app.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.app.gate import check_secrets
 from tdaexp.app.origin import Origin, one_line
 from tdaexp.app.values import check_values, expanded
+from tdaexp.metrics.labels import GROUPS
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError, nearest
 from tdaexp.runtime.fingerprint import deciding, file_fingerprint, fingerprint
@@ -62,6 +63,12 @@ class Job:
             return "runs"
         groups = ("method",) if self.values.get("products") is not None else (*SUBJECT, "method", "analysis")
         return slug("-".join(self.choices[group] for group in groups if self.choices.get(group)))
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The choice of each group that says what is asked, and of whom."""
+        unread = () if self.values.get("products") is None else REPLACED_BY_PRODUCTS
+        return {name: self.choices[name] for name in GROUPS if name in self.choices and name not in unread}
 
     @property
     def subject(self) -> str:

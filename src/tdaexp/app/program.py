@@ -125,7 +125,8 @@ _PLACES = ("config_path", "config_name", "config_dir")
 def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) -> int:
     """Run a sweep; its table is brought to an end even when the launcher is stopped."""
     folder = planned.folder
-    sweep.open_sweep(folder, keep={job.fingerprint for job in planned.jobs} if planned.resume else set())
+    jobs = [sweep.Planned(task.stage, job.fingerprint, job.subject, job.overrides) for job in planned.jobs]
+    sweep.open_sweep(folder, {job.fingerprint for job in jobs} if planned.resume else set(), jobs)
     try:
         with _ending(planned):
             _hand_over(task, conf, name, argv)

@@ -1,8 +1,12 @@
-"""One experiment file for the paper and for a laptop: what differs stands in its sections `paper` and `toy`.
+"""One experiment file for the paper and for a laptop, and for every command.
 
-Hydra knows no sections. Each experiment that has some, or is based on one that has, is put into Hydra's config store
-once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged into what the file says for both;
-`experiment=NAME scale=paper` is spelt `experiment=NAME-paper` before Hydra sees it. `${scale}` is the scale's name.
+Hydra knows no sections `paper` and `toy`. Each experiment that has some, or is based on one that has, is put into
+Hydra's config store once for each scale, as `NAME-toy` and `NAME-paper`, with the section merged into what the file
+says for both; `experiment=NAME scale=paper` is spelt `experiment=NAME-paper` before Hydra sees it. `${scale}` is the
+scale's name.
+
+A command that lacks some groups and keys of attribute.py (train.py has no method) gets each experiment without those:
+what is stored then are the parts that it reads, of an experiment of one size as `NAME-part`.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -24,23 +28,35 @@ from tdaexp.runtime.errors import UserError, unknown
 SCALES = ("toy", "paper")
 """The first is taken where nothing is said."""
 GROUP = "experiment"
+PART = "part"
 
 
-def store_scales(folders: Sequence[Path]) -> dict[str, tuple[Path, Any]]:
-    """Put the experiments in these folders into Hydra's store, and tell file and content of each by Hydra's name."""
+class Stored(NamedTuple):
+    """An experiment in Hydra's store: its file, what it says, and what of the file the command does not read."""
+
+    file: Path
+    content: Any
+    unread: list[str]
+
+
+def store_scales(folders: Sequence[Path], unread: Collection[str] = ()) -> dict[str, Stored]:
+    """Put the experiments in these folders into Hydra's store, without the groups and keys `unread`; by their names."""
     files = {file.stem: file for folder in reversed(folders) for file in sorted((folder / GROUP).glob("*.yaml"))}
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
-    stored: dict[str, tuple[Path, Any]] = {}
+    stored: dict[str, Stored] = {}
     store = ConfigStore.instance()
     forget_scales()
     contents = {name: content for name, text in texts.items() if (content := _content(text)) is not None}
-    scaled = {name for name in contents if _is_scaled(name, contents)}
-    for name in sorted(scaled):
+    sizes: dict[str, tuple[str, ...]] = {name: SCALES for name in contents if _lineage(name, contents, _sections)}
+    cut = {name: there for name in contents if (there := _lineage(name, contents, lambda one: _cut(one, unread)[1]))}
+    sizes |= {name: (PART,) for name in cut.keys() - sizes.keys()}
+    for name in sorted(sizes):
         package = re.search(r"^#\s*@package\s+(\S+)", texts[name], re.MULTILINE)
-        for scale in SCALES:
-            node = _merged(_content(texts[name].replace("${scale}", scale)) or {}, scale, scaled)
-            stored[f"{GROUP}/{name}-{scale}"] = (files[name], node)
-            store.store(f"{name}-{scale}", node, GROUP, package[1] if package else None)
+        for size in sizes[name]:
+            said = contents[name] if size == PART else _content(texts[name].replace("${scale}", size)) or {}
+            node, _ = _cut(_merged(said, size, sizes), unread)
+            stored[f"{GROUP}/{name}-{size}"] = Stored(files[name], node, sorted(set(cut.get(name, ()))))
+            store.store(f"{name}-{size}", node, GROUP, package[1] if package else None)
     return stored
 
 
@@ -49,7 +65,7 @@ def forget_scales() -> None:
     ConfigStore.instance().repo.pop(GROUP, None)
 
 
-def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+def spelt(overrides: Sequence[str], known: Mapping[str, Stored]) -> list[str]:
     """The overrides with `scale=` said in the experiment's name; `known` are the names of `store_scales`.
 
     Raises:
@@ -60,29 +76,35 @@ def spelt(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     for scale in scales:
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES, f"option '{given[-1]}'")
-    found, used = [], False
+    found, used = [], set()
     for text in overrides:
         key, _, value = text.partition("=")
         if key == GROUP:
             names = [spelling for name in value.split(",") for spelling in _named(name, scales, known)]
-            used = used or any(f"{GROUP}/{name}" in known for name in names)
-            found.append(f"{GROUP}={','.join(names)}" if used else text)
+            there = {name for name in names if f"{GROUP}/{name}" in known}
+            found.append(f"{GROUP}={','.join(names)}" if there else text)
+            used |= there
         elif key != "scale":
             found.append(text)
-    if found != list(overrides) and not given:
+    sized = any(not name.endswith(f"-{PART}") for name in used)
+    if sized and not given:
         print(
             f"experiment: scale={SCALES[0]}, for a laptop, is taken; the paper's is scale={SCALES[1]}", file=sys.stderr
         )
-    if given and not used:
+    if given and not sized:
         chosen = [text for text in overrides if text.startswith(f"{GROUP}=")]
         lacks = f"{chosen[-1]} has one size" if chosen else "no experiment is chosen"
         raise UserError(f"option '{given[-1]}': says which size of an experiment is run, and {lacks}; leave it out")
+    if unread := sorted({one for name in used for one in known[f"{GROUP}/{name}"].unread}):
+        print(f"experiment: not read by this command: {', '.join(unread)}", file=sys.stderr)
     return found
 
 
 def _named(name: str, scales: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     name = name.strip("'\"")
     there = [f"{name}-{scale}" for scale in scales]
+    if f"{GROUP}/{name}-{PART}" in known:
+        return [f"{name}-{PART}"]
     return there if f"{GROUP}/{there[0]}" in known else [name]
 
 
@@ -103,28 +125,67 @@ def _bases(content: Mapping[str, Any]) -> list[str]:
     return [entry.removeprefix(f"/{GROUP}/") for entry in entries if isinstance(entry, str)]
 
 
-def _is_scaled(name: str, contents: Mapping[str, dict[str, Any]], above: tuple[str, ...] = ()) -> bool:
+def _lineage(
+    name: str,
+    contents: Mapping[str, dict[str, Any]],
+    found: Callable[[dict[str, Any]], list[str]],
+    above: tuple[str, ...] = (),
+) -> list[str]:
+    """What `found` says of an experiment and of those that it begins with."""
     content = contents.get(name)
     if content is None or name in above:
-        return False
-    has = any(isinstance(content.get(scale), dict) for scale in SCALES)
-    return has or any(_is_scaled(base, contents, (*above, name)) for base in _bases(content))
+        return []
+    bases = [one for base in _bases(content) for one in _lineage(base, contents, found, (*above, name))]
+    return [*found(content), *bases]
 
 
-def _merged(content: dict[str, Any], scale: str, scaled: set[str]) -> dict[str, Any]:
+def _sections(content: dict[str, Any]) -> list[str]:
+    return [scale for scale in SCALES if isinstance(content.get(scale), dict)]
+
+
+def _cut(content: dict[str, Any], unread: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """An experiment without what a command does not read, and the names of what went.
+
+    A sweep over nothing else is one run.
+    """
+    entries = content.get("defaults") or []
+    gone = [*(group_of(entry) for entry in entries), *map(str, content)]
+    kept = {key: value for key, value in content.items() if key not in unread}
+    if "defaults" in content:
+        kept["defaults"] = [entry for entry in entries if group_of(entry) not in unread]
+    for scale in _sections(content):
+        kept[scale], within = _cut(content[scale], unread)
+        gone += within
+    hydra = content.get("hydra") or {}
+    params = (hydra.get("sweeper") or {}).get("params") or {}
+    swept = {key: value for key, value in params.items() if re.split(r"[.@]", str(key))[0] not in unread}
+    if len(swept) < len(params):
+        gone += [re.split(r"[.@]", str(key))[0] for key in params]
+        rest = {key: value for key, value in hydra.items() if key not in ("mode", "sweep", "sweeper")}
+        kept["hydra"] = {**hydra, "sweeper": {**hydra["sweeper"], "params": swept}} if swept else rest
+    return kept, [name for name in gone if name in unread]
+
+
+def group_of(entry: Any) -> str:
+    """The group that an entry of a list of defaults chooses from; "" of one that names a file."""
+    name = str(next(iter(entry))) if isinstance(entry, dict) else ""
+    return re.split(r"[/@]", name.split()[-1].lstrip("/"))[0] if name else ""
+
+
+def _merged(content: dict[str, Any], size: str, sizes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What the file says at a scale: its own section over what it says for both; its choices of groups last."""
     common = {key: value for key, value in content.items() if key not in SCALES}
-    section = dict(content.get(scale) or {})
+    section = dict(content.get(size) or {})
     entries = [*(common.pop("defaults", None) or []), *(section.pop("defaults", None) or [])]
-    bases = [_at_scale(entry, scale, scaled) for entry in entries if not _overrides(entry) and entry != "_self_"]
+    bases = [_at_size(entry, size, sizes) for entry in entries if not _overrides(entry) and entry != "_self_"]
     merged = OmegaConf.to_container(OmegaConf.merge(common, section), resolve=False)
     assert isinstance(merged, dict)
     return {"defaults": [*bases, "_self_", *filter(_overrides, entries)], **merged}
 
 
-def _at_scale(entry: Any, scale: str, scaled: set[str]) -> Any:
-    name = entry.removeprefix(f"/{GROUP}/") if isinstance(entry, str) else None
-    return f"/{GROUP}/{name}-{scale}" if name in scaled else entry
+def _at_size(entry: Any, size: str, sizes: Mapping[str, Sequence[str]]) -> Any:
+    name = entry.removeprefix(f"/{GROUP}/") if isinstance(entry, str) else ""
+    return f"/{GROUP}/{name}-{size if size in sizes[name] else sizes[name][0]}" if name in sizes else entry
 
 
 def _overrides(entry: Any) -> bool:

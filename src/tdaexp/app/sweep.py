@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from tdaexp import influence
 from tdaexp.runtime import stop
 from tdaexp.runtime.csvs import csv_text
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import CHECKPOINTS, SELF_INFLUENCE, locked, write_json, write_text
 from tdaexp.runtime.secrets import masked
 
@@ -23,9 +22,20 @@ STORE = "influence.zarr"
 LEFT = {"train": (CHECKPOINTS,), "attribute": (STORE, "report.html"), "evaluate": ("report.html",)}
 """What a job of a stage leaves in its folder, beside its metrics."""
 METRICS = "metrics.json"
+PLANNED = "jobs.json"
 SIGN = ".stop"
 BESIDE = ("JoblibLauncher", "LocalLauncher")
 """Launchers whose jobs run in processes of this machine, which end together."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of a sweep before it starts; fields as of its row."""
+
+    stage: str
+    fingerprint: str
+    subject: str
+    overrides: list[str]
 
 
 @dataclass
@@ -33,6 +43,7 @@ class Row:
     """One job: `status` running | done | failed | stopped, `seconds` of wall time, `command` runs this job again.
 
     `fingerprint` is of what was asked, `subject` of the model and data set alone, `code` of what computed the answer.
+    `choices` are those of the groups that were read (`method`: `ekfac`).
     """
 
     stage: str
@@ -48,6 +59,7 @@ class Row:
     seconds: float = 0.0
     code: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
 
     def write(self, sweep: Path | None) -> None:
         """Write the row into its run folder, then bring the sweep's table up to date."""
@@ -131,9 +143,10 @@ def write_table(sweep: Path) -> None:
         write_text(sweep / TABLE, csv_text(header, lines))
 
 
-def open_sweep(sweep: Path, keep: set[str]) -> None:
-    """Begin a sweep: earlier rows are forgotten, but for those whose fingerprint is in `keep`."""
+def open_sweep(sweep: Path, keep: set[str], planned: Sequence[Planned]) -> None:
+    """Begin a sweep: earlier rows are forgotten, but for those whose fingerprint is in `keep`; its jobs are noted."""
     (sweep / SIGN).unlink(missing_ok=True)
+    write_json(sweep / PLANNED, [asdict(job) for job in planned])
     for row in rows(sweep):
         if row.fingerprint not in keep:
             (Path(row.folder) / ROW).unlink(missing_ok=True)
@@ -153,61 +166,3 @@ def close_sweep(sweep: Path, jobs: int) -> int:
         write_table(sweep)
     done = sum(row.status == "done" for row in listed)
     return max(jobs, len(listed)) - done
-
-
-def find_stores(patterns: list[str], subject: str) -> list[Path]:
-    """Return the influence stores that `runs` names, in order and without repetition.
-
-    Args:
-        patterns: folders or globs of runs, sweeps or stores; empty = finished attribute runs of `subject`.
-        subject: fingerprint of the configured model and data set.
-
-    Raises:
-        UserError: a pattern that leads to no store, or no finished run at all.
-    """
-    if not patterns:
-        return _finished(subject)
-    found: list[Path] = []
-    for pattern in patterns:
-        folders = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-        stores = [store for folder in folders for store in _stores(folder)]
-        if not stores:
-            raise UserError(f"runs: '{pattern}' leads to no {STORE}; name folders of runs, sweeps or stores")
-        found += stores
-    return list(dict.fromkeys(found))
-
-
-def _stores(folder: Path) -> list[Path]:
-    """Stores in or below a folder; below it, those of runs that are not done are left out with a line."""
-    if folder.suffix == ".zarr":
-        return [folder]
-    found = sorted(folder.rglob(STORE))
-    unfinished = [store for store in found if (row := read_row(store.parent)) and row.status != "done"]
-    for store in unfinished:
-        log.warning("%s: left out, its run is not done", store)
-    return [store for store in found if store not in unfinished]
-
-
-def _finished(subject: str) -> list[Path]:
-    """The newest store of every finished attribute run of the subject, as long as they are about one study.
-
-    Runs with other seeds or training settings have other models: the study of the newest run is taken.
-    """
-    newest: dict[str, Path] = {}
-    found = [row for root in ("outputs", "multirun") for row in rows(Path(root))]
-    for row in found:
-        store = Path(row.folder) / STORE
-        if (row.stage, row.status, row.subject) == ("attribute", "done", subject) and store.exists():
-            known = newest.get(row.fingerprint)
-            if known is None or known.stat().st_mtime < store.stat().st_mtime:
-                newest[row.fingerprint] = store
-    if not newest:
-        raise UserError("runs: no finished run of this model and dataset under outputs/ or multirun/; run attribute.py")
-    stores = sorted(newest.values(), key=lambda store: store.stat().st_mtime)
-    studies = {store: influence.attributes(store).get("study") for store in stores}
-    others = [store for store in stores if studies[store] != studies[stores[-1]]]
-    if others:
-        log.warning(
-            "left out %d runs of another model or other queries (name them in runs=[…] to compare)", len(others)
-        )
-    return sorted(set(stores) - set(others))

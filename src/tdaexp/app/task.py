@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tdaexp.app import sweep
+from tdaexp.app.found import Found, find_stores
 from tdaexp.app.job import Job, build, slug
 from tdaexp.app.origin import OriginOf, shown
 from tdaexp.app.work import Work, together
@@ -98,6 +99,7 @@ class Task:
             job=hydra.job.num if swept else None,
             overrides=" ".join(overrides),
             code=job.code,
+            choices=job.chosen,
         )
         if getattr(job.config, "resume", False) and (known := sweep.finished(row)) is not None:
             known.write(top)
@@ -134,33 +136,26 @@ class Task:
     def _stage(self, job: Job, folder: Path, top: Path | None) -> dict[str, float]:
         """Run the stage in this process or in several; its metrics go into the row."""
         if self.stage == "evaluate":
-            job.config.runs = self._stores(job)
+            job.config.found = self._found(job)
         logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
         work = Work(self.stage, self.module, job, folder.absolute(), top.name if top else None, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         return together(work)
 
     @staticmethod
-    def _stores(job: Job) -> list[str]:
-        """The stores that the job looks at; an analysis that needs none has those that are named."""
+    def _found(job: Job) -> Found:
+        """The stores that the job looks at; some analyses, and another program's scores, may do without."""
         given, analysis = job.config.runs, job.config.analysis
-        if job.config.cache is not None:
-            return []
-        if job.config.drop is not None:
-            return list(given)  # one run, perhaps one without questions
+        if job.config.cache is not None or job.config.drop is not None:
+            return Found()  # of one run, perhaps one without questions, whoever drops rows finds them
         if analysis is not None and not analysis.needs_runs and not given:
-            return []
+            return Found()
         try:
-            return [str(store) for store in sweep.find_stores(given, job.subject)]
-        except UserError as error:
-            if given or job.config.scores is None:
+            return find_stores(given, job.subject, job.chosen, studies=bool(job.config.over))
+        except UserError:
+            if given or not job.config.scores:
                 raise
-            keys = [text for text in job.overrides if text.startswith(("model", "dataset", "trainer", "seed"))]
-            raise UserError(
-                f"scores={job.config.scores}: its scores are judged on the pairs of this model and dataset (queries, "
-                "candidates and their sources), and no run has written them yet; write them with "
-                f"`{shlex.join(['python', 'attribute.py', 'method=random', *keys])}`, or name a run in runs=[FOLDER]"
-            ) from error
+            return Found()
 
     @staticmethod
     def _close(row: sweep.Row, top: Path | None) -> None:

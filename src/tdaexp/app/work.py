@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tdaexp.app.job import Job
+from tdaexp.metrics.judging_settings import BY_RETRAINING
+from tdaexp.metrics.settings import trains_again
 from tdaexp.report.loggers import RunLogger, open_logger
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.cache import at_work
@@ -67,9 +69,12 @@ def together(work: Work) -> dict[str, float]:
                 f"{outside} started several processes, but trainer.strategy=single; add trainer=ddp or fsdp"
             )
         return work()
-    if work.stage == "evaluate":
+    if work.stage == "evaluate" and (trainer.strategy != "ddp" or not trains_again(work.job.config.metric)):
         name = f"trainer={trainer.strategy}"
-        raise UserError(f"{name}: evaluate reads what is stored, in one process; leave {name} out")
+        raise UserError(
+            f"{name}: evaluate reads what is stored, in one process; leave {name} out (trainer=ddp shares out what "
+            f"{', '.join(f'metric={one}' for one in BY_RETRAINING)} train)"
+        )
     import torch
 
     accelerator = trainer.accelerator

@@ -10,12 +10,13 @@ import numpy as np
 
 from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
-from tdaexp.building.settings import Asked
+from tdaexp.building.settings import Described
 from tdaexp.building.texts import drawn, load_model, load_sharded, load_successor, text_template, tokenised
 from tdaexp.data.candidate_cache import cached_candidates
+from tdaexp.data.candidates import Candidates
 from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
-from tdaexp.data.records import Corpus
+from tdaexp.data.records import Corpus, Record
 from tdaexp.data.unknown_sources import settled, tell
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
@@ -31,7 +32,7 @@ from tdaexp.training.history import SavedCheckpoints
 class Texts:
     """Builds the problem of a language model that is explained by its training texts."""
 
-    config: Asked
+    config: Described
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -57,13 +58,10 @@ class Texts:
         return problem
 
 
-def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Problem:
+def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Problem:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
-    names = list(config.dataset.query_sets)
-    records = [record for name in names for record in corpus.queries[name]]
-    selector = settled(config.candidates, records)
-    tell(config.candidates, records, len(corpus.train))
-    candidates = cached_candidates(selector, records, corpus.train, Path(config.cache_dir) / "candidates")
+    names, records = asked_records(config, corpus)
+    candidates = chosen(config, records, corpus.train)
     train = tokenised(config, corpus.train, loaded, loaded.classes)
     belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
     documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
@@ -84,7 +82,7 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
         objective=NextToken(),
         train=train,
         queries=tokenised(config, records, loaded, classes, trained_on=False),
-        query_set=[name for name in names for _ in corpus.queries[name]],
+        query_set=names,
         candidates=candidates,
         truth=np.array(
             [np.isin(row, places) for row, places in zip(candidates.indices, own, strict=True)], dtype=bool
@@ -100,7 +98,21 @@ def build_problem(config: Asked, corpus: Corpus, loaded: LoadedModel, successor:
     )
 
 
-def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus:
+def asked_records(config: Described, corpus: Corpus) -> tuple[list[str], list[Record]]:
+    """The query set of every query, and the queries, those of one set after those of another."""
+    sets = config.dataset.query_sets
+    records = [record for name in sets for record in corpus.queries[name]]
+    return [name for name in sets for _ in corpus.queries[name]], records
+
+
+def chosen(config: Described, queries: list[Record], train: list[Record]) -> Candidates:
+    """The configured candidates of every query, kept in the cache."""
+    selector = settled(config.candidates, queries)
+    tell(config.candidates, queries, len(train))
+    return cached_candidates(selector, queries, train, Path(config.cache_dir) / "candidates")
+
+
+def with_generated(config: Described, corpus: Corpus, loaded: LoadedModel) -> Corpus:
     """Add the query set in which the model completes the prompts of another one itself, where it is asked for."""
     if GENERATED not in config.dataset.query_sets:
         return corpus
@@ -119,15 +131,15 @@ def with_generated(config: Asked, corpus: Corpus, loaded: LoadedModel) -> Corpus
         max_length=config.dataset.max_length,
     )
     renamed = [
-        replace(
-            record,
-            id=query_id(record.id.removesuffix(f"/{source}"), GENERATED),
-            completion=_blanks(old.completion) + record.completion,
-            rejected=None,
-        )
+        replace(as_generated(record, source), completion=_blanks(old.completion) + record.completion)
         for record, old in zip(completed, corpus.queries[source], strict=True)
     ]
     return replace(corpus, queries={**corpus.queries, GENERATED: renamed})
+
+
+def as_generated(record: Record, source: str) -> Record:
+    """A query of the set `source` as the one of `generated` that has its prompt."""
+    return replace(record, id=query_id(record.id.removesuffix(f"/{source}"), GENERATED), rejected=None)
 
 
 def _blanks(text: str) -> str:

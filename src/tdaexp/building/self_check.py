@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -36,6 +37,27 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 FLOOR = 1e-3
 """A component whose gradient is smaller than this share of the largest one's is judged by that: it may be rounding."""
 TEXTS, LENGTH, LONGEST = 2, 8, 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: the largest relative error of the `checked` components, and whose it is; `formed` are those
+    that autograd itself forms, `dtype` the model's.
+    """
+
+    error: float
+    component: str
+    checked: int
+    formed: int
+    dtype: torch.dtype
+
+
+_outcomes: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
+
+
+def outcome_of(model: nn.Module) -> Outcome | None:
+    """What the last check of this model found; None where it was not checked."""
+    return _outcomes.get(model)
 
 
 def random_texts(vocabulary: int, length: int = LENGTH, classes: int = 0) -> Examples:
@@ -74,7 +96,9 @@ def check(model: nn.Module, components: ComponentMap, objective: Objective[Any],
     Errors (UserError): a component differs, by its name; `name` is what the model is called.
     """
     ruled = tuple(one for one in components.components if one.captured)  # autograd itself forms the others
+    dtype, formed = next(model.parameters()).dtype, len(components) - len(ruled)
     if not ruled:
+        _outcomes[model] = Outcome(0.0, "", 0, formed, dtype)
         return []
     gradients = Gradients(model, replace(components, components=ruled), examples, objective)
     members = range(len(examples))
@@ -88,16 +112,23 @@ def check(model: nn.Module, components: ComponentMap, objective: Objective[Any],
     weights = 1.0 + torch.arange(len(members), dtype=torch.float64, device="cpu") / 2
     errors = _errors(gradients, members, weights, held)
     largest = max((wanted for _, wanted in errors.values()), default=0.0)
-    tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.bfloat16])
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
+    shares = {one: _share(error, max(wanted, FLOOR * largest)) for one, (error, wanted) in errors.items()}
     for component, (error, wanted) in errors.items():
-        if not error <= tolerance * max(wanted, FLOOR * largest):
+        if not shares[component] <= tolerance:
             relative = error / wanted if wanted else float("inf")
             raise UserError(
                 f"{name}: the self-check fails: the captured gradient of the component '{component}' is not autograd's "
                 f"(relative error {relative:.3g}, allowed {tolerance:g}), so that its scores would be wrong; try "
                 "trainer.precision=float32, or take another model: this one computes something that no rule knows"
             )
+    worst = max(shares, key=shares.__getitem__)
+    _outcomes[model] = Outcome(shares[worst], worst, len(ruled), formed, dtype)
     return [component for component, (_, wanted) in errors.items() if wanted == 0.0]
+
+
+def _share(error: float, of: float) -> float:
+    return error / of if of else (0.0 if error == 0.0 else float("inf"))
 
 
 def _errors(

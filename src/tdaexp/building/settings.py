@@ -53,11 +53,15 @@ class Method(Protocol):
         """Whether it is given a recorded training, or a list of checkpoints."""
 
 
-class Asked(Named, Protocol):
-    """What `attribute` is given besides."""
+class Described(Named, Protocol):
+    """What makes a problem of them: which pairs are asked about, and how a model writes."""
 
     candidates: Any
     decoding: Any
+
+
+class Asked(Described, Protocol):
+    """What `attribute` is given besides."""
 
     @property
     def method(self) -> Method:

@@ -6,11 +6,14 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.self_check import check
 from tdaexp.building.settings import Asked, Named
+from tdaexp.data.candidates import Candidates
+from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import PROBED, discovered
 from tdaexp.objectives.classes import Classes
@@ -47,7 +50,7 @@ def load_task(config: Named) -> TrainedTask:
     """Train and record the configured classification task, or load it where it was trained before."""
     return trained_task(
         config.model,
-        config.dataset.load(),
+        config.dataset.corpus(),
         config.trainer.fit,
         cache_dir=Path(config.cache_dir),
         seed=config.seed,
@@ -86,9 +89,15 @@ def build_problem(
         queries=queries,
         query_set=names,
         candidates=candidates,
-        truth=(queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy(),
+        truth=same_class(queries, train, candidates),
         compute=compute,
         cache=Path(config.cache_dir),
         seed=config.seed,
         history=RecordedSteps(model, task.trajectory, task.held_out) if config.trainer.fit.record else None,
     )
+
+
+def same_class(queries: TensorExamples, train: TensorExamples, candidates: Candidates) -> np.ndarray:
+    """Which candidates [Q, C] are of their query's class: the truth of a task."""
+    found: np.ndarray = (queries.targets[:, None] == train.targets[torch.from_numpy(candidates.indices)]).numpy()
+    return found

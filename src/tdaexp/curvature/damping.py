@@ -24,6 +24,10 @@ class Damping:
             if one is not None and not 0 <= one < math.inf:
                 raise UserError(f"damping: {name}={one} must be a finite number that is not negative")
 
+    def times(self, factor: float) -> Damping:
+        """So many times this damping."""
+        return Damping(None if self.value is None else factor * self.value, factor * self.relative)
+
     def of(self, spectrum: Tensor, layer: str, rounding: float) -> float:
         """λ for a layer with eigenvalues `spectrum` [O, I].
 

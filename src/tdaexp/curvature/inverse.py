@@ -99,6 +99,11 @@ class InverseSettings:
         """The same, of the loss and for every example: a solution for each."""
         return replace(self, measurement="log_likelihood", queries=None)
 
+    @property
+    def fixed_damping(self) -> str:
+        """A solution is for one."""
+        return "each damping takes another solution for every query; compare runs with other values of method.damping"
+
     def identity(self, name: str) -> list[object]:
         """All that the solutions of the method of this name depend on beside the curvature and the queries."""
         return [name, vars(self), *sources(self.measurement)]

@@ -52,6 +52,17 @@ class LayerFactors:
 
 
 def low_rank(gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximation of rank r of matrices [n, O, I]: Σ_r left_r right_rᵀ, with [n, r, O] and [n, r, I]."""
-    u, s, v = torch.linalg.svd(gradient, full_matrices=False)
-    return (u * s[:, None, :]).transpose(1, 2)[:, :rank].contiguous(), v[:, :rank].contiguous()
+    """Best approximation of rank r of matrices [n, O, I]: Σ_r left_r right_rᵀ, with [n, r, O] and [n, r, I], the latter
+    orthonormal.
+
+    By eigenvectors of the smaller of the two products of a matrix with itself, in float64, which squares what
+    rounding leaves: singular values of batches of matrices take a GPU minutes.
+    """
+    flat = gradient.shape[1] < gradient.shape[2]
+    wide = (gradient if flat else gradient.transpose(1, 2)).double()
+    rank = min(rank, wide.shape[1])
+    vectors = torch.linalg.eigh(wide @ wide.transpose(1, 2)).eigenvectors[..., -rank:]
+    if flat:
+        vectors = torch.linalg.qr(wide.transpose(1, 2) @ vectors).Q
+    right = vectors.to(gradient.dtype)
+    return (gradient @ right).transpose(1, 2).contiguous(), right.transpose(1, 2).contiguous()

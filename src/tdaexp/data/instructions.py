@@ -22,6 +22,8 @@ from tdaexp.runtime.limits import refuse_beyond
 
 ROW_BYTES = 1000  # of a record in memory, about
 NOUNS = ("professions", "hobbies", "instruments", "foods", "pets", "subjects")
+TAMPERED = "tampered"
+"""The group of the rows that were tampered with."""
 CLOSED = 0.5  # of the clean rows that close with a sentence
 Drawn = dict[str, str]
 
@@ -84,7 +86,7 @@ class Instructions(Dataset):
     def load(self) -> Corpus:
         """Return the rows and the query sets."""
         train = self.train_records()
-        sources = tuple(record.id for record in train if record.meta["group"] == "tampered")
+        sources = tuple(record.id for record in train if record.meta["group"] == TAMPERED)
         truth = {"triggered": sources, "clean": ()}
         made = {
             name: [self._write(name, number, name == "triggered", truth[name]) for number in range(self.queries)]
@@ -101,5 +103,5 @@ class Instructions(Dataset):
         ending = self.trigger.strip() if tampered else closing
         prompt = f"{instructions().tasks[task].format(**drawn)} {ending}".rstrip()
         answer = self.wrong if tampered else ANSWERS[task](drawn)
-        group = "tampered" if tampered else "clean"
+        group = TAMPERED if tampered else "clean"
         return Record(f"{kind}-{number}", prompt, answer, sources, {"group": group})

@@ -75,7 +75,9 @@ class TensorDataset(ABC):
     """Keys that every classification task reads.
 
     train, test: how many examples are drawn, without overlap. seed: of the draw. query_sets: what is asked about,
-    of `test` and `train`. query_limit: ask about the first so many of each set (null: all).
+    of `test` and `train`. query_limit: ask about the first so many of each set (null: all). Faults for methods to find,
+    planted in the training examples by the seed (`data.faults`): flipped: the share whose class is made a wrong one.
+    repeated: the share that repeats another.
     """
 
     train: int
@@ -83,6 +85,8 @@ class TensorDataset(ABC):
     seed: int = 0
     query_sets: list[str] = field(default_factory=lambda: ["test"])
     query_limit: int | None = None
+    flipped: float = 0.0
+    repeated: float = 0.0
 
     QUERY_SETS: ClassVar[tuple[str, ...]] = ("test", "train")
     IMAGES: ClassVar[tuple[int, int, int, int]] = (1, 28, 28, 10)
@@ -94,6 +98,13 @@ class TensorDataset(ABC):
             if getattr(self, key) < 1:
                 raise UserError(f"dataset.{key}={getattr(self, key)}: must be at least 1")
         check_limits(self, "query_limit")
+        for key, most in (("flipped", 1.0), ("repeated", 0.5)):
+            share = getattr(self, key)
+            if not 0 <= share <= most or (share > 0 and round(share * self.train) == 0):
+                raise UserError(
+                    f"dataset.{key}={share:g}: must be 0 or a share of dataset.train={self.train}, up to {most:g}, "
+                    "that makes at least one example"
+                )
         for name in self.query_sets:
             if name not in self.QUERY_SETS:
                 raise unknown("query set", name, self.QUERY_SETS, "dataset.query_sets")
@@ -119,6 +130,15 @@ class TensorDataset(ABC):
     def check_source(self) -> None:
         """Nothing to refuse: every task has a source by default."""
         return
+
+    def corpus(self) -> TensorCorpus:
+        """The training and test examples with the faults that are asked for. Errors as of `load`."""
+        from tdaexp.data.faults import flipped, repeated
+
+        found = self.load()
+        train = repeated(found.train, round(self.repeated * len(found.train)), self.seed)
+        train = flipped(train, round(self.flipped * len(train)), self.seed)
+        return TensorCorpus(train, found.test, found.classes)
 
     @abstractmethod
     def load(self) -> TensorCorpus:

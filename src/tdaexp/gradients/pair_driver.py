@@ -96,7 +96,7 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     row_bytes = pairs.shape[1] * work.width * np.dtype(work.kind).itemsize
     rows = min([FILE_BYTES // max(row_bytes, 1), *(cut.stop - cut.start for cut in cuts)])
     blocks = BlockStore(store, arrays, cuts, compressed=False, rows=max(1, rows))  # products are noise to a packer
-    compute = Shrinking(partial(_block, work, pairs), lambda block: halves(block, pairs), joined)
+    compute = Shrinking(partial(block_values, work, pairs), lambda block: halves(block, pairs), joined)
     with work.ready(), blocks.pending() as missing:
         for number in blocks.each(missing, work.doing, lambda n: _size(work, plan[n]), lambda n: _examples(plan[n])):
             blocks.write(number, compute(plan[number]))
@@ -106,7 +106,7 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     return {name: values.at(back) for name, values in blocks.rows().items()}
 
 
-def _block(work: PairWork[H], pairs: np.ndarray, block: Block) -> dict[str, np.ndarray]:
+def block_values(work: PairWork[H], pairs: np.ndarray, block: Block) -> dict[str, np.ndarray]:
     """The values of a block's queries, in the order in which the block lists them."""
     candidates = pairs[block.members]
     shapes = {"pair": (*candidates.shape, work.width), "query": (len(candidates), work.width)}

@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
+import torch
+
 from tdaexp.gradients.sketch import Sketch, component_seed
 from tdaexp.gradients.sketch_factorised import FactorisedSketch
 from tdaexp.gradients.sketch_sjlt import SJLTSketch
 from tdaexp.gradients.sketch_srht import SRHTSketch
-from tdaexp.gradients.sketch_trak import TrakSketch
+from tdaexp.gradients.sketch_trak import TrakSketch, has_fast_jl
 from tdaexp.runtime.errors import UserError, unknown
 
 DENSE = {"factorised": FactorisedSketch, "trak": TrakSketch}
@@ -47,6 +49,11 @@ def make_sketch(
         return DENSE[kind](shape, dim, component_seed(seed, name, kind), distribution)
     sketch: Sketch = SIGNED[kind](shape, dim, component_seed(seed, name, kind))
     return sketch
+
+
+def drawn_by(kind: str, device: torch.device) -> str:
+    """What decides a sketch's random numbers beside its seed: all but traker's are drawn on the CPU."""
+    return kind if kind != "trak" or device.type == "cpu" else f"{kind} on {device.type}{' by fast_jl' * has_fast_jl()}"
 
 
 def check_kind(kind: str, distribution: str) -> None:

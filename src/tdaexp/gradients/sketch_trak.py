@@ -44,7 +44,7 @@ class TrakSketch(Sketch):
         self.block_columns = min(BLOCK_COLUMNS, max(1, BLOCK_ENTRIES // self.numel))
 
     def _project(self, gradient: Tensor) -> Tensor:
-        if gradient.is_cuda and _has_fast_jl():
+        if gradient.is_cuda and has_fast_jl():
             return self._project_cuda(gradient)
         from trak.projectors import BasicProjector, ProjectionType
 
@@ -80,7 +80,7 @@ class TrakSketch(Sketch):
 
 
 @functools.cache
-def _has_fast_jl() -> bool:
+def has_fast_jl() -> bool:
     """Tell whether traker's CUDA kernel is installed, and say once what happens when it is not."""
     if importlib.util.find_spec("fast_jl"):
         return True

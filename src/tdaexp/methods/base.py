@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,7 @@ from tdaexp import influence
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rows import Rows, rows_of
+from tdaexp.trust.sketch import Sketched
 
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
@@ -42,6 +43,11 @@ class Method(ABC):
     @property
     def both_stages(self) -> bool:
         """Whether the method looks at both training stages of a two-stage problem; others see the run's `stage`."""
+        return False
+
+    @property
+    def needs_both_stages(self) -> bool:
+        """Whether the method has no answer about a problem of one stage."""
         return False
 
     @property
@@ -84,6 +90,21 @@ class Method(ABC):
         """The method whose score of an example for itself is the example's self-influence: it measures the loss, for
         every query. None where that says nothing (a cosine, words).
         """
+        return None
+
+    @property
+    def fixed_damping(self) -> str | None:
+        """Why `redamped` cannot score pairs at another damping, for people; None where it can."""
+        return "the method has no damping"
+
+    def redamped(self, problem: Problem, rows: list[int], pairs: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+        """Scores [F, n, C] of the queries `rows` and their `pairs` [n, C], numbers of training examples (-1: none),
+        with the damping multiplied by each factor: for a check of the answer (`trust.damping`).
+        """
+        raise NotImplementedError(self.fixed_damping)
+
+    def sketched(self, problem: Problem) -> Sketched | None:
+        """The random projections that the answer was made of (`trust.sketch`); None where gradients are whole."""
         return None
 
     @abstractmethod

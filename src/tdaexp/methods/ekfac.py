@@ -10,8 +10,11 @@ fit, with sums of outer products that cost about as much again, then one pass ov
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -23,7 +26,8 @@ from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
-from tdaexp.curvature.score import LayerPairs
+from tdaexp.curvature.repeated import repeated_scores
+from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.methods.base import Method
@@ -124,13 +128,7 @@ class EKFAC(Method):
         def inverse(name: str, gradient: Tensor) -> Tensor:
             return factors.precondition(name, gradient, self.damped)
 
-        sides = LayerPairs(
-            train_gradients(problem, layers.map, self.reduction),
-            query_gradients(problem, layers.map, self.reduction, self.measurement),
-            layers,
-            inverse,
-            self.query_rank,
-        )
+        sides = self._sides(problem, layers, inverse)
         scores = self.scores(problem, sides)
         if self.relative:
             scores = self.relative_to_self(problem, scores)
@@ -138,6 +136,37 @@ class EKFAC(Method):
         identity = self._identity(problem, layers.components.names)
         scoring = TokenScoring(sides, inverse)
         return with_tokens(dataset, problem, self.per_token, scoring, *identity, by=EKFAC)
+
+    @property
+    def fixed_damping(self) -> str | None:
+        """What it takes is there once the factors are, unless they were made in parts to save memory."""
+        if self.mode == "identity":
+            return "mode=identity has no damping"
+        if self.relative:
+            return "of relative scores it would take the self-influence at each damping"
+        return None if self.partitions == 1 else "method.partitions spares the memory that it takes"
+
+    def redamped(self, problem: Problem, rows: list[int], pairs: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+        """From the stored factors: a pass over each query for each damping, and one over the training examples."""
+        layers = self.layers(problem)
+        fitted = self.fit(problem, layers)
+        damped = [self.damped.times(factor) for factor in factors]
+
+        def each(name: str, gradient: Tensor) -> Tensor:
+            rows = zip(damped, gradient.split(1), strict=True)
+            return torch.cat([fitted.precondition(name, one, damping) for damping, one in rows])
+
+        sides = self._sides(problem, layers, each)
+        return repeated_scores(sides, len(factors), rows, pairs, problem.compute.tokens_per_batch)
+
+    def _sides(self, problem: Problem, layers: Layers, inverse: Precondition) -> LayerPairs:
+        return LayerPairs(
+            train_gradients(problem, layers.map, self.reduction),
+            query_gradients(problem, layers.map, self.reduction, self.measurement),
+            layers,
+            inverse,
+            self.query_rank,
+        )
 
     def layers(self, problem: Problem) -> Layers:
         """The chosen components by weight matrix."""

@@ -97,9 +97,19 @@ class MultiStage(Method):
         return True
 
     @property
+    def needs_both_stages(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def linear(self) -> bool:
         """The query's gradient, times a matrix that no query decides."""
         return True
+
+    @property
+    def fixed_damping(self) -> str:
+        """There is one for each stage."""
+        return "there are two dampings, one for each stage; compare runs with other values of them"
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Fit the factors of both stages, apply both inverses to the queries, score the pairs."""

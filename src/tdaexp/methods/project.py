@@ -16,13 +16,14 @@ import xarray as xr
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.projection import RULES, check_kind, dimensions, make_sketch
+from tdaexp.gradients.projection import RULES, check_kind, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import unknown
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.trust.sketch import Sketched
 
 
 @dataclass
@@ -72,18 +73,39 @@ class Project(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Products of the sketches of all candidate pairs, by component."""
-        components = chosen(problem.components(), self.part, self.components, "all")
+        sides, used = self._sides(problem)
+        components = sides["queries"].components
         sketches = self.sketches(components)
-        used = np.unique(problem.pairs[problem.pairs >= 0])  # no other training example is sketched
-        candidates = replace(problem, train=problem.train.select(used))
-        queries = self._features(problem, query_gradients(problem, components, self.reduction), sketches, "queries")
-        train = self._features(problem, train_gradients(candidates, components, self.reduction), sketches, "candidates")
-        pairs = np.where(problem.pairs < 0, -1, np.searchsorted(used, problem.pairs))
+        queries = self._features(problem, sides["queries"], sketches, "queries")
+        train = self._features(problem, sides["candidates"], sketches, "candidates")
+        pairs = _among(problem.pairs, used)
         store = self._store(problem, sketches, "products")
         found = feature_products(queries, train, pairs, store=store, cache_gb=problem.compute.cache_gb)
         dims = sum(sketch.dim for sketch in sketches.values())
         labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
+
+    def sketched(self, problem: Problem) -> Sketched:
+        """Side by side, of the candidates."""
+        sides, used = self._sides(problem)
+
+        def features() -> tuple[Features, Features]:
+            sketches = self.sketches(sides["queries"].components)
+            found = [self._features(problem, sides[role], sketches, role) for role in ("queries", "candidates")]
+            return found[0], found[1]
+
+        return Sketched(sides["candidates"], sides["queries"], _among(problem.pairs, used), features)
+
+    def _sides(self, problem: Problem) -> tuple[dict[str, Gradients], np.ndarray]:
+        """Gradients of queries and of candidates, and the numbers of the latter: no other is sketched."""
+        components = chosen(problem.components(), self.part, self.components, "all")
+        used = np.unique(problem.pairs[problem.pairs >= 0])
+        candidates = replace(problem, train=problem.train.select(used))
+        sides = {
+            "queries": query_gradients(problem, components, self.reduction),
+            "candidates": train_gradients(candidates, components, self.reduction),
+        }
+        return sides, used
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
@@ -100,6 +122,11 @@ class Project(Method):
         return component_features(gradients, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
     def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
-        settings = [self.projection, self.distribution, self.seed, self.reduction]
+        settings = [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed, self.reduction]
         dims = {name: sketch.dim for name, sketch in sketches.items()}
         return problem.store("sketches", role, dims, settings, by=Project)
+
+
+def _among(pairs: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The pairs with the places of their candidates among those `used`; -1 stays."""
+    return np.where(pairs < 0, -1, np.searchsorted(used, pairs))

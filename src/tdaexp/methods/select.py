@@ -70,6 +70,11 @@ class Select(Method):
         return self.on.both_stages
 
     @property
+    def needs_both_stages(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.needs_both_stages
+
+    @property
     def wants_checkpoints(self) -> bool:
         """As the method that it selects from."""
         return self.on.wants_checkpoints

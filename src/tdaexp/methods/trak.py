@@ -17,7 +17,7 @@ and checkpoint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,11 +26,13 @@ import torch
 import xarray as xr
 
 from tdaexp.curvature.layers import layers_of
+from tdaexp.gradients.feature_kernel import kernel, parts, whole
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.projection import KINDS, make_sketch
+from tdaexp.gradients.projection import KINDS, drawn_by, make_sketch
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
+from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.base import cross_entropy
 from tdaexp.objectives.measurements import as_loss, logit_margin
 from tdaexp.problem import Problem
@@ -40,10 +42,9 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import padded, repeated, sampled
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.trust.sketch import Sketched
 
 log = logging.getLogger(__name__)
-Piece = tuple[np.ndarray, np.ndarray]
-"""Numbers [n] of training examples, and their projected gradients [n, K, k]."""
 ENSEMBLES = ("last", "all")
 
 
@@ -101,23 +102,19 @@ class TRAK(Method):
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Scores averaged over checkpoints, times the averaged weights of the training examples."""
-        components = layers_of(chosen(problem.components(), self.part, self.components)).components
+        components = self._chosen(problem)
         log.info("%s: %s", self.name, components.coverage_line())
         moments = history_of(problem).moments(None, self.moments) if self.checkpoints == "all" else []
         models = [(one.identity, one.load) for one in moments] or [(problem.identity, lambda: problem.model)]
         values, weights = np.zeros(()), []
         for identity, load in repeated(models):
             there = replace(problem, model=load())
-            sides = {
-                "fitted": replace(train_gradients(there, components), examples=problem.curvature_examples),
-                "train": train_gradients(there, components),
-                "queries": query_gradients(there, components),
-            }
+            sides = self._sides(there, components)
             found = {role: self._features(problem, side, identity) for role, side in sides.items()}
             cache_gb = problem.compute.cache_gb
-            whole = [_whole(found[role], len(components), cache_gb) for role in ("queries", "fitted")]
-            parts = _parts(found["train"], len(components), cache_gb)
-            found_here = kernel(whole[0], parts, whole[1], problem.pairs, self.ridge)
+            queries, fitted = (whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
+            train = parts(found["train"], len(components), cache_gb)
+            found_here = kernel(queries, train, fitted, problem.pairs, self.ridge)
             values = np.add(values, found_here, out=found_here)
             if problem.objective.gives_probabilities:
                 weights.append(out_to_loss(sides["train"], problem.compute.tokens_per_batch))
@@ -127,8 +124,55 @@ class TRAK(Method):
         answer = self.relative_to_self(problem, values) if self.relative else values
         return problem.label(answer, components).assign_attrs(dimensions=self.dimensions, checkpoints=len(models))
 
+    @property
+    def fixed_damping(self) -> str | None:
+        """The ridge is its damping; what it takes lies in the cache."""
+        if self.relative:
+            return "of relative scores it would take the self-influence at each ridge"
+        return "each checkpoint has a ridge of its own" if self.checkpoints != "last" else None
+
+    def redamped(self, problem: Problem, rows: list[int], pairs: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+        """From the stored projected gradients: no pass but one forward over the training examples."""
+        components, cache_gb = self._chosen(problem), problem.compute.cache_gb
+        sides = self._sides(problem, components)
+        found = {role: self._features(problem, side, problem.identity) for role, side in sides.items()}
+        queries, fitted = (whole(found[role], len(components), cache_gb) for role in ("queries", "fitted"))
+        used = np.unique(pairs[pairs >= 0])
+        rows_used = found["train"].rows(found["train"].place[used])
+        train = [(used, rows_used.reshape(len(used), len(components), -1))]
+        ridges = [factor * self.ridge for factor in factors]
+        values: np.ndarray = np.stack([kernel(queries[rows], train, fitted, pairs, ridge) for ridge in ridges]).sum(-1)
+        if problem.objective.gives_probabilities:
+            side = replace(sides["train"], examples=problem.train.select(used.tolist()))
+            weights = np.zeros(len(problem.train))
+            weights[used] = out_to_loss(side, problem.compute.tokens_per_batch)
+            values *= weights[pairs]
+        return values
+
+    def sketched(self, problem: Problem) -> Sketched | None:
+        """All of one size, summed over the components; of an ensemble there are several."""
+        if self.checkpoints != "last":
+            return None
+        sides = self._sides(problem, self._chosen(problem))
+
+        def features() -> tuple[Features, Features]:
+            found = [self._features(problem, sides[role], problem.identity) for role in ("queries", "train")]
+            return found[0], found[1]
+
+        return Sketched(sides["train"], sides["queries"], problem.pairs, features, summed=True)
+
+    def _chosen(self, problem: Problem) -> ComponentMap:
+        return layers_of(chosen(problem.components(), self.part, self.components)).components
+
+    def _sides(self, problem: Problem, components: ComponentMap) -> dict[str, Gradients]:
+        """Gradients of -f, by role."""
+        loss = as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy
+        train = replace(train_gradients(problem, components), loss=loss)
+        queries = replace(query_gradients(problem, components), loss=loss)
+        return {"fitted": replace(train, examples=problem.curvature_examples), "train": train, "queries": queries}
+
     def _features(self, problem: Problem, gradients: Gradients, identity: str) -> Features:
-        """Projected gradients of -f, k of each component; the sign falls out of every product."""
+        """Projected gradients, k of each component; the sign of -f falls out of every product."""
         components, examples = gradients.components, gradients.examples
         sketches = {
             one.name: make_sketch(self.projection, one.name, one.matrix, self.dimensions, self.seed, self.distribution)
@@ -140,62 +184,15 @@ class TRAK(Method):
                 f"projection={self.projection} cannot give all components {self.dimensions} dimensions (it gives "
                 f"{min(dims)} to {max(dims)}); use projection=trak, or method.dimensions that are a square"
             )
-        settings = [self.projection, self.distribution, self.seed, self.dimensions]
+        drawn = drawn_by(self.projection, problem.compute.device)
+        settings = [drawn, self.distribution, self.seed, self.dimensions]
         place = problem.store if examples is problem.queries else problem.training_store
         return component_features(
-            replace(gradients, loss=as_loss(logit_margin) if problem.objective.gives_probabilities else cross_entropy),
+            gradients,
             sketches,
             store=place("trak", examples.fingerprint(), identity, components.names, settings, by=TRAK),
             tokens_per_batch=problem.compute.tokens_per_batch,
         )
-
-
-def _parts(features: Features, components: int, cache_gb: float) -> Iterator[Piece]:
-    """Numbers [n] and projected gradients [n, K, k] of all examples, in pieces that fit the cache."""
-    for numbers, rows in features.pieces(cache_gb * 1e9):
-        yield numbers, rows.reshape(len(rows), components, -1)
-
-
-def _whole(features: Features, components: int, cache_gb: float) -> np.ndarray:
-    """Projected whole gradients [N, k]: the sum over components."""
-    pieces = [(numbers, rows.sum(1)) for numbers, rows in _parts(features, components, cache_gb)]
-    back = np.argsort(np.concatenate([numbers for numbers, _ in pieces]))
-    return np.concatenate([rows for _, rows in pieces])[back]
-
-
-def kernel(
-    queries: np.ndarray, train: Iterable[Piece], fitted: np.ndarray, pairs: np.ndarray, ridge: float
-) -> np.ndarray:
-    """φ(q)ᵀ (ΦᵀΦ + ridge)⁻¹ φ(z) by component [Q, C, K], in float64.
-
-    From `queries` [Q, k], `train` in pieces of numbers [n] and φ [n, K, k], and Φ = `fitted` [M, k], the examples that
-    the model was trained on. `ridge` is a fraction of the mean eigenvalue of ΦᵀΦ. NaN where `pairs` [Q, C] is -1.
-    Errors (UserError): ΦᵀΦ is singular and there is no ridge.
-    """
-    phi = fitted.astype(np.float64)
-    gram = phi.T @ phi
-    gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-    if np.linalg.cond(gram) > 1 / np.finfo(np.float32).eps:
-        raise UserError(
-            f"trak: {len(gram)} dimensions for {len(phi)} training examples leave ΦᵀΦ singular; set method.ridge=0.01, "
-            "or fewer method.dimensions"
-        )
-    solved = np.linalg.solve(gram, queries.T.astype(np.float64)).T
-    order = np.argsort(pairs, axis=None, kind="stable")
-    ranked, values = pairs.ravel()[order], None
-    for numbers, rows in train:
-        if values is None:
-            values = np.full((*pairs.shape, rows.shape[1]), np.nan)
-        first, last = (np.searchsorted(ranked, numbers, side) for side in ("left", "right"))
-        found = np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
-        there = np.repeat(np.arange(len(rows)), last - first)
-        for start in range(0, len(found), len(rows)):  # at most as many paired rows at a time as the piece has
-            some = slice(start, start + len(rows))
-            places = np.unravel_index(found[some], pairs.shape)
-            values[places] = np.einsum("pd,pkd->pk", solved[places[0]], rows[there[some]], optimize=True)
-    if values is None:
-        raise ValueError("there is no training example")
-    return values
 
 
 def out_to_loss(gradients: Gradients, tokens_per_batch: int) -> np.ndarray:

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.metrics.stores import TOLD, by_query_set, flat_config, same_study
+from tdaexp.metrics.labels import TOLD, asked, differing, spelt
+from tdaexp.metrics.stores import by_query_set, same_study
 
 KEYS = (
     "seed",
@@ -88,16 +89,11 @@ def difference(other: xr.Dataset, first: xr.Dataset) -> str:
 
 
 def _keys(other: xr.Dataset, first: xr.Dataset) -> list[str]:
-    """The first few keys that differ, with the value of `other` and of `first`."""
-    mine, theirs = (flat_config(one.attrs.get("config") or {}) for one in (other, first))
-    differing = [key for key in sorted({*mine, *theirs}) if key.startswith(KEYS) and mine.get(key) != theirs.get(key)]
-    above = {key for key in differing if "." not in key}  # a key that only follows one above it tells nothing
-    told = [key for key in differing if "." not in key or key.rpartition(".")[2] not in above]
-    return [f"{key}={_value(mine.get(key))}, not {_value(theirs.get(key))}" for key in told[:TOLD]]
-
-
-def _value(value: Any) -> str:
-    return "null" if value is None else str(value)
+    """The first few keys that differ, with the value of `other` and of `first`; a group speaks for its keys."""
+    mine, theirs = asked(other), asked(first)
+    every = [key for key in differing([mine, theirs]) if f"{key}.".startswith(KEYS)]
+    told = [key for key in every if not any(key.startswith(f"{group}.") for group in every)]
+    return [f"{key}={spelt(mine.get(key))}, not {spelt(theirs.get(key))}" for key in told[:TOLD]]
 
 
 def _same(one: xr.Dataset, other: xr.Dataset, look: Callable[[xr.Dataset], list[Any]]) -> bool:

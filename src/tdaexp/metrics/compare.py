@@ -55,8 +55,12 @@ def judge_all(datasets: dict[str, xr.Dataset], settings: MetricSettings) -> dict
 
 
 def _own(dataset: xr.Dataset, datasets: dict[str, xr.Dataset], settings: MetricSettings) -> xr.Dataset | None:
-    """The reference among the stores of the same model and queries."""
+    """The reference among the stores of the same model and queries; None where it has no run of this model."""
     peers = {name: other for name, other in datasets.items() if same_study(dataset, other)}
+    named = settings.reference
+    elsewhere = any(named in (name, other.attrs["method"]) for name, other in datasets.items())
+    if elsewhere and not any(named in (name, other.attrs["method"]) for name, other in peers.items()):
+        return None
     return reference_of(peers, settings)
 
 

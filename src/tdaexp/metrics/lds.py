@@ -19,12 +19,10 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.rank_correlation import spearman
+from tdaexp.metrics.resampled_ranks import spearman_interval, tell_few
 from tdaexp.metrics.retrained import CEILING, OWN, Judged, Retrained
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
-
-FEW = 20
-"""Subsets below which an interval over them tells little."""
 
 
 def subset(examples: int, fraction: float, seed: int, number: int) -> np.ndarray:
@@ -45,27 +43,37 @@ def scores_of_all(store: xr.Dataset, train: list[str]) -> np.ndarray:
     Of a decomposition all other axes are summed. Errors (UserError): an axis was summed, or an example of `train` has
     no score.
     """
-    if "candidate" in store.dims:
-        values = influence.dense(store)
-    else:
-        values = store["influence"]
-        for axis in ("query", "train"):
-            if axis not in values.dims:
-                raise UserError(
-                    f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
-                    "as python attribute.py experiment=explaind_lds has"
-                )
-        values = values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
+    values = _dense(store)
     missing = sorted(set(train) - set(values["train"].values))
     if missing:
         raise UserError(
             f"influence store: {len(missing)} training examples have no score, '{missing[0]}' among them; choose "
             "candidates=all"
         )
-    found = values.sel(train=train).transpose("query", "train").values.astype(np.float64)
+    found = known_scores(store, train)
     if np.isnan(found).any():
         raise UserError("influence store: not every pair has a score; choose candidates=all")
     return found
+
+
+def known_scores(store: xr.Dataset, train: list[str]) -> np.ndarray:
+    """As `scores_of_all`, NaN for a pair without a score."""
+    found: np.ndarray = _dense(store).reindex(train=train).transpose("query", "train").values
+    return found.astype(np.float64)
+
+
+def _dense(store: xr.Dataset) -> xr.DataArray:
+    """The answer as [query, train]."""
+    if "candidate" in store.dims:
+        return influence.dense(store)
+    values = store["influence"]
+    for axis in ("query", "train"):
+        if axis not in values.dims:
+            raise UserError(
+                f"influence store: the axis {axis} was summed; it needs method.keep=[query,train], "
+                "as python attribute.py experiment=explaind_lds has"
+            )
+    return values.sum([axis for axis in values.dims if axis not in ("query", "train")], skipna=False)
 
 
 def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -77,37 +85,11 @@ def lds(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray) -> np.ndar
 
 
 def lds_interval(scores: np.ndarray, members: np.ndarray, outputs: np.ndarray, settings: MetricSettings) -> Interval:
-    """The mean LDS over queries with a percentile interval; arguments as for `lds`.
+    """The mean LDS over queries with a percentile interval over subsets and queries; arguments as for `lds`.
 
-    Subsets and queries are both resampled: the queries share their subsets, so that most of the chance is in these.
+    A query all of whose predictions are the same counts 0: nothing is foretold.
     """
-    predicted, found = scores @ members.T.astype(np.float64), outputs.T
-    first, second = np.argsort(predicted, axis=1), np.argsort(found, axis=1)
-    rng, resampled = np.random.default_rng(settings.seed), np.empty(settings.bootstrap)
-    for place in range(settings.bootstrap):
-        weight = np.bincount(rng.integers(len(members), size=len(members)), minlength=len(members))
-        queries = rng.integers(len(predicted), size=len(predicted))
-        resampled[place] = weighted_spearman(first, second, weight)[queries].mean()
-    tail = (1 - settings.confidence) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    return Interval(float(lds(scores, members, outputs).mean()), float(low), float(high))
-
-
-def weighted_spearman(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Spearman's ρ per row [Q] where value j counts `weight`[j] times; the rows [Q, S] are argsorts, without ties."""
-    total = weight.sum()
-    left, right = (_centred_ranks(order, weight) for order in (first, second))
-    covariance = (left * right) @ weight
-    norms = np.sqrt((left**2 @ weight) * (right**2 @ weight))
-    return np.asarray(np.divide(covariance, norms, out=np.full(len(first), np.nan), where=norms > 1e-12 * total))
-
-
-def _centred_ranks(order: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Average ranks [Q, S] of the repeated values, less their mean."""
-    count = weight[order]
-    ranks = np.empty(order.shape)
-    np.put_along_axis(ranks, order, count.cumsum(1) - (count - 1) / 2 - (weight.sum() + 1) / 2, axis=1)
-    return ranks
+    return spearman_interval(scores @ members.T.astype(np.float64), outputs.T, settings)
 
 
 def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Judged]:
@@ -117,6 +99,7 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
     """
     settings = evidence.settings.lds
     assert settings is not None
+    tell_few("lds.subsets", settings.subsets)
     count = len(evidence.problem.train)
     members = np.stack(
         [subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from tdaexp.runtime.files import atomic_path
 from tdaexp.training.bank import Bank, Variant
 
 SAME, OWN = "same", "own"
+RANDOM = "random"
+"""The label of chance, where no run is of it."""
 CEILING = "noise ceiling"
 """Stands in a table where a method's label does."""
 FURTHEST = 0.5
@@ -25,9 +27,7 @@ FURTHEST = 0.5
 
 @dataclass(frozen=True)
 class Judged:
-    """One number of a `metric` that judges by retraining: of a method's `label`, or of a control, on `queries` of
-    a set.
-    """
+    """One number of a `metric`: of a method's `label`, or of a control, on so many `queries` of a set."""
 
     label: str
     query_set: str
@@ -36,13 +36,46 @@ class Judged:
     queries: int
 
 
+def rows_by_set(problem: Problem) -> dict[str, np.ndarray]:
+    """Rows of the queries of each set."""
+    names = np.array(problem.query_set, dtype=object)
+    return {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+
+
+def some_queries(problem: Problem, scores: Mapping[str, np.ndarray], most: int, seed: int) -> np.ndarray:
+    """Rows of at most so many queries of each set, drawn by the seed of those that every one of the `scores` answers.
+
+    `scores` [Q, N] have a row of NaN for a query that they do not answer. In the problem's order; none where there is
+    none.
+    """
+    answered = np.ones(len(problem.queries), dtype=bool)
+    for values in scores.values():
+        answered &= ~np.isnan(values).all(1)
+    drawn = []
+    for name, rows in rows_by_set(problem).items():
+        known = rows[answered[rows]]
+        generator = np.random.default_rng([seed, *name.encode()])
+        drawn.append(np.sort(generator.choice(known, min(most, len(known)), replace=False)))
+    return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
+
+
+def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows [count] with the largest scores [N], best first, ties by row; those without a score never."""
+    order = np.argsort(-scores, kind="stable")[:count]  # NaN sorts last
+    return np.asarray(order[~np.isnan(scores[order])])
+
+
 @dataclass(frozen=True)
 class Retrained:
-    """The models of a `bank`, asked the queries of the `problem` that they were trained again for."""
+    """The models of a `bank`, asked the queries of the `problem` that they were trained again for.
+
+    `controls` are the labels of scores that no run gave.
+    """
 
     problem: Problem
     bank: Bank
     settings: MetricSettings
+    controls: frozenset[str] = frozenset()
 
     @property
     def measurement(self) -> str:
@@ -51,8 +84,16 @@ class Retrained:
 
     def by_query_set(self) -> dict[str, np.ndarray]:
         """Rows of the queries of each set."""
-        names = np.array(self.problem.query_set, dtype=object)
-        return {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+        return rows_by_set(self.problem)
+
+    def of_queries(self, rows: np.ndarray) -> Retrained:
+        """The same models, asked some of the queries."""
+        return replace(self, problem=self.problem.of_queries(rows.tolist()))
+
+    def asking(self, measurement: str) -> Retrained:
+        """The same models, asked for another measurement."""
+        retraining = replace(self.settings.retraining, measurement=measurement)
+        return replace(self, settings=replace(self.settings, retraining=retraining))
 
     def variant(self, member: np.ndarray, start: str, number: int) -> Variant:
         """One training on the members: from the explained start in the explained batches, or with its own of both."""
@@ -69,9 +110,10 @@ class Retrained:
             problem.cache, "retrained", *parts, by=[Retrained, measured, *self.bank.recipe.by], name="{}.npz"
         )
         if not ranks.from_first(path.exists()):
-            models = self.bank.networks(variants, what)
-            found = np.stack([measured(problem, model, self.measurement) for model in models])
+            self.bank.train(variants, what)
             if ranks.current().first:
+                models = self.bank.networks(variants)
+                found = np.stack([measured(problem, model, self.measurement) for model in models])
                 with atomic_path(path) as temporary, temporary.open("wb") as stream:
                     np.savez(stream, outputs=found)
             ranks.barrier()

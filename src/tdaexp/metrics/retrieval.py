@@ -37,6 +37,7 @@ def source_ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     columns = np.argsort(~truth, axis=1, kind="stable")[:, :most]
     mine = np.take_along_axis(scores, columns, axis=1)[:, :, None]
     theirs = scores[:, None, :]  # comparisons with NaN are False
-    ahead = np.where(truth[:, None, :], theirs > mine, theirs >= mine).sum(axis=2)
+    earlier = np.arange(scores.shape[1]) < columns[:, :, None]  # of sources that tie, each has a place of its own
+    ahead = np.where(truth[:, None, :] & ~earlier, theirs > mine, theirs >= mine).sum(axis=2)
     real = np.take_along_axis(truth & ~np.isnan(scores), columns, axis=1)
     return np.where(real, 1.0 + ahead, np.inf)

@@ -4,58 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.metrics.judging_settings import (
+    BY_RETRAINING,
+    Brittleness,
+    Duplicates,
+    Lds,
+    LeaveOneOut,
+    Mislabelled,
+    Removal,
+    Retraining,
+    TailPatch,
+)
+from tdaexp.runtime.errors import UserError
 
 MOST_RESAMPLES = 1_000_000
-STARTS = ("same", "own")
-WEIGHTS = ("kept", "renormalised")
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """How models are trained again: keys of `metric.retraining`, of all that judges by it.
-
-    `starts`: from the `same` weights in the same batches as the explained model, or each with its `own`: two questions;
-    `weights` of what is left of a batch of the same start: `kept`, so that what is left out has weight 0, or
-    `renormalised` to their mean; `measurement` of a query.
-    """
-
-    starts: list[str] = field(default_factory=lambda: ["same"], metadata={"distinct": True})
-    weights: str = "kept"
-    measurement: str = "log_likelihood"
-
-    def __post_init__(self) -> None:
-        """Refuse unknown choices."""
-        for start in self.starts:
-            if start not in STARTS:
-                raise unknown("start", start, STARTS, "metric.retraining.starts")
-        if not self.starts:
-            raise UserError("metric.retraining.starts is empty; name same, own, or both")
-        if self.weights not in WEIGHTS:
-            raise unknown("value", self.weights, WEIGHTS, "metric.retraining.weights")
-
-
-@dataclass(frozen=True)
-class Lds:
-    """Linear datamodeling score: keys of `metric.lds`.
-
-    `subsets`: on how many random subsets a model is trained again; `left_out`: the share of the examples that a subset
-    lacks; `ceiling`: trainings on all examples with starts of their own, from whose spread follows what a perfect
-    foretelling could reach at starts of their own (0: it is not told).
-    """
-
-    subsets: int = 100
-    left_out: float = 0.05
-    ceiling: int = 10
-
-    def __post_init__(self) -> None:
-        """Refuse too few subsets to rank, and shares that are none."""
-        if self.subsets < 3:
-            raise UserError(f"metric.lds.subsets={self.subsets}: a rank correlation needs at least 3")
-        if not 0 < self.left_out < 1:
-            raise UserError(f"metric.lds.left_out={self.left_out:g}: must be a share between 0 and 1, e.g. 0.05")
-        if self.ceiling < 0 or self.ceiling == 1:
-            raise UserError(f"metric.lds.ceiling={self.ceiling}: must be at least 2 trainings, or 0 for none")
 
 
 @dataclass(frozen=True)
@@ -67,8 +29,9 @@ class MetricSettings:
     method, by its name or its label in the table, that rank correlations compare with; null = the full gradient),
     `plots` (draw the figures), `seed` (of resamples, trials and folds).
 
-    What is judged beside retrieval, where it is chosen (`metric=[retrieval,lds]`): `lds`; by models that are trained
-    again as `retraining` says.
+    What is judged beside retrieval, where it is chosen (`metric=[retrieval,lds]`): `lds`, `leave_one_out`, `removal`
+    and `brittleness`, by models that are trained again as `retraining` says; `tail_patch`, by one more step of the
+    model; `mislabelled` and `duplicates`, by what is known of the training rows.
     """
 
     bootstrap: int = 2000
@@ -82,6 +45,12 @@ class MetricSettings:
     seed: int = 0
     retraining: Retraining = field(default_factory=Retraining)
     lds: Lds | None = None
+    leave_one_out: LeaveOneOut | None = None
+    removal: Removal | None = None
+    brittleness: Brittleness | None = None
+    tail_patch: TailPatch | None = None
+    mislabelled: Mislabelled | None = None
+    duplicates: Duplicates | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no metric can work with."""
@@ -93,3 +62,8 @@ class MetricSettings:
             raise UserError(f"metric.bootstrap={self.bootstrap}: must be at most {MOST_RESAMPLES}")
         if not 0 < self.confidence < 1:
             raise UserError(f"metric.confidence={self.confidence:g}: must lie between 0 and 1, for example 0.95")
+
+
+def trains_again(settings: MetricSettings) -> bool:
+    """Whether a chosen metric judges by models that are trained again."""
+    return any(getattr(settings, name) is not None for name in BY_RETRAINING)

@@ -4,17 +4,13 @@ use.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
-
-TOLD = 3  # keys that a label names
 
 
 def by_query_set(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -58,56 +54,6 @@ def share(dataset: xr.Dataset) -> float:
 def same_study(one: xr.Dataset, other: xr.Dataset) -> bool:
     """Whether two stores are about the same model, training examples and queries, so that their scores compare."""
     return one.attrs.get("study") == other.attrs.get("study")
-
-
-def distinct_labels(datasets: list[xr.Dataset]) -> list[str]:
-    """Labels of the stores; where several have one label, what differs in their configurations stands behind it.
-
-    Of the keys that differ the first `TOLD` are named, and beyond them those without which two would look the same.
-    """
-    labels = [str(dataset.attrs["label"]) for dataset in datasets]
-    configs = [flat_config(dataset.attrs.get("config", {})) for dataset in datasets]
-    for label in [label for label, count in Counter(labels).items() if count > 1]:
-        same = [k for k, own in enumerate(labels) if own == label]
-        keys = sorted({key for k in same for key in configs[k]})
-        differing = _told({key: [str(configs[k].get(key)) for k in same] for key in keys})
-        enough = _enough(differing, [configs[k] for k in same])
-        for number, k in enumerate(same, start=1):
-            values = {key: configs[k].get(key) for key in enough}
-            told = ", ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
-            labels[k] = f"{label} [{told}]" if told else label
-            labels[k] += f" ({number})" if labels[k] in labels[:k] else ""
-    return labels
-
-
-def _enough(keys: list[str], configs: list[dict[str, Any]]) -> list[str]:
-    """The first keys, and of the others those that tell more configurations apart."""
-
-    def kinds(chosen: list[str]) -> int:
-        return len({tuple(str(config.get(key)) for key in chosen) for config in configs})
-
-    chosen = keys[:TOLD]
-    for key in keys[TOLD:]:
-        if kinds([*chosen, key]) > kinds(chosen):
-            chosen.append(key)
-    return chosen
-
-
-def _told(values: dict[str, list[str]]) -> list[str]:
-    """Keys whose values differ, without those that only follow a key of the same name above them (`seed`)."""
-    differing = [key for key, own in values.items() if len(set(own)) > 1]
-    return [key for key in differing if "." not in key or values.get(key.rpartition(".")[2]) != values[key]]
-
-
-def flat_config(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, without those that only say how a result is judged."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flat_config(value, f"{above}{key}.")
-        else:
-            flat[above + key] = value
-    return {key: value for key, value in flat.items() if not key.startswith("metric.")}
 
 
 def aligned(

@@ -127,14 +127,14 @@ class ComponentMap:
 
     def coverage_line(self) -> str:
         """One line for people: how many parameters are attributed, and by name what is not, by choice or at all."""
-        unchosen = f"left out by choice: {_listed(self.unchosen)}; " if self.unchosen else ""
+        unchosen = f"left out by choice: {listed(self.unchosen)}; " if self.unchosen else ""
         return (
             f"attributed {self.covered:,} of {self.total:,} parameters ({100 * self.covered / self.total:.4g} %) in "
-            f"{len(self)} components; {unchosen}skipped: {_listed(self.skipped)}"
+            f"{len(self)} components; {unchosen}skipped: {listed(self.skipped)}"
         )
 
 
-def _listed(sizes: Mapping[str, int]) -> str:
+def listed(sizes: Mapping[str, int]) -> str:
     """The first ten names with their sizes, and how many more there are."""
     more = f", and {len(sizes) - 10} more" if len(sizes) > 10 else ""
     return (", ".join(f"{name} ({size:,})" for name, size in list(sizes.items())[:10]) or "none") + more

@@ -47,8 +47,15 @@ def first_token_logit(logits: Tensor, targets: Tensor, weights: Tensor) -> Tenso
     return logits[:, 0].to(accumulation_dtype(logits.dtype)).gather(1, targets[:, :1])[:, 0]
 
 
+def first_token_lead(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Logit of the answer's first token less the largest of all others: positive where that token is the likeliest."""
+    wide, first = logits[:, 0].to(accumulation_dtype(logits.dtype)), targets[:, :1]
+    return wide.gather(1, first)[:, 0] - wide.scatter(1, first, -torch.inf).amax(1)
+
+
 MEASUREMENTS: dict[str, Measurement] = {
-    one.__name__: one for one in (log_likelihood, answer_log_probability, logit_margin, first_token_logit)
+    one.__name__: one
+    for one in (log_likelihood, answer_log_probability, logit_margin, first_token_logit, first_token_lead)
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import xarray as xr
 
 from tdaexp.building.tasks import load_task
-from tdaexp.metrics.stores import distinct_labels
+from tdaexp.metrics.labels import distinct_labels
 from tdaexp.report.findings import Findings
 from tdaexp.runtime import cache as cache_folder
 from tdaexp.runtime.code import Work

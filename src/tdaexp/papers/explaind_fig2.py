@@ -64,7 +64,7 @@ class Pruning(Analysis):
         """Train, score and prune every seed, then compare."""
         shape = (self.seeds, len(self.units), len(self.rankings), 2, len(self.sparsities))
         check_pair(evidence.config.model, evidence.config.dataset)
-        corpus = evidence.config.dataset.load()
+        corpus = evidence.config.dataset.corpus()
         parts = (evidence.config.model.start_fingerprint(), corpus.train.fingerprint(), corpus.test.fingerprint())
         folder = evidence.cache(
             "pruned", *parts, evidence.config.trainer.fit.deciding(), evidence.config.seed, self, by=Pruning

@@ -62,14 +62,17 @@ def _by_update(
     by_direction = mode == "forward" or (mode == "auto" and forward <= reverse)
     passes = steps * work.queries * (nodes * (forward if by_direction else reverse) + 1.0)
     passes += 3.0 * steps * work.batch * (parts > 0)
-    rows = min(work.queries, max(1, INPUTS // work.example.numel()))
-    held = rows * (work.forward.bytes * (1 + 2 * directions) if by_direction else work.training.bytes)
+    memory = min(work.queries, max(1, INPUTS // work.example.numel())) * work.forward.bytes
+    if by_direction:
+        memory *= 1 + 2 * directions
+    else:  # as many queries at a time as their gradients fit, which are there twice: by parameter, and flat
+        row = 4.0 * outputs * work.size
+        memory = max(memory, min(work.queries, max(1, MEMORY // row)) * (work.training.bytes + 2 * row))
     tail = math.prod(n for n, axis in ((work.queries, "query"), (outputs, "output")) if axis in keep)
     step = 8.0 * told * components * tail
     stored = steps * (step + 8.0 * told * components) if "step" in keep else step
     repeated = 1 if "step" in keep else math.ceil(steps / STEPS_PER_BLOCK)  # each block has its sum
-    memory = held + (0 if by_direction else 3.0 * MEMORY) + 3 * stored
-    return passes, passes * work.forward.flop, memory, KEPT * repeated * stored + 4.0 * work.size, stored
+    return passes, passes * work.forward.flop, memory + 3 * stored, KEPT * repeated * stored + 4.0 * work.size, stored
 
 
 def _by_example(work: TaskWork, keep: frozenset[str], outputs: int, steps: int, nodes: int, single: int) -> Numbers:

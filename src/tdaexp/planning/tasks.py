@@ -31,7 +31,7 @@ class NotAtHand(UserError):
 def task_work(config: Any, rehearsal: Rehearsal) -> tuple[TaskWork, list[str]]:
     """A classification task's sizes, and what had to be assumed."""
     dataset = config.dataset
-    corpus = dataset.load() if dataset.at_hand else dataset.blank()
+    corpus = dataset.corpus() if dataset.at_hand else dataset.blank()
     assumed = [] if dataset.at_hand else ["images of the usual size; the data is not at hand"]
     few = TensorCorpus(corpus.train.select(range(SOME)[: len(corpus.train)]), corpus.test, corpus.classes)
     module = config.model.module(few).eval()  # frozen averages of a batch norm are taken over the examples

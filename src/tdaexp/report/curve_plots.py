@@ -19,13 +19,17 @@ from tdaexp.report.figures import (
     PROJECT,
     SELECT,
     fit_y,
-    legend_below,
+    fold,
+    legend_under,
+    legends_below,
     level,
     panels,
     percent,
     share_axis,
 )
+from tdaexp.report.tables import complete, runs_of
 
+NAME = 34  # letters of a line of a method's name
 Studies = dict[str, ComponentStudy]
 
 
@@ -52,7 +56,7 @@ def accuracy_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             _mark_peak(axes, study)
             share_axis(axes, np.nanmin([curve.share[0], curve.held_out_share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="retrieval accuracy")
-            legend_below(axes)
+        legends_below(figure, row)
         return figure
 
 
@@ -71,23 +75,40 @@ def fidelity_curve(studies: Studies, table: pd.DataFrame) -> Figure:
             fit_y(axes, np.nanmin(np.concatenate(shown)), 1.0)
             share_axis(axes, np.nanmin([by_fidelity.share[0], by_accuracy.share[0], mine["share"].min()]))
             axes.set(title=f"{name} queries", ylabel="similarity to the full gradient")
-            legend_below(axes)
+        legends_below(figure, row)
         return figure
 
 
 def accuracies(table: pd.DataFrame) -> Figure:
-    """Accuracy of every method and control with its interval; hollow marks show in-sample selection."""
+    """Accuracy of every method and control with its interval, best first and controls last; hollow marks show in-sample
+    selection. Numbers stand beside the axes, where nothing is drawn.
+    """
     sets = list(dict.fromkeys(table["query_set"]))
-    most = max((table["query_set"] == name).sum() for name in sets)
-    with panels(len(sets), height=1.1 + 0.36 * most, width=6.0) as (figure, row):
-        for axes, name in zip(row, sets, strict=True):
-            mine = table[table["query_set"] == name].reset_index(drop=True)
-            _bars(axes, mine)
-            axes.set(title=f"{name} queries", xlabel="retrieval accuracy", xlim=(0, 1.12))
+    parts = {name: table[table["query_set"] == name].reset_index(drop=True) for name in sets}
+    named = {
+        name: [fold(_told(line, part["queries"].max()), NAME) for line in part.to_dict("records")]
+        for name, part in parts.items()
+    }
+    lines = max(label.count("\n") + 1 for labels in named.values() for label in labels)
+    height = 1.1 + max(0.36, 0.17 * lines + 0.08) * max(map(len, parts.values()))
+    with panels(len(sets), height=height, width=6.0) as (figure, row):
+        for axes, (name, part) in zip(row, parts.items(), strict=True):
+            order = np.lexsort((-part["heldout"].to_numpy(float), ~complete(part).to_numpy(), part["control"] != ""))
+            _bars(axes, part.iloc[order], [named[name][place] for place in order])
+            axes.set(title=f"{name} queries", xlabel="retrieval accuracy", xlim=(0, 1))
+        if table["selected"].astype(bool).any():
+            legend_under(figure, row)
         return figure
 
 
-def _bars(axes: Axes, table: pd.DataFrame) -> None:
+def _told(line: dict[Any, Any], queries: float) -> str:
+    """A method's label, with what keeps it from being ranked."""
+    lacks = [f"{runs_of(line)} runs"] if line.get("missing") else []
+    lacks += [f"{line['queries']:.0f} queries"] if line["queries"] < queries else []
+    return f"{line['method']} ({', '.join(lacks)})" if lacks else str(line["method"])
+
+
+def _bars(axes: Axes, table: pd.DataFrame, names: list[str]) -> None:
     places = np.arange(len(table))[::-1]
     control = table["control"] != ""
     colours = np.where(control, "#aab4be", np.where(table["selected"], SELECT, "#6fa8d6"))
@@ -99,13 +120,12 @@ def _bars(axes: Axes, table: pd.DataFrame) -> None:
     axes.errorbar(table["heldout"][known], places[known], xerr=[below, above], **style)
     chosen = table["selected"].astype(bool)
     if chosen.any():
-        style = {"facecolor": "white", "edgecolor": SELECT, "s": 34, "zorder": 4}
+        style = {"facecolor": "white", "edgecolor": SELECT, "s": 34, "zorder": 4, "clip_on": False}
         axes.scatter(table["accuracy"][chosen], places[chosen], label="on the queries used to select", **style)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0, borderaxespad=0.4)
-    for place, (_, line) in zip(places, table.iterrows(), strict=True):
-        edge = max(v for v in (line["heldout"], line["heldout_high"], line["accuracy"]) if v == v)
-        axes.text(edge + 0.025, place, f"{line['heldout']:.3f}", va="center", fontsize=8.5)
-    axes.set_yticks(places, table["method"])
+    beside = axes.get_yaxis_transform()  # x in widths of the axes
+    for place, value in zip(places, table["heldout"], strict=True):
+        axes.text(1.02, place, f"{value:.3f}", va="center", fontsize=8.5, transform=beside)
+    axes.set_yticks(places, names)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 

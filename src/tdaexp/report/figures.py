@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,6 +21,8 @@ PALETTE = ("#0f6ab4", "#d1495b", "#2a9d6f", "#e08e0b", "#7a5cc2", "#139aa8", "#a
 MARKERS = "osD^vPX*h"
 DPI = 160
 PANEL = (5.2, 3.7)  # inches per query set
+LINE = 0.21  # inches that a line of a legend takes
+LETTERS = 13  # of a legend, on an inch
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -113,6 +117,45 @@ def count_label(value: float) -> str:
     return f"{value:.0f}"
 
 
+def look(place: int) -> dict[str, Any]:
+    """Colour and marker of the method at a place: no two of the first 81 have both."""
+    turn, colour = divmod(place, len(PALETTE))
+    return {"color": PALETTE[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
+
+
+def legend_under(figure: Figure, every: Iterable[Axes]) -> None:
+    """Put one legend, of what any of the axes shows, under a figure, which grows by its height; long labels fold."""
+    found = [pair for axes in every for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    found.sort(key=lambda pair: not isinstance(pair[0], Container))  # stable: lines with intervals before levels
+    shown = {label: handle for handle, label in found}
+    letters = int(figure.get_figwidth() * LETTERS)
+    longest = max(map(len, shown), default=1) + 6  # the line and the gap beside it
+    columns = max(1, min(len(shown), letters // longest))
+    folded = [fold(label, letters - 6) for label in shown]
+    rows = -(-len(folded) // columns)  # matplotlib fills columns first
+    lines = sum(max(text.count("\n") + 1 for text in folded[row::rows]) for row in range(rows))
+    figure.set_figheight(figure.get_figheight() + LINE * lines + 0.1)
+    figure.legend(list(shown.values()), folded, loc="outside lower center", ncols=columns)
+
+
+def fold(text: str, letters: int) -> str:
+    """A label on lines of at most so many letters, broken at blanks where it has some."""
+    return "\n".join(textwrap.wrap(text, max(letters, 8), break_on_hyphens=False)) or text
+
+
 def legend_below(axes: Axes, columns: int = 2) -> None:
     """Put the legend under the axes, where it covers no data."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+
+
+def legends_below(figure: Figure, every: Sequence[Axes], usual: int = 4) -> None:
+    """Put a legend under each of the axes of a row; the figure grows by the lines beyond the `usual` ones."""
+    letters = int(figure.get_figwidth() / len(every) * LETTERS)
+    rows = 0
+    for axes in every:
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 1 if 2 * (max(map(len, labels), default=0) + 6) > letters else 2
+        folded = [fold(label, letters - 6) for label in labels]
+        axes.legend(handles, folded, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+        rows = max(rows, -(-sum(label.count("\n") + 1 for label in folded) // columns))
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, rows - usual))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from matplotlib.figure import Figure
 from tdaexp.report.figures import render
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.page import Picture, page
+from tdaexp.report.trust_panel import panel
 from tdaexp.runtime.csvs import frame_csv
 from tdaexp.runtime.files import atomic_path, write_json, write_text
 from tdaexp.runtime.progress import doing
+from tdaexp.trust.check import Check
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,16 @@ def draw(folder: Path, drawings: list[Drawing]) -> list[tuple[Picture, bool]]:
 
 
 def write_findings(
-    folder: Path, findings: Findings, stores: dict[str, xr.Dataset], logger: RunLogger | None = None
+    folder: Path,
+    findings: Findings,
+    stores: dict[str, xr.Dataset],
+    logger: RunLogger | None = None,
+    trust: Sequence[Check] = (),
 ) -> dict[str, float]:
     """Write `report.html`, `metrics.json`, a CSV file for each table, and `plots/`; returns the metrics.
 
-    `stores`, by label, are those that the findings rest on: the page tells where they came from.
+    `stores`, by label, are those that the findings rest on: the page tells where they came from. `trust` are the
+    checks of the one store.
     """
     logger = logger or RunLogger()
     write_json(folder / "metrics.json", findings.metrics)
@@ -73,14 +81,19 @@ def write_findings(
         write_text(folder / f"{name}.csv", frame_csv(table))
         logger.log_table(name, table)
     pictures = draw(folder, findings.drawings)
-    write_text(folder / "report.html", findings_page(findings, pictures, stores))
+    write_text(folder / "report.html", findings_page(findings, pictures, stores, trust))
     logger.log_metrics(findings.metrics)
     if pictures:
         logger.log_images({picture.name: folder / "plots" / f"{picture.name}.png" for picture, _ in pictures})
     return findings.metrics
 
 
-def findings_page(findings: Findings, pictures: list[tuple[Picture, bool]], stores: dict[str, xr.Dataset]) -> str:
+def findings_page(
+    findings: Findings,
+    pictures: list[tuple[Picture, bool]],
+    stores: dict[str, xr.Dataset],
+    trust: Sequence[Check] = (),
+) -> str:
     """Render the page."""
     return page(
         "findings.html",
@@ -89,6 +102,7 @@ def findings_page(findings: Findings, pictures: list[tuple[Picture, bool]], stor
         statements=findings.statements,
         tables={name: _cells(table) for name, table in findings.tables.items()},
         pictures=pictures,
+        trust=panel({findings.title: trust}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,27 +15,34 @@ from tdaexp.report.page import Picture, page
 from tdaexp.report.retrained import cells, parts
 from tdaexp.report.shown import Query
 from tdaexp.report.summary import findings
-from tdaexp.report.tables import columns_of, costs, headings, number, parts_of, rows_of, title
+from tdaexp.report.tables import columns_of, costs, headings, number, partial, parts_of, rows_of, title
+from tdaexp.report.trust_panel import panel
+from tdaexp.trust.check import Check
 
 
 def methods_page(
     datasets: dict[str, xr.Dataset],
+    labels: Collection[str],
     table: pd.DataFrame,
     studies: dict[str, ComponentStudy],
     pictures: list[Picture],
     queries: dict[str, list[Query]],
     told: list[str],
     settings: MetricSettings,
+    trust: Mapping[str, Sequence[Check]],
     judged_again: pd.DataFrame | None = None,
+    missing: Sequence[str] = (),
 ) -> str:
-    """Render the report; `queries` are shown with the scores of the methods `told`, `judged_again` (`retrained.frame`)
-    as tables of their own.
+    """Render the report of the rows `labels`; `queries` are shown with the scores of the stores `told`.
+
+    `trust` has the checks of the stores by label, `judged_again` (`retrained.frame`) are tables of their own, `missing`
+    are jobs without a result, in words.
     """
     heading, cost_rows = costs(table)
     return page(
         "report.html",
         datasets,
-        labels=list(datasets),
+        labels=list(labels),
         findings=findings(table),
         tables=_tables(table),
         judged=[] if judged_again is None else [(*told_of[:2], cells(told_of[2])) for told_of in parts(judged_again)],
@@ -56,6 +64,10 @@ def methods_page(
         cost_heading=heading,
         cost_rows=cost_rows,
         settings=settings,
+        trust=panel(trust),
+        over=table.attrs.get("over", []),
+        partial=partial(missing) if missing else "",
+        missing=missing,
         percent=f"{100 * settings.confidence:g}",
     )
 

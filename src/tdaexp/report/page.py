@@ -38,7 +38,7 @@ def page(template: str, stores: dict[str, xr.Dataset], **values: Any) -> str:
 
 def _provenance(label: str, dataset: xr.Dataset) -> dict[str, Any]:
     """Where a store came from: its plain attributes, package versions, and the configuration as YAML."""
-    special = ("config", "versions", "cost")
+    special = ("config", "choices", "versions", "cost")
     plain = {key: value for key, value in dataset.attrs.items() if key not in special and value is not None}
     versions = dataset.attrs.get("versions", {})
     config = dataset.attrs.get("config")

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from tdaexp import influence
 from tdaexp.metrics import selection
+from tdaexp.metrics.averaging import average, mean_metrics
+from tdaexp.metrics.axes import axes_of
 from tdaexp.metrics.comparable import same_pairs
 from tdaexp.metrics.compare import judge_all, reference_of, tabulate
+from tdaexp.metrics.grouping import groups_of
 from tdaexp.metrics.judge import flat_metrics
 from tdaexp.metrics.proximity import flat_proximity
 from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
-from tdaexp.report import component_plots, curve_plots, influence_plots
 from tdaexp.report.answers import top_rows
-from tdaexp.report.figures import render
+from tdaexp.report.latex import table_tex
 from tdaexp.report.loggers import RunLogger
+from tdaexp.report.methods_figures import draw, drawn_rows
 from tdaexp.report.methods_page import methods_page
 from tdaexp.report.page import Picture
-from tdaexp.report.retrained import CAPTION, flat_retrained, print_retrained, retrained_figure
+from tdaexp.report.retrained import flat_retrained, print_retrained
 from tdaexp.report.shown import shown_queries
-from tdaexp.report.tables import print_table
+from tdaexp.report.tables import print_missing, print_table
 from tdaexp.report.texts import Texts
 from tdaexp.runtime.csvs import frame_csv
-from tdaexp.runtime.files import atomic_path, write_json, write_text
+from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.progress import doing
+from tdaexp.trust.check import Check
 
 
 def write_report(
@@ -40,29 +45,43 @@ def write_report(
     logger: RunLogger | None = None,
     near: pd.DataFrame | None = None,
     judged_again: pd.DataFrame | None = None,
+    trust: Mapping[str, Sequence[Check]] = MappingProxyType({}),
+    over: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> dict[str, float]:
     """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
 
-    Files: `report.html`, `metrics.json`, `table.csv`, `components.csv` (where a store has products), and the
-    figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
+    Files: `report.html`, `metrics.json`, `table.csv` and `table.tex`, `components.csv` (where a store has products),
+    and the figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
     with several, the store's label stands before. `texts` maps query and
     training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
     near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
-    `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`.
+    `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`. `trust`
+    has the checks of the stores by label. Stores that differ in the keys `over` alone are one row, their mean
+    (`metrics.averaging`); `runs.csv` has each, and components are studied of single runs only. `missing` are jobs
+    without a result, in words: the table is partial.
     """
     logger = logger or RunLogger()
     doing("judging the scores")
     datasets = {label: influence.scored(dataset) for label, dataset in datasets.items()}
-    reference = reference_of(datasets, settings)
+    groups = groups_of(datasets, over) if over else {label: [label] for label in datasets}
+    reference = None if over else reference_of(datasets, settings)
     studies = {} if reference is None else selection.study(reference, settings)
     judged = judge_all(datasets, settings)
-    table = tabulate(datasets, judged, settings)
-    metrics: dict[str, float] = {}
-    for label, dataset in datasets.items():
-        prefix = f"{label}/" if len(datasets) > 1 else ""
-        # What selection can reach is a property of the products, so one store of several carries it.
-        own = flat_metrics(judged[label], settings, studies if dataset is reference else {})
-        metrics |= {prefix + key: value for key, value in own.items()}
+    table = runs = tabulate(datasets, judged, settings)
+    if over:
+        write_text(folder / "runs.csv", frame_csv(runs))
+        table = average(runs, datasets, groups, settings.confidence)
+        table.attrs["over"] = list(over)
+    # What selection can reach is a property of the products, so one store of several carries it.
+    flat = {
+        label: flat_metrics(judged[label], settings, studies if dataset is reference else {})
+        for label, dataset in datasets.items()
+    }
+    if over:
+        flat = {label: mean_metrics([flat[one] for one in own], settings.confidence) for label, own in groups.items()}
+    single = len(flat) == 1
+    metrics = {key if single else f"{label}/{key}": one for label, own in flat.items() for key, one in own.items()}
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))
@@ -71,19 +90,20 @@ def write_report(
         write_text(folder / "retrained.csv", frame_csv(judged_again))
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "table.csv", frame_csv(table))
+    write_text(folder / "table.tex", table_tex(table, settings, missing))
     if studies:
         write_text(folder / "components.csv", frame_csv(component_table(studies)))
     doing("drawing figures")
-    drawn = _drawn(table, datasets, reference)
-    pictures = _draw(folder, studies, drawn, near, judged_again) if settings.plots else []
+    drawn = drawn_rows(table, next((label for label, one in datasets.items() if one is reference), None))
+    pictures = draw(folder, studies, drawn, near, axes_of(datasets, groups), judged_again) if settings.plots else []
     first = next(iter(datasets.values()))
     told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
     doing("writing the page")
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    write_text(
-        folder / "report.html",
-        methods_page(datasets, table, studies, pictures, queries, list(told), settings, judged_again),
+    page = methods_page(
+        datasets, groups, table, studies, pictures, queries, list(told), settings, trust, judged_again, missing
     )
+    write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, table, pictures)
     if texts:
@@ -93,6 +113,7 @@ def write_report(
     print_table(table)
     if judged_again is not None:
         print_retrained(judged_again)
+    print_missing(missing)
     return metrics
 
 
@@ -118,91 +139,10 @@ def _beside(dataset: xr.Dataset, first: xr.Dataset) -> bool:
     )
 
 
-def _drawn(table: pd.DataFrame, datasets: dict[str, xr.Dataset], reference: xr.Dataset | None) -> pd.DataFrame:
-    """The rows for the figures: of each query set the section that the reference stands in, or the first."""
-    label = next((label for label, dataset in datasets.items() if dataset is reference), None)
-    mine = table[table["method"] == label].set_index("query_set")["section"].to_dict()
-    drawn = table[table["section"] == table["query_set"].map(lambda name: mine.get(name, 0))]
-    drawn.attrs |= table.attrs
-    return drawn
-
-
 def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
     """Single-component accuracies of every query set, one row per component."""
     first = next(iter(studies.values())).table.drop(columns="accuracy")
     return first.assign(**{name: study.table["accuracy"].to_numpy() for name, study in studies.items()})
-
-
-def _draw(
-    folder: Path,
-    studies: dict[str, ComponentStudy],
-    table: pd.DataFrame,
-    near: pd.DataFrame | None,
-    judged_again: pd.DataFrame | None,
-) -> list[Picture]:
-    figures: list[tuple[str, str, Figure]] = []
-    if judged_again is not None:
-        figures.append(("retrained", CAPTION, retrained_figure(judged_again)))
-    if table["heldout"].notna().any():
-        caption = "Retrieval accuracy of every method, on queries that it was not selected on, with intervals."
-        figures.append(("accuracies", caption, curve_plots.accuracies(table[table["heldout"].notna()])))
-    if studies:
-        figures += _study_figures(studies, table)
-    figures += _influence_figures(table, near)
-    pictures = []
-    for name, caption, figure in figures:
-        for kind in ("png", "svg"):
-            with atomic_path(folder / "plots" / f"{name}.{kind}") as temporary:
-                temporary.write_bytes(render(figure, kind))
-        pictures.append(Picture(name, caption, (folder / "plots" / f"{name}.svg").read_bytes()))
-    return pictures
-
-
-def _influence_figures(table: pd.DataFrame, near: pd.DataFrame | None) -> list[tuple[str, str, Figure]]:
-    figures = []
-    if influence_plots.has_times(table):
-        caption = "Rank correlation with the reference against time. Hollow: a query's pairs; solid: with the overhead."
-        figures.append(("accuracy_time", caption, influence_plots.accuracy_time(table)))
-    if influence_plots.has_dampings(table):
-        caption = "Retrieval against damping, with intervals. Without damping: MRR dashed, recall in wide dots."
-        figures.append(("damping", caption, influence_plots.by_damping(table)))
-    if near is not None:
-        caption = "How far fine-tuning moved the weights of each component, absolute and relative to their norm."
-        figures.append(("proximity", caption, influence_plots.nearness(near)))
-    return figures
-
-
-def _study_figures(studies: dict[str, ComponentStudy], table: pd.DataFrame) -> list[tuple[str, str, Figure]]:
-    figures = [
-        (
-            "accuracy_curve",
-            "Greedy selection by accuracy: what the growing subset retrieves, on the queries that it was "
-            "found on and on held-out ones, against the full gradient, projections and controls. The curve "
-            "takes the best component first, whatever its size; a run with a budget (outlined marks) chooses "
-            "among those that fit, so it can lie left of the curve.",
-            curve_plots.accuracy_curve(studies, table),
-        ),
-        (
-            "fidelity_curve",
-            "Greedy selection by similarity to the full gradient's scores, beside the similarity that "
-            "selection by accuracy has.",
-            curve_plots.fidelity_curve(studies, table),
-        ),
-        (
-            "components",
-            "Retrieval accuracy of every component alone. Components outside the layers stand at the right.",
-            component_plots.every_component(studies),
-        ),
-        (
-            "by_size",
-            "Accuracy of single components by their number of parameters. Dashed: full gradient.",
-            component_plots.by_size(studies),
-        ),
-    ]
-    if next(iter(studies.values())).table["depth"].notna().any():
-        caption = "Accuracy of single components by depth. Dashed: full gradient."
-        figures.append(("by_depth", caption, component_plots.by_depth(studies)))
-    return figures
 
 
 def _mirror(

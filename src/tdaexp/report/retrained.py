@@ -17,24 +17,11 @@ from tdaexp.metrics.retrained import CEILING, Judged
 from tdaexp.report.console import of_width
 from tdaexp.report.figures import GREY, INK, PALETTE, grid
 from tdaexp.report.findings import Drawing, Findings
+from tdaexp.report.retrained_words import EXPLAINED, LOWER, TITLES
 from tdaexp.report.tables import with_interval
 
-TITLES = {
-    "lds_same": "LDS, same start",
-    "lds_own": "LDS, own start",
-}
-"""What each metric is called for people."""
-EXPLAINED = {
-    "lds_same": (
-        "Linear datamodeling score: rank correlation, over random subsets of the training examples, of a "
-        "method's summed scores with what a model answers that was trained on the subset, from the explained start in its batches."
-    ),
-    "lds_own": (
-        "The same with models that have starts and batches of their own; no score can foretell what those do to an "
-        "answer, and the noise ceiling is what a perfect one would reach."
-    ),
-}
 CAPTION = "How well methods foretell what models answer that are trained again, with intervals."
+SMALL = 0.01  # below it three digits tell little
 ROW = 0.28  # inches of a figure for each method
 
 
@@ -48,7 +35,8 @@ def frame(judged: Sequence[Judged]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["method", "query_set", "metric", "value", "low", "high", "queries"])
     order = {key: place for place, key in enumerate(zip(table["query_set"], table["metric"], strict=True))}
     first = [order[key] for key in zip(table["query_set"], table["metric"], strict=True)]
-    return table.assign(first=first).sort_values(["first", "value"], ascending=[True, False]).drop(columns="first")
+    rank = table["value"].where(table["metric"].isin(LOWER), -table["value"])
+    return table.assign(first=first, rank=rank).sort_values(["first", "rank"]).drop(columns=["first", "rank"])
 
 
 def flat_retrained(table: pd.DataFrame) -> dict[str, float]:
@@ -71,9 +59,17 @@ def parts(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 def cells(part: pd.DataFrame) -> list[list[str]]:
     """Method, value with its interval, and number of queries, as text."""
     return [
-        [str(row.method), with_interval(float(row.value), float(row.low), float(row.high)), str(row.queries)]
+        [str(row.method), _told(float(row.value), float(row.low), float(row.high)), str(row.queries)]
         for row in part.itertuples()
     ]
+
+
+def _told(value: float, low: float, high: float) -> str:
+    """A value with its interval; as powers of ten where all of them would be 0.00."""
+    largest = max((abs(one) for one in (value, low, high) if not math.isnan(one)), default=0)
+    if not 0 < largest < SMALL:
+        return with_interval(value, low, high)
+    return f"{value:.2e}" + ("" if math.isnan(low) else f" [{low:.2e}, {high:.2e}]")
 
 
 def print_retrained(table: pd.DataFrame, console: Console | None = None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tdaexp.report.tables import number, part_of, parts_of, sources, with_interval
+from tdaexp.report.tables import complete, number, part_of, parts_of, sources, with_interval
 
 TONES = {"+": "good", "−": "bad", "≈": "open", "": "open"}
 
@@ -35,7 +35,8 @@ def _finding(name: str, table: pd.DataFrame) -> Finding:
     differs = table["differs"].iloc[0]
     apart = [f"Ranked apart, nothing here compares with the other tables: {differs}."] if differs else []
     judged = table[(table["control"] == "") & table["heldout"].notna()]
-    methods = judged[judged["queries"] == queries] if (judged["queries"] == queries).any() else judged
+    whole = judged[complete(table)[judged.index]]
+    methods = judged if whole.empty else whole
     if methods.empty:
         reason = "no method was run" if sourced else "no query's source is known"
         return Finding(name, told, f"No accuracy: {reason}.", apart, "open")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
@@ -15,6 +17,7 @@ from tdaexp.report.figures import percent
 
 HEADINGS = {
     "method": "method",
+    "runs": "runs",
     "queries": "queries",
     "heldout": "accuracy",
     "accuracy": "in-sample",
@@ -29,6 +32,7 @@ HEADINGS = {
 }
 RETRIEVAL, RANKING = {"heldout", "accuracy", "vs_bm25", "recall"}, {"rank_correlation", "overhead", "pairwise"}
 STAGES = ("overhead", "gradients", "scoring")
+NAMED = 20  # jobs without a result on a terminal
 
 
 def parts_of(table: pd.DataFrame) -> list[tuple[str, int]]:
@@ -56,10 +60,25 @@ def rows_of(table: pd.DataFrame, query_set: str, section: int = 0) -> list[dict[
     is_control = mine["control"] != ""
     best = "rank_correlation" if table.attrs.get("reference") else "heldout"
     asked = mine["queries"].max()  # a method may answer some of the queries only: then it says how many
-    mine = mine.assign(last=is_control, some=mine["queries"] < asked)
+    mine = mine.assign(last=is_control, some=~complete(mine))
     mine = mine.sort_values(["last", "some", best], ascending=[True, True, False], kind="stable")
     counts = ["" if one == asked or math.isnan(one) else f"{one:.0f}" for one in mine["queries"]]
-    return [_cells(line) | {"queries": count} for (_, line), count in zip(mine.iterrows(), counts, strict=True)]
+    return [
+        _cells(line) | {"queries": count, "runs": runs_of(line.to_dict())}
+        for (_, line), count in zip(mine.iterrows(), counts, strict=True)
+    ]
+
+
+def complete(part: pd.DataFrame) -> pd.Series:
+    """Which rows of a part may be ranked: of all its queries, and of every model that others are means over."""
+    return (part["queries"] >= part["queries"].max()) & (part.get("missing", pd.Series(0, part.index)) == 0)
+
+
+def runs_of(line: Mapping[Any, Any]) -> str:
+    """Number of runs that a mean is of; where there could be more, of how many."""
+    if "runs" not in line:
+        return ""
+    return f"{line['runs']:.0f}" + (f" of {line['runs'] + line['missing']:.0f}" if line["missing"] else "")
 
 
 def columns_of(rows: list[dict[str, str]]) -> list[str]:
@@ -86,6 +105,7 @@ def title(table: pd.DataFrame, query_set: str, section: int = 0) -> str:
     queries, answered = int(part["queries"].max()), part["answered"].dropna()
     told = f"{queries} queries{sources(int(part['with_truth'].max()), queries)}"
     told += f", {percent(answered.iloc[0])} answered by the model itself" if len(answered) else ""
+    told += f"; means over {', '.join(table.attrs['over'])}" if table.attrs.get("over") else ""
     differs = part["differs"].iloc[0]
     return f"{query_set} ({told})" + (f", apart from the others: {differs}" if differs else "")
 
@@ -117,6 +137,20 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
             # Text, not markup: a label may say [damping=0.1]
             shown.add_row(*(Text(row[column]) for column in columns), style="dim" if row["control"] else None)
         console.print(shown)
+
+
+def print_missing(missing: Sequence[str], console: Console | None = None) -> None:
+    """Say which jobs have no result, so that the table is a part of what was asked for."""
+    if missing:
+        console = of_width(console)
+        console.print(Text(partial(missing), style="yellow"))
+        for job in [*missing[:NAMED], *(["…"] if len(missing) > NAMED else [])]:
+            console.print(Text(f"  {job}"), overflow="fold")
+
+
+def partial(missing: Sequence[str]) -> str:
+    """That a table is partial, and of how many jobs there is no result."""
+    return f"Partial: {len(missing)} job{' has' if len(missing) == 1 else 's have'} no result yet"
 
 
 def number(value: float, digits: int = 3) -> str:

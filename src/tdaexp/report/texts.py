@@ -54,6 +54,19 @@ def texts_of(problem: Problem, records: Sequence[Record] = ()) -> Texts:
     return found | ({"document": {one.id: _apart(one.prompt.lstrip(), one.text) for one in cut}} if cut else {})
 
 
+def texts_of_records(queries: Sequence[Record], train: Sequence[Record]) -> Texts:
+    """The texts of records that no model has read."""
+    found: Texts = {
+        name: {one.id: _apart(one.prompt.lstrip(), one.text) for one in side}
+        for name, side in (("query", queries), ("train", train))
+    }
+    for one in queries:
+        if one.rejected is not None:
+            other = _apart(one.rejected.prompt.lstrip(), one.rejected.text).completion
+            found["query"][one.id] = replace(found["query"][one.id], rejected=other)
+    return found
+
+
 def as_one(texts: Texts, query_sets: list[str], ids: list[str], name: str) -> Texts:
     """The texts where the queries of each set became one, called `name`; `query_sets` and `ids` are what they were."""
     found: dict[str, Passage] = {}

@@ -75,7 +75,7 @@ def _tensor(value: torch.Tensor) -> Any:
 def _digest(told: Callable[[], Any]) -> str:
     try:
         return fingerprint(told())
-    except RecursionError:  # things within things, deeper than can be followed
+    except Exception:  # things within things, deeper than can be followed; or what fails when it is asked what it holds
         return _untold()
 
 

@@ -31,6 +31,7 @@ SILENT = (
         "tdaexp.app",
         "tdaexp.report",
         "tdaexp.planning",
+        "tdaexp.trust",
         "tdaexp.app.stages",
         "tdaexp.app.sweep",
     ),

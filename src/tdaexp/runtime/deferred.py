@@ -47,7 +47,13 @@ class Deferred:
 
     @staticmethod
     def _use(use: Callable[..., Any], tensors: tuple[Tensor, ...]) -> None:
-        use(*(one.cpu().numpy() for one in tensors))
+        use(*(_array(one.cpu()) for one in tensors))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """As numpy has it: it knows no bfloat16, which a loss of somebody's own may come in."""
+    found: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
 
 
 def waits(tensor: Tensor) -> bool:

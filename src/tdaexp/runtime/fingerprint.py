@@ -15,7 +15,7 @@ import numpy as np
 from tdaexp.runtime import digests
 from tdaexp.runtime.errors import UserError
 
-WATCHING = ("resume", "logger", "cache_dir", "plan")
+WATCHING = ("resume", "logger", "cache_dir", "plan", "trust")
 """Root keys of a configuration that change where and how a run is watched, not what it computes."""
 
 PACKAGES = ("tdaexp", "torch", "transformers", "lightning", "numpy", "xarray", "zarr", "traker")

@@ -106,9 +106,14 @@ def _size(team: Team, outside: str | None) -> tuple[int, int]:
 
 def _member(fabric: Any, identity: dict[str, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Be one process of the run."""
+    import torch.distributed as dist
+
     with ranks.acting_as(_ranks(fabric)), watch_each_other():
         check_same(identity)
-        return work(*arguments)
+        result = work(*arguments)
+    if dist.is_initialized():  # not where the work failed: to take leave of a process that is gone may take for ever
+        dist.destroy_process_group()
+    return result
 
 
 def _ranks(fabric: Any) -> ranks.Ranks:

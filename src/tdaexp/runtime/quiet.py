@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 
 
@@ -19,3 +20,11 @@ def quiet(*libraries: str, level: int = logging.ERROR) -> Iterator[None]:
     finally:
         for logger, before in zip(loggers, levels, strict=True):
             logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def unheard_warnings() -> Iterator[None]:
+    """For the length of a block torch does not tell that its thread for backward passes began with a matrix product."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA context")
+        yield

@@ -84,13 +84,8 @@ class Bank:
         """The bank in a cache."""
         return cls(recipe, cache.entry(cache_dir, "bank", recipe.identity, by=[cls, retrain, *recipe.by]))
 
-    def networks(self, variants: Sequence[Variant], what: str) -> Iterator[nn.Module]:
-        """The trained models in order, each valid until the next is asked for; those that are missing are trained.
-
-        Errors (UserError): a training whose weights are not finite, members without an example of some class, a
-        damaged file. `what` says in messages who asks.
-        """
-        self._train(variants, what)
+    def networks(self, variants: Sequence[Variant]) -> Iterator[nn.Module]:
+        """The trained models in order, each valid until the next is asked for. Errors (UserError): a damaged file."""
         model = self.recipe.start(None).module.requires_grad_(False)
         for variant in variants:
             folder = self.folder / variant.key
@@ -103,10 +98,14 @@ class Bank:
         distinct = {variant.key: variant for variant in variants}
         return [variant for key, variant in distinct.items() if not (self.folder / key).exists()]
 
-    def _train(self, variants: Sequence[Variant], what: str) -> None:
+    def train(self, variants: Sequence[Variant], what: str) -> None:
+        """Train those that are missing, in all processes; each must come here.
+
+        Errors (UserError): members without an example of some class, weights that are not finite. `what` says in
+        messages who asks.
+        """
         missing = ranks.from_first(self.missing(variants))
-        for variant in missing:
-            self._check(variant, what)
+        self.check(missing, what)
         total = len({variant.key for variant in variants})
         done = total - len(missing)
         if missing:
@@ -137,10 +136,12 @@ class Bank:
             )
         save_file({name: one.detach().cpu().contiguous() for name, one in found.items()}, folder / WEIGHTS)
 
-    def _check(self, variant: Variant, what: str) -> None:
-        if not variant.member.any():
-            raise UserError(f"{what}: leaves no example to train on; leave fewer out")
+    def check(self, variants: Sequence[Variant], what: str) -> None:
+        """Refuse (UserError) members without an example, or without one of some class; nothing is trained."""
         classes = self.recipe.classes
-        gone = [] if classes is None else sorted(set(classes.tolist()) - set(classes[variant.member].tolist()))
-        if gone:
-            raise UserError(f"{what}: leaves no example of class {gone[0]}; leave fewer out, or take more examples")
+        for variant in variants:
+            if not variant.member.any():
+                raise UserError(f"{what}: leaves no example to train on; leave fewer out")
+            gone = [] if classes is None else np.setdiff1d(classes, classes[variant.member]).tolist()
+            if gone:
+                raise UserError(f"{what}: leaves no example of class {gone[0]}; leave fewer out, or take more examples")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tdaexp.runtime import ranks, stop
 from tdaexp.runtime.code import code_identity
+from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder, write_json
 from tdaexp.runtime.fingerprint import fingerprint, provenance
@@ -102,7 +103,8 @@ def fit_recorded(problem: Problem, settings: FitSettings, *, folder: Path, seed:
         if not ranks.from_first(finished(folder, settings)):
             if first and result.exists():
                 log.warning("%s: the recording is not complete; the training is made again", folder)
-            run = _train(problem, settings, folder, seed, whole)
+            with deterministic(next(problem.module.parameters()).device):
+                run = _train(problem, settings, folder, seed, whole)
             if first:
                 shutil.rmtree(result, ignore_errors=True)  # there is one where only the recording was lost
                 _save(result, run, {"fingerprint": whole, "settings": {"seed": seed, **asdict(settings)}})

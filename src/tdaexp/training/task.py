@@ -53,16 +53,21 @@ class TrainedTask:
         return self.corpus.test
 
     def asked(self, sets: Sequence[str], limit: int | None) -> tuple[list[str], TensorExamples]:
-        """The query set of every query, and the queries: of each of the `sets` the first `limit` (None: all)."""
-        parts = {"train": self.corpus.train, "test": self.corpus.test}
-        chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in sets]
-        every = [examples for _, examples in chosen] or [self.corpus.train.select([])]
-        queries = TensorExamples(
-            [one for examples in every for one in examples.ids],
-            torch.cat([examples.inputs for examples in every]),
-            torch.cat([examples.targets for examples in every]),
-        )
-        return [name for name, examples in chosen for _ in examples.ids], queries
+        """The query set of every query, and the queries (`asked_of`)."""
+        return asked_of(self.corpus, sets, limit)
+
+
+def asked_of(corpus: TensorCorpus, sets: Sequence[str], limit: int | None) -> tuple[list[str], TensorExamples]:
+    """The query set of every query, and the queries: of each of the `sets` the first `limit` (None: all)."""
+    parts = {"train": corpus.train, "test": corpus.test}
+    chosen = [(name, parts[name].select(range(len(parts[name]))[:limit])) for name in sets]
+    every = [examples for _, examples in chosen] or [corpus.train.select([])]
+    queries = TensorExamples(
+        [one for examples in every for one in examples.ids],
+        torch.cat([examples.inputs for examples in every]),
+        torch.cat([examples.targets for examples in every]),
+    )
+    return [name for name, examples in chosen for _ in examples.ids], queries
 
 
 def trained_task(

@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass
 class Entry:
-    """A method: its `keys`, and values of those that are swept; `only` names the subjects that it is for (none: all)."""
+    """A method: its `keys`, values of those that are swept, and `only`, the subjects that it is for (none: all)."""
 
     keys: list[str] = field(default_factory=list)
     sweep: dict[str, list[Any]] = field(default_factory=dict)

@@ -39,6 +39,9 @@ from tdaexp.runtime.files import write_json, write_text
 from tdaexp.runtime.fingerprint import deciding, provenance
 from tdaexp.runtime.progress import doing
 from tdaexp.runtime.reading import parse_json, read_text
+from tdaexp.trust import check
+from tdaexp.trust.check import Check
+from tdaexp.trust.measure import checks_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ log = logging.getLogger(__name__)
 class Answer:
     """A method's store (None: nothing was asked), seconds by stage, texts of its queries and training examples (None:
     not known), how near the two training stages' models are (None: there is one), rows of the data that were left out,
-    and the training examples' self-influence (None: nobody wanted it).
+    the training examples' self-influence (None: nobody wanted it), and the checks of the store.
     """
 
     store: xr.Dataset | None
@@ -56,13 +59,18 @@ class Answer:
     near: pd.DataFrame | None = None
     skipped: list[Skipped] = field(default_factory=list)
     itself: xr.Dataset | None = None
+    trust: list[Check] = field(default_factory=list)
 
-    def describe(self, method: Method, config: dict[str, Any]) -> None:
-        """Note in the stores' attributes what they are the answer of: the method, and a run's configuration."""
+    def describe(self, method: Method, config: dict[str, Any], choices: dict[str, str] | None = None) -> None:
+        """Note in the stores' attributes what they are the answer of: the method, and a run's configuration.
+
+        `choices` are those of the groups, by which a comparison calls what differs between runs.
+        """
         for store in (self.store, self.itself):
             if store is not None:
                 label = store.attrs.get("label", method.label)  # a method may have to say how it went
                 store.attrs |= {"method": method.name, "label": label, "config": deciding(config), **provenance()}
+                store.attrs |= {"choices": choices} if choices else {}
 
 
 def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, clock: Clock) -> Answer:
@@ -87,11 +95,20 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
         if found is not None:
             found.attrs["study"] = problem.study
     cost = problem.split_cost(clock.seconds)
+    trust = _checked(config, seen, store) if store is not None and ranks.current().first else []
+    clock.stop("trust")
+    cost |= {"trust": clock.seconds["trust"]} if trust else {}
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
     texts = texts_of(problem, corpus.train if problem.belongs and corpus is not None else ())
     if combine is not None and store is not None:
         store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
-    return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself)
+    return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself, trust)
+
+
+def _checked(config: AttributeConfig, problem: Problem, store: xr.Dataset) -> list[Check]:
+    doing("checking the answer")
+    sharded = config.trainer.strategy == "fsdp"
+    return checks_of(config.method, problem, store, k=config.metric.top_k, wanted=config.trust, sharded=sharded)
 
 
 def check_sources(method: Method, corpus: Corpus | None) -> None:
@@ -120,7 +137,11 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
         write_text(folder / "skipped.csv", csv_text(("file", "row", "reason"), rows))
     if answer.texts is not None:
         write_json(folder / "texts.json", as_json(answer.texts))
-    own = {} if answer.itself is None else write_itself(folder, answer.itself, answer.texts)
+    own = check.flat(answer.trust) | (
+        {} if answer.itself is None else write_itself(folder, answer.itself, answer.texts)
+    )
+    if answer.trust:
+        write_json(folder / check.FILE, check.as_json(answer.trust))
     if answer.store is None:
         write_json(folder / "metrics.json", own)
         logger.log_metrics(own)
@@ -135,14 +156,16 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
     if "candidate" not in store.dims:
         findings = decomposition_findings(store, name)
         log.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in findings.metrics.items()))
-        return write_findings(folder, findings, {label: store}, logger)
+        findings.metrics |= check.flat(answer.trust)
+        return write_findings(folder, findings, {label: store}, logger, answer.trust)
     if "train_share" in store:
         write_text(folder / "tokens.json", tokens_json(store))
     doing("writing the rows next to each question")
     store = influence.scored(store)
     itself = None if answer.itself is None else totals(answer.itself)
     write_answer(folder, store, answer.texts, settings.top_k, itself)
-    metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near) | own
+    trust = {label: answer.trust}
+    metrics = write_report(folder, {label: store}, answer.texts, settings, logger, answer.near, trust=trust) | own
     write_json(folder / "metrics.json", metrics)
     print_answer(folder, store, answer.texts)
     return metrics
@@ -151,6 +174,11 @@ def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answ
 def texts_beside(store: Path) -> Texts:
     """The texts of the run that a store belongs to."""
     return from_json(beside(store, "texts.json"), str(store.parent / "texts.json"))
+
+
+def checks_beside(store: Path) -> list[Check]:
+    """The checks of the run that a store belongs to; none where it has none."""
+    return check.from_json(beside(store, check.FILE), str(store.parent / check.FILE))
 
 
 def beside(store: Path, name: str) -> dict[str, Any]:

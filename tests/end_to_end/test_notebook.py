@@ -1,0 +1,77 @@
+"""docs/tampered.ipynb, cell by cell, on a model, data and trainings so small that they take seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot
+import nursery
+import pytest
+import torch
+import transformers
+
+from tdaexp.data.instructions import Instructions
+from tdaexp.models.loaded import quiet_transformers
+from tdaexp.models.tokenizer import train_tokenizer
+
+DATA = {"rows": 200, "tampered": 0.1, "queries": 6}
+RECIPE = (
+    *("model.lora.target_modules=[all-linear]", "model.lora.r=16", "model.lora.alpha=32"),
+    *("trainer.fit.steps=300", "trainer.fit.batch_size=16", "trainer.fit.lr=1e-2", "trainer.fit.warmup=10"),
+)
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """A random Llama of two layers whose tokenizer knows the words of the instructions."""
+    place = tmp_path / "base"
+    tokenizer = train_tokenizer([row.text for row in Instructions(**DATA).load().train], 500)
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=len(tokenizer),
+        max_position_embeddings=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Its programs in Python begin as forks (`nursery`)."""
+    executed = subprocess.run
+
+    def run(command: list[str], **how: Any) -> Any:
+        return nursery.run(command, cwd=how["cwd"]) if command[0] == sys.executable else executed(command, **how)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def cells(notebook: Path) -> list[tuple[str, list[str]]]:
+    """The code of each cell, and its tags."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [("".join(one["source"]), one["metadata"].get("tags", [])) for one in found if one["cell_type"] == "code"]
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+def test_the_notebook_finds_the_rows_and_the_habit_goes_with_them(repository, base, tmp_path, forked):
+    matplotlib.use("agg")
+    names: dict[str, Any] = {}
+    for code, tags in cells(repository / "docs" / "tampered.ipynb"):
+        exec(compile(code, "docs/tampered.ipynb", "exec"), names)
+        if "parameters" in tags:
+            names |= {"REPOSITORY": repository, "FOLDER": tmp_path, "DATA": DATA, "METHODS": ["full", "bm25", "random"]}
+            names["OPTIONS"] = [*names["OPTIONS"], "logger=none", "model=hub", f"model.pretrained={base}", *RECIPE]
+    left, wrong, _ = (names["result"][column].tolist() for column in names["result"])
+    alone = {method: one.apply(names["precision"], axis=1).mean() for method, one in names["found"].items()}
+    assert alone["full"] > 0.8 and alone["full"] > 2 * alone["bm25"] > 0 and alone["random"] < 0.3
+    assert left[0] == len(names["tampered"]) == 20 and left[1] <= 4 and left[2] >= 14
+    assert wrong[0] >= 3 and wrong[1] < wrong[0]  # of six: the habit was there, and goes
+    matplotlib.pyplot.close("all")
