@@ -119,8 +119,9 @@ COMPARISONS = [
     Comparison(
         "dattri-llm-ekfac", "llama", Run("dattri_llm", "ekfac", {"damping": 0.1}), EKFAC,
         Check(
-            "dattri-llm takes curvature of the data's labels and of the mean over tokens, where ours is of the sum, "
-            "and padding counts in its A",
+            "dattri-llm takes curvature of the data's labels and of the mean over tokens, where ours is of the sum; "
+            "what is left, by its source: positions without an output gradient (prompts, in the last block) "
+            "are not in its A",
             "Ours with the labels of the data against it without padding, both of the sum",
             OF_DATA,
             Run("dattri_llm", "ekfac", {"damping": 0.1, "reduction": "sum", "padded": False}),

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tdaexp.app import found, sweep
+from tdaexp.report.mirrored import read_mirrored
 from tdaexp.runtime.errors import UserError
 
 
@@ -243,8 +244,10 @@ def test_a_sweep_is_one_group_of_offline_wandb_runs(program):
     assert done.returncode == 0, done.stderr
     runs = sorted(program.folder.glob("multirun/*/*/wandb/offline-run-*/*.wandb"))
     assert len(runs) == 4 and len({run.parents[2] for run in runs}) == 4
-    group = runs[0].parents[3].name.encode()
-    assert all(group in run.read_bytes() for run in runs)
+    told = [read_mirrored(run.parents[2]) for run in runs]
+    assert {one.group for one in told} == {"attribute method=select,project budget=0.01,0.05"}
+    names = [f"{name} budget={budget}" for name in ("select", "project") for budget in (0.01, 0.05)]
+    assert [one.name for one in told] == names
     assert not (program.folder / "wandb").exists()
 
 

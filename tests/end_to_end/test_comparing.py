@@ -51,7 +51,7 @@ def test_over_seeds_a_method_is_one_row(swept):
     assert found["dot/paraphrased/accuracy"] == pytest.approx(np.mean(values))
     assert (found["dot/paraphrased/accuracy_low"], found["dot/paraphrased/accuracy_high"]) == pytest.approx((low, high))
     assert set(table["method"]) == {"dot", "random", "BM25", "random (expected)"} and (table["section"] == 0).all()
-    assert sorted(runs.loc[runs["control"] == "", "method"]) == [f"dot [seed={k}]" for k in range(3)]
+    assert sorted(runs.loc[runs["control"].isna(), "method"]) == [f"dot [seed={k}]" for k in range(3)]
     page = Path("mean/report.html").read_text(encoding="utf-8")
     assert "means over seed" in page and "Student" in page and "Partial" not in page
     assert "% brackets: 95 % intervals, Student's t over seed\n" in Path("mean/table.tex").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from tdaexp.report.retrained_words import TITLES
 
 TASK = ("model=logistic", "dataset=digits", "dataset.train=120", "dataset.test=20", "dataset.query_limit=5",
         "dataset.query_sets=[test,train]", "dataset.flipped=0.1", "dataset.repeated=0.1", "trainer.fit.batch_size=40",
-        "trainer.fit.steps=12", "metric.plots=false", "metric.bootstrap=50")  # fmt: skip
+        "trainer.fit.steps=12", "trainer.fit.lr=0.5", "metric.plots=false", "metric.bootstrap=50")  # fmt: skip
 EVERY = "lds,leave_one_out,removal,brittleness,tail_patch,mislabelled,duplicates"
 FEW = ("metric.bootstrap=50", "metric.lds.subsets=20", "metric.leave_one_out.examples=20", "metric.removal.queries=2",
        "metric.removal.random=2", "metric.brittleness.queries=2", "metric.brittleness.random=1",

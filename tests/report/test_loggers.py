@@ -1,19 +1,18 @@
 """Mirrors of a run: what wandb's offline files hold, one run per job, ended whatever happens; and log.csv."""
 
 import csv
-import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from wandb.proto import wandb_internal_pb2 as wire
+from wandb_file import items_of, of_kind, records
 
 from tdaexp.app.config import Logger
 from tdaexp.report.loggers import RunLogger, open_logger
+from tdaexp.report.mirrored import read_mirrored
 from tdaexp.runtime.fingerprint import git_commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,6 +26,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from tdaexp.app.config import Logger
+from tdaexp.report.mirrored import read_mirrored
 from tdaexp.report.loggers import open_logger
 
 def refuse(self, address):
@@ -61,35 +61,14 @@ for name in ("first", "second", "third"):
 """
 
 
-def records(file: Path) -> list[wire.Record]:
-    """Read a .wandb file: LevelDB's log format after a header of 7 bytes, one protobuf message per record."""
-    data, position, parts, found = file.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the whole record, or its last part
-            found.append(wire.Record.FromString(parts))
-            parts = b""
-    return found
-
-
-def _of(found, kind):
-    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
-
-
-def _items(items):
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("wandb")
 
 
 @pytest.fixture(scope="module")
-def mirrored(tmp_path_factory):
+def mirrored(folder):
     """Three wandb runs in one process: one done, one failed, one interrupted."""
-    folder = tmp_path_factory.mktemp("wandb")
     home = folder / "home"
     environment = {**os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp")}
     for name in [name for name in environment if name.startswith(("WANDB_", "XDG_"))]:
@@ -107,7 +86,7 @@ def mirrored(tmp_path_factory):
 
 
 def test_jobs_in_one_process_are_runs_of_one_group(mirrored):
-    runs = {name: _of(found, "run")[0] for name, found in mirrored.items()}
+    runs = {name: of_kind(found, "run")[0] for name, found in mirrored.items()}
     assert len({run.run_id for run in runs.values()}) == 3
     assert {run.run_group for run in runs.values()} == {"sweep-1"}
     assert {name: run.display_name for name, run in runs.items()} == {name: name for name in runs}
@@ -117,17 +96,17 @@ def test_jobs_in_one_process_are_runs_of_one_group(mirrored):
 
 def test_a_run_holds_configuration_commit_and_numbers(mirrored):
     found = mirrored["first"]
-    config = _items(_of(found, "run")[0].config.update)
+    config = items_of(of_kind(found, "run")[0].config.update)
     assert (config["seed"], config["model"], config["git_commit"]) == (3, {"width": 8}, git_commit())
-    curve = [row for history in _of(found, "history") if "train/loss" in (row := _items(history.item))]
+    curve = [row for history in of_kind(found, "history") if "train/loss" in (row := items_of(history.item))]
     assert [(row["step"], row["train/loss"]) for row in curve] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     last: dict = {}
-    for summary in _of(found, "summary"):
-        last |= _items(summary.update)
+    for summary in of_kind(found, "summary"):
+        last |= items_of(summary.update)
     assert last["paraphrased/accuracy"] == 0.75
     media: dict = {}
-    for history in _of(found, "history"):
-        media |= _items(history.item)
+    for history in of_kind(found, "history"):
+        media |= items_of(history.item)
     assert media["plots/accuracy/_type"] == "image-file"
     assert (media["top_texts/_type"], media["top_texts/nrows"], media["top_texts/ncols"]) == (
         "table-file",
@@ -136,8 +115,22 @@ def test_a_run_holds_configuration_commit_and_numbers(mirrored):
     )
 
 
+def test_beside_a_run_lies_what_wandb_was_told_of_it(mirrored, folder):
+    """Dashboards are made of that file, so it may name nothing else."""
+    told, found = read_mirrored(folder / "first"), mirrored["first"]
+    (run,) = of_kind(found, "run")
+    assert (told.id, told.project, told.name, told.group) == (run.run_id, "tdaexp", "first", "sweep-1")
+    assert told.config == {key: value for key, value in items_of(run.config.update).items() if key != "_wandb"}
+    assert (told.metrics, told.tables, told.images) == (
+        {"paraphrased/accuracy": 0.75},
+        ["top_texts"],
+        ["plots/accuracy"],
+    )
+    assert told.offline and read_mirrored(folder / "second") is None and read_mirrored(folder / "third") is None
+
+
 def test_every_run_is_ended_with_its_exit_code(mirrored):
-    codes = {name: [end.exit_code for end in _of(found, "exit")] for name, found in mirrored.items()}
+    codes = {name: [end.exit_code for end in of_kind(found, "exit")] for name, found in mirrored.items()}
     assert codes == {"first": [0], "second": [1], "third": [130]}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tdaexp import influence
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.report.dashboards.swept import with_held_out
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.report import write_report
 from tdaexp.report.shown import shown_queries
@@ -158,14 +159,14 @@ def test_queries_stand_in_the_order_of_the_data(written, stores):
 
 def test_everything_is_mirrored(written, stores):
     _, metrics, logger, _ = written
-    assert logger.metrics == metrics
+    assert logger.metrics == with_held_out(metrics) and logger.metrics.items() > metrics.items()
     assert sorted(logger.images) == FIGURES
     assert all(path.exists() for path in logger.images.values())
-    top = logger.tables["top_texts"]
+    top = logger.tables["compared_texts"]
     of_side = top.groupby(["method", "query_set", "query", "side"])["score"]
     assert of_side.apply(lambda s: s.abs().is_monotonic_decreasing and s.size <= 2).all()
     assert set(top["method"]) == set(stores)
-    assert "comparison" in logger.tables
+    assert "compared_methods" in logger.tables
 
 
 def test_a_report_is_the_same_twice(tmp_path, stores, texts, quick, written):

@@ -48,5 +48,7 @@ def test_a_table_and_a_figure_of_several_metrics(capsys):
     print_retrained(table)
     shown = capsys.readouterr().out
     assert shown.index("noise ceiling") < shown.index("0.700 [0.600, 0.800]") < shown.index("smallest share that flips")
+    beside = Judged("few", "test", "lds_own", Interval(0.5, 0.6, 0.7), 4)  # as of few resamples
+    assert retrained_figure(frame([beside])).axes
     figure = retrained_figure(table)
     assert [one.get_title(loc="left") for one in figure.axes] == [title for title, _, _ in parts(table)]

@@ -13,6 +13,7 @@ from tdaexp.app import foreign
 from tdaexp.app.found import Found
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
+from tdaexp.report.dashboards.library import check_installed
 from tdaexp.report.dropping import COLUMN
 from tdaexp.runtime.device import ACCELERATORS, PRECISIONS
 from tdaexp.runtime.errors import UserError, check_distinct, unknown
@@ -239,6 +240,8 @@ class EvaluateConfig:
     what cache_dir holds (`list`) or deletes what no run of this version can reach (`prune`), and does nothing else;
     `drop` writes the training file of the one run in `runs` without so many rows (below 1: a share of them), and does
     nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+    `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
+    `leaderboard`, a CSV file (columns: `report.dashboards.leaderboard`), the report alone, and nothing is compared.
 
     `found` are the stores and what is missing; whoever runs the stage fills it in.
     """
@@ -259,15 +262,20 @@ class EvaluateConfig:
     query_set: str | None = None
     drop: float | None = None
     drop_by: str = "harmful"
+    dashboard: str | None = None
+    leaderboard: str | None = None
     cache: str | None = None
     cache_dir: str = "cache"
     found: Found = field(default_factory=Found, init=False)
 
     def __post_init__(self) -> None:
-        """Refuse an unknown word, a number of rows that is none, and an analysis of classes where the data has none."""
+        """Refuse an unknown word, a number of rows that is none, an analysis of classes where the data has none, and
+        a dashboard of what is not in wandb.
+        """
         self.over, self.scores = several("over", self.over), several("scores", self.scores)
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune"))
+        self._check_dashboard()
         _settle_precision(self, download=False)
         _choice("drop_by", self.drop_by, tuple(COLUMN))
         if self.drop is not None and not (0 < self.drop < 1 or (self.drop >= 1 and self.drop == int(self.drop))):
@@ -296,6 +304,22 @@ class EvaluateConfig:
                 f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
                 "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"
             )
+
+    def _check_dashboard(self) -> None:
+        """Refuse a dashboard without a mirror in wandb or beside what compares nothing, and a leaderboard without."""
+        if self.leaderboard is not None and self.dashboard != "report":
+            raise UserError(f"leaderboard={self.leaderboard}: is shown in a report; add dashboard=report")
+        if self.dashboard is None:
+            return
+        _choice("dashboard", self.dashboard, ("workspace", "report"))
+        if self.logger.kind != "wandb" or self.logger.mode == "disabled":
+            raise UserError(
+                f"dashboard={self.dashboard}: shows what is in wandb; take logger=wandb logger.mode=offline, or online"
+            )
+        others = [key for key in ("analysis", "drop", "cache") if getattr(self, key) is not None]
+        if others:
+            raise UserError(f"dashboard={self.dashboard}: is of a comparison of runs; leave {others[0]} out")
+        check_installed(f"dashboard={self.dashboard}")
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "attribute": AttributeConfig, "evaluate": EvaluateConfig}

@@ -29,7 +29,7 @@ from tdaexp.runtime.own_module import look_in
 SUBJECT = ("model", "dataset")
 FILES = (
     *("path", "query_path", "finetune_path", "paraphrases", "sentences", "facts", "questions", "partition"),
-    *("pretrained", "tokenizer", "adapter", "checkpoints", "encoder", "products", "scores", "selection"),
+    *("pretrained", "tokenizer", "adapter", "checkpoints", "encoder", "products", "scores", "selection", "leaderboard"),
 )
 """Keys that may name a file or a folder, or several."""
 NAME_LIMIT = 80

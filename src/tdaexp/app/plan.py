@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdaexp.app.compose import Composer
 from tdaexp.app.job import Job, check, slug
 from tdaexp.app.origin import one_line
+from tdaexp.app.readable import sweep_name
 from tdaexp.app.typed import for_shell, quoted
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
@@ -32,7 +33,8 @@ class Plan:
     """What a command is going to do, and the overrides that make Hydra do it.
 
     `folder` is the run folder, or the sweep's; `jobs` is empty when only the sweeper knows them. `launcher` is
-    the class that runs the jobs of a sweep.
+    the class that runs the jobs of a sweep, `name` what the sweep
+    is called, and `swept` its keys.
     """
 
     multirun: bool
@@ -41,6 +43,8 @@ class Plan:
     jobs: list[Job]
     overrides: list[str]
     launcher: str = ""
+    name: str | None = None
+    swept: tuple[str, ...] = ()
 
 
 def plan(composer: Composer, stage: str, overrides: Sequence[str], multirun: bool, packages: tuple[str, ...]) -> Plan:
@@ -99,7 +103,8 @@ def _plan_sweep(
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, constant))}]",
     ]
     launcher = str(config.hydra.launcher._target_)
-    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher)
+    name = sweep_name(stage, [str(o.input_line) for o in parsed], swept)
+    return Plan(True, bool(config.get("resume")), Path(folder), jobs, given, launcher, name, tuple(swept))
 
 
 def chosen_folder(config: DictConfig, kind: str) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,7 +130,7 @@ def _sweep(task: Task, conf: Path, name: str, argv: list[str], planned: Plan) ->
     sweep.open_sweep(folder, {job.fingerprint for job in jobs} if planned.resume else set(), jobs)
     try:
         with _ending(planned):
-            _hand_over(task, conf, name, argv)
+            _hand_over(replace(task, group=planned.name, swept=planned.swept), conf, name, argv)
     except Exception:
         stop.check()  # a worker that a signal found before it could listen
         raise

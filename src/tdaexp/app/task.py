@@ -18,6 +18,7 @@ from tdaexp.app import sweep
 from tdaexp.app.found import Found, find_stores
 from tdaexp.app.job import Job, build, slug
 from tdaexp.app.origin import OriginOf, shown
+from tdaexp.app.readable import run_name
 from tdaexp.app.work import Work, together
 from tdaexp.runtime import stop
 from tdaexp.runtime.errors import UserError
@@ -39,13 +40,16 @@ OmegaConf.register_new_resolver(
 class Task:
     """The task function of one stage; picklable, so that launchers may call it in other processes.
 
-    `module` holds the stages as functions, `command` is how this program was called, up to the overrides.
+    `module` holds the stages as functions, `command` is how this program was called, up to the overrides. `group` is
+    what the sweep that the job belongs to is called (None: it belongs to none), and `swept` are its keys.
     """
 
     stage: str
     command: tuple[str, ...]
     packages: tuple[str, ...]
     module: str
+    group: str | None = None
+    swept: tuple[str, ...] = ()
     codes: list[int] = field(default_factory=list, compare=False)
     home: int = field(default_factory=os.getpid, compare=False)
 
@@ -74,7 +78,7 @@ class Task:
         """Help the process that runs the job, as one that torchrun or srun started beside it; returns the exit code."""
         logging.basicConfig(level=logging.ERROR, format=f"process {outer_rank()}: %(message)s")
         try:
-            together(Work(self.stage, self.module, job, folder.absolute()))
+            together(Work(self.stage, self.module, job, folder.absolute(), self._name(job)))
         except Exception as error:
             return report(error, folder)
         return 0
@@ -112,7 +116,7 @@ class Task:
         row.write(top)
         try:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(job.values)))
-            row.metrics = self._stage(job, folder, top)
+            row.metrics = self._stage(job, folder)
             row.status, code = "done", 0
         except KeyboardInterrupt as error:
             row.status, row.error = "stopped", str(error) or INTERRUPTED
@@ -133,21 +137,29 @@ class Task:
             self._close(row, top)
         return code
 
-    def _stage(self, job: Job, folder: Path, top: Path | None) -> dict[str, float]:
+    def _stage(self, job: Job, folder: Path) -> dict[str, float]:
         """Run the stage in this process or in several; its metrics go into the row."""
         if self.stage == "evaluate":
             job.config.found = self._found(job)
         logging_setup = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        work = Work(self.stage, self.module, job, folder.absolute(), top.name if top else None, logging_setup)
+        work = Work(self.stage, self.module, job, folder.absolute(), self._name(job), self.group, logging_setup)
         log.info("%s %s in %s", self.stage, job.name, shown(folder))
         return together(work)
+
+    def _name(self, job: Job) -> str:
+        return run_name(self.stage, job.choices, job.overrides, self.swept)
 
     @staticmethod
     def _found(job: Job) -> Found:
         """The stores that the job looks at; some analyses, and another program's scores, may do without."""
         given, analysis = job.config.runs, job.config.analysis
-        if job.config.cache is not None or job.config.drop is not None:
-            return Found()  # of one run, perhaps one without questions, whoever drops rows finds them
+        alone = (
+            "cache",
+            "drop",
+            "leaderboard",
+        )  # whoever drops rows of a run, perhaps one without questions, finds them
+        if any(getattr(job.config, key) is not None for key in alone):
+            return Found()
         if analysis is not None and not analysis.needs_runs and not given:
             return Found()
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdaexp.app.job import Job
+from tdaexp.app.readable import choices_told
 from tdaexp.metrics.judging_settings import BY_RETRAINING
 from tdaexp.metrics.settings import trains_again
 from tdaexp.report.loggers import RunLogger, open_logger
@@ -30,13 +31,15 @@ log = logging.getLogger(__name__)
 class Work:
     """What to run: a stage's function in `module` on a job, with its results in `folder`.
 
-    `group` is the sweep's name; `logging_setup` that of process 0, as `logging.config.dictConfig` takes it.
+    `name` is the run's and `group` the sweep's name for people; `logging_setup` that of process 0, as
+    `logging.config.dictConfig` takes it.
     """
 
     stage: str
     module: str
     job: Job
     folder: Path
+    name: str
     group: str | None = None
     logging_setup: Any = field(default=None, compare=False)
 
@@ -51,8 +54,8 @@ class Work:
                 stage(config, self.folder, RunLogger())
             return {}
         alone = ranks.current().world == 1  # several processes end together, where they meet
-        values, name = self.job.values, f"{self.job.name}-{self.job.fingerprint[:8]}"
-        mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=name)
+        values = {**self.job.values, "choice": choices_told(self.job.choices)}
+        mirror = open_logger(config.logger, folder=self.folder, config=values, group=self.group, name=self.name)
         ending = stop.at_once() if alone else contextlib.nullcontext()
         with plain_memory_errors(), using, heartbeat(self.folder), ending, mirror as logger:
             metrics: dict[str, float] = stage(config, self.folder, logger)

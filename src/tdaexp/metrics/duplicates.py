@@ -59,8 +59,8 @@ def judge_duplicates(evidence: AsItIs, scores: Mapping[str, np.ndarray]) -> list
             known = repeating[[bool(np.isfinite(values[row, copies[row]]).any()) for row in repeating]]
             if len(known):
                 hits = np.array([float(np.nanargmax(values[row]) in copies[row]) for row in known])
-                (one,) = bootstrap(hits[None], evidence.settings)
-                found.append(Judged(label, name, "duplicate_found", one, len(known)))
+                (interval,) = bootstrap(hits[None], evidence.settings)
+                found.append(Judged(label, name, "duplicate_found", interval, len(known)))
             apart = spread_of(values[rows], pairs, other, evidence.settings) if len(pairs) else None
             if apart is not None:
                 found.append(Judged(label, name, "duplicates_apart", *apart))

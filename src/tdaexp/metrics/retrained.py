@@ -62,7 +62,7 @@ def some_queries(problem: Problem, scores: Mapping[str, np.ndarray], most: int, 
 def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
     """The `count` rows [count] with the largest scores [N], best first, ties by row; those without a score never."""
     order = np.argsort(-scores, kind="stable")[:count]  # NaN sorts last
-    return order[~np.isnan(scores[order])]
+    return np.asarray(order[~np.isnan(scores[order])])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from scipy import stats
 from tdaexp.metrics.retrained import CEILING
 from tdaexp.report.figures import GREY, INK, PALETTE, grid
 from tdaexp.report.findings import Drawing, Findings, Statement
-from tdaexp.report.retrained import TITLES
+from tdaexp.report.retrained_words import TITLES
 from tdaexp.report.tables import number, seconds, with_interval
 
 PLACE = ["subject", "query_set", "metric"]

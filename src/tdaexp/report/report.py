@@ -22,6 +22,8 @@ from tdaexp.metrics.selection import ComponentStudy
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set, same_study
 from tdaexp.report.answers import top_rows
+from tdaexp.report.dashboards.swept import with_held_out
+from tdaexp.report.dashboards.workspace import METHODS, RETRAINED, TEXTS
 from tdaexp.report.latex import table_tex
 from tdaexp.report.loggers import RunLogger
 from tdaexp.report.methods_figures import draw, drawn_rows
@@ -105,16 +107,24 @@ def write_report(
     )
     write_text(folder / "report.html", page)
     doing("mirroring the run")
-    _mirror(logger, folder, metrics, table, pictures)
+    _mirror(logger, folder, metrics, pictures)
+    logger.log_table(_tables(datasets)[1], table)
     if texts:
-        logger.log_table("top_texts", _top_texts(told, texts if logger.texts else None, settings.top_k))
+        logger.log_table(_tables(datasets)[0], _top_texts(told, texts if logger.texts else None, settings.top_k))
     if judged_again is not None:
-        logger.log_table("retrained", judged_again)
+        logger.log_table(RETRAINED, judged_again)
     print_table(table)
     if judged_again is not None:
         print_retrained(judged_again)
     print_missing(missing)
     return metrics
+
+
+def _tables(datasets: dict[str, xr.Dataset]) -> tuple[str, str]:
+    """Names of the mirrored tables of texts and of methods. A comparison's are others than those of the runs that it
+    compares, so that wandb, which puts tables of one name under each other, shows no row twice.
+    """
+    return (TEXTS, METHODS) if len(datasets) > 1 else ("top_texts", "comparison")
 
 
 def _top_texts(datasets: dict[str, xr.Dataset], texts: Texts | None, k: int) -> pd.DataFrame:
@@ -145,10 +155,7 @@ def component_table(studies: dict[str, ComponentStudy]) -> pd.DataFrame:
     return first.assign(**{name: study.table["accuracy"].to_numpy() for name, study in studies.items()})
 
 
-def _mirror(
-    logger: RunLogger, folder: Path, metrics: dict[str, float], table: pd.DataFrame, pictures: list[Picture]
-) -> None:
-    logger.log_metrics(metrics)
-    logger.log_table("comparison", table)
+def _mirror(logger: RunLogger, folder: Path, metrics: dict[str, float], pictures: list[Picture]) -> None:
+    logger.log_metrics(with_held_out(metrics))
     if pictures:
         logger.log_images({picture.name: folder / "plots" / f"{picture.name}.png" for picture in pictures})

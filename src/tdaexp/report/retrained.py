@@ -105,7 +105,8 @@ def retrained_findings(table: pd.DataFrame) -> Findings:
 def _panel(axes: Axes, part: pd.DataFrame) -> None:
     ceiling, methods = part[part["method"] == CEILING], part[part["method"] != CEILING].iloc[::-1]
     at = range(len(methods))
-    errors = [methods["value"] - methods["low"], methods["high"] - methods["value"]]
+    # where all resamples are the same, rounding may put a bound beyond the value
+    errors = [(methods["value"] - methods["low"]).clip(lower=0), (methods["high"] - methods["value"]).clip(lower=0)]
     axes.errorbar(methods["value"], at, xerr=errors, fmt="o", color=PALETTE[0], ecolor=GREY, markersize=5, capsize=2)
     axes.axvline(0, color=GREY, linewidth=0.8)
     for value in ceiling["value"]:

@@ -24,6 +24,7 @@ from tdaexp.models.answers import greedy_answers
 from tdaexp.problem import Problem
 from tdaexp.report.answer_files import write_answer
 from tdaexp.report.console import print_answer
+from tdaexp.report.dashboards.swept import COST
 from tdaexp.report.decomposition import decomposition_findings
 from tdaexp.report.findings import write_findings
 from tdaexp.report.itself import totals, write_itself
@@ -132,6 +133,8 @@ def _second_stage(problem: Problem, store: xr.Dataset) -> pd.DataFrame | None:
 def keep(settings: MetricSettings, folder: Path, logger: RunLogger, answer: Answer) -> dict[str, float]:
     """Write an answer's stores, what it cost, and a page of what it shows into a folder; returns its metrics."""
     write_json(folder / "cost.json", answer.cost)
+    logger.log_metrics({f"cost/{stage}_seconds": seconds for stage, seconds in answer.cost.items()})
+    logger.log_metrics({COST: sum(answer.cost.values())})
     if answer.skipped:
         rows = [(*where, reason) for where, reason in answer.skipped]
         write_text(folder / "skipped.csv", csv_text(("file", "row", "reason"), rows))

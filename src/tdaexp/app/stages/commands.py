@@ -16,6 +16,7 @@ from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, check_sources, keep
 from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.comparing import compared
+from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, trainings
@@ -94,6 +95,8 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         metrics = drop_rows(config, folder)
         write_json(folder / "metrics.json", metrics)
         return metrics
+    if config.leaderboard is not None:
+        return show_leaderboard(config, folder, logger)
     doing("reading the stores")
     if config.analysis is not None:
         evidence = Evidence(config, [influence.load(store) for store in config.found.stores])

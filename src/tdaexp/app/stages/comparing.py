@@ -11,6 +11,7 @@ import xarray as xr
 from tdaexp import influence
 from tdaexp.app.config import EvaluateConfig
 from tdaexp.app.stages.answering import beside, checks_beside, texts_beside
+from tdaexp.app.stages.dashboard import runs_in_wandb, show_comparison
 from tdaexp.app.stages.retraining import judged_by_retraining
 from tdaexp.building.pairs import pairs_of, pairs_of_products
 from tdaexp.metrics.averaging import mean_retrained
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
     """Judge the stores that were found and the files of `scores` in one report; returns the metrics."""
+    mirrored = runs_in_wandb(config) if config.dashboard == "workspace" else []
     missing = config.found.missing
     if missing:
         log.warning("%s; the page says of which", partial(missing))
@@ -42,6 +44,8 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     found, texts = [every[store] for store in pairs], _told(pairs, every)
     if config.scores:
         found += _scored(config, found, texts)
+    if config.dashboard is not None and not found:
+        raise UserError(f"dashboard={config.dashboard}: is of runs that score pairs, and these decompose trainings")
     decomposed = [dataset for store, dataset in every.items() if store not in pairs]
     labels = distinct_labels([*found, *decomposed])
     labelled = dict(zip(labels, [*found, *decomposed], strict=True))
@@ -54,7 +58,7 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         return write_findings(folder, retrained_findings(again), labelled, logger)
     datasets = {label: labelled[label] for label in labels[: len(found)]}
     trust = {label: checks_beside(store) for label, store in zip(labels, pairs, strict=False)}
-    return write_report(
+    metrics = write_report(
         folder,
         datasets,
         texts,
@@ -65,6 +69,9 @@ def compared(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
         over=config.over,
         missing=missing,
     )
+    if config.dashboard is not None:
+        show_comparison(config, folder, logger, mirrored, metrics, datasets)
+    return metrics
 
 
 def _told(stores: list[Path], every: dict[Path, xr.Dataset]) -> Texts:
