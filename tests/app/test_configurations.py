@@ -29,6 +29,7 @@ NEEDED = {
     "experiment=msif_fig3_baselines-paper": ["dataset.finetune_path=FILE"],
     "experiment=msif_case_study-paper": [f"dataset.{key}=FILE" for key in ("path", "query_path", "finetune_path")],
 }
+OF_EVALUATE = ("experiment=leaderboard",)
 SCALED = sorted(store_scales([CONF]))  # experiment/NAME-SCALE
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES = [one for one in CHOICES if f"{one.replace('=', '/')}-toy" not in SCALED]
@@ -49,7 +50,8 @@ def test_the_defaults_pass(stage):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_passes(choice):
-    planned = _plan("attribute", [choice, *NEEDED.get(choice, [])])
+    stage = "evaluate" if choice in OF_EVALUATE else "attribute"
+    planned = _plan(stage, [choice, *NEEDED.get(choice, [])])
     assert planned.jobs
     group, name = choice.split("=")
     assert all(job.choices[group] == name for job in planned.jobs)

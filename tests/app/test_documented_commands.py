@@ -21,7 +21,7 @@ def commands(repository):
     places = [repository / "README.md", repository / "Makefile", *sorted((repository / "docs").glob("*.md"))]
     found = {}
     for file in [*places, *sorted((repository / "conf").rglob("*.yaml"))]:
-        text = re.sub(r"\\\n\s*#?\s*", "", file.read_text(encoding="utf-8"))
+        text = re.sub(r"\\\n\s*#?\s*", "", file.read_text(encoding="utf-8")).replace("$(PATHS)", "")
         for stage, arguments in COMMAND.findall(text):
             if "…" not in arguments and not any(name in arguments for name in OF_THE_READER):
                 found.setdefault((stage, arguments.strip()), file.name)

@@ -186,6 +186,9 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             text = one_line(error if str(error) else error.__cause__ or error) + _spelt(error)
             text = re.sub(r"\w+ raised while composing config:; ", "", text)
+            lacking = re.search(r"Could not override '(\w+)'\. No match in the defaults list", text)
+            if lacking:
+                text += f" {self.name}.py has no group '{lacking[1]}'; it is for another command, such as evaluate.py"
             raise UserError(re.sub(r"In '([^']+)'", lambda m: self._named(m[1]), text, count=1)) from error
 
     def _file(self, name: str) -> Path | None:
