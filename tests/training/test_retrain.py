@@ -71,12 +71,25 @@ def test_a_gradient_is_clipped_where_the_settings_say_so():
     assert torch.cat(moved).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_masks_hold_weights_at_zero_and_an_empty_batch_is_no_update():
-    one, other = problem(), problem()
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_batch_of_which_nothing_is_left_has_weight_0(optimiser):
+    """As with all examples in it, of weight 0: decay and momentum of the step go on."""
+    keys = settings(**OPTIMISERS[optimiser], batch_size=2)
+    one, other, member = problem(), problem(), EVERYONE.copy()
+    whole = [step_batch(step, kind="epochs", seed=3, examples=30, batch_size=2) for step in range(11)]
+    member[whole[4]] = False
+    plan = batches_without(one, keys, 3, member)
+    assert [len(batch.indices) for batch in plan] == [2] * 4 + [0] + [2] * 6
+    retrain(one, keys, plan)
+    retrain(other, keys, [Batch(indices, member[indices] / 2) for indices in whole])
+    for left, right in zip(one.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_masks_hold_weights_at_zero():
+    one = problem()
     mask = (torch.arange(24).view(6, 4) % 3 > 0).float()
     plan = batches_without(one, settings(), 3, EVERYONE)
     retrain(one, settings(), plan, {"0.weight": mask})
     weight = one.module.get_parameter("0.weight")
     assert (weight[mask == 0] == 0).all() and (weight[mask == 1] != 0).all()
-    retrain(other, settings(warmup=0), [Batch(np.array([], dtype=np.int64), np.array([]))] * 3)
-    assert torch.equal(other.module.get_parameter("0.weight"), problem().module.get_parameter("0.weight"))

@@ -36,7 +36,8 @@ def batches_without(
     """The batches of the training on all examples, each less those that `member` [N] bool leaves out.
 
     The others keep the weight that they had: what is left out has weight 0, and the objective is the one whose
-    derivative influence functions are. `renormalised`: a batch's mean is over what is left of it.
+    derivative influence functions are. `renormalised`: a batch's mean is over what is left of it. A batch of which
+    nothing is left stays, empty.
     """
     found = []
     for step in range(settings.steps):
@@ -59,7 +60,8 @@ def batches_of_its_own(problem: Problem, settings: FitSettings, seed: int, membe
 def retrain(
     problem: Problem, settings: FitSettings, batches: Iterable[Batch], masks: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Train `problem.module` in place on these batches; a batch without examples is a step without update.
+    """Train `problem.module` in place on these batches; one without examples is a step on a gradient of zero, in which
+    weight decay and momentum go on.
 
     `masks`, 0 or 1 in the shape of the parameter that they are named after, hold weights at zero. The learning rate's
     schedule ends with the batches. Of a model with an adapter that alone is trained.
@@ -71,12 +73,14 @@ def retrain(
     optimizer = build_optimizer(parameters, settings)
     _hold(parameters, masks)
     for step, (indices, weights) in enumerate(plan):
-        if not len(indices):
-            continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
-        optimizer.zero_grad()
-        objective(problem, indices, weights).backward()
+        if len(indices):
+            optimizer.zero_grad()
+            objective(problem, indices, weights).backward()
+        else:
+            for parameter in parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
         if settings.clip:
             torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=False)
         optimizer.step()
