@@ -15,6 +15,7 @@ from tdaexp.metrics.leave_one_out import judge_leave_one_out, left_out
 from tdaexp.metrics.removal import chance_interval, judge_removal, loss_interval, without
 from tdaexp.metrics.retrained import CEILING, best_rows
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.objectives.classes import Classes
 from tdaexp.runtime.errors import UserError
 
 EVERYONE = np.ones(EXAMPLES, dtype=bool)
@@ -53,6 +54,29 @@ def test_the_models_are_those_by_hand(found):
     members = [EVERYONE, without(EXAMPLES, np.array([3, 4, 17]))]
     outputs = found.outputs([found.variant(member, "same", 0) for member in members], "test")
     np.testing.assert_allclose(outputs, [log_likelihoods(member) for member in members], atol=2e-6)
+
+
+def test_answers_are_of_the_problems_objective(found):
+    """What was kept of one is not given for another."""
+
+    class Doubled(Classes):
+        def losses(self, *arguments):
+            return 2 * super().losses(*arguments)
+
+    variants = [found.variant(EVERYONE, "same", 0)]
+    plain = found.outputs(variants, "test")
+    other = dataclasses.replace(found, problem=dataclasses.replace(found.problem, objective=Doubled()))
+    np.testing.assert_allclose(other.outputs(variants, "test"), 2 * plain)
+
+
+def test_a_damaged_file_of_answers_is_named(tmp_path, settings):
+    one = evidence(tmp_path, settings)
+    variants = [one.variant(EVERYONE, "same", 0)]
+    one.outputs(variants, "test")
+    (file,) = (tmp_path / "retrained").glob("[!.]*.npz")
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(UserError, match=rf"{file.name}: damaged .*; delete it and run again"):
+        one.outputs(variants, "test")
 
 
 def test_lds_is_scipys_of_trainings_by_hand(found, effects):

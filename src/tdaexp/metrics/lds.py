@@ -111,7 +111,7 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
         )
         if start != OWN:
             evidence.check(outputs)
-        varies = outputs.std(0) > 0
+        varies = np.ptp(outputs, axis=0) > 0
         if not varies.any():
             raise UserError(
                 f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from tdaexp.problem import Problem
 from tdaexp.runtime import cache, ranks
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import atomic_path
+from tdaexp.runtime.reading import reason
 from tdaexp.training.bank import Bank, Variant
 
 SAME, OWN = "same", "own"
@@ -106,9 +108,8 @@ class Retrained:
         """Measurements [S, Q] float64 by the models; trained and asked now, where they were not before."""
         problem, keys = self.problem, [variant.key for variant in variants]
         parts = (self.bank.recipe.identity, problem.queries.fingerprint(), self.measurement, keys)
-        path = cache.entry(
-            problem.cache, "retrained", *parts, by=[Retrained, measured, *self.bank.recipe.by], name="{}.npz"
-        )
+        by = [Retrained, measured, type(problem.objective), *self.bank.recipe.by]
+        path = cache.entry(problem.cache, "retrained", *parts, by=by, name="{}.npz")
         if not ranks.from_first(path.exists()):
             self.bank.train(variants, what)
             if ranks.current().first:
@@ -117,8 +118,11 @@ class Retrained:
                 with atomic_path(path) as temporary, temporary.open("wb") as stream:
                     np.savez(stream, outputs=found)
             ranks.barrier()
-        with np.load(path) as stored:
-            outputs: np.ndarray = stored["outputs"]
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                outputs: np.ndarray = stored["outputs"]
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{path}: damaged ({reason(error)}); delete it and run again") from error
         return outputs
 
     def check(self, outputs: np.ndarray) -> None:
