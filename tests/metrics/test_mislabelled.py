@@ -34,3 +34,9 @@ def test_intervals():
         assert first.low <= share_found(values, FAULTY, 0.2) <= first.high
     assert held >= 30  # 36 ± 3 standard deviations
     assert 0.15 < np.mean(widths) < 0.35  # Hanley and McNeil's standard error is 0.08
+
+
+def test_rows_that_tie_are_taken_by_row_in_resamples_too():
+    """Faulty rows that stand last are not found where all values are the same."""
+    _, first = found_intervals(np.zeros(60), FAULTY[::-1].copy(), 0.1, MetricSettings(bootstrap=100))
+    assert first.value == 0 and first.high < 0.2

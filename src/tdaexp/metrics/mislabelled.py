@@ -69,7 +69,7 @@ def found_intervals(
     rng, (bad, good) = np.random.default_rng(settings.seed), (np.flatnonzero(faulty), np.flatnonzero(~faulty))
     resampled = np.empty((settings.bootstrap, 2))
     for place in range(settings.bootstrap):
-        rows = np.concatenate([rng.choice(bad, len(bad)), rng.choice(good, len(good))])
+        rows = np.sort(np.concatenate([rng.choice(bad, len(bad)), rng.choice(good, len(good))]))  # ties by row
         own = values[rows], faulty[rows]
         resampled[place] = auc(*own), share_found(*own, looked_at)
     tail = (1 - settings.confidence) / 2
