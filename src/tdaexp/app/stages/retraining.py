@@ -157,8 +157,8 @@ def _scores(store: xr.Dataset, problem: Problem, values: np.ndarray) -> np.ndarr
 
 
 def _controls(stores: dict[str, xr.Dataset], problem: Problem, settings: MetricSettings) -> dict[str, np.ndarray]:
-    """What every table carries: chance."""
-    if any(store.attrs.get("method") == RANDOM for store in stores.values()):
+    """What every table carries: chance, where no store is it or is called so."""
+    if RANDOM in stores or any(store.attrs.get("method") == RANDOM for store in stores.values()):
         return {}
     shape = (len(problem.queries), len(problem.train))
     return {RANDOM: np.random.default_rng(settings.seed).standard_normal(shape)}
