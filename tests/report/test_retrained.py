@@ -4,10 +4,11 @@ import math
 
 import pytest
 
+from tdaexp.metrics.best_first import LOWER
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.retrained import CEILING, Judged
 from tdaexp.report.retrained import cells, flat_retrained, frame, parts, print_retrained, retrained_figure
-from tdaexp.report.retrained_words import EXPLAINED, LOWER, TITLES
+from tdaexp.report.retrained_words import EXPLAINED, TITLES
 
 
 def judged(metric: str, **values: float) -> list[Judged]:

@@ -19,6 +19,7 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import t as student
 
+from tdaexp.metrics.best_first import best_first
 from tdaexp.metrics.comparable import Section, difference, sections
 from tdaexp.metrics.intervals import Interval, versus
 
@@ -141,6 +142,4 @@ def mean_retrained(table: pd.DataFrame, groups: dict[str, list[str]], confidence
         mean = over_runs(part["value"].to_numpy(), confidence)
         about = {"method": label, "query_set": query_set, "metric": metric, "queries": part["queries"].min()}
         rows.append({**about, "value": mean.value, "low": mean.low, "high": mean.high, "runs": len(part)})
-    found = pd.DataFrame(rows)
-    first = found.groupby(["query_set", "metric"], sort=False).ngroup()
-    return found.assign(first=first).sort_values(["first", "value"], ascending=[True, False]).drop(columns="first")
+    return best_first(pd.DataFrame(rows))

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from tdaexp.metrics.best_first import LOWER, best_first
 from tdaexp.metrics.retrained import CEILING
 from tdaexp.report.figures import GREY, INK, PALETTE, grid
 from tdaexp.report.findings import Drawing, Findings, Statement
@@ -38,7 +39,7 @@ def leaderboard_findings(rows: pd.DataFrame, confidence: float = 0.95) -> Findin
 
 
 def aggregated(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """One row for each subject, query set, metric and method, at its best setting; the best method first.
+    """One row for each subject, query set, metric and method, at its best setting (`_best`); the best method first.
 
     Columns: those of `PLACE`, `method`, `setting` of the best, `value`, `low`, `high`, `default` (the value at the
     method's defaults), `seeds`, `queries`, `cost_seconds`. Of several seeds the mean and Student's interval over them,
@@ -47,18 +48,23 @@ def aggregated(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     found = []
     judged = rows[rows["failed"] == ""]
     for place, part in judged.groupby(PLACE, sort=False):
-        means = part.groupby(["method", "setting"], sort=False)["value"].mean()
-        mine = []
-        for method, values in means.groupby(level="method", sort=False):
-            values = values.droplevel("method")
-            best = values.idxmax()
-            cells = part[(part["method"] == method) & (part["setting"] == best)]
-            default = float(values.get("", math.nan))
-            mine.append({**dict(zip(PLACE, place, strict=True)), "method": method, "setting": best,
-                         **_over_seeds(cells, confidence), "default": default})  # fmt: skip
-        found += sorted(mine, key=lambda one: -one["value"])
+        for method, every in part.groupby("method", sort=False):
+            of_setting = {str(name): cells for name, cells in every.groupby("setting", sort=False)}
+            best = _best(of_setting, lower=place[-1] in LOWER)
+            default = float(of_setting[""]["value"].mean()) if "" in of_setting else math.nan
+            found.append({**dict(zip(PLACE, place, strict=True)), "method": method, "setting": best,
+                          **_over_seeds(of_setting[best], confidence), "default": default})  # fmt: skip
     columns = [*PLACE, "method", "setting", "value", "low", "high", "default", "seeds", "queries", "cost_seconds"]
-    return pd.DataFrame(found, columns=columns)
+    table = pd.DataFrame(found, columns=columns)
+    parts = [best_first(part) for _, part in table.groupby("subject", sort=False)]
+    return pd.concat(parts, ignore_index=True) if parts else table
+
+
+def _best(of_setting: dict[str, pd.DataFrame], lower: bool) -> str:
+    """The setting with the best mean, of those that were judged with the most seeds."""
+    most = max(len(cells) for cells in of_setting.values())
+    means = {name: cells["value"].mean() for name, cells in of_setting.items() if len(cells) == most}
+    return min(means, key=lambda name: means[name] if lower else -means[name])
 
 
 def _over_seeds(cells: pd.DataFrame, confidence: float) -> dict[str, float]:

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tdaexp.metrics.best_first import best_first
 from tdaexp.metrics.retrained import CEILING, Judged
 from tdaexp.report.console import of_width
 from tdaexp.report.figures import GREY, INK, PALETTE, grid
 from tdaexp.report.findings import Drawing, Findings
-from tdaexp.report.retrained_words import EXPLAINED, LOWER, TITLES
+from tdaexp.report.retrained_words import EXPLAINED, TITLES
 from tdaexp.report.tables import with_interval
 
 CAPTION = "How well methods foretell what models answer that are trained again, with intervals."
@@ -32,11 +33,8 @@ def frame(judged: Sequence[Judged]) -> pd.DataFrame:
          "low": one.interval.low, "high": one.interval.high, "queries": one.queries}
         for one in judged
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["method", "query_set", "metric", "value", "low", "high", "queries"])
-    order = {key: place for place, key in enumerate(zip(table["query_set"], table["metric"], strict=True))}
-    first = [order[key] for key in zip(table["query_set"], table["metric"], strict=True)]
-    rank = table["value"].where(table["metric"].isin(LOWER), -table["value"])
-    return table.assign(first=first, rank=rank).sort_values(["first", "rank"]).drop(columns=["first", "rank"])
+    columns = ["method", "query_set", "metric", "value", "low", "high", "queries"]
+    return best_first(pd.DataFrame(rows, columns=columns))
 
 
 def flat_retrained(table: pd.DataFrame) -> dict[str, float]:

@@ -20,8 +20,6 @@ TITLES = {
     "duplicates_apart": "scores of copies apart",
 }
 """What each metric is called for people."""
-LOWER = ("brittleness_same", "brittleness_own", "duplicates_apart")
-"""Metrics of which a lower value is the better one."""
 OWN_START = "The same with models that have starts and batches of their own, whose doing is noise to every score."
 EXPLAINED = {
     "lds_same": (

@@ -4,7 +4,7 @@
 
 A typed list of cells, as a sweep is a product and damping has another key in each method. A table that ranks defaults
 ranks luck, so each method stands with its best setting and with its default. What cannot be run is marked with the
-reason, and the rest goes on. Cost: of a cell what its run took beside the training, as `cost.json` says.
+reason, and the rest goes on. Cost: of a cell what its run took beside the model, as `cost.json` says.
 """
 
 from __future__ import annotations
@@ -105,10 +105,15 @@ class Leaderboard(Analysis):
 def _told(one: Judged, cell: Cell | None) -> dict[str, Any]:
     """A row of what was judged of a cell, or of a control (None)."""
     named = {"method": one.label, "setting": ""} if cell is None else _named(cell)
-    cost = math.nan if cell is None else sum(beside(cell.store, "cost.json").values())
+    cost = math.nan if cell is None else _seconds(cell)
     interval = {"value": one.interval.value, "low": one.interval.low, "high": one.interval.high}
     place = {"metric": one.metric, "query_set": one.query_set, "queries": one.queries}
     return {**named, **interval, **place, "cost_seconds": cost, "failed": ""}
+
+
+def _seconds(cell: Cell) -> float:
+    """What a cell's run took, without the model, which whichever cell came first has trained, and checks of trust."""
+    return sum(taken for stage, taken in beside(cell.store, "cost.json").items() if stage not in ("model", "trust"))
 
 
 def _named(cell: Cell) -> dict[str, str]:
