@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from commands import TINY, metrics, only
 
+from tdaexp import influence
 from tdaexp.report.retrained_words import TITLES
 
 TASK = ("model=logistic", "dataset=digits", "dataset.train=120", "dataset.test=20", "dataset.query_limit=5",
@@ -80,6 +82,15 @@ def test_what_cannot_be_judged_is_one_line(commands):
     assert "evaluate reads what is stored, in one process" in line and "trainer=ddp shares out" in line
     err = commands.done("evaluate", "metric=lds", "metric.lds.subsets=3", "metric.bootstrap=5", "runs=[plain]")
     assert "metric.lds.subsets=3: fewer than 20 tell little" in err
+
+
+def test_scores_that_are_called_random_stand_for_themselves(commands):
+    commands.done("attribute", *TASK, "method=dot", "hydra.run.dir=run")
+    np.save("random.npy", influence.dense(influence.load(only("run/influence.zarr"))).values)
+    few = ("metric=lds", "metric.lds.subsets=3", "metric.bootstrap=5", "metric.plots=false")
+    commands.done("evaluate", *few, "runs=[run]", "scores=random.npy", "hydra.run.dir=page")
+    found = metrics(only("page"))
+    assert found["random/test/lds_same"] == found["dot/test/lds_same"]
 
 
 @pytest.mark.parametrize(
