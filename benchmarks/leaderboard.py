@@ -28,10 +28,10 @@ make leaderboard
 ```
 
 which can be stopped and goes on where it was. Brackets: 95 % intervals, over subsets and queries for one seed, over
-seeds for several. Cost: seconds of a run without training or loading the model, as measured with both cores busy. `random` is a control
-of normally distributed scores. The noise ceiling is what a perfect score would reach where each retrained model has a
-start of its own. The best of several settings is chosen by the same numbers that stand here, so that it is a little
-flattered; the defaults are not.
+seeds for several. The best of several settings is chosen by the same numbers that stand here, so that it is a little
+flattered; the defaults are not. Cost: seconds of a run without training or loading the model, as measured with both
+cores busy. `random` is a control of normally distributed scores. The noise ceiling is what a perfect score would reach
+where each retrained model has a start of its own.
 
 ![LDS against cost](images/leaderboard.svg)
 

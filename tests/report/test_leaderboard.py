@@ -19,7 +19,9 @@ def cells(metric: str, **values: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-@pytest.mark.parametrize(("metric", "best", "first"), [("lds_same", "x=1", "ekfac"), ("brittleness_same", "x=2", "dot")])
+@pytest.mark.parametrize(
+    ("metric", "best", "first"), [("lds_same", "x=1", "ekfac"), ("brittleness_same", "x=2", "dot")]
+)
 def test_the_best_is_what_the_metric_calls_so(metric, best, first):
     table = aggregated(cells(metric, dot={"": [0.2]}, ekfac={"": [0.5], "x=1": [0.6], "x=2": [0.3]}))
     assert table["method"].tolist()[0] == first

@@ -1,5 +1,6 @@
 """The bank of models trained again: each is trained once, to the same bits after a kill; what is damaged is named."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -62,6 +63,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(bank, tmp_path, monkeypatch):
     bank.train(wanted, "test")
     bank.train([*wanted, *wanted], "test")
     assert len(calls) == 3 and same(weights(bank, wanted), weights(straight, wanted))
+
+
+def test_trainings_are_deterministic_on_their_device(bank, monkeypatch):
+    """On a GPU the same bits need torch's deterministic operations; a CPU has them."""
+    seen = []
+    monkeypatch.setattr(place, "deterministic", lambda device: seen.append(device) or contextlib.nullcontext())
+    bank.train(variants(2), "test")
+    assert seen == [torch.device("cpu")] * 2
 
 
 def test_networks_are_those_that_were_trained(bank):

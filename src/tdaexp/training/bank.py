@@ -23,6 +23,7 @@ from torch import nn
 from tdaexp.models.adapted import is_adapted, is_matrix
 from tdaexp.runtime import cache, ranks, seal
 from tdaexp.runtime.code import Work
+from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import cached_folder
 from tdaexp.runtime.fingerprint import fingerprint
@@ -125,7 +126,8 @@ class Bank:
             plan = batches_without(problem, recipe.settings, recipe.seed, variant.member, variant.renormalised)
         else:
             plan = batches_of_its_own(problem, recipe.settings, variant.seed, variant.member)
-        retrain(problem, recipe.settings, plan)
+        with deterministic(next(problem.module.parameters()).device):  # as the explained training was
+            retrain(problem, recipe.settings, plan)
         adapted = is_adapted(problem.module)
         found = {name: one for name, one in problem.module.named_parameters() if is_matrix(name) or not adapted}
         if not all(torch.isfinite(one).all() for one in found.values()):
