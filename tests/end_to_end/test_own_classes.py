@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -206,6 +207,8 @@ def test_the_pages_method_stands_in_the_leaderboard(commands, signs):
         assert set(table["method"]) == {"dot", "signs", "random"} and (table["metric"] == "lds_same").all()
         dot = table.set_index("method").loc["dot"]
         assert dot["value"] > 0.5 > dot["value"] - dot["low"] and dot["cost_seconds"] > 0
+        seconds = json.loads(Path("board/digits/seed=0/dot/cost.json").read_text(encoding="utf-8"))
+        assert dot["cost_seconds"] == pytest.approx(sum(seconds.values()) - seconds["model"] - seconds.get("trust", 0))
         mine = cells[cells["method"] == "signs"].dropna(subset="value")
         assert set(mine["setting"].fillna("")) == {"", "above=0.5"}
         assert table.set_index("method").loc["signs", "value"] == mine["value"].max()

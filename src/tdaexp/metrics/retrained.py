@@ -119,7 +119,7 @@ class Retrained:
                     np.savez(stream, outputs=found)
             ranks.barrier()
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 outputs: np.ndarray = stored["outputs"]
         except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             raise UserError(f"{path}: damaged ({reason(error)}); delete it and run again") from error

@@ -113,7 +113,8 @@ def _told(one: Judged, cell: Cell | None) -> dict[str, Any]:
 
 def _seconds(cell: Cell) -> float:
     """What a cell's run took, without the model, which whichever cell came first has trained, and checks of trust."""
-    return sum(taken for stage, taken in beside(cell.store, "cost.json").items() if stage not in ("model", "trust"))
+    taken = beside(cell.store, "cost.json")
+    return float(sum(seconds for stage, seconds in taken.items() if stage not in ("model", "trust")))
 
 
 def _named(cell: Cell) -> dict[str, str]:
