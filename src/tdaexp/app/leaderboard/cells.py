@@ -74,7 +74,14 @@ class Cell:
     def run(self, conf: Path, cache: str, extra: str | None) -> str:
         """Run it, or find it done; returns what went wrong, "" where nothing did."""
         places = [] if extra is None else [f"--config-dir={extra}"]
-        own = ("resume=true", "logger=none", "metric.plots=false", f"cache_dir={cache}", f"hydra.run.dir={self.folder}")
+        own = (
+            "resume=true",
+            "logger=none",
+            "metric.plots=false",
+            "trust=false",
+            f"cache_dir={cache}",
+            f"hydra.run.dir={self.folder}",
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         with _said_in(self.folder / "console.log"):
             code = main("attribute", conf, ["attribute.py", *places, *self.options, *own])
