@@ -72,7 +72,7 @@ def evidence(
         cache=folder,
         seed=0,
     )
-    recipe = Recipe("small", fit, 0, start, examples, (), corpus.train.targets.numpy())
+    recipe = Recipe("small", fit, 0, start, corpus.train.ids, (), corpus.train.targets.numpy())
     return Retrained(problem, Bank.of(recipe, folder), settings)
 
 

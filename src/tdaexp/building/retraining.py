@@ -54,12 +54,12 @@ def _of_task(config: Asked) -> Recipe:
         return Classification(chosen.build(task.corpus).to(device), task.corpus)
 
     return Recipe(
-        identity=fingerprint(task.fingerprint),
+        identity=fingerprint(task.fingerprint, device.type),
         settings=config.trainer.fit,
         seed=config.seed,
         start=start,
-        examples=len(task.corpus.train),
-        by=(type(model), Classification),
+        ids=task.corpus.train.ids,
+        by=(recipe_of, type(model), Classification),
         classes=task.corpus.train.targets.numpy(),
     )
 
@@ -84,12 +84,12 @@ def _of_texts(config: Asked) -> Recipe:
         return Texts(network, examples, 0 if pad is None else int(pad))
 
     return Recipe(
-        identity=fingerprint(first.fingerprint, examples.fingerprint(), fit.deciding(), config.seed),
+        identity=fingerprint(first.fingerprint, examples.fingerprint(), fit.deciding(), config.seed, device.type),
         settings=fit,
         seed=config.seed,
         start=start,
-        examples=len(examples),
-        by=(type(model), LoadedModel, Completions if recorded is not None else Texts),
+        ids=examples.ids,
+        by=(recipe_of, type(model), LoadedModel, Completions if recorded is not None else Texts),
         classes=None,
     )
 

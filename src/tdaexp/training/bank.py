@@ -42,14 +42,15 @@ class Recipe:
 
     `start(seed)` makes its training at the first step: from the explained training's own start (None), or from one
     drawn by a seed. `identity` is that of all that decides the weights: start, examples, settings and batches.
-    `classes` [N] are those of the examples, where they have some. `by` are the classes whose code makes the start.
+    `ids` [N] are those of the examples in the training's order, `classes` [N] theirs, where they have some. `by` is
+    whose code makes the start.
     """
 
     identity: str
     settings: FitSettings
     seed: int
     start: Callable[[int | None], Problem]
-    examples: int
+    ids: list[str]
     by: tuple[Work, ...]
     classes: np.ndarray | None = None
 
@@ -133,7 +134,7 @@ class Bank:
         if not all(torch.isfinite(one).all() for one in found.values()):
             out = int((~variant.member).sum())
             raise UserError(
-                f"{what}: a training without {out} of the {recipe.examples} examples diverged (weights that are not "
+                f"{what}: a training without {out} of the {len(recipe.ids)} examples diverged (weights that are not "
                 "finite); lower trainer.fit.lr, and explain that model"
             )
         save_file({name: one.detach().cpu().contiguous() for name, one in found.items()}, folder / WEIGHTS)

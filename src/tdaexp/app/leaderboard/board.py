@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,7 +73,7 @@ class Leaderboard(Analysis):
             waiting = {pool.submit(self.of_subject, *one, cache): place for place, one in enumerate(todo)}
             found = {}
             for done in track(as_completed(waiting), "leaderboard", len(todo)):
-                found[waiting[done]] = done.result()
+                found[waiting[done]] = self._rows(done, *todo[waiting[done]])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -80,6 +81,16 @@ class Leaderboard(Analysis):
             raise
         pool.shutdown()
         yield from (found[place] for place in sorted(found))
+
+    def _rows(self, done: Future[list[dict[str, Any]]], name: str, seed: int) -> list[dict[str, Any]]:
+        """What a process found, or of each method that it ended before its time."""
+        try:
+            return done.result()
+        except BrokenProcessPool:
+            why = "a process ended before its time (killed, or out of memory); run the same command again"
+            return [
+                {"subject": name, "seed": seed, "method": one, "setting": "", "failed": why} for one in self.entries
+            ]
 
     def of_subject(self, name: str, seed: int, cache: str) -> list[dict[str, Any]]:
         """Rows of one subject with one seed."""

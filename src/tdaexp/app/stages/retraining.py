@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from tdaexp.runtime.files import SELF_INFLUENCE
 from tdaexp.runtime.progress import doing
 from tdaexp.training.bank import Bank
 
+log = logging.getLogger(__name__)
 JUDGES = {
     "lds": judge_lds,
     "leave_one_out": judge_leave_one_out,
@@ -74,8 +76,14 @@ def judged_by_retraining(
     controls = _controls(stores, problem, config.metric)
     if again:
         scores = _every_score(stores, problem, scores_of_all, unfit) | controls
-        bank = Bank.of(recipe_of(run), Path(config.cache_dir))
-        evidence = Retrained(problem, bank, config.metric, frozenset(controls))
+        recipe = recipe_of(run)
+        if recipe.ids != problem.train.ids:
+            raise UserError(
+                f"metric={again[0]}: the data set trains on other examples, or in another order, than it shows; its "
+                "load().train and train_records() must be the same"
+            )
+        _tell_other_measurements(stores, config.metric)
+        evidence = Retrained(problem, Bank.of(recipe, Path(config.cache_dir)), config.metric, frozenset(controls))
         found += [one for name in again for one in JUDGES[name](evidence, scores)]
     if as_it_is and ranks.current().first:
         scores = _every_score(stores, problem, known_scores, unfit) | controls
@@ -91,6 +99,12 @@ def _problem(
 ) -> tuple[AttributeConfig, Builder, Problem]:
     """The problem of the stores, built again as their runs did, with the configuration and who built it."""
     studies = {store.attrs.get("study") for store in stores.values()}
+    strange = [label for label, store in stores.items() if store.attrs.get("study") is None]
+    if strange and len(studies) > 1:
+        raise UserError(
+            f"metric={metric}: nothing says which model the scores '{strange[0]}' are of; name the runs that have "
+            "their pairs (runs=[…])"
+        )
     if len(studies) > 1:
         raise UserError(
             f"metric={metric}: the runs are of {len(studies)} models or data sets, and a bank of retrained models is "
@@ -109,6 +123,15 @@ def _problem(
             "changed); run attribute.py again"
         )
     return run, builder, problem
+
+
+def _tell_other_measurements(stores: dict[str, xr.Dataset], settings: MetricSettings) -> None:
+    """Say where a store answers about another measurement than the one that models trained again are asked."""
+    asked = settings.retraining.measurement
+    for label, store in stores.items():
+        own = ((store.attrs.get("config") or {}).get("method") or {}).get("measurement")
+        if own not in (None, asked):
+            log.warning("'%s' is about %s, and judged on metric.retraining.measurement=%s", label, own, asked)
 
 
 def _configuration(told: dict[str, Any], config: EvaluateConfig, metric: str) -> AttributeConfig:
