@@ -126,7 +126,7 @@ def test_stored_products_say_what_their_queries_are(commands):
     commands.done("attribute", *quick, "query_set=generated", "hydra.run.dir=named")
     assert metrics(Path("named"))["generated/queries"] == 6
     commands.done("attribute", *quick, "hydra.run.dir=unnamed")
-    assert {name.split("/")[0] for name in metrics(Path("unnamed"))} == {"queries"}
+    assert {name.split("/")[0] for name in metrics(Path("unnamed"))} == {"queries", "trust"}
     products(query_set=np.array(["paraphrased"] * 2 + ["generated"] * 4))
     commands.done("attribute", *quick, "hydra.run.dir=file")
     found = metrics(Path("file"))
