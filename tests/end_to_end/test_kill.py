@@ -44,7 +44,8 @@ def test_killed_at_three_random_moments(commands, tmp_path):
     begun = time.monotonic()
     commands.done("attribute", *arguments(undisturbed, *sweep))
     length = time.monotonic() - begun
-    moments = sorted(random.uniform(0, length) for _ in range(3))
+    # the start is a part of the length, and not of the moments: one at least must come before the end
+    moments = sorted(random.uniform(0, share * length) for share in (0.3, 0.6, 1))
     print(f"killed at {moments} of {length:.1f} s")  # shown when the test fails
     disturbed, killed = tmp_path / "disturbed", 0
     for moment in moments:
