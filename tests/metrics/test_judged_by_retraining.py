@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from small_bank import EXAMPLES, QUERIES, SETTINGS, by_hand, evidence, log_likelihoods, small_corpus
 
+from tdaexp.metrics import retrained
 from tdaexp.metrics.brittleness import judge_brittleness
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.judging_settings import Brittleness, Lds, LeaveOneOut, Removal, Retraining
@@ -67,6 +68,14 @@ def test_answers_are_of_the_problems_objective(found):
     plain = found.outputs(variants, "test")
     other = dataclasses.replace(found, problem=dataclasses.replace(found.problem, objective=Doubled()))
     np.testing.assert_allclose(other.outputs(variants, "test"), 2 * plain)
+
+
+def test_a_measurement_of_ones_own_that_was_edited_is_asked_again(tmp_path, settings, monkeypatch):
+    one = evidence(tmp_path, settings)
+    for source in ("def mine(): 1", "def mine(): 1", "def mine(): 2"):
+        monkeypatch.setattr(retrained, "sources", lambda name, source=source: [source])
+        one.outputs([one.variant(EVERYONE, "same", 0)], "all")
+    assert len(list((tmp_path / "retrained").glob("*.npz"))) == 2
 
 
 def test_a_damaged_file_of_answers_is_named(tmp_path, settings):

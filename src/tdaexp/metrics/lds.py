@@ -105,18 +105,8 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
         [subset(count, 1 - settings.left_out, evidence.settings.seed, j) for j in range(settings.subsets)]
     )
     found = []
-    for start in evidence.settings.retraining.starts:
-        outputs = evidence.outputs(
-            [evidence.variant(one, start, j) for j, one in enumerate(members)], f"lds, {start} start"
-        )
-        if start != OWN:
-            evidence.check(outputs)
-        varies = np.ptp(outputs, axis=0) > 0
-        if not varies.any():
-            raise UserError(
-                f"metric.lds: the {evidence.measurement} of every query is the same in all {len(members)} retrained "
-                "models, so there is nothing to foretell; leave more out (metric.lds.left_out) or train longer"
-            )
+    remedy = "leave more out (metric.lds.left_out) or train longer"
+    for start, outputs, varies in evidence.starts(members, range(settings.subsets), "lds", remedy):
         ceilings = _ceilings(evidence, outputs) if start == OWN and settings.ceiling else None
         for name, rows in evidence.by_query_set().items():
             mine = rows[varies[rows]]
@@ -125,7 +115,7 @@ def judge_lds(evidence: Retrained, scores: Mapping[str, np.ndarray]) -> list[Jud
                 if len(known):
                     one = lds_interval(values[known], members, outputs[:, known], evidence.settings)
                     found.append(Judged(label, name, f"lds_{start}", one, len(known)))
-            if ceilings is not None:
+            if ceilings is not None and len(mine):
                 top = float(ceilings[mine].mean())
                 found.append(Judged(CEILING, name, f"lds_{start}", Interval(top, math.nan, math.nan), len(mine)))
     return found

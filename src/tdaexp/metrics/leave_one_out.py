@@ -13,8 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tdaexp.metrics.resampled_ranks import spearman_interval, tell_few
-from tdaexp.metrics.retrained import OWN, Judged, Retrained
-from tdaexp.runtime.errors import UserError
+from tdaexp.metrics.retrained import Judged, Retrained
 
 
 def left_out(examples: int, count: int, seed: int) -> np.ndarray:
@@ -36,17 +35,8 @@ def judge_leave_one_out(evidence: Retrained, scores: Mapping[str, np.ndarray]) -
     members = np.ones((len(rows), count), dtype=bool)
     members[np.arange(len(rows)), rows] = False
     found = []
-    for start in evidence.settings.retraining.starts:
-        variants = [evidence.variant(member, start, int(row)) for member, row in zip(members, rows, strict=True)]
-        outputs = evidence.outputs(variants, f"leave-one-out, {start} start")
-        if start != OWN:
-            evidence.check(outputs)
-        varies = np.ptp(outputs, axis=0) > 0
-        if not varies.any():
-            raise UserError(
-                f"metric.leave_one_out: the {evidence.measurement} of every query is the same without any of "
-                f"{len(rows)} examples, so there is nothing to foretell; train longer, or take metric=lds"
-            )
+    remedy = "train longer, or take metric=lds"
+    for start, outputs, varies in evidence.starts(members, rows.tolist(), "leave_one_out", remedy):
         for name, queries in evidence.by_query_set().items():
             mine = queries[varies[queries]]
             for label, values in scores.items():

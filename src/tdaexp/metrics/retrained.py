@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from zipfile import BadZipFile
 
@@ -11,6 +11,7 @@ import numpy as np
 from tdaexp.metrics.intervals import Interval
 from tdaexp.metrics.measured import measured
 from tdaexp.metrics.settings import MetricSettings
+from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
 from tdaexp.runtime import cache, ranks
 from tdaexp.runtime.errors import UserError
@@ -104,10 +105,32 @@ class Retrained:
         told = [self.settings.seed, abs(number), int(number < 0)]
         return Variant(member, int(np.random.default_rng(told).integers(2**31)))
 
+    def starts(
+        self, members: np.ndarray, numbers: Sequence[int], metric: str, remedy: str
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """For each configured start: its name, outputs [S, Q] of the models on `members` [S, N] (each called by one of
+        the `numbers`), and which queries' measurements vary [Q] bool.
+
+        Errors (UserError): none does, and the `remedy` for that; as of the bank.
+        """
+        for start in self.settings.retraining.starts:
+            variants = [self.variant(one, start, number) for one, number in zip(members, numbers, strict=True)]
+            outputs = self.outputs(variants, f"{metric.replace('_', '-')}, {start} start")
+            if start != OWN:
+                self.check(outputs)
+            varies = np.ptp(outputs, axis=0) > 0
+            if not varies.any():
+                raise UserError(
+                    f"metric.{metric}: the {self.measurement} of every query is the same in all {len(members)} "
+                    f"retrained models, so there is nothing to foretell; {remedy}"
+                )
+            yield start, outputs, varies
+
     def outputs(self, variants: Sequence[Variant], what: str) -> np.ndarray:
         """Measurements [S, Q] float64 by the models; trained and asked now, where they were not before."""
         problem, keys = self.problem, [variant.key for variant in variants]
-        parts = (self.bank.recipe.identity, problem.queries.fingerprint(), self.measurement, keys)
+        asked = [self.measurement, *sources(self.measurement)]
+        parts = (self.bank.recipe.identity, problem.queries.fingerprint(), asked, keys)
         by = [Retrained, measured, type(problem.objective), *self.bank.recipe.by]
         path = cache.entry(problem.cache, "retrained", *parts, by=by, name="{}.npz")
         if not ranks.from_first(path.exists()):
