@@ -80,10 +80,7 @@ def write_report(
         label: flat_metrics(judged[label], settings, studies if dataset is reference else {})
         for label, dataset in datasets.items()
     }
-    if over:
-        flat = {label: mean_metrics([flat[one] for one in own], settings.confidence) for label, own in groups.items()}
-    single = len(flat) == 1
-    metrics = {key if single else f"{label}/{key}": one for label, own in flat.items() for key, one in own.items()}
+    metrics = _named(flat, groups if over else None, settings.confidence)
     if near is not None:
         metrics |= flat_proximity(near)
         write_text(folder / "proximity.csv", frame_csv(near))
@@ -108,16 +105,26 @@ def write_report(
     write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, pictures)
-    logger.log_table(_tables(datasets)[1], table)
+    of_texts, of_methods = _tables(datasets)
+    logger.log_table(of_methods, table)
     if texts:
-        logger.log_table(_tables(datasets)[0], _top_texts(told, texts if logger.texts else None, settings.top_k))
-    if judged_again is not None:
-        logger.log_table(RETRAINED, judged_again)
+        logger.log_table(of_texts, _top_texts(told, texts if logger.texts else None, settings.top_k))
     print_table(table)
     if judged_again is not None:
+        logger.log_table(RETRAINED, judged_again)
         print_retrained(judged_again)
     print_missing(missing)
     return metrics
+
+
+def _named(
+    flat: dict[str, dict[str, float]], means: dict[str, list[str]] | None, confidence: float
+) -> dict[str, float]:
+    """Metrics of all stores, their labels before them unless there is one; of groups (`means`) the means."""
+    if means is not None:
+        flat = {label: mean_metrics([flat[one] for one in own], confidence) for label, own in means.items()}
+    single = len(flat) == 1
+    return {key if single else f"{label}/{key}": one for label, own in flat.items() for key, one in own.items()}
 
 
 def _tables(datasets: dict[str, xr.Dataset]) -> tuple[str, str]:
