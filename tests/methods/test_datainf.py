@@ -9,7 +9,7 @@ from adapted import by_peft, gradients, write_adapter
 from tiny_problem import explicit_gradients, with_model
 
 from tdaexp import influence
-from tdaexp.curvature import datainf
+from tdaexp.gradients import second_moment
 from tdaexp.methods.datainf import DataInf
 from tdaexp.models.loaded import quiet_transformers
 from tdaexp.models.pretrained import Pretrained
@@ -30,7 +30,7 @@ def transcribed(queries: torch.Tensor, train: torch.Tensor, relative: float = 0.
 @pytest.mark.parametrize("chunk", [1 << 28, 1 << 14])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_scores_are_those_of_the_equation(chunk, reduction, make_problem, compose, monkeypatch, tmp_path):
-    monkeypatch.setattr(datainf, "CHUNK_BYTES", chunk)  # the smaller: some batches are cut
+    monkeypatch.setattr(second_moment, "CHUNK_BYTES", chunk)  # the smaller: some batches are cut
     problem = make_problem(tmp_path, dtype=torch.float64)
     found = compose("method=datainf", CHOSEN, f"method.reduction={reduction}").attribute(problem)
     sides = [explicit_gradients(problem.loaded, side, reduction) for side in (problem.queries, problem.train)]
@@ -71,6 +71,7 @@ def test_keys_that_make_no_sense_and_labels(compose):
 
 
 def test_a_component_without_a_gradient_has_no_damping_of_its_own(problem, monkeypatch):
-    monkeypatch.setattr("tdaexp.methods.datainf.mean_squares", lambda *_, **__: np.array([1.0, 0.0]))
+    none = torch.cat([torch.ones(256), torch.zeros(256)])
+    monkeypatch.setattr("tdaexp.methods.datainf.second_moment", lambda *_, **__: none)
     with pytest.raises(UserError, match=r"no training example has a gradient of 'layers.1.attn.o'.*method.damping=1e-6"):
         DataInf(components=NAMES).attribute(problem)

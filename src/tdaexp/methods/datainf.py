@@ -18,9 +18,11 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
-from tdaexp.curvature.datainf import mean_of_inverses, mean_squares
+from tdaexp.curvature.datainf import mean_of_inverses
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
+from tdaexp.gradients.second_moment import second_moment
 from tdaexp.gradients.vector_products import gradient_vectors, vector_products
+from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.methods.base import Method
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
@@ -105,9 +107,10 @@ class DataInf(Method):
         names = fitted.components.names
         if self.damping is not None:
             return np.full(len(names), self.damping)
-        store = problem.training_store("squares", names, self.reduction, by=mean_squares)
-        means = mean_squares(fitted, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
-        found = np.array([self.damped.amount(mean) for mean in means])
+        store = problem.training_store("squares", names, self.reduction, by=second_moment)
+        squares = second_moment(fitted, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
+        places = VectorSpace(fitted.model, fitted.components).slices
+        found = np.array([self.damped.amount(float(squares[place].double().mean())) for place in places])
         if not (found > 0).all():
             name = names[int(np.argmin(found))]
             raise UserError(
