@@ -51,7 +51,7 @@ def test_directions_and_the_small_matrix_against_the_dense_oracle(variant, init,
         one = ProjectedLayer(layer, side, fishers[layer.name], len(examples), spectrum)
         mean = float(fisher.trace()) / layer.size if spectrum is None else float(spectrum.mean())
         assert one.amount(damping) == pytest.approx(0.3 * mean, rel=1e-12)
-        solved = torch.linalg.solve(fisher + 0.3 * mean * torch.eye(side.dim), projected.T).T
+        solved = torch.linalg.solve(fisher + 0.3 * mean * torch.eye(side.dim, dtype=torch.float64), projected.T).T
         torch.testing.assert_close(one.solve(projected, damping), solved, rtol=1e-7, atol=1e-9 * float(solved.abs().max()))
         values = torch.linalg.eigvalsh(fisher) if spectrum is None else spectrum.flatten()
         assert one.effective(damping) == pytest.approx(float((values / (values + 0.3 * mean)).sum()), rel=1e-6)

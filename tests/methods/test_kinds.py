@@ -20,7 +20,7 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.problem import Compute, Moment, Problem
+from tdaexp.problem import Compute, Moment, OptimizerState, Problem
 from tdaexp.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
@@ -30,6 +30,7 @@ SMALL = {
     "lissa": ["method.queries=null", "method.depth=2", "method.batch_size=4"],
     "arnoldi": ["method.steps=2", "method.rank=1"],
     "trak": ["method.dimensions=4"],
+    **{name: ["method.dimensions=4"] for name in ("logra", "trackstar")},
     **{name: ["budget=0.5"] for name in ("select", "select_fidelity", "project_paper")},
 }
 
@@ -41,7 +42,13 @@ class Kept:
         self.model = model
 
     def moments(self, steps, count) -> list[Moment]:
-        return [Moment(1, 0.1, "kept", lambda: self.model)]
+        return [Moment(1, 0.1, "kept", lambda: self.model, self.state)]
+
+    def state(self) -> OptimizerState:
+        def ones(name: str) -> torch.Tensor:
+            return torch.ones_like(self.model.get_parameter(name)).float()
+
+        return OptimizerState(1, (0.9, 0.999), 1e-8, ones, ones)
 
 
 def network() -> nn.Module:

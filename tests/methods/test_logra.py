@@ -47,11 +47,11 @@ def transcribed(problem, fitted, relative: float) -> np.ndarray:
     columns = []
     for one in fitted.projected:
         name = one.layer.name
-        project = torch.kron(one.side.p_out, one.side.p_in).T * one.side.scale
+        project = torch.kron(one.side.p_out.double(), one.side.p_in.double()).T * one.side.scale
         phi = sampled[name] @ project.T
         fisher = phi.T @ phi / len(phi)
         mean = sampled[name].square().sum(1).mean() if one.spectrum is not None else fisher.trace()
-        damped = fisher + relative * mean / one.layer.size * torch.eye(len(fisher))
+        damped = fisher + relative * mean / one.layer.size * torch.eye(len(fisher), dtype=torch.float64)
         left, right = (torch.stack([row[name] for row in side]) @ project.T for side in (queries, train))
         columns.append((left @ torch.linalg.solve(damped, right.T)).numpy())
     return np.take_along_axis(np.stack(columns, -1), problem.pairs[..., None], axis=1)
@@ -76,7 +76,7 @@ def test_whole_bases_give_the_exact_inverse_whichever_they_are(wide, compose):
     wanted = 0.0
     for name in NAMES:
         matrix = sampled[name].T @ sampled[name] / len(wide.train)
-        inverse = torch.linalg.inv(matrix + 0.01 * torch.eye(len(matrix)))
+        inverse = torch.linalg.inv(matrix + 0.01 * torch.eye(len(matrix), dtype=torch.float64))
         left, right = (torch.stack([row[name] for row in side]) for side in (queries, train))
         wanted = wanted + (left @ inverse @ right.T).numpy()
     wanted = np.take_along_axis(wanted, wide.pairs, axis=1)

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tiny_problem import PARAMETER, explicit_gradients, with_state
+from tiny_problem import PARAMETER, explicit_gradients, with_state, without_state
 
 from tdaexp import influence
 from tdaexp.gradients.projection import make_sketch
@@ -33,7 +33,7 @@ def transcribed(problem, of: str, dimensions: int, mix: float, damping: float) -
         project = torch.kron(sketch.p_out.double(), sketch.p_in.double()) * sketch.scale
         q, z = ((side / below) @ project for side in (queries, train))
         moment = mix * z.T @ z / len(z) + (1 - mix) * q.T @ q / len(q)
-        moment = moment + damping * moment.trace() / len(moment) * torch.eye(len(moment))
+        moment = moment + damping * moment.trace() / len(moment) * torch.eye(len(moment), dtype=torch.float64)
         values, vectors = torch.linalg.eigh(moment)
         for side, rows in zip(found, (q, z), strict=True):
             side.append(rows @ vectors @ torch.diag(values**-0.5) @ vectors.T)
@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_equation(of, dimensions, mix, make_problem, com
 
 
 def test_without_a_state_it_says_that_v_is_estimated(problem, compose, caplog):
-    plain = problem.after("pretrained")
+    plain = without_state(problem.after("pretrained"))
     with caplog.at_level(logging.INFO):
         found = compose("method=trackstar", CHOSEN).attribute(plain)
     assert "V is estimated from the training examples' gradients: " in caplog.text

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
@@ -100,7 +101,19 @@ def keep_checkpoints(loaded: LoadedModel, folder: Path) -> None:
     for place, by in (("model", 0.0), ("checkpoints/step-10", 0.05), ("checkpoints/step-20", 0.02)):
         (folder / place).mkdir(parents=True)
         save_hub(folder / place, moved_a_little(loaded, by).model, loaded.tokenizer)
+        if place != "model":
+            keep_state(loaded, folder / place, int(place.rpartition("-")[2]))
     (folder / "model" / "training.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+
+
+def keep_state(loaded: LoadedModel, folder: Path, step: int) -> None:
+    """AdamW's state beside a checkpoint: little momentum, and a second moment that differs a little by entry."""
+    generator, tensors = torch.Generator().manual_seed(step), {}
+    for name, parameter in loaded.model.named_parameters():
+        first, second = (torch.rand(parameter.shape, generator=generator) for _ in range(2))
+        tensors |= {f"exp_avg/{name}": 1e-4 * (first - 0.5), f"exp_avg_sq/{name}": 1e-3 * (1 + 0.2 * second)}
+    own = {"step": step, "lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": {}, "clip": 0.0}
+    save_file(tensors, folder / "optimizer.safetensors", metadata={"adamw": json.dumps(own)})
 
 
 def explicit_gradients(
@@ -124,6 +137,22 @@ def explicit_gradients(
 def join(gradient: dict[str, torch.Tensor], components: Sequence[str]) -> torch.Tensor:
     """One vector of several components' gradients."""
     return torch.cat([gradient[name] for name in components])
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """A history of the model as it is, without a state of its optimiser."""
+
+    loaded: LoadedModel
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        return [Moment(20, 0.25, "stateless", lambda: self.loaded.model)]
+
+
+def without_state(problem: Problem) -> Problem:
+    """The problem after a training that kept no state."""
+    assert problem.loaded is not None
+    return replace(problem, history=Stateless(problem.loaded))
 
 
 @dataclass(frozen=True)

@@ -97,15 +97,18 @@ class TrackStar(Method):
         log.info("%s: %s", self.name, components.coverage_line())
         how, settings = self._scale(problem, components)
         _, features = self._features(problem, components, how, settings)
-        queries, train = features()
-        moments = mixed_second_moments(train, queries, self.mix, cache_gb)
+        queries, train, fitted = features()
+        moments = mixed_second_moments(fitted, queries, self.mix, cache_gb)
         change = partial(whitened, queries.columns, whiteners(moments, self.relative_damping))
         found = feature_products(
             changed(queries, change),
             changed(train, change),
             problem.pairs,
             store=problem.store(
-                "trackstar-products", components.names, settings, self.mix, self.relative_damping, by=TrackStar
+                "trackstar-products",
+                *(components.names, settings, problem.curvature_examples.fingerprint()),
+                *(self.mix, self.relative_damping),
+                by=TrackStar,
             ),
             cache_gb=cache_gb,
         )
@@ -116,32 +119,28 @@ class TrackStar(Method):
         """Side by side, before R."""
         components = chosen(problem.components(), self.part, self.components)
         (queries, train), features = self._features(problem, components, *self._scale(problem, components))
-        return Sketched(train, queries, problem.pairs, features)
+        return Sketched(train, queries, problem.pairs, lambda: features()[:2])
 
     def _features(
         self, problem: Problem, components: ComponentMap, scale: Scale | None, settings: list[object]
-    ) -> tuple[tuple[Gradients, Gradients], Callable[[], tuple[Features, Features]]]:
-        """P V^(−½) ∇ℓ of queries and of all training examples: the gradients, and what makes their projections."""
+    ) -> tuple[tuple[Gradients, Gradients], Callable[[], tuple[Features, Features, Features]]]:
+        """P V^(−½) ∇ℓ of queries, of all training examples, and of those that R is averaged over: the gradients of the
+        first two, and what makes the projections.
+        """
         sides = [side(problem, components, self.reduction) for side in (query_gradients, train_gradients)]
         queries, train = (replace(side, transform=scale) for side in sides)
+        fitted = replace(train, examples=problem.curvature_examples)
         sketches = {
             one.name: make_sketch("factorised", one.name, one.matrix, self.dimensions, self.seed)
             for one in components.components
         }
-        places = [
-            problem.store("trackstar-queries", components.names, settings, by=TrackStar),
-            problem.training_store("trackstar", components.names, settings, problem.train.fingerprint(), by=TrackStar),
-        ]
 
-        def features() -> tuple[Features, Features]:
-            tokens = problem.compute.tokens_per_batch
-            found = [
-                component_features(side, sketches, store=place, tokens_per_batch=tokens)
-                for side, place in zip((queries, train), places, strict=True)
-            ]
-            return found[0], found[1]
+        def projected(side: Gradients) -> Features:
+            place = problem.store if side is queries else problem.training_store
+            store = place("trackstar", components.names, settings, side.examples.fingerprint(), by=TrackStar)
+            return component_features(side, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
-        return (queries, train), features
+        return (queries, train), lambda: (projected(queries), projected(train), projected(fitted))
 
     def _scale(self, problem: Problem, components: ComponentMap) -> tuple[Scale | None, list[object]]:
         """V^(−½), and what projections depend on beside model and components; the first says what V is."""
