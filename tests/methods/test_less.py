@@ -9,7 +9,7 @@ from tiny_problem import PARAMETER, explicit_gradients, with_state
 
 from tdaexp import influence
 
-NAMES = ["layers.1.attn.v", "layers.0.mlp.up"]
+NAMES = ["layers.0.mlp.up", "layers.1.attn.v"]
 CHOSEN = f"method.components=[{','.join(NAMES)}]"
 
 

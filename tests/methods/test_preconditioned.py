@@ -11,6 +11,7 @@ from tiny_problem import PARAMETER, explicit_gradients, join, with_state, withou
 
 from tdaexp import influence
 from tdaexp.runtime.errors import UserError
+from tdaexp.selection.products_file import read_products
 
 ADAMW = "method.precondition=adamw"
 
@@ -75,4 +76,4 @@ def test_a_training_that_kept_no_state(name, problem, compose):
 
 def test_stored_products_are_in_the_plain_metric(products_file, compose):
     with pytest.raises(UserError, match=r"stored products are in the plain metric.*method\.precondition=none"):
-        compose("method=dot", ADAMW).from_products(influence.build(np.zeros((1, 1, 1))))
+        compose("method=dot", ADAMW).from_products(read_products(products_file))

@@ -13,7 +13,7 @@ from tdaexp import influence
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.runtime.errors import UserError
 
-NAMES = ["layers.1.attn.v", "layers.0.mlp.up"]
+NAMES = ["layers.0.mlp.up", "layers.1.attn.v"]
 CHOSEN = f"method.components=[{','.join(NAMES)}]"
 
 

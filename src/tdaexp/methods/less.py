@@ -19,6 +19,7 @@ import xarray as xr
 from tdaexp.gradients.adamw import direction, identity_of
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
+from tdaexp.gradients.transformed_products import as_it_is
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
 from tdaexp.problem import Problem
@@ -76,7 +77,7 @@ class LESS(Method):
             settings = [self.reduction, *identity_of(moment, state), momentum]
             products = component_products(
                 replace(train, transform=direction(there.model, components, state)),
-                query_gradients(there, components, self.reduction),
+                replace(query_gradients(there, components, self.reduction), transform=as_it_is),
                 problem.pairs,
                 store=problem.store("less", components.names, *settings, by=LESS),
                 tokens_per_batch=compute.tokens_per_batch,
