@@ -22,7 +22,9 @@ def explicit(side) -> torch.Tensor:
     return torch.kron(side.p_out.double(), side.p_in.double()).T * side.scale
 
 
-@pytest.mark.parametrize(("variant", "init"), [("gpt_neox-untied", "ekfac"), ("llama-bias", "kfac"), ("bloom-tied", "")])
+@pytest.mark.parametrize(
+    ("variant", "init"), [("gpt_neox-untied", "ekfac"), ("llama-bias", "kfac"), ("bloom-tied", "")]
+)
 def test_directions_and_the_small_matrix_against_the_dense_oracle(variant, init, models, tmp_path):
     model, examples, whole = models(variant), make_examples(3, 9), layers(models(variant))
     factors = fit(model, examples, tmp_path / "f", init or "ekfac")
@@ -52,7 +54,9 @@ def test_directions_and_the_small_matrix_against_the_dense_oracle(variant, init,
         mean = float(fisher.trace()) / layer.size if spectrum is None else float(spectrum.mean())
         assert one.amount(damping) == pytest.approx(0.3 * mean, rel=1e-12)
         solved = torch.linalg.solve(fisher + 0.3 * mean * torch.eye(side.dim, dtype=torch.float64), projected.T).T
-        torch.testing.assert_close(one.solve(projected, damping), solved, rtol=1e-7, atol=1e-9 * float(solved.abs().max()))
+        torch.testing.assert_close(
+            one.solve(projected, damping), solved, rtol=1e-7, atol=1e-9 * float(solved.abs().max())
+        )
         values = torch.linalg.eigvalsh(fisher) if spectrum is None else spectrum.flatten()
         assert one.effective(damping) == pytest.approx(float((values / (values + 0.3 * mean)).sum()), rel=1e-6)
 
@@ -99,6 +103,8 @@ def test_where_a_sketch_is_too_small(models):
 def test_a_singular_matrix_without_damping_is_an_error_that_names_the_layer(models):
     one = of(12, None, models)
     one.fisher[0, 0] = 0
-    with pytest.raises(UserError, match=r"layer 'layers.0.attn.q': .* singular at a damping of 0; set method.relative_d"):
+    with pytest.raises(
+        UserError, match=r"layer 'layers.0.attn.q': .* singular at a damping of 0; set method.relative_d"
+    ):
         one.solve(torch.ones(1, one.side.dim, dtype=torch.float64), Damping(value=0.0))
     assert torch.isfinite(one.solve(torch.ones(1, one.side.dim, dtype=torch.float64), Damping(value=0.1))).all()

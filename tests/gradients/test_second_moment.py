@@ -17,9 +17,13 @@ def test_it_is_the_mean_of_squares_and_a_pass_is_made_once(tokens, chunk, tmp_pa
     module, examples = odd_module("norms")
     side = gradients_of_module(module, examples)
     rows, _ = autograd_one_by_one(module, examples)
-    wanted = torch.stack([torch.cat([component_vector(module, one, row) for one in side.components.components]) for row in rows])
+    wanted = torch.stack(
+        [torch.cat([component_vector(module, one, row) for one in side.components.components]) for row in rows]
+    )
     module.requires_grad_(False)
     found = second_moment(side, store=tmp_path / "s", tokens_per_batch=tokens)
     torch.testing.assert_close(found, wanted.square().mean(0), rtol=1e-10, atol=1e-14)
     monkeypatch.setattr(BlockStore, "write", None)  # a block that is written again would fail
-    torch.testing.assert_close(second_moment(side, store=tmp_path / "s", tokens_per_batch=tokens), found, rtol=0, atol=0)
+    torch.testing.assert_close(
+        second_moment(side, store=tmp_path / "s", tokens_per_batch=tokens), found, rtol=0, atol=0
+    )

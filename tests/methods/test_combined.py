@@ -46,5 +46,18 @@ def test_all_questions_are_meant(configured):
         check_combines(configured("cg", "method.queries=3"))
     with pytest.raises(UserError, match="per_token"):
         check_combines(configured("ekfac", "method.per_token=2"))
-    for name in ("dot", "ekfac", "cg", "lissa", "arnoldi", "trak", "tracin", "multistage", "bm25", "random", "logra", "datainf"):
+    for name in (
+        "dot",
+        "ekfac",
+        "cg",
+        "lissa",
+        "arnoldi",
+        "trak",
+        "tracin",
+        "multistage",
+        "bm25",
+        "random",
+        "logra",
+        "datainf",
+    ):
         check_combines(configured(name))

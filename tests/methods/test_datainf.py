@@ -73,5 +73,7 @@ def test_keys_that_make_no_sense_and_labels(compose):
 def test_a_component_without_a_gradient_has_no_damping_of_its_own(problem, monkeypatch):
     none = torch.cat([torch.ones(256), torch.zeros(256)])
     monkeypatch.setattr("tdaexp.methods.datainf.second_moment", lambda *_, **__: none)
-    with pytest.raises(UserError, match=r"no training example has a gradient of 'layers.1.attn.o'.*method.damping=1e-6"):
+    with pytest.raises(
+        UserError, match=r"no training example has a gradient of 'layers.1.attn.o'.*method.damping=1e-6"
+    ):
         DataInf(components=NAMES).attribute(problem)

@@ -25,7 +25,9 @@ def stated(make_problem, tmp_path):
 def products(problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """q·z, q·q and z·z in the metric [Q, N], [Q], [N]."""
     names, history = list(PARAMETER), problem.history
-    below = torch.cat([history.average(20, PARAMETER[name], "second").flatten().double().sqrt() + 1e-3 for name in names])
+    below = torch.cat(
+        [history.average(20, PARAMETER[name], "second").flatten().double().sqrt() + 1e-3 for name in names]
+    )
     queries, train = (
         torch.stack([join(row, names) for row in explicit_gradients(problem.loaded, side)])
         for side in (problem.queries, problem.train)

@@ -135,7 +135,12 @@ class Project(Method):
         return component_features(gradients, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
     def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
-        settings: list[object] = [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed, self.reduction]
+        settings: list[object] = [
+            drawn_by(self.projection, problem.compute.device),
+            self.distribution,
+            self.seed,
+            self.reduction,
+        ]
         settings += metric_identity(problem, self.precondition)
         dims = {name: sketch.dim for name, sketch in sketches.items()}
         return problem.store("sketches", role, dims, settings, by=Project)
