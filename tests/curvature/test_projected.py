@@ -61,9 +61,8 @@ def test_directions_and_the_small_matrix_against_the_dense_oracle(variant, init,
         assert one.effective(damping) == pytest.approx(float((values / (values + 0.3 * mean)).sum()), rel=1e-6)
 
 
-def test_the_parts_of_a_fused_matrix_add_up(models, tmp_path):
-    model, examples = models("gpt_neox-untied"), make_examples(3, 9)
-    whole = layers(model)
+def test_the_parts_of_a_fused_matrix_add_up(models):
+    whole = layers(models("gpt_neox-untied"))
     fused = next(one for one in whole.layers if len(one.members) == 3)
     side = random_sides(fused, DIMENSIONS, 1)
     one = ProjectedLayer(fused, side, 2 * torch.eye(side.dim, dtype=torch.float64), 9, None)

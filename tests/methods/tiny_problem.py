@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -161,7 +162,7 @@ class Stated:
 
     loaded: LoadedModel
     momentum: bool = True
-    RATES = {10: 0.5, 20: 0.25}
+    RATES: ClassVar = {10: 0.5, 20: 0.25}
 
     def model(self, step: int) -> LoadedModel:
         """The model at a step; the last is the problem's own."""

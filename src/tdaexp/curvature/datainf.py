@@ -2,7 +2,7 @@
 
 Source: Kwon et al. 2024, section 3. With g_i a training example's loss gradient of one component, d entries,
 
-    (1/n) Σ_i (g_i g_iᵀ + λI)⁻¹ v  =  (1/λ) [v − (1/n) Σ_i (g_i·v) / (λ + |g_i|²) g_i],        λ = 0.1 Σ_i |g_i|² / (n d)
+    (1/n) Σ_i (g_i g_iᵀ + λI)⁻¹ v  =  (1/λ) [v − (1/n) Σ_i (g_i·v) / (λ + |g_i|²) g_i],      λ = 0.1 Σ_i |g_i|² / (n d)
 
 by default, for each component by itself. Cost for a block of vectors: one pass over the training examples, whose
 gradients are formed explicitly, and two products of their size for every pair; nothing is inverted.

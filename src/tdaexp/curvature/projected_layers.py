@@ -1,4 +1,4 @@
-"""All layers of a model in their sketches: queries are multiplied by the damped inverse, and people are told of d_eff."""
+"""A model's layers in their sketches: queries are multiplied by the damped inverse, people are told of d_eff."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class ProjectedLayers:
         known = self.projected[0].spectrum is not None
         source = "" if known else " (of the sketch's own spectrum, which hides what does not fit in)"
         told = {
-            one.layer.name: f"{one.layer.name}: d_eff {one.effective(damping):.1f}, {one.side.dim} of {one.layer.size:,}"
-            f" dimensions ({one.side.k_out} × {one.side.k_in})"
+            one.layer.name: f"{one.layer.name}: d_eff {one.effective(damping):.1f}, {one.side.dim} of "
+            f"{one.layer.size:,} dimensions ({one.side.k_out} × {one.side.k_in})"
             for one in self.projected
         }
         small = [one.layer.name for one in self.projected if one.too_small(damping)]

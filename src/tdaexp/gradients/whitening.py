@@ -44,8 +44,8 @@ def whiteners(moments: Mapping[str, np.ndarray], relative_damping: float) -> Mat
         damped = values.clamp(min=0) + relative_damping * float(values.mean())
         if float(damped.min()) <= torch.finfo(torch.float32).eps * float(damped.max()):
             raise UserError(
-                f"component '{name}': the {len(damped)} dimensions of its projections are more than its gradients span, "
-                "so that they cannot be whitened; set method.relative_damping=0.1, or fewer method.dimensions"
+                f"component '{name}': the {len(damped)} dimensions of its projections are more than its gradients "
+                "span, so that they cannot be whitened; set method.relative_damping=0.1, or fewer method.dimensions"
             )
         found[name] = (vectors @ torch.diag(damped.rsqrt()) @ vectors.T).numpy()
     return found

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 import xarray as xr
 
 from tdaexp.curvature.damping import Damping

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -75,7 +74,7 @@ class TrackStar(Method):
     def label(self) -> str:
         """Name, and what is not usual."""
         usual = TrackStar()
-        notes = [self.precondition and f"V of {self.precondition}" or ""]
+        notes = [(self.precondition and f"V of {self.precondition}") or ""]
         notes.append("" if self.dimensions == usual.dimensions else f"{self.dimensions} dimensions")
         notes.append("" if self.mix == usual.mix else f"mix {self.mix:g}")
         notes.append("" if self.relative_damping == usual.relative_damping else f"λ {self.relative_damping:g} × mean")
