@@ -25,7 +25,7 @@ def transcribed(problem, of: str, dimensions: int, mix: float, damping: float) -
         queries, train = (torch.stack([row[name] for row in side]) for side in sides)
         below = {
             "adamw": problem.history.average(20, PARAMETER[name], "second").flatten().double().sqrt() + 1e-3,
-            "gradients": train.square().mean(0).sqrt(),
+            "gradients": train.square().mean(0).sqrt() + 1e-4 * train.square().mean().sqrt(),
             "none": torch.ones(train.shape[1], dtype=torch.float64),
         }[of]
         shape = problem.map.select([name]).components[0].matrix

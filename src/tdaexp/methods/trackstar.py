@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from tdaexp.gradients.adamw import Scale, by_component, identity_of, last_moment
 from tdaexp.gradients.feature_products import feature_products
@@ -38,6 +39,8 @@ from tdaexp.trust.sketch import Sketched
 
 log = logging.getLogger(__name__)
 PRECONDITIONS = ("adamw", "gradients", "none")
+ROUNDING = 1e-4
+"""Of a component's root mean squared gradient: what an entry's may be by rounding alone."""
 
 
 @dataclass
@@ -162,8 +165,19 @@ class TrackStar(Method):
         fitted = replace(train_gradients(problem, components, self.reduction), examples=problem.curvature_examples)
         store = problem.training_store("squares", components.names, self.reduction, by=second_moment)
         mean = second_moment(fitted, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
-        # An entry in which no training example has a gradient adds to no product, and must not fill the norms.
-        roots = torch.where(mean > 0, mean.rsqrt(), torch.zeros_like(mean))
-        places = VectorSpace(problem.model, components).slices
-        factors = dict(zip(components.names, (roots[place] for place in places), strict=True))
-        return Scale(factors), ["gradients", problem.curvature_examples.fingerprint(), *settings]
+        places = zip(components.names, VectorSpace(problem.model, components).slices, strict=True)
+        return Scale({name: _inverse_root(mean[place]) for name, place in places}), [
+            "gradients",
+            problem.curvature_examples.fingerprint(),
+            *settings,
+        ]
+
+
+def _inverse_root(squares: Tensor) -> Tensor:
+    """1 / (√V + ε) of one component's mean squared gradients, ε a share of their root mean.
+
+    A gradient that is zero but for rounding stays so. An entry in which no training example has one adds to no product,
+    and must not fill the norms: 0.
+    """
+    roots = squares.sqrt() + ROUNDING * squares.mean().sqrt()
+    return torch.where(squares > 0, 1 / roots, torch.zeros_like(roots))
