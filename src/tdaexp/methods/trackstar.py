@@ -166,11 +166,8 @@ class TrackStar(Method):
         store = problem.training_store("squares", components.names, self.reduction, by=second_moment)
         mean = second_moment(fitted, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
         places = zip(components.names, VectorSpace(problem.model, components).slices, strict=True)
-        return Scale({name: _inverse_root(mean[place]) for name, place in places}), [
-            "gradients",
-            problem.curvature_examples.fingerprint(),
-            *settings,
-        ]
+        factors = {name: _inverse_root(mean[place]) for name, place in places}
+        return Scale(factors), ["gradients", problem.curvature_examples.fingerprint(), *settings]
 
 
 def _inverse_root(squares: Tensor) -> Tensor:
