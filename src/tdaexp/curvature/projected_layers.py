@@ -57,14 +57,15 @@ class ProjectedLayers:
         """Log d_eff beside the dimensions, and where these are too few."""
         known = self.projected[0].spectrum is not None
         source = "" if known else " (of the sketch's own spectrum, which hides what does not fit in)"
+        sizes = [one.effective(damping) for one in self.projected]
         told = {
-            one.layer.name: f"{one.layer.name}: d_eff {one.effective(damping):.1f}, {one.side.dim} of "
+            one.layer.name: f"{one.layer.name}: d_eff {size:.1f}, {one.side.dim} of "
             f"{one.layer.size:,} dimensions ({one.side.k_out} × {one.side.k_in})"
-            for one in self.projected
+            for one, size in zip(self.projected, sizes, strict=True)
         }
         small = [one.layer.name for one in self.projected if one.too_small(damping)]
         shown = list(told) if len(told) <= FEW else small[:FEW]
-        log.info("effective dimensions at the damping%s", source)
+        log.info("effective dimensions at the damping: %.1f to %.1f%s", min(sizes), max(sizes), source)
         for name in shown:
             log.info("%s%s", told[name], ": too small" if name in small else "")
         if small:
