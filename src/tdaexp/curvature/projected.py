@@ -120,14 +120,11 @@ class ProjectedLayer:
         return float((values / (values + amount)).nan_to_num(0.0).sum())
 
     def too_small(self, damping: Damping) -> bool:
-        """Whether the sketch has too few dimensions for λ: fewer than d_eff, or than the examples that F is made of,
-        where these are fewer. Where only F's own spectrum is known, whether it is more than half full.
+        """Whether the sketch has fewer dimensions than are effective at λ; where only F's own spectrum is known, whether
+        that is more than half full.
         """
-        if self.side.dim >= self.layer.size:
-            return False
-        if self.spectrum is None:
-            return self.effective(damping) > SATURATED * self.side.dim
-        return min(self.effective(damping), self.examples) > self.side.dim
+        room = self.side.dim * (1.0 if self.spectrum is not None else SATURATED)
+        return self.side.dim < self.layer.size and self.effective(damping) > room
 
     @cached_property
     def _own(self) -> Tensor:
