@@ -120,8 +120,8 @@ class ProjectedLayer:
         return float((values / (values + amount)).nan_to_num(0.0).sum())
 
     def too_small(self, damping: Damping) -> bool:
-        """Whether the sketch has fewer dimensions than are effective at λ; where only F's own spectrum is known, whether
-        that is more than half full.
+        """Whether the sketch has fewer dimensions than are effective at λ; where F's own spectrum alone is known,
+        whether that is more than half full.
         """
         room = self.side.dim * (1.0 if self.spectrum is not None else SATURATED)
         return self.side.dim < self.layer.size and self.effective(damping) > room
