@@ -16,6 +16,13 @@ from tdaexp.selection.products_file import read_products
 ADAMW = "method.precondition=adamw"
 
 
+class Without:
+    """A history without a checkpoint, in the words of `training.history`."""
+
+    def moments(self, steps, count):
+        raise UserError("no checkpoints beside it; name the folder of a training with trainer.fit.keep=all")
+
+
 @pytest.fixture
 def stated(make_problem, tmp_path):
     """A problem in float64 whose training kept AdamW's state, on its texts."""
@@ -72,8 +79,11 @@ def test_a_training_that_kept_no_state(name, problem, compose):
     keys = [] if name == "less" else [ADAMW]
     with pytest.raises(UserError, match=r"left no state of its optimiser.*train it with trainer\.fit\.keep=state"):
         compose(f"method={name}", *keys).attribute(without_state(problem.after("pretrained")))
-    with pytest.raises(UserError, match=r"trainer\.fit\.keep"):
-        compose(f"method={name}", *keys).attribute(dataclasses.replace(problem, history=None, finetuned=None))
+    alone = dataclasses.replace(problem, history=None, finetuned=None)
+    with pytest.raises(UserError, match=r"no state of its optimiser that is known here.*trainer\.fit\.keep=state"):
+        compose(f"method={name}", *keys).attribute(alone)
+    with pytest.raises(UserError, match=r"no checkpoints beside it.*a training with trainer\.fit\.keep=state"):
+        compose(f"method={name}", *keys).attribute(dataclasses.replace(alone, history=Without()))
 
 
 def test_stored_products_are_in_the_plain_metric(products_file, compose):

@@ -7,7 +7,7 @@ sides by (√v̂ + ε)^(−1/2), so that products, norms and cosines of gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -22,14 +22,22 @@ PRECONDITIONS = ("none", "adamw")
 ALL_STEPS = 1 << 40  # of a recording
 
 
-def last_moment(problem: Problem) -> Moment:
-    """The last moment that the problem's training left. Errors (UserError): it left none that is known."""
+def moments_with_state(problem: Problem, steps: Sequence[int] | None, count: int) -> list[Moment]:
+    """Moments that the problem's training left (`History.moments`). Errors (UserError): it left none that is known."""
     if problem.history is None:
         raise UserError(
             "this model's training left no state of its optimiser that is known here; let it be trained with its state "
             "kept (trainer.fit.keep=state) or its steps recorded (a classifier: trainer.fit.record=1)"
         )
-    return problem.history.moments(None, ALL_STEPS)[-1]
+    try:
+        return problem.history.moments(steps, count)
+    except UserError as error:  # where no checkpoint was kept, those to keep are those with a state
+        raise UserError(str(error).replace("trainer.fit.keep=all", "trainer.fit.keep=state")) from error
+
+
+def last_moment(problem: Problem) -> Moment:
+    """The last moment that the problem's training left. Errors (UserError): as above."""
+    return moments_with_state(problem, None, ALL_STEPS)[-1]
 
 
 def by_component(model: nn.Module, components: ComponentMap, tensors: Callable[[str], Tensor]) -> dict[str, Tensor]:

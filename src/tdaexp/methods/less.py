@@ -16,12 +16,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xarray as xr
 
-from tdaexp.gradients.adamw import direction, identity_of
+from tdaexp.gradients.adamw import direction, identity_of, moments_with_state
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.gradients.transformed_products import as_it_is
 from tdaexp.methods.base import Method
-from tdaexp.methods.tracin import history_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.rows import Rows
@@ -65,7 +64,7 @@ class LESS(Method):
         """Weighted sum of cosines over the moments, shared out over components."""
         components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute
         found: list[tuple[float, dict[str, Rows]]] = []
-        used, momentum = history_of(problem).moments(self.steps, self.moments), True
+        used, momentum = moments_with_state(problem, self.steps, self.moments), True
         for number, moment in enumerate(repeated(used), start=1):
             there, state = replace(problem, model=moment.load()), moment.state()
             momentum = state.first is not None
