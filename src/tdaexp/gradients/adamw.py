@@ -1,8 +1,8 @@
 """AdamW's state seen from gradients: its preconditioner, and the direction that an example would be stepped in.
 
 AdamW divides each entry of its running mean gradient by √v̂ + ε. A dot product in that metric, Σ g h / (√v̂ + ε), says
-what a step of AdamW on one example does to another's loss, to first order and without momentum: `metric` scales both
-sides by (√v̂ + ε)^(−1/2), so that products, norms and cosines of gradients are those of the metric.
+what a step of AdamW on one example does to another's loss, to first order and without momentum: `in_metric` scales
+both sides by (√v̂ + ε)^(−1/2), so that products, norms and cosines of gradients are those of the metric.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from functools import partial
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fisher import FisherSamples
@@ -136,7 +137,8 @@ class LoGra(Method):
     def fit(self, problem: Problem, layers: Layers) -> ProjectedLayers:
         """Each matrix's projection and curvature, from the cache where they are there."""
         samples = FisherSamples(fitted_gradients(problem, layers.map), layers, problem.compute.tokens_per_batch)
-        how, names, spectra = self.settings, layers.components.names, {}
+        how, names = self.settings, layers.components.names
+        spectra: dict[str, Tensor | None] = {}
         if self.init == "random":
             sides = {one.name: random_sides(one, self.dimensions, self.seed) for one in layers.layers}
         else:

@@ -77,7 +77,7 @@ class TrackStar(Method):
     def label(self) -> str:
         """Name, and what is not usual."""
         usual = TrackStar()
-        notes = [(self.precondition and f"V of {self.precondition}") or ""]
+        notes = [f"V of {self.precondition}" if self.precondition else ""]
         notes.append("" if self.dimensions == usual.dimensions else f"{self.dimensions} dimensions")
         notes.append("" if self.mix == usual.mix else f"mix {self.mix:g}")
         notes.append("" if self.relative_damping == usual.relative_damping else f"λ {self.relative_damping:g} × mean")
