@@ -94,8 +94,9 @@ class ProjectedLayer:
         """λ. A mean eigenvalue is that of the whole matrix's curvature, as for EK-FAC; where it is not known it follows
         from the trace of F, which random sides keep on average.
         """
-        known = self.spectrum is not None
-        return damping.amount(float(self.spectrum.mean()) if known else float(self.fisher.trace()) / self.layer.size)
+        if self.spectrum is not None:
+            return damping.amount(float(self.spectrum.mean()))
+        return damping.amount(float(self.fisher.trace()) / self.layer.size)
 
     def solve(self, rows: Tensor, damping: Damping) -> Tensor:
         """(F + λI)⁻¹ applied to rows [n, k] float64. Errors (UserError): there is no damping, and F is singular."""

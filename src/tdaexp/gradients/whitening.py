@@ -17,9 +17,11 @@ Matrices = dict[str, np.ndarray]
 
 def mixed_second_moments(first: Features, second: Features, share: float, cache_gb: float) -> Matrices:
     """`share` E[φ φᵀ] over the first examples and the rest over the second, by component."""
-    sides = [(first, share), (second, 1 - share)]
-    found = [(_second_moments(side, cache_gb), weight) for side, weight in sides if weight > 0]
-    return {name: sum(weight * one[name] for one, weight in found) for name in first.columns}  # type: ignore[misc]
+    found: Matrices = {}
+    for side, weight in ((first, share), (second, 1 - share)):
+        for name, moment in _second_moments(side, cache_gb).items() if weight > 0 else ():
+            found[name] = np.add(found.get(name, 0.0), weight * moment)
+    return found
 
 
 def _second_moments(features: Features, cache_gb: float) -> Matrices:

@@ -129,8 +129,8 @@ class TrackStar(Method):
         """P V^(−½) ∇ℓ of queries, of all training examples, and of those that R is averaged over: the gradients of the
         first two, and what makes the projections.
         """
-        sides = [side(problem, components, self.reduction) for side in (query_gradients, train_gradients)]
-        queries, train = (replace(side, transform=scale) for side in sides)
+        queries = replace(query_gradients(problem, components, self.reduction), transform=scale)
+        train = replace(train_gradients(problem, components, self.reduction), transform=scale)
         fitted = replace(train, examples=problem.curvature_examples)
         sketches = {
             one.name: make_sketch("factorised", one.name, one.matrix, self.dimensions, self.seed)
