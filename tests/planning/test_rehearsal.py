@@ -39,7 +39,7 @@ METHODS = {
     "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),
     "logra": ("method.dimensions=16",),
-    "datainf": ("method.part=attention",),
+    "datainf": (),
     "trackstar": ("method.dimensions=16", "method.precondition=gradients"),
     "less": (),
     "tracin": (),

@@ -104,7 +104,7 @@ class ProjectedLayer:
         damped = self.fisher + amount * torch.eye(self.side.dim, dtype=self.fisher.dtype, device=self.fisher.device)
         try:
             root = torch.linalg.cholesky(damped)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             root = None
         pivots = None if root is None else root.diagonal()
         if pivots is None or float(pivots.min()) < torch.finfo(torch.float32).eps * float(pivots.max()):
@@ -130,4 +130,5 @@ class ProjectedLayer:
     @cached_property
     def _own(self) -> Tensor:
         """Eigenvalues of F."""
-        return torch.linalg.eigvalsh(self.fisher).clamp(min=0)
+        found: Tensor = torch.linalg.eigvalsh(self.fisher).clamp(min=0)
+        return found
