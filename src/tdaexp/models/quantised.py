@@ -83,5 +83,5 @@ def settle(model: PreTrainedModel) -> PreTrainedModel:
     """
     for module in model.modules() if is_quantised(model) else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
