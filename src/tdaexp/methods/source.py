@@ -86,10 +86,10 @@ class Source(Method):
         """Name, and what is not usual: the form, the segments, the part of the model, how queries are measured."""
         count = self.segments if self.boundaries is None else len(self.boundaries) + 1
         notes = ["" if self.form == "auto" else self.form]
-        notes.append("" if count == Source.segments and self.boundaries is None else f"{count} segments")
-        notes.append("" if self.checkpoints == Source.checkpoints else f"{self.checkpoints} checkpoints each")
+        notes.append("" if count == Source.segments and self.boundaries is None else f"segments {count}")
+        notes.append("" if self.checkpoints == Source.checkpoints else f"checkpoints {self.checkpoints}")
         later = self.finetuned_segments
-        notes.append("" if later == Source.finetuned_segments else f"{later} fine-tuning segments")
+        notes.append("" if later == Source.finetuned_segments else f"fine-tuning segments {later}")
         return with_notes(
             self.name, [*notes, *choice_notes(self.part, self.components, self.measurement, self.reduction)]
         )
