@@ -23,7 +23,7 @@ def segment(request):
         scale = None if request.param == "sgd" else torch.rand(ROWS, COLUMNS, generator=generator).double() + 0.2
         factors = LayerFactors("layer", q_out, q_in, spectrum)
         basis = torch.kron(q_out, q_in)
-        m = basis @ torch.diag(spectrum.flatten()) @ basis.T / positions + decay * torch.eye(ROWS * COLUMNS)
+        m = basis @ torch.diag(spectrum.flatten()) @ basis.T / positions + decay * torch.eye(ROWS * COLUMNS).double()
         s = torch.ones(ROWS * COLUMNS).double() if scale is None else scale.flatten()
         return Unrolled(factors, rates, decay, positions, scale), m, s
 
@@ -40,7 +40,7 @@ def test_both_against_matrix_exponentials(segment, gradients, rates):
     one, m, s = segment(1, rates)
     decayed = torch.linalg.matrix_exp(-rates * m)
     start = torch.diag(s) @ decayed @ torch.diag(1 / s)
-    added = torch.diag(s) @ (torch.eye(len(m)) - decayed) @ torch.linalg.inv(m) @ torch.diag(s)
+    added = torch.diag(s) @ (torch.eye(len(m)).double() - decayed) @ torch.linalg.inv(m) @ torch.diag(s)
     close = {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(one.carried(gradients).flatten(1), gradients.flatten(1) @ start, **close)
     torch.testing.assert_close(one.moved(gradients).flatten(1), gradients.flatten(1) @ added, **close)

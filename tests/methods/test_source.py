@@ -99,7 +99,7 @@ def test_one_segment_without_end_is_the_inverse(quadratic, decay):
     assert torch.linalg.eigvalsh(quadratic.curvature)[0] > 0.05
     found = scores(quadratic.problem(1e9, decay), segments=1)
     g = quadratic.gradients(quadratic.steps)
-    inverse = torch.linalg.inv(quadratic.curvature + decay * torch.eye(WIDTH))
+    inverse = torch.linalg.inv(quadratic.curvature + decay * torch.eye(WIDTH).double())
     torch.testing.assert_close(found, g[TRAIN:] @ inverse @ g[:TRAIN].T / TRAIN, rtol=1e-9, atol=1e-12)
 
 
@@ -107,9 +107,9 @@ def test_one_segment_without_end_is_the_inverse(quadratic, decay):
 def test_its_closed_form_on_a_quadratic(quadratic, segments):
     """With eight checkpoints, of which each of a segment's counts equally: τ = qᵀ Σ_ℓ S … S r ḡ_ℓ / N."""
     found = scores(quadratic.problem(kept=5), segments=segments, checkpoints=8)
-    matrix, rates = quadratic.curvature + DECAY * torch.eye(WIDTH), quadratic.rate * quadratic.steps / segments
+    matrix, rates = quadratic.curvature + DECAY * torch.eye(WIDTH).double(), quadratic.rate * quadratic.steps / segments
     passed = torch.linalg.matrix_exp(-rates * matrix)
-    added = torch.linalg.inv(matrix) @ (torch.eye(WIDTH) - passed)
+    added = torch.linalg.inv(matrix) @ (torch.eye(WIDTH).double() - passed)
     steps = np.array_split(np.arange(5, quadratic.steps + 1, 5), segments)
     query, wanted = quadratic.gradients(quadratic.steps)[TRAIN:], 0.0
     for own in reversed(steps):
@@ -295,7 +295,7 @@ def test_impossible_settings(keys, message):
     [
         ({}, "source"),
         ({"form": "sgd", "segments": 1}, "source (sgd, segments 1)"),
-        ({"boundaries": [5, 10], "part": "mlp"}, "source (segments 3, mlp)"),
+        ({"boundaries": [5, 10], "part": "mlp"}, "source (cut at 5, 10, mlp)"),
         ({"checkpoints": 1, "finetuned_segments": 2}, "source (checkpoints 1, fine-tuning segments 2)"),
     ],
 )

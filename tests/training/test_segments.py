@@ -56,9 +56,7 @@ def test_out_of_order(boundaries):
 
 def test_what_has_no_checkpoint():
     kept = Kept([10, 20], 30)
-    with pytest.raises(
-        UserError, match=r"segments=3: the training left 2 .*\(trainer.fit.checkpoint_every=5\), or ask"
-    ):
+    with pytest.raises(UserError, match=r"segments=3: the training left 2 .*\(trainer.fit.checkpoint_every=5\)"):
         segments_of(kept, 3, None, 2)
     with pytest.raises(UserError, match=r"segments=3: .*trainer.finetune.checkpoint_every=5"):
         segments_of(kept, 3, None, 2, "trainer.finetune")

@@ -46,9 +46,12 @@ class FittedSegment:
         decays = [self._decay(name) for name in self.layers.names]
         return [self.problem.identity, moments, states, self._rates, decays, self.positions, self.settings]
 
+    def fit(self) -> Factors:
+        """Its factors: fitted now, or read from the cache."""
+        return self._factors
+
     @functools.cached_property
-    def factors(self) -> Factors:
-        """Fitted now, or read from the cache."""
+    def _factors(self) -> Factors:
         moments, problem, settings = self.segment.moments, self.problem, self.settings
         gradients = fitted_gradients(problem, self.layers.map)
         samples = SegmentSamples(moments, gradients, self.layers, problem.compute.tokens_per_batch)
@@ -65,7 +68,7 @@ class FittedSegment:
     def unrolled(self, name: str) -> Unrolled:
         """One layer over the segment."""
         scale = self._scale(name) if self.states else None
-        return Unrolled(self.factors[name], self._rates, self._decay(name), self.positions, scale)
+        return Unrolled(self._factors[name], self._rates, self._decay(name), self.positions, scale)
 
     @property
     def _rates(self) -> float:

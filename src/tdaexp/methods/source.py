@@ -84,9 +84,11 @@ class Source(Method):
     @property
     def label(self) -> str:
         """Name, and what is not usual: the form, the segments, the part of the model, how queries are measured."""
-        count = self.segments if self.boundaries is None else len(self.boundaries) + 1
         notes = ["" if self.form == "auto" else self.form]
-        notes.append("" if count == Source.segments and self.boundaries is None else f"segments {count}")
+        if self.boundaries is not None:
+            notes.append(f"cut at {', '.join(map(str, self.boundaries))}")
+        else:
+            notes.append("" if self.segments == Source.segments else f"segments {self.segments}")
         notes.append("" if self.checkpoints == Source.checkpoints else f"checkpoints {self.checkpoints}")
         later = self.finetuned_segments
         notes.append("" if later == Source.finetuned_segments else f"fine-tuning segments {later}")
@@ -135,11 +137,15 @@ class Source(Method):
             for moment in one.segment.moments
         ]
         queries = query_gradients(after, second.map, self.reduction, self.measurement)
+        for number, one in enumerate(stretches, start=1):
+            steps = ", ".join(str(moment.step) for moment in one.segment.moments)
+            log.info("segment %d of %d: curvature at step %s", number, len(stretches), steps)
+            one.fit()
         identity = self._identity(stretches)
         positions = 1.0 if self.reduction == "mean" else stretches[0].positions
         found: list[tuple[float, Rows]] = []
         for number, moment, beside in repeated(moments):
-            log.info("segment %d of %d: step %d", number + 1, scored, moment.step)
+            log.info("segment %d of %d: gradients at step %d", number + 1, len(stretches), moment.step)
             there = train_gradients(replace(before, model=moment.load()), first.map, self.reduction)
             sides = LayerPairs(there, queries, first, partial(_backwards, stretches[number:]))
             scores = self._scores(problem, sides, [*identity, number, moment.identity])
@@ -183,7 +189,7 @@ class Source(Method):
         boundaries: Sequence[int] | None,
         key: str,
     ) -> list[FittedSegment]:
-        """The segments of one stage; their curvature is fitted when it is asked for."""
+        """The segments of one stage, not yet fitted."""
         course, positions = history.course(), _positions(stage)
         adam = self.form == "adam" or (self.form == "auto" and course.optimizer == "adamw")
         return [
