@@ -119,8 +119,9 @@ def test_its_closed_form_on_a_quadratic(quadratic, segments):
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_more_segments_come_nearer_to_the_derivative_of_the_training(quadratic):
+def test_more_segments_come_nearer_to_the_derivative_of_the_training(tmp_path):
     """How the measurement at the end depends on an example's count in every step, by autograd through all of them."""
+    quadratic = Quadratic(tmp_path, steps=400, rate=0.01)
 
     def measured(counts: torch.Tensor) -> torch.Tensor:
         theta = torch.zeros(WIDTH).double()
@@ -130,8 +131,8 @@ def test_more_segments_come_nearer_to_the_derivative_of_the_training(quadratic):
 
     wanted = torch.autograd.functional.jacobian(measured, torch.ones(TRAIN).double())
     problem = quadratic.problem(kept=1)
-    errors = [float((scores(problem, segments=n, checkpoints=4) - wanted).norm() / wanted.norm()) for n in (1, 4, 20)]
-    assert errors[0] > 3 * errors[2] and errors[1] > errors[2] and errors[2] < 0.05
+    one, many = (float((scores(problem, segments=n, checkpoints=1) - wanted).norm() / wanted.norm()) for n in (1, 8))
+    assert one > 0.04 and many < 0.004
 
 
 def test_momentum_counts_each_gradient_more_often(quadratic):
@@ -158,6 +159,9 @@ def remembered(loaded, optimizer: str = "adamw") -> Remembered:
 
 
 NAMES = ["layers.0.mlp.up", "layers.1.attn.o"]
+SHORT = {"segments": 1, "checkpoints": 1, "components": NAMES}
+FLOAT32 = 1e-6
+"""OLMo's norms compute in it whatever the precision; relative to the largest score."""
 
 
 def layer_matrices(problem, history, names, form, steps, rates):
@@ -192,8 +196,7 @@ def layer_matrices(problem, history, names, form, steps, rates):
     return found
 
 
-@pytest.mark.parametrize("form", ["sgd", "adam"])
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize(("form", "stages"), [("sgd", 1), ("adam", 2)])
 def test_against_a_dense_transcription(exact, form, stages):
     problem = exact if stages == 2 else exact.after("pretrained")
     method = Source(segments=2, components=NAMES, form=form, checkpoints=2)
@@ -221,25 +224,25 @@ def test_against_a_dense_transcription(exact, form, stages):
                 wanted = wanted + (q @ rows.T).numpy() / (2 * len(problem.train))
         wanted = np.take_along_axis(wanted, problem.pairs, axis=1)
         values = found["influence"].values[..., column]
-        np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+        np.testing.assert_allclose(values, wanted, rtol=0, atol=FLOAT32 * np.abs(wanted).max())
 
 
 def test_the_form_follows_the_optimiser(exact):
     problem = exact.after("pretrained")
     by_sgd = replace(problem, history=remembered(problem.loaded, "sgd"))
     for own, form in ((problem, "adam"), (by_sgd, "sgd")):
-        one, two = (Source(segments=2, form=name, part="mlp").attribute(own) for name in ("auto", form))
+        one, two = (Source(**SHORT, form=name).attribute(own) for name in ("auto", form))
         np.testing.assert_array_equal(one["influence"].values, two["influence"].values)
 
 
 def test_summed_losses_count_by_their_positions(exact):
-    """The query's own reduction aside: of texts with equally many positions both are the same up to their number."""
+    """A text of twice the mean number of positions counts twice; the query's own number is a factor."""
     problem = exact.after("pretrained")
-    mean, total = (Source(segments=1, part="mlp", reduction=name).attribute(problem) for name in ("mean", "sum"))
+    mean, total = (Source(**SHORT, reduction=name).attribute(problem) for name in ("mean", "sum"))
     tokens = np.array([one.loss_mask[1:].sum() for one in problem.train])
     asked = np.array([one.loss_mask[1:].sum() for one in problem.queries])
     wanted = influence.scores(mean).values * asked[:, None] * tokens[problem.pairs] / tokens.mean()
-    np.testing.assert_allclose(influence.scores(total).values, wanted, rtol=1e-9)
+    np.testing.assert_allclose(influence.scores(total).values, wanted, rtol=0, atol=FLOAT32 * np.abs(wanted).max())
 
 
 def test_of_a_long_training_it_orders_as_ekfac_does(exact):
@@ -248,8 +251,8 @@ def test_of_a_long_training_it_orders_as_ekfac_does(exact):
     end = Moment(12, 1.0, "end", lambda: problem.model)
     tokens = np.mean([one.loss_mask[1:].sum() for one in problem.train])
     problem = replace(problem, history=Remembered([end], course(problem.model, 12, "sgd", 0.05, 1e9)))
-    found = Source(segments=1).attribute(problem)["influence"].values
-    wanted = EKFAC(damping=0.05 * float(tokens)).attribute(problem)["influence"].values
+    found = Source(segments=1, components=NAMES).attribute(problem)["influence"].values
+    wanted = EKFAC(damping=0.05 * float(tokens), components=NAMES).attribute(problem)["influence"].values
     np.testing.assert_allclose(found * len(problem.train) / tokens, wanted, rtol=1e-7, atol=1e-12)
 
 
@@ -258,7 +261,7 @@ def test_checkpoints_without_state_say_what_to_do(exact):
     problem = replace(exact.after("pretrained"), history=Remembered(bare, exact.history.went))
     with pytest.raises(UserError, match=r"left no state of its optimiser; train it with trainer.fit.keep=state"):
         Source(segments=2).attribute(problem)
-    assert np.isfinite(Source(segments=2, form="sgd", part="mlp").attribute(problem)["influence"].values).all()
+    assert np.isfinite(Source(**SHORT, form="sgd").attribute(problem)["influence"].values).all()
 
 
 def test_a_model_without_a_history(exact):
