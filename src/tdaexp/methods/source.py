@@ -138,8 +138,8 @@ class Source(Method):
         ]
         queries = query_gradients(after, second.map, self.reduction, self.measurement)
         for number, one in enumerate(stretches, start=1):
-            steps = ", ".join(str(moment.step) for moment in one.segment.moments)
-            log.info("segment %d of %d: curvature at step %s", number, len(stretches), steps)
+            where = ", ".join(str(moment.step) for moment in one.segment.moments)
+            log.info("segment %d of %d: curvature at step %s", number, len(stretches), where)
             one.fit()
         identity = self._identity(stretches)
         positions = 1.0 if self.reduction == "mean" else stretches[0].positions
