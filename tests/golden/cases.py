@@ -186,6 +186,11 @@ KEPT = """
 tracin: method=tracin
 tracin-step: method=tracin method.steps=[4] method.reduction=sum
 trak-all: method=trak method.dimensions=4 method.checkpoints=all
+source-sgd: method=source method.segments=2 method.form=sgd
+"""
+TRAINED = """
+tracin: method=tracin
+source: method=source method.segments=2
 """
 FROM_SCRATCH = ("model=toy_gpt", "model.config.hidden_size=8", "model.config.num_hidden_layers=1",
                 "model.config.num_attention_heads=2", "model.config.intermediate_size=12", "model.vocab_size=270",
@@ -211,7 +216,7 @@ CASES: dict[str, Case] = {
     "kept/trained": Case((*TRAINING, *HUB, "model.pretrained=gpt2", *PAIRS, *ASKED, *FIT, "trainer.fit.keep=all"),
                          stage="train"),
     **_cases("kept", (*DOUBLE, *HUB, "model.pretrained={model:kept/trained}", *FEW), KEPT),
-    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), "tracin: method=tracin", CLOSE),
+    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), TRAINED, CLOSE),
     **_cases("recorded", RECORDING, SECANT, RECORDED),
     **_cases("smooth", SMOOTH, QUADRATURE, RECORDED),
     **_cases("grokking", GROKKING, ADDED, RECORDED),

@@ -45,7 +45,8 @@ SHORTER = {
     ],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
     "arnoldi": ["method.relative_damping=300", "method.steps=16", "method.rank=12"],
-}  # keys that keep iterations on the tiny model few
+    "source": ["method.segments=2"],
+}  # keys that keep iterations on the tiny model few, and segments no more than its checkpoints
 
 
 @pytest.fixture(scope="session")
