@@ -110,6 +110,13 @@ cg: method=cg method.deflate=0 method.tolerance=1e-8 {SOLVER}
 cg-early: method=cg method.iterations=3 method.deflate=10 {SOLVER} method.damping=0.1
 lissa: method=lissa method.depth=4 method.repeats=2 method.batch_size=4 {SOLVER}
 arnoldi: method=arnoldi method.steps=12 method.rank=6 {SOLVER}
+logra: method=logra method.dimensions=16
+logra-kfac: method=logra method.init=kfac method.dimensions=12 method.measurement=answer_log_probability
+logra-random: method=logra method.init=random method.dimensions=9 method.part=mlp method.damping=0.1
+datainf: method=datainf
+datainf-all: method=datainf method.part=all method.reduction=sum method.relative_damping=1
+trackstar: method=trackstar method.dimensions=16
+trackstar-none: method=trackstar method.dimensions=9 method.precondition=none method.mix=0.5
 trak: method=trak method.dimensions=4
 trak-factorised: method=trak method.dimensions=4 method.projection=factorised method.part=mlp method.ridge=0.1
 """
@@ -133,6 +140,8 @@ CLASSES = """
 ekfac: method=ekfac
 ekfac-kfac: method=ekfac method.mode=kfac
 ekfac-rank: method=ekfac method.query_rank=1 method.measurement=logit_margin
+logra: method=logra method.dimensions=16
+datainf: method=datainf
 full: method=full
 dot: method=dot
 select-on-ekfac: method=select method.on=ekfac budget=0.3
@@ -191,6 +200,10 @@ source-sgd: method=source method.segments=2 method.form=sgd
 TRAINED = """
 tracin: method=tracin
 source: method=source method.segments=2
+less: method=less
+trackstar: method=trackstar method.dimensions=16
+dot-adamw: method=dot method.precondition=adamw
+project-adamw: method=project method.precondition=adamw budget=0.3
 """
 FROM_SCRATCH = ("model=toy_gpt", "model.config.hidden_size=8", "model.config.num_hidden_layers=1",
                 "model.config.num_attention_heads=2", "model.config.intermediate_size=12", "model.vocab_size=270",

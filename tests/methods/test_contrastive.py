@@ -25,6 +25,8 @@ LINEAR = [
     "tracin",
     "cg",
     "lissa",
+    "logra",
+    "datainf",
     "multistage",
     "multistage_dot",
     "source",

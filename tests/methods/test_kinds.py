@@ -32,6 +32,7 @@ SMALL = {
     "arnoldi": ["method.steps=2", "method.rank=1"],
     "trak": ["method.dimensions=4"],
     "source": ["method.segments=1"],
+    **{name: ["method.dimensions=4"] for name in ("logra", "trackstar")},
     **{name: ["budget=0.5"] for name in ("select", "select_fidelity", "project_paper")},
 }
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -176,3 +177,55 @@ def explicit_gradients(
 def join(gradient: dict[str, torch.Tensor], components: Sequence[str]) -> torch.Tensor:
     """One vector of several components' gradients."""
     return torch.cat([gradient[name] for name in components])
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """A history of the model as it is, without a state of its optimiser."""
+
+    loaded: LoadedModel
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        return [Moment(20, 0.25, "stateless", lambda: self.loaded.model)]
+
+
+def without_state(problem: Problem) -> Problem:
+    """The problem after a training that kept no state."""
+    assert problem.loaded is not None
+    return replace(problem, history=Stateless(problem.loaded))
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A history of two moments, of other weights nearby, with random averages of AdamW; `momentum`: m̂ was kept too."""
+
+    loaded: LoadedModel
+    momentum: bool = True
+    RATES: ClassVar = {10: 0.5, 20: 0.25}
+
+    def model(self, step: int) -> LoadedModel:
+        """The model at a step; the last is the problem's own."""
+        return self.loaded if step == 20 else moved_a_little(self.loaded, 0.05)
+
+    def average(self, step: int, name: str, what: str) -> torch.Tensor:
+        """m̂ or v̂ of a parameter, in the parameter's shape."""
+        generator = torch.Generator().manual_seed(step + len(name) + 7 * (what == "second"))
+        found = torch.randn(self.loaded.model.get_parameter(name).shape, generator=generator) * 0.1
+        return found.square() if what == "second" else found
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        return [self._moment(step, rate) for step, rate in self.RATES.items() if steps is None or step in steps]
+
+    def _moment(self, step: int, rate: float) -> Moment:
+        def average(what: str):
+            return lambda name: self.average(step, name, what)
+
+        first = average("first") if self.momentum else None
+        state = OptimizerState(step, (0.9, 0.99), 1e-3, average("second"), first)
+        return Moment(step, rate, f"stated {step}", lambda: self.model(step).model, lambda: state)
+
+
+def with_state(problem: Problem, momentum: bool = True) -> Problem:
+    """The problem after a training that kept AdamW's state."""
+    assert problem.loaded is not None
+    return replace(problem, history=Stated(problem.loaded, momentum))
