@@ -20,6 +20,9 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
+from tdaexp.curvature.cg import Product
+from tdaexp.curvature.factored_inverse import factored_inverse
+from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
@@ -126,10 +129,13 @@ class IHVP:
         self.settings, self.by = settings, by
         self.problem = problem = some_queries(problem, settings.queries, settings.seed)
         every, name = problem.components(), by.__module__.rpartition(".")[2]
-        self.components: ComponentMap = layers_of(chosen(every, settings.part, settings.components)).components
+        self.layers = layers_of(chosen(every, settings.part, settings.components))
+        self.components: ComponentMap = self.layers.components
         log.info("%s: %s", name, self.components.coverage_line())
         examples = problem.curvature_examples
-        chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
+        chosen_examples = examples
+        if settings.examples is not None and settings.examples < len(examples):
+            chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
         gradients = replace(fitted_gradients(problem, self.components), examples=chosen_examples)
         self.ggn = TrainingGGN(gradients, min(PRODUCT_TOKENS, problem.compute.tokens_per_batch))
         self.curvature = [self.components.names, chosen_examples.fingerprint()]
@@ -169,6 +175,12 @@ class IHVP:
         settings = [*self.curvature, self.settings.seed, steps]
         store = self.problem.training_store("arnoldi", *settings, by=self.by)
         return dominant_eigenpairs(self.ggn.multiply, self.random("start"), steps=steps, rank=rank, store=store)
+
+    def factored(self) -> Product:
+        """EK-FAC's damped inverse over the same examples; the factors come from the cache where they are there."""
+        settings = FactorSettings(seed=self.settings.seed)
+        factors = problem_factors(self.problem, self.layers, settings, self.ggn.examples)
+        return factored_inverse(factors, self.layers, self.ggn.space, self.damping)
 
     def gradients(self, queries: Iterable[int]) -> Tensor:
         """Gradients of minus the measurement [n, size] of some queries."""

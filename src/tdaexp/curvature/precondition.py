@@ -6,12 +6,13 @@ per gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
+from tdaexp.runtime.deferred import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,11 @@ class LayerFactors:
             return gradient / damped
         q_in, q_out = self.q_in.to(device, dtype), self.q_out.to(device, dtype)
         return q_out @ ((q_out.T @ gradient @ q_in) / damped) @ q_in.T
+
+    def to(self, device: torch.device) -> LayerFactors:
+        """The same on a device."""
+        moved = (None if one is None else send(one, device) for one in (self.q_out, self.q_in, self.spectrum))
+        return replace(self, **dict(zip(("q_out", "q_in", "spectrum"), moved, strict=True)))
 
     @property
     def bytes(self) -> int:

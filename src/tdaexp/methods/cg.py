@@ -20,30 +20,35 @@ from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
 from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
+PRECONDITIONERS = ("ekfac", "arnoldi", "none")
 ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration by so much
 
 
 @dataclass
 class CG(InverseSettings, Method):
     """Keys, beside those of `InverseSettings`: `iterations` at most, `tolerance` of the relative residual
-    |b - (G + λI) x| / |b|, `deflate` (so many steps of Arnoldi's iteration make a preconditioner that all queries
-    share; 0 = none: the solution is the same, the way to it shorter), `at_once` queries that are solved together.
+    |b - (G + λI) x| / |b|, `preconditioner` (`ekfac`: EK-FAC's damped inverse over the same examples; `arnoldi`: the
+    dominant eigenvectors, after `arnoldi_steps` products; `none`: the solution is the same, the way to it longer),
+    `at_once` queries that are solved together.
     """
 
     iterations: int = 60
     tolerance: float = 3e-3
-    deflate: int = 100
+    preconditioner: str = "ekfac"
+    arnoldi_steps: int = 100
     at_once: int = 16
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
         super().__post_init__()
-        for key, least in (("iterations", 1), ("at_once", 1), ("deflate", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be at least {least}")
+        for key in ("iterations", "at_once", "arnoldi_steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1")
+        if self.preconditioner not in PRECONDITIONERS:
+            raise unknown("preconditioner", self.preconditioner, PRECONDITIONERS, "method.preconditioner")
         if not self.tolerance > 0:
             raise UserError(f"method.tolerance={self.tolerance}: must be above 0; try 0.003")
 
@@ -95,7 +100,9 @@ class CG(InverseSettings, Method):
         return vectors, {**notes, "converged": ("query", reached)}
 
     def _preconditioner(self, ihvp: IHVP) -> Product | None:
-        if not self.deflate:
+        if self.preconditioner == "none":
             return None
-        pairs, damping = ihvp.eigenpairs(self.deflate, self.deflate).converged(), ihvp.damping
+        if self.preconditioner == "ekfac":
+            return ihvp.factored()
+        pairs, damping = ihvp.eigenpairs(self.arnoldi_steps, self.arnoldi_steps).converged(), ihvp.damping
         return lambda vectors: pairs.precondition(vectors, damping)

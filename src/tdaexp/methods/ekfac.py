@@ -20,8 +20,7 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fisher import FisherSamples
-from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
@@ -29,7 +28,7 @@ from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.repeated import repeated_scores
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
+from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.methods.base import Method
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
@@ -176,10 +175,7 @@ class EKFAC(Method):
 
     def fit(self, problem: Problem, layers: Layers) -> Factors:
         """Factors of the model over the examples that it was trained on, from the cache if they are there."""
-        how, names = self.settings, layers.components.names
-        store = problem.training_store("factors", names, how.seed, how.partitions, how.saves, by=fit_factors)
-        gradients = fitted_gradients(problem, layers.map)
-        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), how, store=store)
+        return problem_factors(problem, layers, self.settings)
 
     def scores(self, problem: Problem, sides: LayerPairs) -> Rows:
         """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""
