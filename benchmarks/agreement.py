@@ -48,7 +48,7 @@ CASES = {
     "ekfac-rank": ("toy", ["method=ekfac", "method.query_rank=8"], "drawn"),
     "ekfac-kept": ("toy", ["method=ekfac", "method.keep_gb=4"], "drawn"),
     "ekfac-tokens": ("toy", ["method=ekfac", "method.per_token=3", "dataset.query_limit=10"], "drawn"),
-    "cg": ("toy", ["method=cg", "method.examples=32", "method.deflate=20"], "iterative"),
+    "cg": ("toy", ["method=cg", "method.examples=32", "method.preconditioner=arnoldi", "method.arnoldi_steps=20"], "iterative"),
     "lissa": ("toy", ["method=lissa", "method.depth=40"], "iterative"),
     "arnoldi": ("toy", ["method=arnoldi", "method.examples=32", "method.steps=30", "method.rank=20"], "iterative"),
     **{name: ("toy", [f"method={name}"], "float32") for name in ("tracin", "cka")},

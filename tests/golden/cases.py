@@ -106,8 +106,8 @@ ekfac-tokens: method=ekfac method.per_token=2
 ekfac-answer: method=ekfac method.measurement=answer_log_probability
 ekfac-first: method=ekfac method.measurement=first_token_logit
 ekfac-own: method=ekfac method.measurement=golden_measurement:certainty
-cg: method=cg method.deflate=0 method.tolerance=1e-8 {SOLVER}
-cg-early: method=cg method.iterations=3 method.deflate=10 {SOLVER} method.damping=0.1
+cg: method=cg method.preconditioner=none method.tolerance=1e-8 {SOLVER}
+cg-early: method=cg method.iterations=3 method.preconditioner=arnoldi method.arnoldi_steps=10 {SOLVER} method.damping=0.1
 lissa: method=lissa method.depth=4 method.repeats=2 method.batch_size=4 {SOLVER}
 arnoldi: method=arnoldi method.steps=12 method.rank=6 {SOLVER}
 trak: method=trak method.dimensions=4
@@ -117,7 +117,7 @@ GROUPED_HEADS = f"""
 full: method=full
 select: method=select budget=0.3
 ekfac: method=ekfac
-cg: method=cg method.deflate=0 method.tolerance=1e-6 {SOLVER}
+cg: method=cg method.preconditioner=none method.tolerance=1e-6 {SOLVER}
 trak: method=trak method.dimensions=4
 """
 BOTH_STAGES = """

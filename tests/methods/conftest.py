@@ -40,7 +40,6 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 SHORTER = {
     "cg": [
         *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
-        "method.deflate=4",
         "method.examples=8",
     ],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],

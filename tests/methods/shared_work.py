@@ -28,7 +28,7 @@ def short_methods(*damped: str) -> dict[str, tuple[str, ...]]:
         "ekfac": ("ekfac",),
         "kept": ("ekfac", "method.keep_gb=1"),
         "multistage": ("multistage",),
-        "cg": ("cg", *damped, "method.iterations=8", "method.deflate=0"),
+        "cg": ("cg", *damped, "method.iterations=8", "method.preconditioner=none"),
         "lissa": ("lissa", *damped, "method.depth=4", "method.batch_size=5"),
         "arnoldi": ("arnoldi", *damped, "method.steps=8", "method.rank=6"),
         "repsim": ("repsim",),

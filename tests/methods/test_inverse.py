@@ -46,10 +46,11 @@ def assert_near(found, wanted, tolerance=1e-5):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("deflate", [0, 20])
-def test_scores_are_those_of_the_dense_inverse(exact, compose, deflate):
+@pytest.mark.parametrize("own", ["none", "ekfac", "arnoldi method.arnoldi_steps=20"])
+def test_scores_are_those_of_the_dense_inverse(exact, compose, own):
     problem, dense, queries, train = exact
-    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.deflate={deflate}").attribute(problem)
+    keys = f"method.preconditioner={own}".split()
+    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", *keys).attribute(problem)
     inverse = torch.linalg.inv(dense + 0.1 * torch.eye(512, dtype=torch.float64))
     assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train))
     assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-5
@@ -99,7 +100,7 @@ def test_with_much_damping_all_rank_as_the_dot_product(exact, compose):
 
 
 def test_what_has_not_converged_is_marked(problem, compose, caplog):
-    keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.deflate=0"]
+    keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.preconditioner=none"]
     with caplog.at_level(logging.WARNING):
         found = compose("method=cg", *FEW, *keys).attribute(problem)
     assert found.attrs["converged"] is False and not found["converged"].any()
@@ -109,7 +110,7 @@ def test_what_has_not_converged_is_marked(problem, compose, caplog):
 
 @pytest.mark.parametrize("name", ["cg", "arnoldi", "trak"])
 def test_the_log_tells_which_part_of_the_model_is_looked_at(name, problem, compose, caplog):
-    keys = {"cg": [*FEW, "method.iterations=1", "method.deflate=0", "method.damping=1.0"]}
+    keys = {"cg": [*FEW, "method.iterations=1", "method.preconditioner=none", "method.damping=1.0"]}
     keys |= {"arnoldi": [*FEW, "method.steps=1", "method.rank=1"], "trak": ["method.dimensions=4"]}
     with caplog.at_level(logging.INFO):
         compose(f"method={name}", *keys[name], "method.components=[layers.1.mlp.up]").attribute(problem)
@@ -128,11 +129,12 @@ def test_a_duplicated_training_example_is_positive_and_on_top(make_problem, comp
 
 
 def test_only_some_queries_are_answered_whatever_their_order(problem, compose):
-    method = compose("method=cg", "method.queries=2", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    keys = ["method.damping=1.0", "method.preconditioner=none", "method.iterations=3"]
+    method = compose("method=cg", "method.queries=2", *keys)
     found = method.attribute(problem)
     assert [list(found["query_set"].values).count(name) for name in ("paraphrased", "generated")] == [2, 2]
     assert set(found["query"].values) < set(problem.queries.ids)
-    whole = compose("method=cg", "method.queries=null", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    whole = compose("method=cg", "method.queries=null", *keys)
     same = whole.attribute(problem).sel(query=found["query"])
     np.testing.assert_allclose(found["influence"], same["influence"], rtol=1e-3, atol=1e-5)
 

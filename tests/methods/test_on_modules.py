@@ -200,11 +200,11 @@ def by_component(inverse: torch.Tensor, q: torch.Tensor, z: torch.Tensor, slices
 
 
 @pytest.mark.parametrize("name", SOLVED)
-@pytest.mark.parametrize("deflate", [0, 20])
-def test_cg(name, deflate, solved):
+@pytest.mark.parametrize("preconditioner", ["none", "ekfac", "arnoldi"])
+def test_cg(name, preconditioner, solved):
     problem, dense, q, z, slices = solved(name)
-    method = CG(damping=0.05, examples=None, queries=None, iterations=400, tolerance=1e-10, deflate=deflate)
-    found = method.attribute(problem)
+    own = {"preconditioner": preconditioner, "arnoldi_steps": 20, "iterations": 400, "tolerance": 1e-10}
+    found = CG(damping=0.05, examples=None, queries=None, **own).attribute(problem)
     assert found.attrs["converged"]
     inverse = torch.linalg.inv(dense + 0.05 * torch.eye(len(dense), dtype=torch.float64))
     assert_near(found["influence"].values, by_component(inverse, q, z, slices), 1e-7)

@@ -41,7 +41,8 @@ METHODS = {
     "tracin": (),
     "repsim": (),
     "cka": ("method.of=states",),
-    "cg": (*NEVER, "method.deflate=3"),
+    "cg": NEVER,
+    "cg after Arnoldi": (*NEVER, "method.preconditioner=arnoldi", "method.arnoldi_steps=3"),
     "lissa": ("method.depth=3",),
 }
 LOOSE = {"cka": 0.25, "lissa": 0.15}

@@ -1,4 +1,4 @@
-"""Influence by an iterative inverse (`cg`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
+"""Influence by an iterative inverse (`cg`, `astra`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
 
 G is the GGN of the training loss, summed over an example's tokens and averaged over the training examples or a stated
 number of them, over all chosen components together: no block structure is assumed. Each query is multiplied by the
@@ -25,6 +25,7 @@ from tdaexp.curvature.factored_inverse import factored_inverse
 from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.ggn import TrainingGGN
 from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.lissa import BatchProduct
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.models.components import ComponentMap
@@ -34,6 +35,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.selection.parts import check_choices, chosen, with_notes
+from tdaexp.training.batches import batch_indices
 
 Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""
@@ -55,6 +57,7 @@ TOLD = (
     "steps",
     "rank",
     "scale",
+    "rate",
     "batch_size",
     "measurement",
     "reduction",
@@ -169,6 +172,17 @@ class IHVP:
         generator = torch.Generator().manual_seed(int(fingerprint(self.settings.seed, purpose), 16) >> 1)
         kind, device = self.ggn.gradients.dtype, self.ggn.gradients.device
         return torch.randn(self.ggn.size, generator=generator, dtype=kind, device="cpu").to(device)
+
+    def batch_product(self, batch_size: int) -> BatchProduct:
+        """Products with the GGN of the batch of a step: a stream of epochs, each in an order of its own."""
+        examples, seed = len(self.ggn.examples), self.settings.seed
+        size = min(batch_size, examples)
+
+        def multiply(step: int, vectors: Tensor) -> Tensor:
+            members = batch_indices(step, seed=seed, examples=examples, batch_size=size)
+            return self.ggn.multiply_some(vectors, members.tolist())
+
+        return multiply
 
     def eigenpairs(self, steps: int, rank: int) -> Eigenpairs:
         """The `rank` dominant eigenpairs of G after `steps` products, from the cache where they are there."""

@@ -3,28 +3,26 @@
 Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `curvature.inverse` for the
 formula, the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance
 is marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
-product per query and iteration, each about four forward passes over the examples of the GGN.
+product per query and iteration, each about four forward passes over the examples of the GGN, after the fit of the
+preconditioner.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-import numpy as np
 import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.cg import Product, conjugate_gradients
+from tdaexp.curvature.convergence import marked, with_marks
 from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
 from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 
-log = logging.getLogger(__name__)
 PRECONDITIONERS = ("ekfac", "arnoldi", "none")
-ROUNDING = 1.1  # the true residual may exceed the one that stops the iteration by so much
 
 
 @dataclass
@@ -42,7 +40,7 @@ class CG(InverseSettings, Method):
     at_once: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Refuse impossible numbers and an unknown preconditioner."""
         super().__post_init__()
         for key in ("iterations", "at_once", "arnoldi_steps"):
             if getattr(self, key) < 1:
@@ -55,10 +53,7 @@ class CG(InverseSettings, Method):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """As every inverse, with the worst residual and whether all queries converged as attributes."""
         ihvp = IHVP(self, problem, type(self))
-        dataset = ihvp.answer(*self.solve(ihvp))
-        worst, reached = float(dataset["residual"].max()), bool(dataset["converged"].all())
-        marked = {} if reached else {"label": f"{self.label}, not converged"}
-        return dataset.assign_attrs(residual=worst, converged=reached, tolerance=self.tolerance, **marked)
+        return marked(ihvp.answer(*self.solve(ihvp)), self.label, self.tolerance)
 
     def solve(self, ihvp: IHVP) -> tuple[Vectors, Notes]:
         """Solve in blocks of queries; say how far each got."""
@@ -76,28 +71,8 @@ class CG(InverseSettings, Method):
             return {"vectors": found.vectors, "residual": found.residual, "iterations": found.iterations}
 
         vectors, notes = ihvp.in_blocks(self.at_once, {"residual": "float64", "iterations": "int64"}, solver)
-        residual = notes["residual"][1]
-        reached = residual <= ROUNDING * self.tolerance
-        log.info(
-            "conjugate gradients: %d of %d queries converged in %d to %d iterations; residual %.2g at most, %.2g at "
-            "the median",
-            reached.sum(),
-            len(reached),
-            notes["iterations"][1].min(),
-            notes["iterations"][1].max(),
-            residual.max(),
-            np.median(residual),
-        )
-        if not reached.all():
-            log.warning(
-                "conjugate gradients: %d queries have not converged (tolerance %g); they are marked in the store: "
-                "raise method.iterations (now %d) or the damping (now %.3g)",
-                (~reached).sum(),
-                self.tolerance,
-                self.iterations,
-                ihvp.damping,
-            )
-        return vectors, {**notes, "converged": ("query", reached)}
+        advice = f"raise method.iterations (now {self.iterations}) or the damping (now {damping:.3g})"
+        return vectors, with_marks(notes, self.tolerance, "conjugate gradients", advice)
 
     def _preconditioner(self, ihvp: IHVP) -> Product | None:
         if self.preconditioner == "none":
