@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dense_ggn import spd
 
 from tdaexp.curvature.astra import astra, largest_preconditioned
 from tdaexp.curvature.cg import relative_residual
@@ -14,7 +13,8 @@ from tdaexp.training.batches import batch_indices
 
 EXAMPLES, BATCH, SIZE = 40, 5, 30
 ROOTS = torch.randn(EXAMPLES, 3, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-EACH = ROOTS.transpose(1, 2) @ ROOTS * torch.arange(1, SIZE + 1).pow(-0.5) * torch.arange(1, SIZE + 1).pow(-0.5)[:, None]
+SCALE = torch.arange(1, SIZE + 1).pow(-0.5)
+EACH = ROOTS.transpose(1, 2) @ ROOTS * SCALE * SCALE[:, None]
 """A matrix of rank 3 of each example: batches differ much."""
 MATRIX = EACH.mean(0)
 DAMPING = 0.3
@@ -63,7 +63,8 @@ def test_a_rate_that_falls_ends_nearer_than_a_constant_one_and_than_its_average(
 
 
 def test_a_rate_beyond_the_bound_is_an_error_that_names_a_better_one():
-    with pytest.raises(UserError, match=r"ASTRA diverges at step \d+ of 2000: rate=8 is too large .*; set method.rate=4 or less"):
+    told = r"ASTRA diverges at step \d+ of 2000: rate=8 is too large .*; set method.rate=4 or less"
+    with pytest.raises(UserError, match=told):
         run(rate=8.0)
 
 

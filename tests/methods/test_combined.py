@@ -46,5 +46,5 @@ def test_all_questions_are_meant(configured):
         check_combines(configured("cg", "method.queries=3"))
     with pytest.raises(UserError, match="per_token"):
         check_combines(configured("ekfac", "method.per_token=2"))
-    for name in ("dot", "ekfac", "cg", "lissa", "arnoldi", "trak", "tracin", "multistage", "bm25", "random"):
+    for name in ("dot", "ekfac", "cg", "astra", "lissa", "arnoldi", "trak", "tracin", "multistage", "bm25", "random"):
         check_combines(configured(name))

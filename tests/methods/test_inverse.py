@@ -72,6 +72,35 @@ def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compos
     assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
 
 
+def test_cg_with_and_without_a_preconditioner_agree(exact, compose):
+    """At the same residual, for each query alone; EK-FAC's takes fewer iterations."""
+    problem = exact[0]
+    tight = ["method.tolerance=1e-7", "method.iterations=600", "method.damping=0.01"]
+    none, ekfac = (
+        compose("method=cg", *FEW, *tight, f"method.preconditioner={own}").attribute(problem)
+        for own in ("none", "ekfac")
+    )
+    assert none.attrs["converged"] and ekfac.attrs["converged"]
+    assert_near(ekfac["influence"].values, none["influence"].values, 1e-5)
+    assert (ekfac["iterations"] < none["iterations"]).all()
+
+
+def test_astra_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
+    problem, dense, queries, train = exact
+    keys = ["method.damping=0.1", "method.batch_size=4", "method.steps=300", "method.tolerance=1e-4"]
+    found = compose("method=astra", *FEW, *keys).attribute(problem)
+    inverse = torch.linalg.inv(dense + 0.1 * torch.eye(512, dtype=torch.float64))
+    assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
+    assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-4
+
+
+def test_astra_that_has_not_converged_is_marked(exact, compose, caplog):
+    keys = ["method.damping=0.1", "method.batch_size=2", "method.steps=3", "method.tolerance=1e-4"]
+    found = compose("method=astra", *FEW, *keys).attribute(exact[0])
+    assert found.attrs["converged"] is False and found.attrs["label"].endswith(", not converged")
+    assert "ASTRA: 2 queries have not converged (tolerance 0.0001)" in caplog.text
+
+
 def test_lissa_that_diverges_says_so(exact, compose):
     problem = exact[0]
     with pytest.raises(UserError, match=r"LiSSA diverges .*set method.scale="):
@@ -156,6 +185,8 @@ def test_keys_that_make_no_sense(compose):
         ("method.queries=0", r"method.queries=0: must be at least 1, or null"),
         ("method.part=block", r"unknown part 'block'; did you mean 'blocks'"),
         ("method.tolerance=0", r"method.tolerance=0.0: must be above 0"),
+        ("method.preconditioner=ekfca", r"unknown preconditioner 'ekfca'; did you mean 'ekfac'"),
+        ("method.deflate=10", r"deflate"),
     ):
         with pytest.raises(UserError, match=message):
             compose("method=cg", keys)

@@ -25,6 +25,7 @@ from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.methods.arnoldi import Arnoldi
+from tdaexp.methods.astra import ASTRA
 from tdaexp.methods.bm25 import BM25
 from tdaexp.methods.cg import CG
 from tdaexp.methods.cka import CKA
@@ -211,6 +212,16 @@ def test_cg(name, preconditioner, solved):
 
 
 @pytest.mark.parametrize("name", SOLVED)
+def test_astra(name, solved):
+    problem, dense, q, z, slices = solved(name)
+    own = {"batch_size": 4, "steps": 400, "tolerance": 1e-7}
+    found = ASTRA(damping=0.5, examples=None, queries=None, **own).attribute(problem)
+    assert found.attrs["converged"] and found.attrs["residual"] <= 1.1e-7
+    inverse = torch.linalg.inv(dense + 0.5 * torch.eye(len(dense), dtype=torch.float64))
+    assert_near(found["influence"].values, by_component(inverse, q, z, slices), 1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVED)
 def test_lissa(name, solved):
     problem, dense, q, z, slices = solved(name)
     damping = float(torch.linalg.eigvalsh(dense)[-1])
@@ -266,7 +277,8 @@ def test_cka_of_states(make):
 METHODS = {
     "dot": Dot(), "full": Full(), "project": Project(budget=0.5), "cka": CKA(), "states": CKA(of="states"),
     "repsim": RepSim(), "trak": TRAK(dimensions=6), "tracin": TracIn(), "ekfac": EKFAC(), "kept": EKFAC(keep_gb=1.0),
-    "cg": CG(damping=0.1, queries=None), "lissa": LiSSA(damping=5.0, queries=None, batch_size=4),
+    "cg": CG(damping=0.1, queries=None), "astra": ASTRA(damping=1.0, queries=None, batch_size=4, steps=40),
+    "lissa": LiSSA(damping=5.0, queries=None, batch_size=4),
     "arnoldi": Arnoldi(damping=0.1, steps=12, rank=4), "random": Random(), "select": Select(Full(), budget=0.7),
 }  # fmt: skip
 
@@ -284,7 +296,7 @@ def test_neither_batches_nor_order_matter(method, make):
         candidates=Candidates(place[PAIRS[rows]], np.full(PAIRS.shape, np.nan)),
     )
     found = influence.scores(METHODS[method].attribute(other)).values[rows]
-    assert_near(found, wanted, 1e-5 if method in ("kept", "cg", "lissa") else 1e-9)
+    assert_near(found, wanted, 1e-5 if method in ("kept", "cg", "astra", "lissa") else 1e-9)
     assert all(not one.requires_grad and one.grad is None for one in problem.model.parameters())
 
 

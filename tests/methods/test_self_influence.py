@@ -14,7 +14,7 @@ from tdaexp.methods.ekfac import EKFAC
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
-HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "lissa", "arnoldi"]
+HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "astra", "lissa", "arnoldi"]
 UNREAD = {"ekfac": {"measurement": "first_token_logit"}, "trak": {"relative": True}, "dot": {"relative": True}}
 """Keys that do not change it."""
 SMALL = {"trak": ["method.dimensions=4"], "project": ["budget=0.1"]}

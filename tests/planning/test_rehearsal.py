@@ -43,9 +43,10 @@ METHODS = {
     "cka": ("method.of=states",),
     "cg": NEVER,
     "cg after Arnoldi": (*NEVER, "method.preconditioner=arnoldi", "method.arnoldi_steps=3"),
+    "astra": ("method.steps=3",),
     "lissa": ("method.depth=3",),
 }
-LOOSE = {"cka": 0.25, "lissa": 0.15}
+LOOSE = {"cka": 0.25, "lissa": 0.15, "astra": 0.15}
 """How far FLOP may be off where they are not in proportion to positions, or batches are drawn; else a twentieth."""
 ON_TASKS = ("full", "ekfac", "trak", "cg")
 aten = torch.ops.aten

@@ -9,32 +9,31 @@ I) multiply-adds a matrix, little beside a product with the GGN. Memory: the fac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
-from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.layers import Layers
-from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.curvature.layers import Layer
+from tdaexp.curvature.precondition import LayerFactors
+
+Damped = tuple[Layer, LayerFactors, Damping]
+"""A layer, its factors on the vectors' device, and its damping."""
 
 
-def factored_inverse(
-    factors: Factors, layers: Layers, space: VectorSpace, damping: float
-) -> Callable[[Tensor], Tensor]:
-    """P as a function of vectors [K, n] of the `space`, whose components are those of `layers`."""
-    device = next(space.model.parameters()).device
-    held = {layer.name: factors[layer.name].to(device) for layer in layers.layers}
-    places = dict(zip(space.components.names, space.slices, strict=True))
-    damped = Damping(damping)
+def factored_inverse(damped: Sequence[Damped], places: Mapping[str, slice]) -> Callable[[Tensor], Tensor]:
+    """P as a function of vectors [K, n]; `places` says where each component of the layers lies in a vector.
+
+    Components that are of none of the layers are left as they come.
+    """
 
     def precondition(vectors: Tensor) -> Tensor:
-        found = torch.empty_like(vectors)
-        for layer in layers.layers:
+        found = vectors.clone()
+        for layer, factors, damping in damped:
             parts = [places[name] for name, _ in layer.members]
             gradient = torch.cat([vectors[:, part] for part in parts], dim=1).view(-1, layer.outputs, layer.inputs)
-            solved = held[layer.name].precondition(gradient, damped).flatten(1)
+            solved = factors.precondition(gradient, damping).flatten(1)
             for part, one in zip(parts, solved.split([part.stop - part.start for part in parts], dim=1), strict=True):
                 found[:, part] = one
         return found

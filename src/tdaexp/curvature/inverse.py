@@ -21,6 +21,8 @@ from torch import Tensor
 
 from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
 from tdaexp.curvature.cg import Product
+from tdaexp.curvature.chosen_examples import by_hash, some_queries
+from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factored_inverse import factored_inverse
 from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.ggn import TrainingGGN
@@ -194,7 +196,9 @@ class IHVP:
         """EK-FAC's damped inverse over the same examples; the factors come from the cache where they are there."""
         settings = FactorSettings(seed=self.settings.seed)
         factors = problem_factors(self.problem, self.layers, settings, self.ggn.examples)
-        return factored_inverse(factors, self.layers, self.ggn.space, self.damping)
+        space, device, damping = self.ggn.space, self.ggn.gradients.device, Damping(self.damping)
+        damped = [(layer, factors[layer.name].to(device), damping) for layer in self.layers.layers]
+        return factored_inverse(damped, dict(zip(space.components.names, space.slices, strict=True)))
 
     def gradients(self, queries: Iterable[int]) -> Tensor:
         """Gradients of minus the measurement [n, size] of some queries."""
@@ -241,23 +245,3 @@ class IHVP:
         )
         dataset = problem.label(values, self.components).assign(notes)
         return dataset.assign_attrs(damping=self.damping, curvature_examples=len(self.ggn.examples))
-
-
-def by_hash(ids: list[str], count: int | None, seed: int) -> list[int]:
-    """Places of `count` of the ids (null = all), chosen and ordered by a hash of seed and id."""
-    order = sorted(range(len(ids)), key=lambda place: fingerprint(seed, ids[place]))
-    return order[:count]
-
-
-def some_queries(problem: Problem, count: int | None, seed: int) -> Problem:
-    """The problem with `count` queries of each query set (null = all), in the problem's order."""
-    if count is None:
-        return problem
-    kept: list[int] = []
-    for name in dict.fromkeys(problem.query_set):
-        places = [place for place, own in enumerate(problem.query_set) if own == name]
-        kept += [places[k] for k in by_hash([problem.queries.ids[place] for place in places], count, seed)]
-    if len(kept) == len(problem.query_set):
-        return problem
-    log.info("%d of %d queries are answered (method.queries=%d of each set)", len(kept), len(problem.query_set), count)
-    return problem.of_queries(sorted(kept))

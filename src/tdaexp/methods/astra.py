@@ -65,9 +65,7 @@ class ASTRA(InverseSettings, Method):
         rate = self.rate or self._rate(ihvp, multiply, precondition)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:
-            found = astra(
-                multiply, gradients, precondition=precondition, damping=damping, rate=rate, steps=self.steps
-            )
+            found = astra(multiply, gradients, precondition=precondition, damping=damping, rate=rate, steps=self.steps)
             return {"vectors": found, "residual": relative_residual(ihvp.ggn.multiply, found, gradients, damping)}
 
         vectors, notes = ihvp.in_blocks(self.at_once, {"residual": "float64"}, solver)
