@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -26,17 +25,17 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factored_inverse import factored_inverse
 from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.ggn import TrainingGGN
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.curvature.layers import layers_of
 from tdaexp.curvature.lissa import BatchProduct
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.models.components import ComponentMap
-from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.selection.parts import check_choices, chosen, with_notes
+from tdaexp.selection.parts import chosen
 from tdaexp.training.batches import batch_indices
 
 Notes = dict[str, tuple[str, np.ndarray]]
@@ -45,83 +44,6 @@ Notes = dict[str, tuple[str, np.ndarray]]
 log = logging.getLogger(__name__)
 PROBES = 8  # random vectors that estimate the trace
 PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
-
-
-TOLD = (
-    "part",
-    "damping",
-    "relative_damping",
-    "examples",
-    "iterations",
-    "tolerance",
-    "depth",
-    "repeats",
-    "steps",
-    "rank",
-    "scale",
-    "rate",
-    "batch_size",
-    "measurement",
-    "reduction",
-)
-
-
-@dataclass
-class InverseSettings:
-    """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
-    `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`,
-    `mlp`, `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`),
-    `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `seed`.
-
-    Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
-    """
-
-    damping: float | None = None
-    relative_damping: float = 10.0
-    examples: int | None = 128
-    queries: int | None = 4
-    part: str | None = None
-    components: list[str] | None = None
-    measurement: str = "log_likelihood"
-    reduction: str = "mean"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse unknown choices and impossible numbers."""
-        check_choices(self.part, self.measurement, self.reduction)
-        for key in ("examples", "queries"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1, or null for all")
-        for key in ("damping", "relative_damping"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
-
-    @property
-    def linear(self) -> bool:
-        """The query's gradient, times a matrix that no query decides."""
-        return True
-
-    @property
-    def of_itself(self) -> Self:
-        """The same, of the loss and for every example: a solution for each."""
-        return replace(self, measurement="log_likelihood", queries=None)
-
-    @property
-    def fixed_damping(self) -> str:
-        """A solution is for one."""
-        return "each damping takes another solution for every query; compare runs with other values of method.damping"
-
-    def identity(self, name: str) -> list[object]:
-        """All that the solutions of the method of this name depend on beside the curvature and the queries."""
-        return [name, vars(self), *sources(self.measurement)]
-
-    def told(self, name: str) -> str:
-        """The method's name, and what is not usual among the keys that change the answer."""
-        usual = {one.name: one.default for one in fields(self)}
-        chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
-        notes = [f"{key}={'all' if value is None else value}" for key, value in chosen.items()]
-        return with_notes(name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
 
 class IHVP:

@@ -20,7 +20,8 @@ from torch import Tensor
 from tdaexp.curvature.astra import astra, largest_preconditioned
 from tdaexp.curvature.cg import Product, relative_residual
 from tdaexp.curvature.convergence import marked, with_marks
-from tdaexp.curvature.inverse import IHVP, InverseSettings
+from tdaexp.curvature.inverse import IHVP
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.curvature.lissa import BatchProduct
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem

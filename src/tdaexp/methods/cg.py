@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tdaexp.curvature.cg import Product, conjugate_gradients
 from tdaexp.curvature.convergence import marked, with_marks
-from tdaexp.curvature.inverse import IHVP, InverseSettings, Notes
+from tdaexp.curvature.inverse import IHVP, Notes
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.gradients.vector_products import Vectors
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem

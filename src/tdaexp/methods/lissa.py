@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.curvature.inverse import IHVP, InverseSettings
+from tdaexp.curvature.inverse import IHVP
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
