@@ -35,6 +35,7 @@ METHODS = {
     "ekfac": (),
     "ekfac in 8 bits": ("method.keep_gb=1",),
     "ekfac by token": ("method.per_token=2", "method.query_rank=4"),
+    "ekfac by layers": ("method.curvature_blocks=layer", "method.block_samples=40"),
     "project": ("budget=0.5",),
     "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),

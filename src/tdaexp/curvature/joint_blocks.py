@@ -99,6 +99,17 @@ class _Block:
         return self.base(vectors - weights @ self.samples)
 
 
+def check_memory(
+    settings: JointSettings, layers: Layers, dtype: torch.dtype, device: torch.device | None = None
+) -> None:
+    """Refuse (UserError) samples that do not fit into memory, twice over."""
+    if current() is None:  # a plan may be of another machine
+        size = sum(layer.size for layer in layers.layers)
+        what = f"method.curvature_blocks={settings.blocks} with method.block_samples={settings.samples}"
+        remedy = "take fewer samples, fewer components (method.part), or method.curvature_blocks=matrix"
+        refuse_beyond(2.0 * settings.samples * size * dtype.itemsize, what, remedy, device)
+
+
 def sampled_inverse(
     problem: Problem, layers: Layers, factors: Factors, settings: JointSettings, damping: Damping
 ) -> Callable[[Tensor], Tensor]:
@@ -108,11 +119,7 @@ def sampled_inverse(
     """
     blocks, gradients = blocks_of(layers, settings.blocks), fitted_gradients(problem, layers.components)
     space = VectorSpace(problem.model, layers.components)
-    if current() is None:  # a plan may be of another machine
-        needed = 2.0 * settings.samples * (space.size + settings.samples) * gradients.dtype.itemsize
-        what = f"method.curvature_blocks={settings.blocks} with method.block_samples={settings.samples}"
-        remedy = "take fewer samples, fewer components (method.part), or method.curvature_blocks=matrix"
-        refuse_beyond(needed, what, remedy, gradients.device)
+    check_memory(settings, layers, gradients.dtype, gradients.device)
     samples = probe_gradients(gradients, settings.samples, settings.seed, problem.compute.tokens_per_batch)
     return joint_inverse(factors, blocks, space, samples, damping=damping, share=SHARE)
 

@@ -38,6 +38,7 @@ from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import current
 from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 
@@ -231,6 +232,8 @@ class EKFAC(Method):
         names, tokens = layers.components.names, problem.compute.tokens_per_batch
         queries = query_gradients(problem, layers.components, self.reduction, self.measurement)
         inverse = cache(lambda: sampled_inverse(problem, layers, factors, self.joint, self.damped))
+        if current() is not None:
+            inverse()  # a plan counts it once, not with every block of queries
         return vector_products(
             train_gradients(problem, layers.components, self.reduction),
             problem.pairs,
