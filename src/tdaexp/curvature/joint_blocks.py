@@ -139,7 +139,7 @@ def joint_inverse(
     `Damping.of`.
     """
     places = dict(zip(space.components.names, space.slices, strict=True))
-    made = [_block(factors, list(block), places, samples, damping, share) for block in repeated(blocks)]
+    made = [_block(factors, list(block), places, samples, damping, share) for block in blocks]
 
     def inverse(vectors: Tensor) -> Tensor:
         found = torch.empty_like(vectors)
