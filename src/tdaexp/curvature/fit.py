@@ -66,10 +66,9 @@ def problem_factors(
 
     Errors (UserError): as `fit_factors`.
     """
-    gradients, some = fitted_gradients(problem, layers.map), []
-    if examples is not None and examples.fingerprint() != problem.curvature_examples.fingerprint():
-        gradients, some = replace(gradients, examples=examples), [examples.fingerprint()]
-    names = layers.components.names
-    own = [names, settings.seed, settings.partitions, settings.saves, *some]
+    gradients = fitted_gradients(problem, layers.map)
+    own: list[object] = [layers.components.names, settings.seed, settings.partitions, settings.saves]
+    if examples is not None:
+        gradients, own = replace(gradients, examples=examples), [*own, examples.fingerprint()]
     store = problem.training_store("factors", *own, by=fit_factors)
     return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), settings, store=store)

@@ -60,9 +60,7 @@ class IHVP:
         self.components: ComponentMap = self.layers.components
         log.info("%s: %s", name, self.components.coverage_line())
         examples = problem.curvature_examples
-        chosen_examples = examples
-        if settings.examples is not None and settings.examples < len(examples):
-            chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
+        chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
         gradients = replace(fitted_gradients(problem, self.components), examples=chosen_examples)
         self.ggn = TrainingGGN(gradients, min(PRODUCT_TOKENS, problem.compute.tokens_per_batch))
         self.curvature = [self.components.names, chosen_examples.fingerprint()]
@@ -117,7 +115,8 @@ class IHVP:
     def factored(self) -> Product:
         """EK-FAC's damped inverse over the same examples; the factors come from the cache where they are there."""
         settings = FactorSettings(seed=self.settings.seed)
-        factors = problem_factors(self.problem, self.layers, settings, self.ggn.examples)
+        every = len(self.ggn.examples) == len(self.problem.curvature_examples)
+        factors = problem_factors(self.problem, self.layers, settings, None if every else self.ggn.examples)
         space, device, damping = self.ggn.space, self.ggn.gradients.device, Damping(self.damping)
         damped = [(layer, factors[layer.name].to(device), damping) for layer in self.layers.layers]
         return factored_inverse(damped, dict(zip(space.components.names, space.slices, strict=True)))
