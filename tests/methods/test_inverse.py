@@ -85,6 +85,18 @@ def test_cg_with_and_without_a_preconditioner_agree(exact, compose):
     assert (ekfac["iterations"] < none["iterations"]).all()
 
 
+def test_over_all_examples_the_factors_are_those_of_ekfac(make_problem, compose, tmp_path):
+    problem = make_problem(tmp_path)
+    compose("method=ekfac", FEW[0]).attribute(problem)
+    (fitted,) = [path for path in problem.stores if path.parent.name == "factors"]
+    for count, shared in (("null", True), ("4", False)):
+        again = make_problem(tmp_path)
+        keys = [f"method.examples={count}", "method.iterations=1", "method.damping=1.0", "method.queries=1"]
+        compose("method=cg", FEW[0], *keys).attribute(again)
+        (found,) = [path for path in again.stores if path.parent.name == "factors"]
+        assert (found == fitted) is shared
+
+
 def test_astra_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
     problem, dense, queries, train = exact
     keys = ["method.damping=0.1", "method.batch_size=4", "method.steps=300", "method.tolerance=1e-4"]
