@@ -85,11 +85,13 @@ def test_the_inverse_is_that_of_the_explicit_matrix(variant, kind, models, tmp_p
     factors = fit_factors(samples_of(model, layers, examples, 40), FactorSettings(), store=tmp_path / "f")
     space, noise = VectorSpace(model, layers.components), torch.Generator().manual_seed(1)
     samples, vectors = (torch.randn(count, space.size, dtype=torch.float64, generator=noise) / 9 for count in (20, 2))
-    damping, share, blocks = Damping(None, 0.3), 0.7, blocks_of(layers, kind)
-    found = joint_inverse(factors, blocks, space, samples, damping=damping, share=share)(vectors)
+    blocks = blocks_of(layers, kind)
+    found = joint_inverse(factors, blocks, space, samples, damping=Damping(None, 0.3))(vectors)
     places = dict(zip(layers.components.names, space.slices, strict=True))
     for block in blocks:
         columns, parts = [], []
+        spectra = [factors[layer.name].spectrum for layer in block]
+        share = 20 / (20 + sum(float((one / (one + 0.3 * one.mean())).sum()) for one in spectra))
         for layer in block:
             columns += [k for name, _ in layer.members for k in range(places[name].start, places[name].stop)]
             one = factors[layer.name]

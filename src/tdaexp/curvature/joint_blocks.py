@@ -3,10 +3,11 @@
     G_b = (1 - ρ) E_b + ρ/M Σ_m u_m u_mᵀ
 
 for a block b of matrices (q, k, v and o; gate, up and down; a whole layer), with E_b the EK-FAC of its matrices and M
-`samples` u_m whose second moment is the GGN (`probes`). Both terms have the GGN's trace; E_b knows every direction and
-no correlation between matrices, the second term knows all correlations of M directions: this is the linear shrinkage of
-a sample covariance towards a structured target (Ledoit and Wolf 2004). Positive semi-definite, and with ρ → 1 and M → ∞
-the exact block. By Woodbury's identity, with B = ((1 - ρ) E_b + D)⁻¹ (D: each matrix's damping) and U [M, n],
+`samples` u_m whose second moment is the GGN (`probes`). Both terms have the GGN's trace on average; E_b knows every
+direction and no correlation between matrices, the second term knows all correlations of M directions: this is the
+linear shrinkage of a sample covariance towards a structured target (Ledoit and Wolf 2004). Its share is ρ = M / (M + d),
+d = Σ Λ / (Λ + λ) the directions that the damping leaves: the samples' relative error is about √(d / M). Positive
+semi-definite, and with M → ∞ the exact block. By Woodbury's identity, with B = ((1 - ρ) E_b + D)⁻¹ (D: each matrix's damping) and U [M, n],
 
     (G_b + D)⁻¹ v = B (v - Uᵀ (M/ρ I + U B Uᵀ)⁻¹ U B v)
 
@@ -26,6 +27,7 @@ from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factored_inverse import Damped, factored_inverse
 from tdaexp.curvature.factors_store import Factors
 from tdaexp.curvature.layers import Layer, Layers
+from tdaexp.curvature.precondition import LayerFactors
 from tdaexp.curvature.probes import probe_gradients
 from tdaexp.gradients.passes import fitted_gradients
 from tdaexp.gradients.vectors import VectorSpace
@@ -35,8 +37,6 @@ from tdaexp.runtime.limits import refuse_beyond
 from tdaexp.runtime.rehearsal import current, repeated
 
 BLOCKS = ("matrix", "joint", "layer")
-SHARE = 0.8
-"""ρ: how much is said by the samples."""
 ROWS_AT_ONCE = 16
 """Samples that are multiplied by B at a time."""
 
@@ -121,7 +121,7 @@ def sampled_inverse(
     space = VectorSpace(problem.model, layers.components)
     check_memory(settings, layers, gradients.dtype, gradients.device)
     samples = probe_gradients(gradients, settings.samples, settings.seed, problem.compute.tokens_per_batch)
-    return joint_inverse(factors, blocks, space, samples, damping=damping, share=SHARE)
+    return joint_inverse(factors, blocks, space, samples, damping=damping)
 
 
 def joint_inverse(
@@ -131,15 +131,13 @@ def joint_inverse(
     samples: Tensor,
     *,
     damping: Damping,
-    share: float,
 ) -> Callable[[Tensor], Tensor]:
     """(G_b + D)⁻¹ of all blocks, as a function of vectors [K, n] of the `space`.
 
-    `samples` U [M, n] of the space, `share` ρ, `damping` of each matrix as without blocks. Errors (UserError): as
-    `Damping.of`.
+    `samples` U [M, n] of the space, `damping` of each matrix as without blocks. Errors (UserError): as `Damping.of`.
     """
     places = dict(zip(space.components.names, space.slices, strict=True))
-    made = [_block(factors, list(block), places, samples, damping, share) for block in blocks]
+    made = [_block(factors, list(block), places, samples, damping) for block in blocks]
 
     def inverse(vectors: Tensor) -> Tensor:
         found = torch.empty_like(vectors)
@@ -151,32 +149,35 @@ def joint_inverse(
 
 
 def _block(
-    factors: Factors,
-    layers: list[Layer],
-    places: dict[str, slice],
-    samples: Tensor,
-    damping: Damping,
-    share: float,
+    factors: Factors, layers: list[Layer], places: dict[str, slice], samples: Tensor, damping: Damping
 ) -> _Block:
-    device, own, start = samples.device, {}, 0
+    device, own, width = samples.device, {}, 0
     columns: list[Tensor] = []
     for name in (name for layer in layers for name, _ in layer.members):
         place = places[name]
         columns.append(torch.arange(place.start, place.stop, device=device))
-        own[name] = slice(start, start + place.stop - place.start)
-        start = own[name].stop
+        own[name] = slice(width, width + place.stop - place.start)
+        width = own[name].stop
     where = torch.cat(columns)
-    base = factored_inverse([_damped(factors, layer, damping, share, device) for layer in layers], own)
     rows = samples[:, where]
+    share, damped = _shrunk([(layer, factors[layer.name]) for layer in layers], damping, len(rows), device)
+    base = factored_inverse(damped, own)
     gram = torch.diag(torch.full((len(rows),), len(rows) / share, dtype=torch.float64, device=device))
     for start in repeated(range(0, len(rows), ROWS_AT_ONCE)):
         gram[start : start + ROWS_AT_ONCE] += (base(rows[start : start + ROWS_AT_ONCE]) @ rows.T).double()
     return _Block(where, rows, base, torch.linalg.cholesky((gram + gram.T) / 2))
 
 
-def _damped(factors: Factors, layer: Layer, damping: Damping, share: float, device: torch.device) -> Damped:
-    """(1 - ρ) E of a matrix, and the damping that it has by itself."""
-    whole = factors[layer.name]
-    assert whole.spectrum is not None
-    amount = Damping(damping.of(whole.spectrum, layer.name, whole.rounding))
-    return layer, replace(whole, spectrum=(1 - share) * whole.spectrum).to(device), amount
+def _shrunk(
+    matrices: list[tuple[Layer, LayerFactors]], damping: Damping, samples: int, device: torch.device
+) -> tuple[float, list[Damped]]:
+    """ρ, and (1 - ρ) E of each matrix with the damping that it has by itself."""
+    spectra = [one.spectrum for _, one in matrices if one.spectrum is not None]
+    amounts = [damping.of(own, layer.name, one.rounding) for own, (layer, one) in zip(spectra, matrices, strict=True)]
+    kept = sum(float((own / (own + amount)).sum()) for own, amount in zip(spectra, amounts, strict=True))
+    share = samples / (samples + kept)
+    shrunk = [
+        replace(one, spectrum=(1 - share) * own).to(device) for own, (_, one) in zip(spectra, matrices, strict=True)
+    ]
+    layers = [layer for layer, _ in matrices]
+    return share, [(layer, one, Damping(amount)) for layer, one, amount in zip(layers, shrunk, amounts, strict=True)]
