@@ -172,12 +172,15 @@ def _shrunk(
     matrices: list[tuple[Layer, LayerFactors]], damping: Damping, samples: int, device: torch.device
 ) -> tuple[float, list[Damped]]:
     """ρ, and (1 - ρ) E of each matrix with the damping that it has by itself."""
-    spectra = [one.spectrum for _, one in matrices if one.spectrum is not None]
-    amounts = [damping.of(own, layer.name, one.rounding) for own, (layer, one) in zip(spectra, matrices, strict=True)]
-    kept = sum(float((own / (own + amount)).sum()) for own, amount in zip(spectra, amounts, strict=True))
+    kept, amounts, spectra = 0.0, [], []
+    for layer, one in matrices:
+        assert one.spectrum is not None
+        amount = damping.of(one.spectrum, layer.name, one.rounding)
+        kept += float((one.spectrum / (one.spectrum + amount)).sum())
+        amounts.append(Damping(amount))
+        spectra.append(one.spectrum)
     share = samples / (samples + kept)
-    shrunk = [
-        replace(one, spectrum=(1 - share) * own).to(device) for own, (_, one) in zip(spectra, matrices, strict=True)
+    return share, [
+        (layer, replace(one, spectrum=(1 - share) * own).to(device), amount)
+        for (layer, one), own, amount in zip(matrices, spectra, amounts, strict=True)
     ]
-    layers = [layer for layer, _ in matrices]
-    return share, [(layer, one, Damping(amount)) for layer, one, amount in zip(layers, shrunk, amounts, strict=True)]
