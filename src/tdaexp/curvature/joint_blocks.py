@@ -6,8 +6,9 @@ for a block b of matrices (q, k, v and o; gate, up and down; a whole layer), wit
 `samples` u_m whose second moment is the GGN (`probes`). Both terms have the GGN's trace on average; E_b knows every
 direction and no correlation between matrices, the second term knows all correlations of M directions: this is the
 linear shrinkage of a sample covariance towards a structured target (Ledoit and Wolf 2004). Its share is ρ = M / (M + d),
-d = Σ Λ / (Λ + λ) the directions that the damping leaves: the samples' relative error is about √(d / M). Positive
-semi-definite, and with M → ∞ the exact block. By Woodbury's identity, with B = ((1 - ρ) E_b + D)⁻¹ (D: each matrix's damping) and U [M, n],
+with d = Σ Λ / (Λ + λ) the directions that the damping leaves, as the samples' relative error is about √(d / M).
+Positive semi-definite, and with M → ∞ the exact block. By Woodbury's identity, with D each matrix's damping, B =
+((1 - ρ) E_b + D)⁻¹ and U [M, n],
 
     (G_b + D)⁻¹ v = B (v - Uᵀ (M/ρ I + U B Uᵀ)⁻¹ U B v)
 
