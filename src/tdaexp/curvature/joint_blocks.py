@@ -5,14 +5,14 @@
 for a block b of matrices (q, k, v and o; gate, up and down; a whole layer), with E_b the EK-FAC of its matrices and M
 `samples` u_m whose second moment is the GGN (`probes`). Both terms have the GGN's trace on average; E_b knows every
 direction and no correlation between matrices, the second term knows all correlations of M directions: this is the
-linear shrinkage of a sample covariance towards a structured target (Ledoit and Wolf 2004). Its share is ρ = M / (M + d),
-with d = Σ Λ / (Λ + λ) the directions that the damping leaves, as the samples' relative error is about √(d / M).
+linear shrinkage of a sample covariance towards a structured target (Ledoit and Wolf 2004). Its share is ρ = M / (M +
+d), with d = Σ Λ / (Λ + λ) the directions that the damping leaves, as the samples' relative error is about √(d / M).
 Positive semi-definite, and with M → ∞ the exact block. By Woodbury's identity, with D each matrix's damping, B =
 ((1 - ρ) E_b + D)⁻¹ and U [M, n],
 
     (G_b + D)⁻¹ v = B (v - Uᵀ (M/ρ I + U B Uᵀ)⁻¹ U B v)
 
-Memory: M x n numbers for all blocks together. Cost: M passes, M² n multiply-adds once, and per query 2 M n, beside
+Memory: 2 M n numbers for all blocks together. Cost: M passes, M² n multiply-adds once, and per query 2 M n, beside
 EK-FAC's own.
 """
 
