@@ -27,7 +27,8 @@ from tdaexp.runtime.errors import UserError
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 METHODS = sorted(file.stem for file in (PAGE.parents[1] / "conf" / "method").glob("*.yaml") if file.stem != "explaind")
 SMALL = {
-    "cg": ["method.queries=null", "method.iterations=2", "method.deflate=0", "method.examples=4"],
+    "cg": ["method.queries=null", "method.iterations=2", "method.examples=4"],
+    "astra": ["method.queries=null", "method.steps=2", "method.batch_size=4", "method.examples=4"],
     "lissa": ["method.queries=null", "method.depth=2", "method.batch_size=4"],
     "arnoldi": ["method.steps=2", "method.rank=1"],
     "trak": ["method.dimensions=4"],
