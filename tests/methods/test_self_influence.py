@@ -14,7 +14,8 @@ from tdaexp.methods.ekfac import EKFAC
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
-HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "lissa", "arnoldi", "logra", "datainf"]
+HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "astra", "lissa", "arnoldi"]
+HAVE += ["logra", "datainf"]
 UNREAD = {"ekfac": {"measurement": "first_token_logit"}, "trak": {"relative": True}, "dot": {"relative": True}}
 """Keys that do not change it."""
 SMALL = {"trak": ["method.dimensions=4"], "project": ["budget=0.1"]}

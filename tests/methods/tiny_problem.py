@@ -8,17 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
 from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.problem import Moment, OptimizerState, Problem, Stage
+from tdaexp.problem import Course, Moment, OptimizerState, Problem, Stage
 from tdaexp.training.checkpoints import save_hub
 from tdaexp.training.history import SavedCheckpoints
+from tdaexp.training.optimisers import build_optimizer
+from tdaexp.training.optimizer_state import save_state
+from tdaexp.training.settings import FitSettings
 
 CITIES = ["Lisbon", "Krakow", "Oslo", "Quito", "Perth", "Graz"]
 CITIES += ["Turin", "Bergen", "Ghent", "Porto", "Leeds", "Nice"]
@@ -85,8 +89,40 @@ def moved_a_little(loaded: LoadedModel, by: float = 0.02) -> LoadedModel:
 
 
 def stage(loaded: LoadedModel, examples: Examples) -> Stage:
-    """A second stage that ended in this model."""
-    return Stage(loaded, component_map(loaded.model), examples)
+    """A second stage of five steps that ended in this model."""
+    moments = [Moment(5, 1e-3, f"{loaded.fingerprint}-5", lambda: loaded.model, lambda: made_up(loaded.model, 5))]
+    return Stage(loaded, component_map(loaded.model), examples, Remembered(moments, course(loaded.model, 5)))
+
+
+@dataclass
+class Remembered:
+    """What a training left, in memory."""
+
+    kept: list[Moment]
+    went: Course
+
+    def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
+        return [one for one in self.kept if steps is None or one.step in steps]
+
+    def course(self) -> Course:
+        return self.went
+
+
+def course(model: nn.Module, steps: int, optimizer: str = "adamw", decay: float = 0.01, rate: float = 1e-3) -> Course:
+    """So many steps of one learning rate."""
+    decays = dict.fromkeys(dict(model.named_parameters()), decay)
+    return Course(np.full(steps, rate), optimizer, 0.0, decays)
+
+
+def made_up(model: nn.Module, step: int) -> OptimizerState:
+    """A state of AdamW after some steps: second moments of very different sizes, first ones of their roots."""
+    seconds = {}
+    for number, (name, value) in enumerate(model.named_parameters()):
+        generator = torch.Generator().manual_seed(100 * step + number)
+        seconds[name] = 10 ** (torch.rand(value.shape, generator=generator) * 4 - 5)
+    return OptimizerState(
+        step, (0.9, 0.999), 1e-8, seconds.__getitem__, lambda name: seconds[name].sqrt() / 3, f"state {step}"
+    )
 
 
 def with_model(problem: Problem, loaded: LoadedModel) -> Problem:
@@ -99,22 +135,25 @@ def with_model(problem: Problem, loaded: LoadedModel) -> Problem:
 def keep_checkpoints(loaded: LoadedModel, folder: Path) -> None:
     """Fill a training's folder: a model with its note, and two checkpoints with other weights nearby."""
     settings = {"lr": 0.01, "steps": 20, "warmup": 4}
-    for place, by in (("model", 0.0), ("checkpoints/step-10", 0.05), ("checkpoints/step-20", 0.02)):
+    for place, by, step in (("model", 0.0, 0), ("checkpoints/step-10", 0.05, 10), ("checkpoints/step-20", 0.02, 20)):
         (folder / place).mkdir(parents=True)
-        save_hub(folder / place, moved_a_little(loaded, by).model, loaded.tokenizer)
-        if place != "model":
-            keep_state(loaded, folder / place, int(place.rpartition("-")[2]))
+        model = moved_a_little(loaded, by).model
+        save_hub(folder / place, model, loaded.tokenizer)
+        if step:
+            keep_state(folder / place, model, FitSettings(**settings), step)
     (folder / "model" / "training.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
 
 
-def keep_state(loaded: LoadedModel, folder: Path, step: int) -> None:
-    """AdamW's state beside a checkpoint: little momentum, and a second moment that differs a little by entry."""
-    generator, tensors = torch.Generator().manual_seed(step), {}
-    for name, parameter in loaded.model.named_parameters():
-        first, second = (torch.rand(parameter.shape, generator=generator) for _ in range(2))
-        tensors |= {f"exp_avg/{name}": 1e-4 * (first - 0.5), f"exp_avg_sq/{name}": 1e-3 * (1 + 0.2 * second)}
-    own = {"step": step, "lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": {}, "clip": 0.0}
-    save_file(tensors, folder / "optimizer.safetensors", metadata={"adamw": json.dumps(own)})
+def keep_state(folder: Path, model: nn.Module, settings: FitSettings, step: int) -> None:
+    """Write AdamW's state beside a checkpoint."""
+    parameters, state = dict(model.named_parameters()), made_up(model, step)
+    optimizer = build_optimizer(parameters, settings)
+    for name, parameter in parameters.items():
+        raw = [
+            (1 - beta**step) * find(name) for beta, find in zip(state.betas, (state.first, state.second), strict=True)
+        ]
+        optimizer.state[parameter] = dict(zip(("exp_avg", "exp_avg_sq"), raw, strict=True))
+    save_state(folder, parameters, optimizer, settings, step)
 
 
 def explicit_gradients(
