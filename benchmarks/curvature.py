@@ -1,9 +1,9 @@
 """How near each inverse of the curvature comes to the exact one, and in how many iterations `cg` gets there.
 
-A transformer of two layers classifies digits, read row by row; the exact damped inverse is dense, in float64. Prints,
-for several dampings, the Spearman correlation of each method's scores of 200 training examples with the exact ones,
-mean over 24 queries; the iterations of `cg` to a residual of 1e-3 with each preconditioner, and the residual that `astra`
-leaves; with the CPU seconds of each.
+A transformer of two layers classifies digits, read row by row; the exact damped inverse is dense, in float64. For
+several dampings it prints the Spearman correlation of each method's scores of 200 training examples with the exact
+ones, mean over 24 queries; the iterations of `cg` to a residual of 1e-3 with each preconditioner, and the residual that
+`astra` leaves; with the CPU seconds of each.
 
     python benchmarks/curvature.py [steps of training]
 """
