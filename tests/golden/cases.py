@@ -115,6 +115,13 @@ cg-ekfac: method=cg method.iterations=3 {SOLVER}
 astra: method=astra method.steps=6 method.batch_size=4 {SOLVER}
 lissa: method=lissa method.depth=4 method.repeats=2 method.batch_size=4 {SOLVER}
 arnoldi: method=arnoldi method.steps=12 method.rank=6 {SOLVER}
+logra: method=logra method.dimensions=16
+logra-kfac: method=logra method.init=kfac method.dimensions=12 method.measurement=answer_log_probability
+logra-random: method=logra method.init=random method.dimensions=9 method.part=mlp method.damping=0.1
+datainf: method=datainf
+datainf-all: method=datainf method.part=all method.reduction=sum method.relative_damping=1
+trackstar: method=trackstar method.dimensions=16
+trackstar-none: method=trackstar method.dimensions=9 method.precondition=none method.mix=0.5
 trak: method=trak method.dimensions=4
 trak-factorised: method=trak method.dimensions=4 method.projection=factorised method.part=mlp method.ridge=0.1
 """
@@ -138,6 +145,8 @@ CLASSES = """
 ekfac: method=ekfac
 ekfac-kfac: method=ekfac method.mode=kfac
 ekfac-rank: method=ekfac method.query_rank=1 method.measurement=logit_margin
+logra: method=logra method.dimensions=16
+datainf: method=datainf
 full: method=full
 dot: method=dot
 select-on-ekfac: method=select method.on=ekfac budget=0.3
@@ -191,6 +200,15 @@ KEPT = """
 tracin: method=tracin
 tracin-step: method=tracin method.steps=[4] method.reduction=sum
 trak-all: method=trak method.dimensions=4 method.checkpoints=all
+source-sgd: method=source method.segments=2 method.form=sgd
+"""
+TRAINED = """
+tracin: method=tracin
+source: method=source method.segments=2
+less: method=less
+trackstar: method=trackstar method.dimensions=16
+dot-adamw: method=dot method.precondition=adamw
+project-adamw: method=project method.precondition=adamw budget=0.3
 """
 FROM_SCRATCH = ("model=toy_gpt", "model.config.hidden_size=8", "model.config.num_hidden_layers=1",
                 "model.config.num_attention_heads=2", "model.config.intermediate_size=12", "model.vocab_size=270",
@@ -216,7 +234,7 @@ CASES: dict[str, Case] = {
     "kept/trained": Case((*TRAINING, *HUB, "model.pretrained=gpt2", *PAIRS, *ASKED, *FIT, "trainer.fit.keep=all"),
                          stage="train"),
     **_cases("kept", (*DOUBLE, *HUB, "model.pretrained={model:kept/trained}", *FEW), KEPT),
-    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), "tracin: method=tracin", CLOSE),
+    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), TRAINED, CLOSE),
     **_cases("recorded", RECORDING, SECANT, RECORDED),
     **_cases("smooth", SMOOTH, QUADRATURE, RECORDED),
     **_cases("grokking", GROKKING, ADDED, RECORDED),

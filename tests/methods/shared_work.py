@@ -25,6 +25,9 @@ def short_methods(*damped: str) -> dict[str, tuple[str, ...]]:
     return {
         "project": ("project", "budget=0.3"),
         "trak": ("trak",),
+        "logra": ("logra", "method.dimensions=16"),
+        "datainf": ("datainf", "method.part=attention"),
+        "trackstar": ("trackstar", "method.dimensions=16"),
         "ekfac": ("ekfac",),
         "kept": ("ekfac", "method.keep_gb=1"),
         "multistage": ("multistage",),

@@ -19,6 +19,8 @@ METHODS = {
     "arnoldi": [*FEW, "method.steps=8", "method.rank=4"],
     "ekfac": [],
     "trak": ["method.dimensions=4"],
+    "logra": ["method.dimensions=4"],
+    "datainf": [],
     "dot": [],
 }
 OVERHEAD = {"cg": {"factors"}, "astra": {"factors", "rate"}, "lissa": {"scale"}}

@@ -29,15 +29,18 @@ from tdaexp.methods.astra import ASTRA
 from tdaexp.methods.bm25 import BM25
 from tdaexp.methods.cg import CG
 from tdaexp.methods.cka import CKA
+from tdaexp.methods.datainf import DataInf
 from tdaexp.methods.dot import Dot
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.full import Full
 from tdaexp.methods.lissa import LiSSA
+from tdaexp.methods.logra import LoGra
 from tdaexp.methods.project import Project
 from tdaexp.methods.random import Random
 from tdaexp.methods.repsim import RepSim
 from tdaexp.methods.select import Select
 from tdaexp.methods.tracin import TracIn
+from tdaexp.methods.trackstar import TrackStar
 from tdaexp.methods.trak import TRAK
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.classes import Classes
@@ -295,6 +298,7 @@ METHODS = {
     "repsim": RepSim(), "trak": TRAK(dimensions=6), "tracin": TracIn(), "ekfac": EKFAC(), "kept": EKFAC(keep_gb=1.0),
     "cg": CG(damping=0.1, queries=None), "astra": ASTRA(damping=1.0, queries=None, batch_size=4, steps=40),
     "lissa": LiSSA(damping=5.0, queries=None, batch_size=4),
+    "logra": LoGra(dimensions=6), "datainf": DataInf(), "trackstar": TrackStar(precondition="gradients", dimensions=4),
     "arnoldi": Arnoldi(damping=0.1, steps=12, rank=4), "random": Random(), "select": Select(Full(), budget=0.7),
 }  # fmt: skip
 

@@ -39,6 +39,10 @@ METHODS = {
     "project": ("budget=0.5",),
     "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),
+    "logra": ("method.dimensions=16",),
+    "datainf": ("method.part=attention",),
+    "trackstar": ("method.dimensions=16", "method.precondition=gradients"),
+    "less": (),
     "tracin": (),
     "repsim": (),
     "cka": ("method.of=states",),
@@ -49,7 +53,7 @@ METHODS = {
 }
 LOOSE = {"cka": 0.25, "lissa": 0.15, "astra": 0.15}
 """How far FLOP may be off where they are not in proportion to positions, or batches are drawn; else a twentieth."""
-ON_TASKS = ("full", "ekfac", "trak", "cg")
+ON_TASKS = ("full", "ekfac", "trak", "cg", "logra", "datainf", "less")
 aten = torch.ops.aten
 
 
