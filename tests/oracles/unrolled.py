@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +110,3 @@ def metagradients(settings: FitSettings, data: TensorCorpus, groups: list[list[s
     outputs = unrolled(settings, data, weights, groups)
     rows = [torch.autograd.grad(one, weights, retain_graph=True)[0] for one in outputs]
     return torch.stack(rows).numpy()
-
-
-def elsewhere(problem: Problem, cache: Path) -> Problem:
-    """The same problem with another cache, and a model of its own."""
-    return replace(problem, cache=cache, model=copy.deepcopy(problem.model))

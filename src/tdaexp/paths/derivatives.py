@@ -28,7 +28,7 @@ from tdaexp.runtime.oom_split import Shrinking, two
 
 TOKENS = 1024
 """Of a batch in a pass at most: the directions multiply it."""
-NEED = "derivatives of a training"
+NEED = "second derivatives of a loss"
 
 
 class Derivatives:

@@ -28,8 +28,10 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-FURTHEST = 0.01
-"""How far the training that is gone back over may end from the explained model, as a share of the way from its start."""
+FURTHEST = 0.1
+"""How far the training that is gone back over may end from the explained model, as a share of the way from its start:
+AdamW makes steps of rounding where a gradient is nothing else, another training ends far off.
+"""
 VECTORS = 10
 """Vectors [parameters] that a query takes: three of the adjoint, what a step makes of them, and a Hessian product."""
 
