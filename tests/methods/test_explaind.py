@@ -28,7 +28,7 @@ from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 OPTIMISERS = {
-    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all"},
+    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all", "eps_root": 1e-5},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.05, "decay": "all"},
 }
 FINE = Quadrature("gauss", 4)

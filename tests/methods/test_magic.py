@@ -203,7 +203,7 @@ def test_a_recording_and_a_recipe_give_the_same(recorded, tmp_path):
 
 
 def test_what_cannot_be_gone_back_over_is_refused(recorded, usual, tmp_path):
-    problem, recipe = recorded
+    problem, _ = recorded
     trajectory = problem.history.trajectory
 
     def changed(**settings):
@@ -217,10 +217,10 @@ def test_what_cannot_be_gone_back_over_is_refused(recorded, usual, tmp_path):
         QUIET.attribute(changed(every=2))
     with pytest.raises(UserError, match="not known here; let the model be trained here"):
         QUIET.attribute(dataclasses.replace(problem, history=None))
-    with pytest.raises(UserError, match="the model is bfloat16; set trainer.precision=float32"):
+    with pytest.raises(UserError, match=r"the model is bfloat16; set trainer\.precision=float32"):
         QUIET.attribute(dataclasses.replace(problem, model=copy.deepcopy(problem.model).bfloat16()))
     dropped = nn.Sequential(*copy.deepcopy(problem.model), nn.Dropout(0.1)).eval()
-    with pytest.raises(UserError, match="is dropout with p=0.1"):
+    with pytest.raises(UserError, match=r"is dropout with p=0\.1"):
         QUIET.attribute(dataclasses.replace(problem, model=dropped))
     other = dataclasses.replace(usual[0], cache=tmp_path, model=network())
     with pytest.raises(UserError, match="ends elsewhere than the explained model"):
@@ -260,3 +260,10 @@ def test_choices_are_checked():
         with pytest.raises(UserError, match=said):
             Magic(**keys)
     assert Magic(measurement="logit_margin").label == "magic (logit_margin)"
+
+
+def test_tensors_are_made_where_the_model_is(usual, tmp_path):
+    problem, wanted = usual
+    with torch.device("meta"):
+        found = Magic().attribute(dataclasses.replace(problem, cache=tmp_path))
+    close(found["influence"], wanted["influence"])

@@ -117,8 +117,8 @@ def _told(found: Found, trial: Trial | None, drift: float) -> dict[str, float]:
         return told
     told |= {"linear_error": trial.error, "small_error": trial.small_error, "left_out": LEFT_OUT}
     log.info(
-        "metagradients: without %g %% of the examples the measurements moved as foretold but for %.2g of it; where these "
-        "count a tenth less, but for %.2g",
+        "metagradients: without %g %% of the examples the measurements moved as foretold but for %.2g of it, where "
+        "these count a tenth less but for %.2g",
         100 * LEFT_OUT, trial.error, trial.small_error,
     )  # fmt: skip
     return told

@@ -140,5 +140,3 @@ def _back_adamw(rule: AdamW, adjoint: State, after: State, gradient: Tensor, ste
     directions = (1 - beta) * first + 2 * (1 - beta_sq) * gradient * second
     shrunk = (1 - step.rate * step.decay) * adjoint.parameters
     return directions, State(shrunk, beta * first, beta_sq * second)
-
-

@@ -52,7 +52,7 @@ class Optimiser(Protocol):
 
 @dataclass(frozen=True)
 class AdamW:
-    """`first` is the number of updates that the optimiser had made before step 0 of the trajectory; `eps_root` is ε_r."""
+    """`first` is how many updates the optimiser had made before step 0 of the trajectory; `eps_root` is ε_r."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -1,8 +1,8 @@
 """How far the training is from a linear function of its examples' weights: metagradients against real trainings.
 
-A training without some examples is made, as a retraining that judges scores makes it, and one in which the same examples
-count a tenth less. What the scores foretell is first order: of the small change it must be nearly all, of the large one
-as much as the training is smooth.
+A training without some examples is made, as those are that judge scores, and one in which the same examples count a
+tenth less. What the scores foretell is first order: of a smooth training nearly all of the small change, and of the
+large one as much as it is linear.
 """
 
 from __future__ import annotations

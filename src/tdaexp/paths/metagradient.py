@@ -19,7 +19,7 @@ from tdaexp.gradients.passes import query_gradients
 from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.adjoint import State, clipped, go_back, through_clipping
-from tdaexp.paths.blocks import STEPS_PER_BLOCK, get_state, put_state, run_steps
+from tdaexp.paths.blocks import get_state, put_state, run_steps
 from tdaexp.paths.course import Course
 from tdaexp.paths.derivatives import Derivatives
 from tdaexp.paths.states import Made, States, segment_length, step_bytes
@@ -161,8 +161,8 @@ class Metagradients:
         """
         own = self.course.layout.flat({n: value.detach() for n, value in self.problem.model.named_parameters()})
         end, start = self.states.end, self.course.start
-        way = float((own - start).norm())
-        drift = float((end - own).norm()) / way if way else 0.0
+        way, apart = float((end - start).norm()), float((end - own).norm())
+        drift = apart / way if way else float(apart > 0)
         log.info("metagradients: the training gone over again ends %.2g of its way from the explained model", drift)
         if not drift <= FURTHEST:
             raise UserError(

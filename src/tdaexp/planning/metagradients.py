@@ -95,8 +95,8 @@ def _stages(method: Magic, sizes: Sizes, inputs: float) -> list[StageCost]:
         disk=sizes.queries * ((1 + moments) * vector + scores) + groups * STORE,
         device=2 * vector + held + at_once * (VECTORS * vector + scores + TANGENT * sizes.bytes) + sizes.bytes,
         host=inputs + RUNTIME_BYTES,
-        note=f"{groups} groups of at most {at_once} queries, kept every {STEPS_PER_BLOCK} steps; a derivative of a pass "
-        "counts as a pass",
+        note=f"{groups} groups of at most {at_once} queries, kept every {STEPS_PER_BLOCK} steps; a derivative of a "
+        "pass counts as a pass",
     )
     return [
         again,

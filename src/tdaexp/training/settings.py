@@ -18,7 +18,8 @@ CHOICES = {
 }
 LEAST = {"steps": 0, "batch_size": 1, "warmup": 0, "weight_decay": 0, "checkpoint_every": 1, "clip": 0}
 LEAST |= {"momentum": 0, "eps": 0, "eps_root": 0, "record": 0, "evaluate_every": 1}
-LATER = ("optimizer", "betas", "eps", "eps_root", "momentum", "schedule", "decay", "batches", "record", "evaluate_every")
+LATER = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches", "record", "evaluate_every")
+LATER += ("eps_root",)
 """Keys that came later: at their defaults they leave the identity of a training as it was."""
 
 
@@ -30,10 +31,10 @@ class FitSettings:
     `warmup` steps of linear rise, before the `schedule` (`cosine` or `linear` to zero, or `constant`); `weight_decay`
     and its reach `decay` (`matrices` or `all` parameters); `checkpoint_every` steps, what a killed run loses at most;
     `keep` the `last` or `all` checkpoints as models that can be loaded, or all with the optimiser's `state`; `clip` the
-    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`, and `eps_root`, which is added inside the root) or `sgd`
-    (`momentum`, with the weight decay in the gradient); `batches` cut an endless `stream` of epochs, or each of the `epochs` by itself, the last batch smaller;
-    `record` the trajectory at every so many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task
-    model.
+    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`, and inside the root `eps_root`) or `sgd`
+    (`momentum`, with the weight decay in the gradient); `batches` cut an endless `stream` of epochs, or each of the
+    `epochs` by itself, the last batch smaller; `record` the trajectory at every so many steps, 0 = not;
+    `evaluate_every` steps, train and test accuracy of a task model.
     """
 
     steps: int = 400

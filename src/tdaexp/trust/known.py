@@ -93,8 +93,8 @@ def linearity(store: xr.Dataset) -> Check:
     value, small = float(store.attrs["linear_error"]), float(store.attrs["small_error"])
     says = (
         f"Without {100 * store.attrs['left_out']:g} % of the training examples the queries' measurements moved as the "
-        f"scores foretell but for {value:.2g} of it, where these count a tenth less but for {small:.2g}; on its way back "
-        f"over the training the adjoint grew {store.attrs['adjoint_growth']:.3g} times."
+        f"scores foretell but for {value:.2g} of it, where these count a tenth less but for {small:.2g}; on its way "
+        f"back over the training the adjoint grew {store.attrs['adjoint_growth']:.3g} times."
     )
     how = "trainings from the same start in the same batches, against minus the sum of the scores: norms over queries"
     return judged("linearity", value, LINEAR, says, how)
