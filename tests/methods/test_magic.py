@@ -250,7 +250,7 @@ def test_a_metagradient_that_is_not_finite_names_step_and_example(tmp_path):
     data = TensorCorpus(dataclasses.replace(data.train, inputs=inputs), data.test, 3)
     settings = FitSettings(**{**TRAININGS["adamw"], "eps": 1e-300, "batch_size": 13})
     problem = trained_problem(settings, data, tmp_path)
-    with pytest.raises(UserError, match=r"metagradient of query 'e13': at step 19 the derivative .*example 'e\d+'.* "
+    with pytest.raises(UserError, match=r"metagradient of query 'e13': at step 19 the derivative .*example 'e\d+'.*"
                        r"trainer\.fit\.eps_root"):  # fmt: skip
         QUIET.attribute(problem)
 
