@@ -21,9 +21,9 @@ import xarray as xr
 
 from tdaexp.methods.base import Method
 from tdaexp.objectives.measurements import sources
-from tdaexp.paths.course import course_of
 from tdaexp.paths.linearity import LEFT_OUT, Trial, tried
 from tdaexp.paths.metagradient import Found, Metagradients
+from tdaexp.paths.walk import walk_of
 from tdaexp.problem import Problem
 from tdaexp.runtime.device import deterministic
 from tdaexp.runtime.errors import UserError
@@ -74,15 +74,15 @@ class Magic(Method):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Metagradients of the problem's pairs; how smooth the training is as attributes.
 
-        Errors (UserError): as of `paths.course` and `paths.metagradient`.
+        Errors (UserError): as of `paths.walk` and `paths.metagradient`.
         """
-        course = course_of(problem)
-        decided = (course.identity, str(course.start.dtype))
+        walk = walk_of(problem)
+        decided = (walk.identity, str(walk.start.dtype))
         folder = problem.training_store("training", *decided, by=Magic)
         told = (*decided, self.measurement, *sources(self.measurement), self.reduction)
         with deterministic(problem.compute.device):
             work = Metagradients(
-                problem, course, folder, measurement=self.measurement, reduction=self.reduction,
+                problem, walk, folder, measurement=self.measurement, reduction=self.reduction,
                 at_once=self.at_once, memory_gb=self.memory_gb,
             )  # fmt: skip
             found = work.found(problem.store("metagradients", *told, work.at_once, by=Magic))

@@ -61,7 +61,7 @@ def tried(work: Metagradients, scores: np.ndarray, folder: Path, trials: int, se
             changes = []
             for less in (1.0, SMALL):
                 weights = np.where(left_out[number], 1.0 - less, 1.0)
-                after = _measured(work, work.states.run(work.course.weighted(weights)))
+                after = _measured(work, work.states.run(work.walk.weighted(weights)))
                 changes.append((after - before) / less)
             kept.write(number, {"true": changes[0][None], "small": changes[1][None]})
     found = kept.read()
@@ -80,7 +80,7 @@ def _drawn(train: int, seed: int, number: int) -> np.ndarray:
 def _measured(work: Metagradients, parameters: Tensor) -> np.ndarray:
     """The queries' measurements [Q] at parameters [D]."""
     work.derivatives.load(parameters)
-    return measured(work.problem, work.course.model, work.measurement, work.reduction)
+    return measured(work.problem, work.walk.model, work.measurement, work.reduction)
 
 
 def _miss(foretold: np.ndarray, true: np.ndarray) -> float:

@@ -20,9 +20,9 @@ from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.adjoint import State, clipped, go_back, through_clipping
 from tdaexp.paths.blocks import get_state, put_state, run_steps
-from tdaexp.paths.course import Course
 from tdaexp.paths.derivatives import Derivatives
 from tdaexp.paths.states import Made, States, segment_length, step_bytes
+from tdaexp.paths.walk import Walk
 from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
@@ -54,7 +54,7 @@ class Metagradients:
     def __init__(
         self,
         problem: Problem,
-        course: Course,
+        walk: Walk,
         folder: Path,
         *,
         measurement: str,
@@ -62,23 +62,23 @@ class Metagradients:
         at_once: int,
         memory_gb: float,
     ) -> None:
-        self.problem, self.course = problem, course
+        self.problem, self.walk = problem, walk
         self.measurement, self.reduction = measurement, reduction
         compute = problem.compute
         self.components: ComponentMap = problem.components().complete()
         self.derivatives = Derivatives(
-            course.model, course.layout, self.components, problem.train, problem.objective, compute.tokens_per_batch
+            walk.model, walk.layout, self.components, problem.train, problem.objective, compute.tokens_per_batch
         )
-        length = segment_length(course, memory_gb)
-        vector = course.start.numel() * course.start.element_size()
+        length = segment_length(walk, memory_gb)
+        vector = walk.start.numel() * walk.start.element_size()
         self.at_once = min(at_once, max(1, int(compute.cache_gb * 1e9 / (VECTORS * vector))), len(problem.queries))
         log.info(
             "metagradients: %d steps of %s parameters, %d in memory at a time (%.3g GB); %d queries at a time (%.3g GB "
             "of vectors)",
-            course.steps, f"{course.layout.size:,}", length, length * step_bytes(course) / 1e9, self.at_once,
+            walk.steps, f"{walk.layout.size:,}", length, length * step_bytes(walk) / 1e9, self.at_once,
             VECTORS * self.at_once * vector / 1e9,
         )  # fmt: skip
-        self.states = States(course, self.derivatives, folder / f"states-{length}", length)
+        self.states = States(walk, self.derivatives, folder / f"states-{length}", length)
         self.drift = self._drift()
 
     def found(self, store: Path) -> Found:
@@ -96,26 +96,26 @@ class Metagradients:
     def measured_by(self, rows: range) -> Tensor:
         """Gradients [Q, D] of the queries' measurements by the parameters that the training ends with."""
         self.derivatives.load(self.states.end)
-        ended = replace(self.problem, model=self.course.model)
+        ended = replace(self.problem, model=self.walk.model)
         side = query_gradients(ended, self.components, self.reduction, self.measurement)
         vectors = gradient_vectors(side, list(rows), self.problem.compute.tokens_per_batch)
-        named = self.derivatives.space.tangents(vectors.to(self.course.start.dtype))
-        for name, shape in self.course.layout.shapes.items():
+        named = self.derivatives.space.tangents(vectors.to(self.walk.start.dtype))
+        for name, shape in self.walk.layout.shapes.items():
             named.setdefault(name, vectors.new_zeros(len(vectors), *shape))
-        return -self.course.layout.flat(named)
+        return -self.walk.layout.flat(named)
 
     def _group(self, rows: range, store: Path, title: str) -> Found:
-        course, components, train = self.course, len(self.components), len(self.problem.train)
+        walk, components, train = self.walk, len(self.components), len(self.problem.train)
 
         def adjoint(sums: dict[str, Tensor]) -> State:
             kept = get_state(sums)
-            return State(**kept) if kept else State.at_start(course.rule, self.measured_by(rows))
+            return State(**kept) if kept else State.at_start(walk.rule, self.measured_by(rows))
 
         def one(step: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
             before = adjoint(sums)
             if "scores" not in sums:
                 sums["scores"] = before.parameters.new_zeros(len(rows), train, components)
-            ids, weights = course.batch(step)
+            ids, weights = walk.batch(step)
             left, shares = self._back(step, before, ids, weights)
             self._check(step, rows, ids, shares, left)
             weighted = shares * torch.from_numpy(weights).to(shares)[:, None]
@@ -124,7 +124,7 @@ class Metagradients:
             return {"after": before.parameters.norm(dim=1), "before": left.parameters.norm(dim=1)}
 
         shapes = {"after": (len(rows),), "before": (len(rows),)}
-        order, device = list(range(course.steps))[::-1], self.problem.compute.device
+        order, device = list(range(walk.steps))[::-1], self.problem.compute.device
         found = run_steps(store, order, shapes, one, f"back over the training, {title}", device)
         norms = np.concatenate([found["before"][::-1], found["after"][:1]])
         return Found(found["scores"], norms.T)
@@ -132,9 +132,9 @@ class Metagradients:
     def _back(self, step: int, adjoint: State, ids: np.ndarray, weights: np.ndarray) -> tuple[State, Tensor]:
         """The adjoint before a step, and ⟨a, ∇ℓ_k⟩ [Q, B, K] of its batch's examples."""
         made: Made = self.states.at(step)
-        update = self.course.update(step)
+        update = self.walk.update(step)
         own = clipped(made.gradient, update.clip)
-        directions, left = go_back(self.course.rule, adjoint, made.after, own, update)
+        directions, left = go_back(self.walk.rule, adjoint, made.after, own, update)
         directions = through_clipping(directions, made.gradient, update.clip)
         shares = self.derivatives.shares(made.before, ids, directions)
         products = self.derivatives.hessian_products(made.before, ids, weights, directions)
@@ -159,8 +159,8 @@ class Metagradients:
 
         Errors (UserError): too far for the answer to be about that model.
         """
-        own = self.course.layout.flat({n: value.detach() for n, value in self.problem.model.named_parameters()})
-        end, start = self.states.end, self.course.start
+        own = self.walk.layout.flat({n: value.detach() for n, value in self.problem.model.named_parameters()})
+        end, start = self.states.end, self.walk.start
         way, apart = float((end - start).norm()), float((end - own).norm())
         drift = apart / way if way else float(apart > 0)
         log.info("metagradients: the training gone over again ends %.2g of its way from the explained model", drift)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tdaexp.pathkernel.adjoint import State, advance, clipped
 from tdaexp.pathkernel.updates import AdamW
-from tdaexp.paths.course import Course
 from tdaexp.paths.derivatives import Derivatives
+from tdaexp.paths.walk import Walk
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
@@ -40,22 +40,22 @@ class Made:
     after: State
 
 
-def segment_length(course: Course, memory_gb: float) -> int:
+def segment_length(walk: Walk, memory_gb: float) -> int:
     """How many steps of a training the memory holds (10^9 bytes)."""
-    return min(course.steps, max(1, int(memory_gb * 1e9 / step_bytes(course))))
+    return min(walk.steps, max(1, int(memory_gb * 1e9 / step_bytes(walk))))
 
 
-def step_bytes(course: Course) -> int:
+def step_bytes(walk: Walk) -> int:
     """Memory that a step takes: its gradient, and the state that it led to."""
-    vectors = 4 if isinstance(course.rule, AdamW) else 3
-    return vectors * course.start.numel() * course.start.element_size()
+    vectors = 4 if isinstance(walk.rule, AdamW) else 3
+    return vectors * walk.start.numel() * walk.start.element_size()
 
 
 class States:
-    """`at(step)` gives the steps of a course; `end` the parameters after the last."""
+    """`at(step)` gives the steps of a walk; `end` the parameters after the last."""
 
-    def __init__(self, course: Course, derivatives: Derivatives, folder: Path, length: int) -> None:
-        self.course, self.derivatives, self.folder, self.length = course, derivatives, folder, length
+    def __init__(self, walk: Walk, derivatives: Derivatives, folder: Path, length: int) -> None:
+        self.walk, self.derivatives, self.folder, self.length = walk, derivatives, folder, length
         self._segment: list[Made] = []
         self._number: int | None = None
         self._kept = self._checkpoints()
@@ -74,29 +74,29 @@ class States:
         """Parameters [D] after the last step."""
         return self._checkpoint(len(self._spans)).parameters
 
-    def run(self, course: Course) -> Tensor:
+    def run(self, walk: Walk) -> Tensor:
         """Parameters [D] at the end of another training, of the same steps and from the same start."""
-        state = State.at_start(course.rule, course.start)
-        for one in self._made(state, range(course.steps), course):
+        state = State.at_start(walk.rule, walk.start)
+        for one in self._made(state, range(walk.steps), walk):
             state = one.after
         return state.parameters
 
     @property
     def _spans(self) -> list[range]:
-        count = self.course.steps
+        count = self.walk.steps
         return [range(begin, min(begin + self.length, count)) for begin in range(0, count, self.length)]
 
     def _span(self, number: int) -> range:
         return self._spans[number]
 
-    def _made(self, state: State, steps: range, course: Course | None = None) -> Iterator[Made]:
+    def _made(self, state: State, steps: range, walk: Walk | None = None) -> Iterator[Made]:
         """The steps in order, each from the state that the one before led to. Errors (UserError): not finite."""
-        course = self.course if course is None else course
+        walk = self.walk if walk is None else walk
         for step in steps:
-            ids, weights = course.batch(step)
+            ids, weights = walk.batch(step)
             gradient = self.derivatives.gradient(state.parameters, ids, weights)
-            update = course.update(step)
-            after = advance(course.rule, state, clipped(gradient, course.clip), update)
+            update = walk.update(step)
+            after = advance(walk.rule, state, clipped(gradient, walk.clip), update)
             if not bool(torch.isfinite(after.parameters.sum())):
                 raise UserError(
                     f"training: the parameters are not finite after step {step}, gone over again; it diverged, lower "
@@ -107,16 +107,16 @@ class States:
 
     def _checkpoints(self) -> BlockStore:
         """The states before each segment, and the last, all of them made where they are missing."""
-        state = State.at_start(self.course.rule, self.course.start)
+        state = State.at_start(self.walk.rule, self.walk.start)
         rows = len(self._spans) + 1
-        kind = str(self.course.start.dtype).removeprefix("torch.")
-        arrays = {name: ((rows, self.course.layout.size), kind) for name in state.tensors()}
+        kind = str(self.walk.start.dtype).removeprefix("torch.")
+        arrays = {name: ((rows, self.walk.layout.size), kind) for name in state.tensors()}
         kept = BlockStore(self.folder, arrays, [slice(row, row + 1) for row in range(rows)], compressed=False)
         with ranks.first_alone(), kept.pending() as missing:
             reached: int | None = None
             for row in kept.each(missing, "the training again, checkpoints"):
                 if row == 0:
-                    state = State.at_start(self.course.rule, self.course.start)
+                    state = State.at_start(self.walk.rule, self.walk.start)
                 else:
                     state = state if reached == row - 1 else self._read(kept, row - 1)
                     for one in self._made(state, self._span(row - 1)):
@@ -132,5 +132,5 @@ class States:
         found = kept.read_block(row)
         if found is None:
             raise UserError(f"{self.folder}: a checkpoint is damaged; run the same command again, it is made again")
-        place = self.course.start.device
+        place = self.walk.start.device
         return State(**{name: torch.from_numpy(np.array(value[0])).to(place) for name, value in found.items()})

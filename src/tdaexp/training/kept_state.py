@@ -42,7 +42,7 @@ def state_of_checkpoint(folder: Path, optimizer: str) -> OptimizerState:
         return found.float() / (1 - beta**settings.step)
 
     first, second = (functools.partial(read, key, beta) for key, beta in zip(MOMENTS, settings.betas, strict=True))
-    return OptimizerState(settings.step, settings.betas, settings.eps, second, first)
+    return OptimizerState(settings.step, settings.betas, settings.eps, second, first, settings.eps_root)
 
 
 def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
@@ -67,4 +67,4 @@ def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
             raise UserError(f"{trajectory.folder}: has no second moment of '{name}'; that parameter was not trained")
         return averages()[name].to(torch.float32) / correction
 
-    return OptimizerState(step + 1, (layout.betas[0], layout.betas[1]), layout.eps, second)
+    return OptimizerState(step + 1, (layout.betas[0], layout.betas[1]), layout.eps, second, eps_root=layout.eps_root)

@@ -33,7 +33,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
-class Course:
+class Walk:
     """The training that the explained model came out of, on its device and in its type.
 
     `model` runs the passes; whose parameters are set is settled by who runs them. `start` [D] and `decay` [D] are in
@@ -55,7 +55,7 @@ class Course:
         """A step's own numbers."""
         return Update(step, self.rate(step), self.decay, self.clip)
 
-    def weighted(self, weights: np.ndarray) -> Course:
+    def weighted(self, weights: np.ndarray) -> Walk:
         """The training in which each example's loss counts `weights` [N] times; batches and the others' stay."""
 
         def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ class Course:
         return replace(self, batch=batch)
 
 
-def course_of(problem: Problem) -> Course:
+def walk_of(problem: Problem) -> Walk:
     """The training of the problem's model: its recording, where every step was recorded, else its recipe.
 
     Errors (UserError): neither is known; a recording that lacks a step; an optimiser without adjoint; dropout, batch
@@ -85,7 +85,7 @@ def course_of(problem: Problem) -> Course:
     return _by_recipe(problem, problem.recipe())
 
 
-def _recorded(problem: Problem, trajectory: Trajectory) -> Course:
+def _recorded(problem: Problem, trajectory: Trajectory) -> Walk:
     settings = trajectory.settings
     if settings.every > 1:
         raise UserError(
@@ -94,7 +94,7 @@ def _recorded(problem: Problem, trajectory: Trajectory) -> Course:
         )
     rule = rule_of(trajectory)
     check_adjoint(rule)
-    return _course(
+    return _walk(
         problem,
         fingerprint("recorded", settings.identity),
         copy.deepcopy(problem.model),
@@ -107,7 +107,7 @@ def _recorded(problem: Problem, trajectory: Trajectory) -> Course:
     )
 
 
-def _by_recipe(problem: Problem, recipe: Any) -> Course:
+def _by_recipe(problem: Problem, recipe: Any) -> Walk:
     """`recipe` is a `training.bank.Recipe`."""
     settings: FitSettings = recipe.settings
     began = recipe.start(None)
@@ -123,7 +123,7 @@ def _by_recipe(problem: Problem, recipe: Any) -> Course:
                          batch_size=settings.batch_size)  # fmt: skip
         return ids, began.weights(ids)
 
-    return _course(
+    return _walk(
         problem,
         fingerprint("recipe", recipe.identity, recipe.seed),
         copy.deepcopy(problem.model),
@@ -143,7 +143,7 @@ def _rule(settings: FitSettings) -> Optimiser:
     return AdamW((settings.betas[0], settings.betas[1]), settings.eps, eps_root=settings.eps_root)
 
 
-def _course(
+def _walk(
     problem: Problem,
     identity: str,
     model: nn.Module,
@@ -155,7 +155,7 @@ def _course(
     rate: Callable[[int], float],
     batch: Batches,
     clip: float = 0.0,
-) -> Course:
+) -> Walk:
     compute, own = problem.compute, dict(model.named_parameters())
     if not steps:
         raise UserError("trainer.fit.steps=0: nothing was trained, so no example had a part in it")
@@ -164,7 +164,7 @@ def _course(
     layout = Layout.of(own, {"all": tuple(own)})
     named = {name: value.to(compute.device, next(iter(own.values())).dtype) for name, value in start.items()}
     first = layout.flat(named)
-    return Course(identity, model, layout, steps, rule, first, layout.spread(decay, first), rate, batch, clip)
+    return Walk(identity, model, layout, steps, rule, first, layout.spread(decay, first), rate, batch, clip)
 
 
 def _check(problem: Problem) -> None:
