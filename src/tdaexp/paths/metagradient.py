@@ -28,7 +28,7 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-FURTHEST = 0.1
+FURTHEST = 0.2
 """How far the training that is gone back over may end from the explained model, as a share of the way from its start:
 AdamW makes steps of rounding where a gradient is nothing else, another training ends far off.
 """
@@ -144,14 +144,17 @@ class Metagradients:
         """Errors (UserError): a metagradient that is not finite, with the step and the example where it begins."""
         if bool(torch.isfinite(shares.sum() + left.parameters.sum())):
             return
-        faults = (~torch.isfinite(shares.sum(2))).nonzero().cpu().numpy()
-        query, place = faults[0] if len(faults) else (int((~torch.isfinite(left.parameters.sum(1))).nonzero()[0, 0]), 0)
+        of_examples = (~torch.isfinite(shares)).any(2).nonzero().tolist()
+        of_batch = (~torch.isfinite(left.parameters)).any(1).nonzero().tolist()
+        if not of_examples and not of_batch:  # it was the sum that overflowed
+            return
+        query, place = of_examples[0] if of_examples else (of_batch[0][0], 0)
         named = self.problem.train.ids[int(ids[place])]
-        which = f"of example '{named}'" if len(faults) else f"through the batch of example '{named}'"
+        which = f"of example '{named}'" if of_examples else f"through the batch of example '{named}'"
         raise UserError(
-            f"metagradient of query '{self.problem.queries.ids[rows[int(query)]]}': at step {step} the derivative "
-            f"{which} is not finite; train with an epsilon inside AdamW's root (trainer.fit.eps_root=1e-8), a lower "
-            "trainer.fit.lr, or trainer.precision=float64"
+            f"metagradient of query '{self.problem.queries.ids[rows[query]]}': at step {step} the derivative "
+            f"{which} is not finite; train with an epsilon inside AdamW's root (trainer.fit.eps_root=1e-8), or with a "
+            "lower trainer.fit.lr"
         )
 
     def _drift(self) -> float:
