@@ -264,6 +264,9 @@ def test_choices_are_checked():
 
 def test_tensors_are_made_where_the_model_is(usual, tmp_path):
     problem, wanted = usual
+    recipe = problem.recipe()
+    began = recipe.start(None)
+    made = dataclasses.replace(recipe, start=lambda _: began)
     with torch.device("meta"):
-        found = Magic().attribute(dataclasses.replace(problem, cache=tmp_path))
+        found = Magic().attribute(dataclasses.replace(problem, cache=tmp_path, recipe=lambda: made))
     close(found["influence"], wanted["influence"])
