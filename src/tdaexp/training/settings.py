@@ -18,8 +18,8 @@ CHOICES = {
 }
 LEAST = {"steps": 0, "batch_size": 1, "warmup": 0, "weight_decay": 0, "checkpoint_every": 1, "clip": 0}
 LEAST |= {"momentum": 0, "eps": 0, "eps_root": 0, "record": 0, "evaluate_every": 1}
-LATER = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches", "record", "evaluate_every")
-LATER += ("eps_root",)
+LATER: tuple[str, ...] = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches", "record")
+LATER += ("evaluate_every", "eps_root")
 """Keys that came later: at their defaults they leave the identity of a training as it was."""
 
 
