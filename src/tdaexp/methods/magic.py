@@ -98,7 +98,8 @@ def _of_pairs(scores: np.ndarray, pairs: np.ndarray) -> Rows:
     """Scores [Q, N, K] as those of the pairs [Q, C, K]."""
 
     def some(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(scores[rows[:, None], pairs[rows]])
+        found: np.ndarray = scores[rows[:, None], pairs[rows]]
+        return found
 
     return Rows((*pairs.shape, scores.shape[2]), scores.dtype, some)
 

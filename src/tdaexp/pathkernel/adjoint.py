@@ -78,7 +78,7 @@ def clip_factor(gradient: Tensor, limit: float) -> Tensor | None:
     """What a gradient [D] is multiplied by so that its norm is at most `limit`; None where it is left as it is."""
     if not limit:
         return None
-    factor = limit / (gradient.norm() + CLIP_EPS)
+    factor: Tensor = limit / (gradient.norm() + CLIP_EPS)
     return factor if float(factor) < 1 else None
 
 
@@ -108,8 +108,10 @@ def go_back(rule: Optimiser, adjoint: State, after: State, gradient: Tensor, ste
     `after` is the state that the step led to, `gradient` the clipped one [D]. What comes through the gradient, H a_u,
     is not in the result: it is to be added to the derivatives by the parameters.
     """
-    back = _back_sgd if isinstance(rule, SGD) else _back_adamw
-    return back(rule, adjoint, after, gradient, step)  # type: ignore[operator]
+    if isinstance(rule, SGD):
+        return _back_sgd(rule, adjoint, step)
+    assert isinstance(rule, AdamW)
+    return _back_adamw(rule, adjoint, after, gradient, step)
 
 
 def through_clipping(directions: Tensor, gradient: Tensor, limit: float) -> Tensor:
@@ -117,12 +119,12 @@ def through_clipping(directions: Tensor, gradient: Tensor, limit: float) -> Tens
     factor = clip_factor(gradient, limit)
     if factor is None:
         return directions
-    norm = gradient.norm()
+    norm: Tensor = gradient.norm()
     along = (directions @ gradient) * factor / ((norm + CLIP_EPS) * norm)
     return factor * directions - along[:, None] * gradient
 
 
-def _back_sgd(rule: SGD, adjoint: State, after: State, gradient: Tensor, step: Update) -> tuple[Tensor, State]:
+def _back_sgd(rule: SGD, adjoint: State, step: Update) -> tuple[Tensor, State]:
     buffer = adjoint.first - step.rate * adjoint.parameters
     return buffer, State(adjoint.parameters + step.decay * buffer, rule.momentum * buffer)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tdaexp.metrics.measured import measured
 from tdaexp.paths.metagradient import Metagradients
+from tdaexp.paths.states import Arrays
 from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 
@@ -51,7 +52,7 @@ def tried(work: Metagradients, scores: np.ndarray, folder: Path, trials: int, se
     Cost: two trainings each, whatever the number of queries; the end of the training as it was is known.
     """
     train, queries = scores.shape[1], len(work.problem.queries)
-    arrays = {name: ((trials, queries), "float64") for name in ("true", "small")}
+    arrays: Arrays = {name: ((trials, queries), "float64") for name in ("true", "small")}
     kept = BlockStore(folder, arrays, [slice(k, k + 1) for k in range(trials)])
     left_out = [_drawn(train, seed, number) for number in range(trials)]
     with ranks.first_alone(), kept.pending() as missing:

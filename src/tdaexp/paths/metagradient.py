@@ -19,7 +19,7 @@ from tdaexp.gradients.passes import query_gradients
 from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.adjoint import State, clipped, go_back, through_clipping
-from tdaexp.paths.blocks import get_state, put_state, run_steps
+from tdaexp.paths.blocks import Shapes, get_state, put_state, run_steps
 from tdaexp.paths.derivatives import Derivatives
 from tdaexp.paths.states import Made, States, segment_length, step_bytes
 from tdaexp.paths.walk import Walk
@@ -123,7 +123,7 @@ class Metagradients:
             put_state(sums, left.tensors())
             return {"after": before.parameters.norm(dim=1), "before": left.parameters.norm(dim=1)}
 
-        shapes = {"after": (len(rows),), "before": (len(rows),)}
+        shapes: Shapes = {"after": (len(rows),), "before": (len(rows),)}
         order, device = list(range(walk.steps))[::-1], self.problem.compute.device
         found = run_steps(store, order, shapes, one, f"back over the training, {title}", device)
         norms = np.concatenate([found["before"][::-1], found["after"][:1]])

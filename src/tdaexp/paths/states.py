@@ -27,6 +27,7 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
+Arrays = dict[str, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class States:
             gradient = self.derivatives.gradient(state.parameters, ids, weights)
             update = walk.update(step)
             after = advance(walk.rule, state, clipped(gradient, walk.clip), update)
-            if not bool(torch.isfinite(after.parameters.sum())):
+            if not bool(torch.isfinite(after.parameters).all()):
                 raise UserError(
                     f"training: the parameters are not finite after step {step}, gone over again; it diverged, lower "
                     "trainer.fit.lr"
@@ -110,7 +111,7 @@ class States:
         state = State.at_start(self.walk.rule, self.walk.start)
         rows = len(self._spans) + 1
         kind = str(self.walk.start.dtype).removeprefix("torch.")
-        arrays = {name: ((rows, self.walk.layout.size), kind) for name in state.tensors()}
+        arrays: Arrays = {name: ((rows, self.walk.layout.size), kind) for name in state.tensors()}
         kept = BlockStore(self.folder, arrays, [slice(row, row + 1) for row in range(rows)], compressed=False)
         with ranks.first_alone(), kept.pending() as missing:
             reached: int | None = None
