@@ -9,7 +9,6 @@ each time that somebody goes back over the whole.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from tdaexp.runtime import ranks
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
-log = logging.getLogger(__name__)
 Arrays = dict[str, tuple[tuple[int, ...], str]]
 
 
