@@ -107,7 +107,8 @@ def _of_pairs(scores: np.ndarray, pairs: np.ndarray) -> Rows:
 def _growth(found: Found) -> np.ndarray:
     """By how much each query's adjoint grew at most on its way back [Q], over its norm at the end of the training."""
     end = found.norms[:, -1]
-    return np.divide(found.norms.max(1), end, out=np.ones(len(end)), where=end > 0)
+    growth: np.ndarray = np.divide(found.norms.max(1), end, out=np.ones(len(end)), where=end > 0)
+    return growth
 
 
 def _told(found: Found, trial: Trial | None, drift: float) -> dict[str, float]:
