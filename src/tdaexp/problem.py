@@ -56,7 +56,7 @@ class OptimizerState:
 
     `second(NAME)` is v̂ and `first(NAME)` m̂ of one parameter, both bias-corrected (the raw averages are
     v̂ (1 − β₂^updates) and m̂ (1 − β₁^updates)); errors (UserError): that parameter was not trained. `first` is None
-    where none was kept beside v̂. An update divides by √(v̂ + `eps_root`) + `eps`.
+    where none was kept beside v̂. `identity` is that of all of it.
     """
 
     updates: int
@@ -64,7 +64,12 @@ class OptimizerState:
     eps: float
     second: Callable[[str], Tensor]
     first: Callable[[str], Tensor] | None = None
+    identity: str = ""
     eps_root: float = 0.0
+
+    def divisor(self, second: Tensor) -> Tensor:
+        """√(v̂ + `eps_root`) + `eps`, what an update divides by, of some of v̂."""
+        return (second + self.eps_root).sqrt() + self.eps
 
 
 def no_state() -> OptimizerState:

@@ -96,7 +96,7 @@ def planned(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> Pl
         if isinstance(config.method, Magic):
             told = metagradients.of_texts(config.method, work, config.trainer.fit)
             return Planned(told, before, work.summary, assumed)
-        both, problem = config.method.both_stages, work.problem(config.seed)
+        both, problem = config.method.both_stages and work.finetune is not None, work.problem(config.seed)
         problem = problem if both else problem.after(config.stage)
         stages = rehearse(config.method, problem, rehearsal, work.weights * (1 + both))
         return Planned(stages, before, work.summary, assumed)
