@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdaexp.pathkernel.decompose import Decomposer
+from tdaexp.pathkernel.decompose import Contributions, Decomposer
 from tdaexp.pathkernel.outputs import example_losses
+from tdaexp.pathkernel.parameters import Step
 from tdaexp.paths.blocks import Arrays, Shapes, add, run_blocks
 from tdaexp.paths.decomposition import PathJob, kept_outputs
 from tdaexp.paths.replay import Parts
 
 NUMBERS: Shapes = {"change_norm": (), "residual_norm": (), "nodes": ()}
+NORMS: Shapes = {"entry_norm": (), "error_norm": ()}
 
 
 def parts_of(job: PathJob) -> Parts:
@@ -44,12 +46,17 @@ def forward_run(job: PathJob, store: Path) -> Arrays:
 
     Returns each part [S?, P, K, Q?, O?], P its directions and K = 1 unless components are kept, and with steps
     `importance_PART` [S, P, K], its sum of absolute values over queries and outputs; `residual`, `change` and, with a
-    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S].
+    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S]. Of the kernel's entries of a few queries:
+    their norm and that of their errors in each step, `entry_norm` and `error_norm` [S]; without steps `entries` and
+    `errors` [P, K, q?, O?], summed over steps.
     """
     walk = _Walk(job)
     width = tuple(walk.decomposer.value(job.replay(job.counted[0]).start).shape)
-    rows, sums = dict(NUMBERS), dict.fromkeys(("change", "residual"), width)
+    rows, sums = {**NUMBERS, **NORMS}, dict.fromkeys(("change", "residual"), width)
     (rows if "step" in job.keep else sums).update(forward_shapes(job, walk.parts, width))  # type: ignore[arg-type]
+    if "step" not in job.keep:
+        shape = forward_shapes(job, walk.parts, (len(walk.decomposer.places), width[1]))["kernel"]
+        sums |= dict.fromkeys(("entries", "errors"), shape)
     if "replay" in walk.parts.sizes:
         sums["replay"] = width
     return run_blocks(store / "forward", job.counted, rows, sums, walk.begin, walk.step, "decomposition")
@@ -90,7 +97,20 @@ class _Walk:
                 row |= {name: kept, f"importance_{name}": values.double().abs().sum((-1, -2))}
             else:
                 add(sums, name, kept)
-        return row
+        kernel = torch.stack(list(directions.values())[: self.parts.sizes["kernel"]])
+        return row | self._checked(step, kernel, found, sums)
+
+    def _checked(
+        self, step: Step, kernel: Tensor, found: Contributions, sums: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Norms of a few queries' entries of the kernel, as they are kept, and of their errors; adds both to the sums."""
+        values = found.values[: len(kernel)][:, :, self.decomposer.places]
+        pair = self.decomposer.entries(step, kernel, found.nodes, values)
+        entries, errors = (torch.stack([kept_outputs(one.double(), self.job.keep) for one in each]) for each in pair)
+        if "step" not in self.job.keep:
+            add(sums, "entries", entries)
+            add(sums, "errors", errors)
+        return {"entry_norm": entries.norm(), "error_norm": errors.norm()}
 
     def _catch_up(self, number: int) -> None:
         """Take the steps before into the running averages, where there are any."""

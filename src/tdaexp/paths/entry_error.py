@@ -1,0 +1,41 @@
+"""What single entries of a decomposition are off by: a share of them, and one line with what to set where it is much."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import xarray as xr
+
+from tdaexp.pathkernel.quadrature import Quadrature
+
+log = logging.getLogger(__name__)
+MUCH = 0.02
+"""From here on a run without a tolerance says what to set."""
+
+
+def entry_error(found: dict[str, np.ndarray]) -> float:
+    """What the entries of `influence` are off by, as a share of them (Euclidean norms), over all that is counted."""
+    names = ("errors", "entries") if "errors" in found else ("error_norm", "entry_norm")
+    return share(*(float(np.linalg.norm(found[name])) for name in names))
+
+
+def share(error: float, entries: float) -> float:
+    """error / entries; nothing is off by nothing."""
+    return float(error / entries) if entries else 0.0 if not error else float("inf")
+
+
+def tell_entry_error(store: xr.Dataset, quadrature: Quadrature) -> None:
+    """Log what the entries of the store are off by; a warning where that is much, or above the tolerance."""
+    error, most = float(store.attrs["entry_error"]), int(store["nodes"].max())
+    said = f"explaind: single entries are off by about {error:.2g} of their size (rule {quadrature.rule}, up to {most} nodes)"
+    key, unit = "method.quadrature", "pieces" if quadrature.rule == "secant" else "nodes"
+    if quadrature.tolerance is None:
+        wanted = f"; set {key}.tolerance={MUCH / 2:g} for more {unit} a step" if error > MUCH else ""
+    elif error <= quadrature.tolerance:
+        wanted = ""
+    elif 2 * most > quadrature.most:
+        wanted = f", above {key}.tolerance={quadrature.tolerance:g}; allow more {unit} by {key}.most={4 * quadrature.most}"
+    else:
+        wanted = f", above {key}.tolerance={quadrature.tolerance:g}, which every step keeps by itself; set a lower one"
+    (log.warning if wanted else log.info)("%s%s", said, wanted)
