@@ -82,6 +82,16 @@ class Stage:
     examples: ExampleList
 
 
+class TrainedAgain(Protocol):
+    """What models trained again on subsets of the training examples say, where a bank has them."""
+
+    def __call__(self, problem: Problem, subsets: int, left_out: float) -> tuple[np.ndarray, np.ndarray]:
+        """Members [S, N] bool of so many random subsets that lack that share, and the queries' measurements [S, Q].
+
+        Errors (UserError): the models are not there (with the command that makes them), or cannot be.
+        """
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
@@ -89,7 +99,7 @@ class Problem:
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
     each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
     that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
-    without pairs (C = 0). `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
+    without pairs (C = 0). `retrained` tells of models that were trained again, where a command can find them. `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
     use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
     in, `spent` how much this process had put into stores before.
 
@@ -111,6 +121,7 @@ class Problem:
     seed: int
     loaded: LoadedModel | None = None
     history: History | None = None
+    retrained: TrainedAgain | None = None
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None

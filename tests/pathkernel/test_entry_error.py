@@ -7,13 +7,13 @@ import torch
 from recorded import CLASSES, EXAMPLES, RULES, data, layout_of, network, train
 from torch import nn
 
-from tdaexp.pathkernel.decompose import Decomposer, looked_at
+from tdaexp.pathkernel.decompose import Decomposer, error_of_sum, looked_at
 from tdaexp.pathkernel.outputs import OUTPUTS, example_losses, of_model
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.pathkernel.secant import kinked_operation
 from tdaexp.pathkernel.sweep import Sweep
 
-ASKED = 8  # queries, of which four are looked at
+ASKED = 12  # queries, of which eight are looked at
 
 
 class Attention(nn.Module):
@@ -44,7 +44,7 @@ def trained(request):
 
 
 def swept(model, steps, queries, quadrature, *, check=False, sums=False):
-    """Entries [K, N, Q, O] summed over all steps, and those that are checked with their errors."""
+    """Entries [K, N, Q, O] summed over all steps, and the errors of those that are looked at."""
     f, rule = of_model(model, OUTPUTS["logits"].read), RULES["adamw"][0]
     sweep = Sweep(
         f, example_losses(model), layout_of(model), rule, queries, quadrature, components=True, check=check,
@@ -53,7 +53,7 @@ def swept(model, steps, queries, quadrature, *, check=False, sums=False):
     totals: list[torch.Tensor] = []
     for step in reversed(steps):
         one = sweep.step(step, tuple(tensor[step.ids] for tensor in data(1, EXAMPLES)))
-        found = (one.train, one.entries, one.errors)
+        found = (one.train, one.errors)
         totals = totals or [value.new_zeros(len(value), EXAMPLES, *value.shape[2:]) for value in found]
         for total, value in zip(totals, found, strict=True):
             total.index_add_(1, step.ids, value)
@@ -69,9 +69,10 @@ def test_entries_of_training_examples_are_off_by_what_is_estimated(trained, sums
     kind, model, steps, queries = trained
     exact = swept(model, steps, queries, Quadrature("gauss", 128 if kind == "relu" else 16), sums=sums)[0]
     for rule in (("secant", 1), ("secant", 2), ("gauss", 1), ("left", 1)):
-        values, entries, errors = swept(model, steps, queries, Quadrature(*rule), check=True, sums=sums)
-        true, estimated = share(values - exact, exact), share(errors, entries)
-        assert entries.shape == (len(values), EXAMPLES, 1 if sums else 4, CLASSES)
+        values, errors = swept(model, steps, queries, Quadrature(*rule), check=True, sums=sums)
+        error = error_of_sum(errors.movedim(2, 0), ASKED) if sums else errors
+        true, estimated = share(values - exact, exact), share(error, values if sums else values[:, :, looked_at(ASKED)])
+        assert errors.shape == (len(values), EXAMPLES, 8, CLASSES)
         assert true / 2 < estimated < 2 * true, (rule, true, estimated)
         if rule[0] == "secant":  # complete all along
             assert true > 1e-3
@@ -129,6 +130,18 @@ def test_on_smooth_networks_a_second_node_is_enough_for_a_small_tolerance(traine
 
 
 def test_a_few_queries_are_looked_at():
-    assert [len(looked_at(count)) for count in (1, 3, 4, 100, 128, 320, 5000)] == [1, 3, 4, 4, 4, 10, 16]
-    assert looked_at(8) == [1, 3, 5, 7]
+    assert [len(looked_at(count)) for count in (1, 3, 8, 100, 256, 320, 5000)] == [1, 3, 8, 8, 8, 10, 16]
+    assert looked_at(16) == [1, 3, 5, 7, 9, 11, 13, 15]
     assert all(len(set(looked_at(count))) == len(looked_at(count)) for count in range(1, 200))
+
+
+def test_errors_of_a_sum_from_those_of_some_of_its_terms():
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.randn(400, 3000, generator=generator, dtype=torch.float64)
+    together = apart + torch.randn(3000, generator=generator, dtype=torch.float64)
+    for errors in (apart, together):
+        for some in (8, 16):
+            said, true = float(error_of_sum(errors[:some], 400)), float(errors.sum(0).norm())
+            assert true / 1.8 < said < 1.8 * true
+        torch.testing.assert_close(error_of_sum(errors, 400), errors.sum(0).norm())
+    assert error_of_sum(torch.tensor([[1.0], [-1.0]]), 2) == 0 < error_of_sum(torch.tensor([[1.0], [-1.0]]), 3)

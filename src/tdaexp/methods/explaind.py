@@ -15,9 +15,9 @@ residual; `residual_norm`, `change_norm`, `nodes` [step]. With train or part `re
 gradients differ from the recorded updates by.
 
 The residual is of sums. The attribute `entry_error` is what single entries of `influence` are off by, as a share of them
-(Euclidean norms): the difference from a finer rule on 1 of 32 queries, 4 to 16 of them, over all steps (for axes that
-are summed, of the sums over these queries); without train also step by step, `entry_error` [step]. It costs an eighth of
-the queries' passes where these are 128 or more (secant: a sixteenth), up to four times (twice) as much where there are 4.
+(Euclidean norms): the difference from a finer rule on 1 of 32 queries, 8 to 16 of them, over all steps (of sums over
+queries it is estimated from theirs); with step also `entry_error` [step]. It costs an eighth of the queries' passes
+where there are 256 or more (secant: a sixteenth), as much as they do where there are 32 (16).
 """
 
 from __future__ import annotations

@@ -26,7 +26,20 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "forward", "reverse")
 MEMORY = 64 * 2**20  # bytes of gradients at a time
 INPUTS = 2**19  # numbers in the inputs of one forward pass: activations are a hundred times as large
-FEWEST, ONE_IN, MOST = 4, 32, 16
+FEWEST, ONE_IN, MOST = 8, 32, 16
+
+
+def error_of_sum(errors: Tensor, queries: int) -> Tensor:
+    """Norm of the sum of so many queries' errors, as estimated from those [q, ...] of some.
+
+    ‖Σ e‖² = Σ ‖e_i‖² + Σ_{i≠j} ⟨e_i, e_j⟩: the mean of each over the queries that are known stands for all. Where these
+    are few, products that would have errors cancel are not believed.
+    """
+    some, own, whole = len(errors), errors.square().sum(), errors.sum(0).square().sum()
+    if some in (1, queries):
+        return whole.sqrt() * (queries / some)
+    products = (whole - own).clamp(min=0) / (some * (some - 1))
+    return (queries / some * own + queries * (queries - 1) * products).sqrt()
 
 
 def looked_at(queries: int) -> list[int]:
@@ -115,9 +128,7 @@ class Decomposer:
                     return count
         return counts[-1]
 
-    def entries(
-        self, step: Step, directions: Tensor, count: int, known: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def entries(self, step: Step, directions: Tensor, count: int, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Contributions [P, K, q, O] to a few queries by `count` nodes, and what each of them is off by, estimated.
 
         `known` are the contributions [P, K, q, O] to these queries where they have been found.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tdaexp.pathkernel.decompose import MEMORY, Decomposer
@@ -30,11 +31,10 @@ class Swept:
     """Of one step, as contributions to f. By gradient step: `train` [K, B, Q, O] of the batch's examples in the order
     of the step's ids (through this and all later updates), and `regularisation` [K, Q, O]. By update: `whole`
     [K, Q, O] of the update itself, `residual` [Q, O] and the `nodes` used. K = 1 unless components are kept. Where they
-    are checked, `entries` [K, B, q, O] of a few queries (of their sum, q = 1) and what they are off by, `errors`.
+    are checked, `errors` [K, B, q, O] is what those of a few queries are off by (`Decomposer.places`).
     """
 
     train: Tensor
-    entries: Tensor
     errors: Tensor
     regularisation: Tensor
     whole: Tensor
@@ -96,28 +96,15 @@ class Sweep:
             shrunk = self._dots(decay, direction[:own])[:, 0]
         taken = 1.0 if now.direct else now.take
         rows = (-taken * step.weights.to(dots)[:, None] * dots).unflatten(-1, (-1, before.shape[1]))
-        train, entries, errors = self._parted(rows, len(before))
+        train, errors = rows[:, :, : len(before)], rows[:, :, len(before) :]
         regularisation = -(taken if self.rule.coupled else 1.0) * shrunk
         used = count if counted and count else 0
-        return Swept(train, entries, errors, regularisation.unflatten(-1, before.shape), whole, residual, used)
+        return Swept(train, errors, regularisation.unflatten(-1, before.shape), whole, residual, used)
 
     @property
     def _checked(self) -> int:
-        """Rows that are carried for the check: each query's error, or the few queries' sum and its error."""
-        return 0 if not self.check else 2 if self._sums else len(self.decomposer.places)
-
-    @property
-    def _sums(self) -> bool:
-        return self.sum_queries or bool(self.decomposer.reduces)
-
-    def _parted(self, rows: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [K, B, R, O] as those of the queries, of the queries that are checked, and these' errors."""
-        train, more = rows[:, :, :queries], rows[:, :, queries:]
-        if not self.check:
-            return train, more, more
-        if self._sums:
-            return train, more[:, :, :1], more[:, :, 1:]
-        return train, train[:, :, self.decomposer.places], more
+        """Rows that are carried for the check: each looked-at query's error."""
+        return len(self.decomposer.places) if self.check else 0
 
     def _advance(self, step: Step, features: Tensor | None, rows: int) -> Tensor:
         """Take φ_test(s) into U, in place: it is the largest thing there is. Returns u, or U where u = take · U."""
@@ -136,32 +123,32 @@ class Sweep:
         """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [R·O, D] by `count` nodes; `like` [Q, O]. After the queries' rows, the check's."""
         queries = len(like)
         total = like.new_zeros(queries + self._checked, like.shape[1], self.layout.size)
-        self._integrate(total[:queries], self.decomposer, step, count)
+        self._integrate(total[:queries], self.decomposer, step, count, self.sum_queries)
         if self.check:
             few, one = self.decomposer.few, finer(self.decomposer.quadrature.rule, count)
-            errors = total[queries + self._sums :]
-            self._integrate(errors, few.reference(count), step, one.nodes)
-            if self._sums:
-                self._integrate(total[queries : queries + 1], few, step, count)
-            known = total[queries : queries + 1] if self._sums else total[self.decomposer.places]
+            errors = total[queries:]
+            self._integrate(errors, few.reference(count), step, one.nodes, sums=False)
+            known = torch.zeros_like(errors) if self.sum_queries else total[self.decomposer.places]
+            if self.sum_queries:
+                self._integrate(known, few, step, count, sums=False)
             errors.sub_(known).mul_(-one.factor)
         return total.flatten(0, 1)
 
-    def _integrate(self, total: Tensor, decomposer: Decomposer, step: Step, count: int) -> None:
+    def _integrate(self, total: Tensor, decomposer: Decomposer, step: Step, count: int, sums: bool) -> None:
         """Add ∫₀¹ ∇f(θ_s(t)) dt of a decomposer's queries to `total` [Q, O, D], or [1, O, D] of their sum."""
         reduced = decomposer.reduces
         row = total.shape[1] * self.layout.size * total.element_size()
-        pieces = decomposer.pieces(None if self._sums else max(1, self.memory // row))
+        pieces = decomposer.pieces(None if sums or reduced else max(1, self.memory // row))
         for weight, f, point in decomposer.points(step, count):
             begin = 0
             for piece in pieces:
-                if self.sum_queries and not reduced:
+                if sums and not reduced:
                     found = reduced_gradients(_summed(f), point, self.layout, piece)
                 else:
                     found = (reduced_gradients if reduced else output_gradients)(f, point, self.layout, piece)
-                rows = 1 if self._sums else len(piece[0])
+                rows = 1 if sums or reduced else len(piece[0])
                 add_gradients(total[begin : begin + rows], weight, found, self.layout)
-                begin += 0 if self.sum_queries else rows
+                begin += 0 if sums else rows
 
     def _values(self, step: Step) -> tuple[Tensor, Tensor]:
         known = self._after is not None and self._after[0] == step.number + 1

@@ -22,6 +22,7 @@ from tdaexp.pathkernel.reverse import example_gradients
 from tdaexp.pathkernel.sweep import Sweep
 from tdaexp.paths.blocks import Arrays, add, get_state, put_state, run_blocks, run_steps
 from tdaexp.paths.decomposition import PathJob
+from tdaexp.paths.entry_error import entry_norms
 from tdaexp.paths.forward import NUMBERS, completeness, parts_of
 from tdaexp.runtime import ranks
 
@@ -33,8 +34,8 @@ def sweep_run(job: PathJob, store: Path) -> Arrays:
     """Single training examples, backwards in time, queries in groups.
 
     Returns `kernel` [K, N, Q, O] of the single examples, `regularisation`, `whole` [K, Q, O], where Q = 1 and O = 1
-    for axes that are summed; `entries` and `errors` [K, N, q, O], of a few queries (of their sum, q = 1) and what they
-    are off by; `residual`, `change` [Q, O] of all queries and outputs; `residual_norm`, `change_norm`, `nodes` [S].
+    for axes that are summed; `entry_norm` and `error_norm` [groups, 1], of the examples' entries and what they are off
+    by; `residual`, `change` [Q, O] of all queries and outputs; `residual_norm`, `change_norm`, `nodes` [S].
     """
     seen = _completeness(job, store / "complete")
     nodes = {step: int(count) for step, count in zip(job.counted, seen["nodes"], strict=True)}
@@ -84,7 +85,7 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
         found = sweep.step(step, job.examples(step.ids), number in nodes, nodes.get(number))
         if parts.every and sweep.carry is not None:
             put_state(sums, {"carry": sweep.carry})
-        for name, values in (("kernel", found.train), ("entries", found.entries), ("errors", found.errors)):
+        for name, values in (("kernel", found.train), ("errors", found.errors)):
             if name not in sums:
                 sums[name] = values.new_zeros(len(values), count, *values.shape[2:], dtype=torch.float64)
             sums[name].index_add_(1, step.ids.to(values.device), values.double())
@@ -97,7 +98,10 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
     reach = _reach(parts.rule.coefficients(last).decay, job.problem.compute.dtype) if parts.every else 0
     steps = [k for k in job.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
     found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
-    return {name: found[name] for name in ("kernel", "entries", "errors", "regularisation", "whole")}
+    errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
+    checked = entry_norms(errors, entries, job, sweep.decomposer.places)
+    norms = {name: np.array([[float(value)]]) for name, value in checked.items()}
+    return {name: found[name] for name in ("kernel", "regularisation", "whole")} | norms
 
 
 def _with_first(step: Step, count: int) -> Step:

@@ -27,7 +27,7 @@ SUMS = 4  # arrays [query, output] of every store: start, change, explained, res
 
 def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
     """Bytes of the store, and of what lies in the cache while it is made; `width` is (queries, outputs)."""
-    numbers = 3 if "train" in job.keep else 4
+    numbers = 4 if "step" in job.keep else 3
     complete = 8 * (SUMS * prod(width) + numbers * len(job.counted))
     blocks = ceil(len(job.counted) / STEPS_PER_BLOCK)  # each has its own sums over steps
     sums = 8 * 2 * blocks * prod(width)
@@ -106,7 +106,7 @@ def of_examples(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
 def _completeness(found: dict[str, np.ndarray]) -> Variables:
     pair: Variables = {name: (("query", "output"), found[name]) for name in ("change", "residual")}
     pair["explained"] = (("query", "output"), found["change"] - found["residual"])
-    if "error_norm" in found:
+    if np.ndim(found["error_norm"]) == 1:
         shares = [share(*norms) for norms in zip(found["error_norm"], found["entry_norm"], strict=True)]
         pair["entry_error"] = (("step",), np.array(shares))
     return pair | {name: (("step",), found[name]) for name in ("residual_norm", "change_norm", "nodes")}

@@ -95,13 +95,12 @@ def _by_example(
     together = min(rows, max(1, SWEEP_MEMORY // (8 * columns * work.size)))
     groups = math.ceil(rows / together)
     first = steps * work.queries * (2 + 3.0 * nodes)  # how complete the steps are
-    few = groups * len(looked_at(math.ceil(work.queries / groups)))
-    more = few if "query" in keep else 2  # rows by which entries are checked
+    few = groups * len(looked_at(math.ceil(work.queries / groups)))  # whose entries are checked
     asked = nodes * work.queries + (fine if "query" in keep else fine + nodes) * few
     passes = first + steps * ((1 + 2.0 * columns) * asked + 3.0 * groups * work.batch)
-    arithmetic = passes * work.forward.flop + steps * 2.0 * work.batch * (rows + more) * columns * work.size
-    carry, values = 4.0 * (rows + more) * columns * work.size, 8.0 * components * rows * columns * (single + 2)
-    checked = 16.0 * components * (few if "query" in keep else 1) * columns * single
+    arithmetic = passes * work.forward.flop + steps * 2.0 * work.batch * (rows + few) * columns * work.size
+    carry, values = 4.0 * (rows + few) * columns * work.size, 8.0 * components * rows * columns * (single + 2)
+    checked = 8.0 * components * few * columns * single
     memory = (4 * carry + 2 * (values + checked)) * together / rows + MEMORY
     return passes, arithmetic, memory, (values + checked + carry) * (1 + 1 / groups), values
 

@@ -67,7 +67,9 @@ def completeness(store: xr.Dataset) -> Figure:
         if "entry_error" in store:
             errors = store["entry_error"].values
             known = errors > 0  # of a list of checkpoints some were looked at
-            right.plot(steps[known], errors[known], color=PALETTE[0], linewidth=1.1, marker=".", label="error / entries")
+            right.plot(
+                steps[known], errors[known], color=PALETTE[0], linewidth=1.1, marker=".", label="error / entries"
+            )
             right.legend()
             title = "sums: residual / change; entries: error / size; nodes"
         right.set_yscale("log")

@@ -7,11 +7,13 @@ self-products; the cosine of any subset S follows from sums:
 
 Without self-products (a method whose answer is no cosine, such as EK-FAC) a subset's score is the sum Σ_{k∈S} dot.
 
-Two objectives judge a subset; both give a value per query, and larger is better:
+Three objectives judge a subset; all give a value per query, and larger is better:
 
 * `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section 3.2).
 * `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5), as the
   cosine between the query's score vector over its candidates and the full gradient's. The paper gives no formula.
+* `lds`: how well sums of the subset's scores foretell models trained again (`metrics.lds`): Spearman's correlation over
+  subsets of the training examples. For products that know what such models answered (`Trials`).
 
 Score arrays here are [..., C, Q]: with queries last, numpy's reductions over the few candidates are fast.
 """
@@ -23,16 +25,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
 from tdaexp import influence
 from tdaexp.influence import EPSILON
-from tdaexp.runtime.errors import unknown
+from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.rows import runs
 
 OBJECTIVES = ("accuracy", "fidelity")
+LDS = "lds"
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]
 """Of some queries: `dot` [q, C, K], `query_sq` [q, K], `train_sq` [q, C, K] and `truth` [q, C]."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Models trained again: `members` [S, C] bool says on which of the candidates, `outputs` [S, Q] what they measured
+    of the queries.
+    """
+
+    members: np.ndarray
+    outputs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,8 @@ class Products:
 
     `dot` [K, C, Q], `query_sq` [K, Q], `train_sq` [K, C, Q]; `source` and `rival` [C, Q] bool: the candidate
     exists and is, or is not, a source of the query. Where a query has fewer than C candidates both are False
-    and the products are 0. `plain`: scores are sums of `dot`, and the self-products are all 0.
+    and the products are 0. `plain`: scores are sums of `dot`, and the self-products are all 0. `trials`: models that
+    were trained again, where they are known; candidates then stand in the order of the training examples.
     """
 
     dot: np.ndarray
@@ -50,6 +66,7 @@ class Products:
     source: np.ndarray
     rival: np.ndarray
     plain: bool = False
+    trials: Trials | None = None
 
     @classmethod
     def of(
@@ -107,7 +124,19 @@ class Products:
         """Return the products of some queries only (`keep`: positions, a mask or a run over Q)."""
         names = ("dot", "query_sq", "train_sq", "source", "rival")
         kept: dict[str, Any] = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
+        if self.trials is not None:
+            kept["trials"] = replace(self.trials, outputs=self.trials.outputs[:, keep])
         return replace(self, **kept)
+
+    def judged_by(self, keep: np.ndarray) -> Products:
+        """Return the products judged by some of the models that were trained again (`keep`: a mask over S)."""
+        if self.trials is None:
+            raise ValueError("nothing is known of models trained again")
+        return replace(self, trials=Trials(self.trials.members[keep], self.trials.outputs[keep]))
+
+    def of_subset(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the scores [C, Q] of a subset of components (positions)."""
+        return self.scores(*(array[chosen].sum(axis=0) for array in self.summed))
 
     def full(self) -> np.ndarray:
         """Return the full gradient's scores [C, Q] (0 where there is no candidate)."""
@@ -133,13 +162,49 @@ class Products:
 
 
 def products_of(dataset: xr.Dataset) -> Products:
-    """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums."""
-    return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
+    """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums.
+
+    A data set with `member` [subset, row] and `retrained` [subset, query] has trials. Errors (UserError): then a query
+    lacks a training example.
+    """
+    if "retrained" not in dataset:
+        return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
+    rows = pd.Index(dataset["row"].values)
+    parts = (_in_order(part, rows) for part in influence.blocks(dataset))
+    trials = Trials(dataset["member"].values.astype(bool), dataset["retrained"].values)
+    return replace(Products.joined(parts, dataset.sizes["query"]), trials=trials)
+
+
+def varying(dataset: xr.Dataset) -> xr.Dataset:
+    """The data set with the queries whose measurement is not the same in all models trained again.
+
+    Errors (UserError): there is none.
+    """
+    places = np.flatnonzero(np.ptp(dataset["retrained"].values, axis=0) > 0)
+    if not len(places):
+        raise UserError("method.objective=lds: models trained again measure the same of every query; leave more out "
+                        "(method.left_out)")  # fmt: skip
+    return influence.of_queries(dataset, places)
 
 
 def _arrays(part: xr.Dataset) -> Arrays:
     query_sq, train_sq = (part[name].values if name in part else None for name in ("query_sq", "train_sq"))
     return part["influence"].values, query_sq, train_sq, part["truth"].values
+
+
+def _in_order(part: xr.Dataset, rows: pd.Index) -> Arrays:
+    """The arrays of a block with its candidates in the order of the training examples `rows`."""
+    names = part["train"].values
+    places = rows.get_indexer(names.ravel()).reshape(names.shape)
+    order = places.argsort(axis=1)
+    if names.shape[1] != len(rows) or (np.take_along_axis(places, order, 1) != np.arange(len(rows))).any():
+        raise UserError(
+            "method.objective=lds: sums over the training examples need a score of each; set candidates=all"
+        )
+    dot, query_sq, train_sq, truth = _arrays(part)
+    deep = order[..., None]
+    norms = None if train_sq is None else np.take_along_axis(train_sq, deep, 1)
+    return np.take_along_axis(dot, deep, 1), query_sq, norms, np.take_along_axis(truth, order, 1)
 
 
 def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
@@ -168,6 +233,19 @@ def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.asarray((scores * reference).sum(axis=-2) / (norms + EPSILON))
 
 
+def foretold(scores: np.ndarray, trials: Trials) -> np.ndarray:
+    """Spearman's correlation over trials of summed scores [..., C, Q] with what was measured, to [..., Q].
+
+    0 where either is the same in all trials: nothing is foretold.
+    """
+    sums = trials.members.astype(np.float64) @ scores
+    left, right = (rankdata(values, axis=-2) for values in (sums, trials.outputs))
+    left, right = (ranks - ranks.mean(axis=-2, keepdims=True) for ranks in (left, right))
+    norms = np.sqrt((left * left).sum(axis=-2) * (right * right).sum(axis=-2))
+    covariance = (left * right).sum(axis=-2)
+    return np.asarray(np.divide(covariance, norms, out=np.zeros_like(norms), where=norms > 0))
+
+
 def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function that gives score arrays [..., C, Q] a value per query [..., Q]."""
     if objective == "accuracy":
@@ -175,4 +253,7 @@ def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarr
     if objective == "fidelity":
         full = products.full()
         return lambda scores: similarity(scores, full)
+    trials = products.trials
+    if objective == LDS and trials is not None:
+        return lambda scores: foretold(scores, trials)
     raise unknown("objective", objective, OBJECTIVES, "method.objective")
