@@ -99,9 +99,10 @@ class Problem:
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
     each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
     that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
-    without pairs (C = 0). `retrained` tells of models that were trained again, where a command can find them. `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
-    use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
-    in, `spent` how much this process had put into stores before.
+    without pairs (C = 0). `retrained` tells of models that were trained again, where a command can find them. `loaded`
+    has the tokenizer where there is one. `cache` is the folder for what other runs can use again; `stores` remembers
+    which of its parts this run asked for, `overhead` which of them no query had a part in, `spent` how much this
+    process had put into stores before.
 
     A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
     stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.

@@ -173,8 +173,8 @@ def test_a_run_goes_on_where_its_plan_lacks_what_it_will_fetch(
 def test_checkpoints_and_batches_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """By hand: each checkpoint's batch once; the held-out records at every node, and before and after the update; at one
-    of them the same again by four times the nodes.
+    """By hand: each checkpoint's batch once; the held-out records at every node, and before and after the update; at
+    one of them the same again by four times the nodes.
     """
     toy = stages(planned(capsys, "experiment=explaind_eurollm"))
     assert toy["simulated updates"][:2] == [20 * 48, 20 * 48]

@@ -31,8 +31,8 @@ def planted(cosine: bool = False, shuffled: bool = False) -> xr.Dataset:
     )
     store = influence.build(
         np.take_along_axis(values, order[..., None], 1), query=[f"q{k}" for k in range(QUERIES)],
-        query_set=["asked"] * QUERIES, train=ids[order], truth=truth, component=list("abcd"), size=np.array([1, 1, 1, 1]),
-        **own,
+        query_set=["asked"] * QUERIES, train=ids[order], truth=truth, component=list("abcd"),
+        size=np.array([1, 1, 1, 1]), **own,
     )  # fmt: skip
     store = store.assign(member=(("subset", "row"), members), retrained=(("subset", "query"), outputs))
     return store.assign_coords(row=ids)

@@ -3,8 +3,9 @@
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
 component axis of any method that fills it (`on`), so nothing is run again for another budget or objective: on cosines
 where the method keeps self-products, on plain sums where its answer is one (EK-FAC, multi-stage influence, dot
-products). Beside the paper's objectives: `lds`, the components whose summed scores best foretell models that were trained
-again (a bank of them, which `evaluate.py metric=lds` fills). Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
+products). Beside the paper's objectives: `lds`, the components whose summed scores best foretell models that were
+trained again (a bank of them, which `evaluate.py metric=lds` fills). Sign: as the method it selects from. Fills query,
+train and component. Cost: the products, then seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.selection import greedy
 from tdaexp.selection.subsets import LDS, products_of, varying
-
 
 NEEDS_BANK = "method.objective=lds: is judged by models that were trained again"
 INSTEAD = "choose method.objective=accuracy or fidelity"

@@ -127,7 +127,7 @@ def _judged(products: Products, chosen: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def ldss(evidence: Evidence, foretold: np.ndarray) -> np.ndarray:
-    """LDS [Q] of predictions [S, Q]: the mean over halves of the correlation within each, 0 where nothing is foretold."""
+    """LDS [Q] of predictions [S, Q]: mean over halves of the correlation within each; 0 where nothing is foretold."""
     rows = [spearman(foretold[mine].T, evidence.outputs[mine].T) for mine in _halves(evidence)]
     return np.asarray(np.nan_to_num(np.array(rows)).mean(0))
 
@@ -159,8 +159,8 @@ def _halves(evidence: Evidence) -> list[np.ndarray]:
 
 
 def alone(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, Interval]:
-    """Each component alone: its accuracy [K] and LDS [K], and Spearman's correlation of the two over components, with an
-    interval over queries and models.
+    """Each component alone: its accuracy [K] and LDS [K], and Spearman's correlation of the two over components, with
+    an interval over queries and models.
     """
     products, settings = evidence.products, evidence.settings
     accuracy = products.single("accuracy").astype(float)

@@ -1,7 +1,7 @@
 """Do the components that retrieve well also foretell retraining? A study of our own: no paper has asked it.
 
-Of each store of `method=select method.objective=lds`, components are chosen by retrieval and by LDS, and both choices are
-judged by both, on queries and models that they did not see (`metrics.choosing`).
+Of each store of `method=select method.objective=lds`, components are chosen by retrieval and by LDS, and both choices
+are judged by both, on queries and models that they did not see (`metrics.choosing`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tdaexp.selection.subsets import LDS
 
 BY = ("accuracy", LDS)
 CAPTION = (
-    "Each component alone: how often it retrieves a source, and how well its summed scores foretell models trained again. "
-    "Filled: among the first that greedy search takes by LDS."
+    "Each component alone: how often it retrieves a source, and how well its summed scores foretell models trained "
+    "again. Filled: among the first five that greedy search takes by LDS; red: by accuracy."
 )
 
 
@@ -92,7 +92,7 @@ class Choosing(Analysis):
         for row in rows:
             metrics |= {f"{row['chosen by']}/{row['stop']}/{key}": row[key] for key in ("lds", "accuracy")}
         texts = [
-            f"Over {len(known.names)} components alone, accuracy and LDS have a rank correlation of {_told(correlation)}.",
+            f"Over {len(known.names)} components alone, accuracy and LDS correlate by ranks: {_told(correlation)}.",
             "Of the components that the two objectives choose they share "
             + ", ".join(f"{value:.2f} ({stop})" for stop, value in shared.items())
             + " (both / either, mean over folds).",
@@ -122,7 +122,8 @@ def _row(
     own, whole = draws[one.objective, one.stop], draws[ALL, ""]
     pair = [interval(mine, own, settings), interval(mine - other, own - whole, settings)]
     pair += bootstrap(np.stack([one.found, one.found - everything.found]), settings)
-    row: dict[str, object] = {"chosen by": one.objective, "stop": one.stop, "components": float(one.chosen.sum(1).mean()),
+    row: dict[str, object] = {"chosen by": one.objective, "stop": one.stop,
+                              "components": float(one.chosen.sum(1).mean()),
                               "share": float((one.chosen @ known.sizes).mean() / known.sizes.sum())}  # fmt: skip
     for name, value in zip(("lds", "lds_minus_all", "accuracy", "accuracy_minus_all"), pair, strict=True):
         row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}

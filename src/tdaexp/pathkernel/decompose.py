@@ -2,7 +2,8 @@
 
 f(θ_{s+1}) − f(θ_s) = Σ_parts Σ_components ∫₀¹ ∇f(θ_s(t)) dt · direction + residual, where the directions sum to
 θ_{s+1} − θ_s. Contributions are to f: the paper's ψ with the opposite sign. The residual is what the quadrature leaves;
-it is returned, never spread. It is of sums: what single entries are off by is estimated by a finer rule on a few queries.
+it is returned, never spread. It is of sums: what single entries are off by is estimated by a finer rule on a few
+queries.
 """
 
 from __future__ import annotations

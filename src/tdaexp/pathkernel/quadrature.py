@@ -69,9 +69,9 @@ def finer(rule: str, count: int) -> Finer:
 
 @dataclass(frozen=True)
 class Quadrature:
-    """`nodes` per step; with a `tolerance` a step gets more, doubling up to `most`, until its entries are off by no more
-    than that share of them (estimated, Euclidean norms) and |residual| ≤ tolerance · |change| (norms over all queries
-    and outputs). The rule may be `auto` until `chosen` settles it.
+    """`nodes` per step; with a `tolerance` a step gets more, doubling up to `most`, until its entries are off by no
+    more than that share of them (estimated, Euclidean norms) and |residual| ≤ tolerance · |change| (norms over all
+    queries and outputs). The rule may be `auto` until `chosen` settles it.
     """
 
     rule: str = "gauss"

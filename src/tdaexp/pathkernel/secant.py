@@ -46,8 +46,8 @@ SMOOTH = {
 BENDS = {
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "celu", "selu", "threshold",
     "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "abs", "clamp", "max", "min", "amax", "amin",
-    "maximum", "minimum", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "sort",
-    "topk", "median",
+    "maximum", "minimum", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "sort", "topk", "median",
 }  # fmt: skip
 """Whose derivative, or that one's own, jumps: at them no rule of nodes converges fast."""
 INNER_NODES, OUTPUT_NODES = 8, 16

@@ -8,8 +8,8 @@
 and a piece of one batch's gradients: nothing grows with the number of training examples times the parameters. Cost of a
 step: the Jacobian of the queries at each node, the batch's gradients, and their products with u.
 
-All of this is linear in φ_test, so what entries are off by goes the same way: a few rows more, of φ_test by the rule less
-φ_test by a finer one (`quadrature.finer`), end as the errors of those queries' entries, summed over steps as they are.
+All of this is linear in φ_test, so what entries are off by goes the same way: a few rows more, of φ_test by the rule
+less φ_test by a finer one (`quadrature.finer`), end as the errors of those queries' entries, summed over steps as they are.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Sweep:
         return now.take * self.carry + (0.0 if features is None else now.direct * features)
 
     def features(self, step: Step, like: Tensor, count: int) -> Tensor:
-        """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [R·O, D] by `count` nodes; `like` [Q, O]. After the queries' rows, the check's."""
+        """φ_test(s) = ∫₀¹ ∇f(θ_s(t)) dt [R·O, D] by `count` nodes; `like` [Q, O]. The last rows are the check's."""
         queries = len(like)
         total = like.new_zeros(queries + self._checked, like.shape[1], self.layout.size)
         self._integrate(total[:queries], self.decomposer, step, count, self.sum_queries)

@@ -47,7 +47,7 @@ def decompose_checkpoints(
     `importance…` [component, step], their absolute values summed over groups; `start`, `change`, `explained` and
     `residual` [query, step]; `nodes`, `lr`, `gradient_norm`, `batch_loss`, `residual_norm`, `change_norm` [step]; and
     the coordinate `stored` [step], whether the optimiser's state was the checkpoint's own. `entry_error` [step], and as
-    an attribute over all: what entries of `influence` are off by, as a share of them, estimated at one of 16 checkpoints.
+    an attribute over all: what entries of `influence` are off by, as a share of them, estimated at one of 16.
     """
     plan = _plan(problem, history, keep, quadrature)
     count = len(history.snapshots)

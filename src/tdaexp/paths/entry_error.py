@@ -1,4 +1,4 @@
-"""What single entries of a decomposition are off by: a share of them, and one line with what to set where it is much."""
+"""What single entries of a decomposition are off by, and one line with what to set where it is much."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def entry_error(found: dict[str, np.ndarray]) -> float:
 
 
 def share(error: float, entries: float) -> float:
-    """error / entries; nothing is off by nothing."""
+    """Error / entries; nothing is off by nothing."""
     return float(error / entries) if entries else 0.0 if not error else float("inf")
 
 
 def tell_entry_error(store: xr.Dataset, quadrature: Quadrature) -> None:
     """Log what the entries of the store are off by; a warning where that is much, or above the tolerance."""
     error, most = float(store.attrs["entry_error"]), int(store["nodes"].max())
-    said = f"explaind: single entries are off by about {error:.2g} of their size (rule {quadrature.rule}, up to {most} nodes)"
+    said = f"explaind: single entries are off by about {error:.2g} of their size (rule {quadrature.rule}, nodes {most})"
     key, unit = "method.quadrature", "pieces" if quadrature.rule == "secant" else "nodes"
     if quadrature.tolerance is None:
         wanted = f"; set {key}.tolerance={MUCH / 2:g} for more {unit} a step" if error > MUCH else ""

@@ -48,8 +48,8 @@ def forward_run(job: PathJob, store: Path) -> Arrays:
 
     Returns each part [S?, P, K, Q?, O?], P its directions and K = 1 unless components are kept, and with steps
     `importance_PART` [S, P, K], its sum of absolute values over queries and outputs; `residual`, `change` and, with a
-    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S]; `entry_norm` and `error_norm` of the kernel's
-    entries and what they are off by, [S] with steps, else numbers.
+    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S]; `entry_norm` and `error_norm` of the
+    kernel's entries and what they are off by, [S] with steps, else numbers.
     """
     walk = _Walk(job)
     width = tuple(walk.decomposer.value(job.replay(job.counted[0]).start).shape)

@@ -113,7 +113,7 @@ def _completeness(found: dict[str, np.ndarray]) -> Variables:
 
 
 def labelled(job: PathJob, start: np.ndarray, found: dict[str, np.ndarray], output: str) -> xr.Dataset:
-    """The store of what was `found`, with the names of steps, components, parts, queries and examples; `start` [Q, O]."""
+    """The store of what was `found`, with names of steps, components, parts, queries and examples; `start` [Q, O]."""
     data = of_examples(job, found) if "train" in job.keep else of_updates(job, found)
     problem, keep = job.problem, job.keep
     coords: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""What models trained again say, for a method that chooses by it: from a bank that is there, never trained on the way."""
+"""What models trained again say, for a method that chooses by it: from a bank that is there, not trained on the way."""
 
 from __future__ import annotations
 
