@@ -27,7 +27,8 @@ def store(seed: int = 0):
     ids = np.array([f"t{k}" for k in range(TRAIN)], dtype=object)
     found = influence.build(
         values, query=[f"q{k}" for k in range(QUERIES)], query_set=["asked"] * QUERIES,
-        train=np.tile(ids, (QUERIES, 1)), truth=truth, truth_known=np.ones(QUERIES, bool), component=["source", "models", "noise"], size=np.array(SIZES),
+        train=np.tile(ids, (QUERIES, 1)), truth=truth, truth_known=np.ones(QUERIES, bool),
+        component=["source", "models", "noise"], size=np.array(SIZES),
     )  # fmt: skip
     found = found.assign(member=(("subset", "row"), members), retrained=(("subset", "query"), outputs))
     return found.assign_coords(row=ids)

@@ -16,8 +16,8 @@ gradients differ from the recorded updates by.
 
 The residual is of sums. The attribute `entry_error` is what single entries of `influence` are off by, as a share of
 them (Euclidean norms): the difference from a finer rule on 1 of 32 queries, 8 to 16 of them, over all steps (of sums
-over queries it is estimated from theirs); with step also `entry_error` [step]. It costs an eighth of the queries' passes
-where there are 256 or more (secant: a sixteenth), as much as they do where there are 32 (16).
+over queries it is estimated from theirs); with step also `entry_error` [step]. It costs an eighth of the queries'
+passes where there are 256 or more (secant: a sixteenth), as much as they do where there are 32 (16).
 """
 
 from __future__ import annotations

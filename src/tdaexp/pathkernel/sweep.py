@@ -9,7 +9,8 @@ and a piece of one batch's gradients: nothing grows with the number of training 
 step: the Jacobian of the queries at each node, the batch's gradients, and their products with u.
 
 All of this is linear in φ_test, so what entries are off by goes the same way: a few rows more, of φ_test by the rule
-less φ_test by a finer one (`quadrature.finer`), end as the errors of those queries' entries, summed over steps as they are.
+less φ_test by a finer one (`quadrature.finer`), end as the errors of those queries' entries, summed over steps as they
+are.
 """
 
 from __future__ import annotations
