@@ -413,14 +413,14 @@ CHECKED = (["query", "train"], ["train"], ["query", "component"], ["step", "comp
 
 @pytest.mark.parametrize("module", [KINKED, None], ids=["relu", "gelu"])
 def test_the_entries_are_off_by_what_the_store_says(fresh, module):
-    if fresh.history.trajectory.settings.every > 1:
+    if fresh.history.trajectory.settings.every > 1 or fresh.history.trajectory.settings.optimizer == "sgd":
         return
     study = fresh if module is None else having_model(fresh, module)
     rule = "gauss" if module is None else "secant"
     for keep in CHECKED:
         found, exact = (
             Explaind(keep=keep, quadrature=Quadrature(*one)).attribute(study)
-            for one in ((rule, 1), ("gauss", 8 if module is None else 64))
+            for one in ((rule, 1), ("gauss", 8 if module is None else 32))
         )
         for steps in [slice(None), *([slice(k, k + 1) for k in (0, 5, 10)] if "step" in keep else [])]:
             pair = (one["influence"].isel(step=steps) if "step" in keep else one["influence"] for one in (found, exact))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recorded import CLASSES, EXAMPLES, RULES, data, layout_of, network, train
+from recorded import CLASSES, EXAMPLES, RULES, data, layout_of, network, shuffled_batches, train
 from torch import nn
 
 from tdaexp.pathkernel.decompose import Decomposer, error_of_sum, looked_at
@@ -40,7 +40,7 @@ def drawn(kind: str) -> nn.Module:
 @pytest.fixture(scope="module", params=["relu", "attention", "gelu"])
 def trained(request):
     model = drawn(request.param)
-    return request.param, model, train(model, "adamw"), data(2, ASKED)
+    return request.param, model, train(model, "adamw", list(shuffled_batches())[:4]), data(2, ASKED)
 
 
 def swept(model, steps, queries, quadrature, *, check=False, sums=False):
@@ -74,8 +74,8 @@ def test_entries_of_training_examples_are_off_by_what_is_estimated(trained, sums
         true, estimated = share(values - exact, exact), share(error, values if sums else values[:, :, looked_at(ASKED)])
         assert errors.shape == (len(values), EXAMPLES, 8, CLASSES)
         assert true / 2 < estimated < 2 * true, (rule, true, estimated)
-        if rule[0] == "secant":  # complete all along
-            assert true > 1e-3
+        if rule == ("secant", 1):  # complete all along
+            assert true > 1e-4
         torch.testing.assert_close(values, swept(model, steps, queries, Quadrature(*rule), sums=sums)[0])
 
 
@@ -95,7 +95,7 @@ def test_entries_of_components_are_off_by_what_is_estimated(trained):
             found.append((values, entries, errors))
         values, entries, errors = (torch.stack(one) for one in zip(*found, strict=True))
         true, estimated = share(values - torch.stack(exact), torch.stack(exact)), share(errors, entries)
-        if true > 1e-12:  # below lies rounding
+        if true > 1e-9:  # below, rounding is in sight
             assert true / 2 < estimated < 2 * true, (rule, true, estimated)
 
 
