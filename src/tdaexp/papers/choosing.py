@@ -90,13 +90,14 @@ class Choosing(Analysis):
         }
         metrics |= {f"overlap/{stop}": value for stop, value in shared.items()}
         for row in rows:
-            metrics |= {f"{row['chosen by']}/{row['stop']}/{key}": row[key] for key in ("lds", "accuracy")}
+            where = "/".join(filter(None, (str(row["chosen by"]), str(row["stop"]))))
+            metrics |= {f"{where}/{key}": float(str(row[key])) for key in ("lds", "accuracy")}
         texts = [
             f"Over {len(known.names)} components alone, accuracy and LDS correlate by ranks: {_told(correlation)}.",
             "Of the components that the two objectives choose they share "
             + ", ".join(f"{value:.2f} ({stop})" for stop, value in shared.items())
             + " (both / either, mean over folds).",
-            *(_compared(rows, stop) for stop in shared),
+            *(f"{_compared(rows, stop)} {_apart(known, found, draws, stop)}" for stop in shared),
         ]
         return _Found(rows, table, metrics, texts)
 
@@ -118,7 +119,7 @@ def _row(
 ) -> dict[str, object]:
     """A choice's LDS and accuracy, and what both are more than those of all components."""
     settings, everything = known.settings, _find(found, ALL, "")
-    mine, other = ldss(known, one.foretold).mean(), ldss(known, everything.foretold).mean()
+    mine, other = (float(ldss(known, each.foretold).mean()) for each in (one, everything))
     own, whole = draws[one.objective, one.stop], draws[ALL, ""]
     pair = [interval(mine, own, settings), interval(mine - other, own - whole, settings)]
     pair += bootstrap(np.stack([one.found, one.found - everything.found]), settings)
@@ -138,6 +139,15 @@ def _compared(rows: list[dict[str, object]], stop: str) -> str:
         f"{named[str(row['chosen by'])]} LDS {_of_row(row, 'lds')}, accuracy {_of_row(row, 'accuracy')}" for row in mine
     ]
     return f"Held out, at {stop}: " + "; ".join(parts) + "."
+
+
+def _apart(known: Evidence, found: list[Choice], draws: dict[tuple[str, str], np.ndarray], stop: str) -> str:
+    """One sentence on what choosing by retraining gains over choosing by retrieval, query by query and model by model."""
+    by_accuracy, by_lds = (_find(found, by, stop) for by in BY)
+    gained = ldss(known, by_lds.foretold).mean() - ldss(known, by_accuracy.foretold).mean()
+    foretold = interval(float(gained), draws[LDS, stop] - draws["accuracy", stop], known.settings)
+    retrieved = bootstrap((by_lds.found - by_accuracy.found)[None], known.settings)[0]
+    return f"By LDS less by accuracy: LDS {_told(foretold)}, accuracy {_told(retrieved)}."
 
 
 def _of_row(row: dict[str, object], name: str) -> str:
