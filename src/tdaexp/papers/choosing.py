@@ -142,7 +142,7 @@ def _compared(rows: list[dict[str, object]], stop: str) -> str:
 
 
 def _apart(known: Evidence, found: list[Choice], draws: dict[tuple[str, str], np.ndarray], stop: str) -> str:
-    """One sentence on what choosing by retraining gains over choosing by retrieval, query by query and model by model."""
+    """One sentence on what choosing by retraining gains over choosing by retrieval, on the same queries and models."""
     by_accuracy, by_lds = (_find(found, by, stop) for by in BY)
     gained = ldss(known, by_lds.foretold).mean() - ldss(known, by_accuracy.foretold).mean()
     foretold = interval(float(gained), draws[LDS, stop] - draws["accuracy", stop], known.settings)
