@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
@@ -51,16 +51,50 @@ def identity_of(model: str, train: ExampleList, queries: ExampleList) -> str:
 
 
 @dataclass(frozen=True)
+class OptimizerState:
+    """AdamW's running averages about a moment of a training, after `updates` updates; float32 tensors on the CPU.
+
+    `second(NAME)` is v̂ and `first(NAME)` m̂ of one parameter, both bias-corrected (the raw averages are
+    v̂ (1 − β₂^updates) and m̂ (1 − β₁^updates)); errors (UserError): that parameter was not trained. `first` is None
+    where none was kept beside v̂.
+    """
+
+    updates: int
+    betas: tuple[float, float]
+    eps: float
+    second: Callable[[str], Tensor]
+    first: Callable[[str], Tensor] | None = None
+
+
+def no_state() -> OptimizerState:
+    """Errors (UserError): always."""
+    raise UserError("this model's training left no state of its optimiser; train it with trainer.fit.keep=state")
+
+
+@dataclass(frozen=True)
 class Moment:
     """The model at a step of its training, and the learning `rate` that it stands for; `load` gives its weights.
 
-    `identity` is that of the weights.
+    `identity` is that of the weights. `state` gives what AdamW had then; errors (UserError): nothing was kept of it.
     """
 
     step: int
     rate: float
     identity: str
     load: Callable[[], nn.Module]
+    state: Callable[[], OptimizerState] = no_state
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went: the learning `rates` of its steps [steps], by which `optimizer` (`adamw`, or `sgd` with
+    `momentum`), and the weight `decay` by parameter name (adamw: apart from the gradient; sgd: in it).
+    """
+
+    rates: np.ndarray
+    optimizer: str
+    momentum: float
+    decay: dict[str, float]
 
 
 class History(Protocol):
@@ -72,14 +106,21 @@ class History(Protocol):
         Errors (UserError): nothing was kept, or not at that step.
         """
 
+    def course(self) -> Course:
+        """How it went. Errors (UserError): that is not known."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A second stage of training: the model that came out of it, and the examples that it was trained on."""
+    """A second stage of training: the model that came out of it, and the examples that it was trained on.
+
+    `history` is what it left on its way.
+    """
 
     loaded: LoadedModel
     map: ComponentMap
     examples: ExampleList
+    history: History | None = None
 
 
 class TrainedAgain(Protocol):

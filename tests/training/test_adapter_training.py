@@ -149,6 +149,19 @@ def test_checkpoints_on_its_way_are_adapters(train, settings, tmp_path):
     assert not torch.equal(then[f"{name}.default.weight"], loaded.model.state_dict()[f"{name}.default.weight"])
 
 
+def test_the_optimisers_state_is_kept_of_the_adapter_alone(train, settings):
+    loaded = train(settings=replace(settings, keep="state"))
+    moment = SavedCheckpoints(loaded, torch.device("cpu"), torch.float32).moments([4], 0)[0]
+    state, names = moment.state(), dict(moment.load().named_parameters())
+    assert state.updates == 4
+    for name, value in names.items():
+        if ".lora_" in name:
+            assert state.first(name).shape == state.second(name).shape == value.shape and state.second(name).any()
+        else:
+            with pytest.raises(UserError, match="that parameter was not trained"):
+                state.second(name)
+
+
 def test_training_goes_on_from_an_adapter(train, new, tmp_path):
     first = train()
     again = train(replace(new, adapter=str(first.model.name_or_path)), cache="more")

@@ -49,6 +49,10 @@ class Method(Protocol):
         """Whether a training must keep the checkpoints on its way."""
 
     @property
+    def wants_state(self) -> bool:
+        """Whether it must keep AdamW's state with them."""
+
+    @property
     def decomposes(self) -> bool:
         """Whether it is given a recorded training, or a list of checkpoints."""
 

@@ -109,6 +109,8 @@ def _trained(config: Named, model: Any, records: list[Record], settings: Any) ->
     method = getattr(config, "method", None)  # only attribute has one
     if method is not None and method.wants_checkpoints and settings.keep == "last":
         settings = replace(settings, keep="all")
+    if method is not None and method.wants_state and settings.optimizer == "adamw":
+        settings = replace(settings, keep="state")
     return trained(
         model,
         records,

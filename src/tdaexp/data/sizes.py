@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.quiet import quiet
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text in a large vocabulary, where no tokenizer is at hand
+COUNTED = 1_000
+"""Of more records than this a plan counts the tokens of so many, half of them the longest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,10 @@ class BlankExamples(Examples):
 
 
 def sizes_of(records: Sequence[Record], tokenizer: Any, *, max_length: int, loss_on: str, **settings: Any) -> Sizes:
-    """Sizes of records: exact with a tokenizer, else from their characters. `settings` as for `tokenise`."""
+    """Sizes of records: with a tokenizer exact (for more than `COUNTED` uncut ones see there), else from characters.
+
+    `settings` as for `tokenise`.
+    """
     if tokenizer is None:
         prompt, completion = (
             np.array([len(getattr(one, name)) for one in records]) / CHARACTERS_PER_TOKEN
@@ -79,6 +84,28 @@ def sizes_of(records: Sequence[Record], tokenizer: Any, *, max_length: int, loss
         )
         found = Sizes.cut(prompt, completion + 1, max_length)
         return Sizes(found.tokens, found.tokens - 1) if loss_on == "all" else found
-    with quiet("tdaexp.data.tokenise", "tdaexp.data.chunks"):  # what is cut is told when it is
-        examples = tokenise(records, tokenizer, max_length=max_length, loss_on=loss_on, **settings)
-    return Sizes(examples.lengths, np.array([int(one.loss_mask[1:].sum()) for one in examples], dtype=np.int64))
+
+    def counted(some: Sequence[Record]) -> Sizes:
+        with quiet("tdaexp.data.tokenise", "tdaexp.data.chunks"):  # what is cut is told when it is
+            examples = tokenise(some, tokenizer, max_length=max_length, loss_on=loss_on, **settings)
+        return Sizes(examples.lengths, np.array([int(one.loss_mask[1:].sum()) for one in examples], dtype=np.int64))
+
+    if len(records) <= COUNTED or settings.get("chunk") is not None:
+        return counted(records)
+    return _from_some(records, counted, max_length)
+
+
+def _from_some(records: Sequence[Record], counted: Callable[[Sequence[Record]], Sizes], max_length: int) -> Sizes:
+    """Sizes of many records: the longest, which decide the memory, and some others counted; the rest by their share."""
+    characters = np.array([len(one.text) for one in records])
+    order = np.argsort(-characters, kind="stable")
+    longest, rest = np.split(order, [COUNTED // 2])
+    others, rest = np.split(np.random.default_rng(0).permutation(rest), [COUNTED - COUNTED // 2])
+    known, sample = counted([records[place] for place in longest]), counted([records[place] for place in others])
+    per_character = sample.tokens.sum() / max(1, characters[others].sum())
+    tokens = np.ceil(characters[rest] * per_character).clip(2, max_length).astype(np.int64)
+    predicted = np.ceil(tokens * sample.predicted.sum() / sample.tokens.sum()).astype(np.int64).clip(1, tokens - 1)
+    found = Sizes(np.zeros(len(records), np.int64), np.zeros(len(records), np.int64))
+    for places, one in ((longest, known), (others, sample), (rest, Sizes(tokens, predicted))):
+        found.tokens[places], found.predicted[places] = one.tokens, one.predicted
+    return found

@@ -24,8 +24,11 @@ from tdaexp.gradients.factors import (
     TiedFactors,
     VectorFactors,
 )
-from tdaexp.gradients.pairs import CHUNK_BYTES, Pairs, products_of_rows
+from tdaexp.gradients.pairs import Pairs, products_of_rows
 from tdaexp.runtime.accumulation import wide_bmm
+
+FORMED_BYTES = 1 << 27
+"""Memory for the output rows of explicit gradients that are multiplied in one step; a constant like `CHUNK_BYTES`."""
 
 
 def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
@@ -88,7 +91,7 @@ def linear_gram(left: Sequence[LinearFactors], right: Sequence[LinearFactors], p
     t, u = left[0].inputs.shape[1], right[0].inputs.shape[1]
     widest = max(left[0].inputs.shape[2], *(one.deltas.shape[2] for one in left))
     rows = []
-    for chunk in pairs.chunks(8 * ((t + u) * widest + 2 * t * u)):
+    for chunk in pairs.chunks(8 * ((t + u) * widest + 2 * t * u), left[0].deltas.device):
         shared = _gram(left[0].inputs, right[0].inputs, chunk)
         rows.append(torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1))
     return torch.cat(rows)
@@ -107,7 +110,7 @@ def linear_materialised(left: LinearFactors, right: LinearFactors, pairs: Pairs)
     (lefts, _), (rights, _) = pairs.lefts.on(device), pairs.rights.on(device)
     places = Pairs(pairs.lefts.right, pairs.rights.right)
     outputs, width = left.deltas.shape[2], left.inputs.shape[2] + left.bias
-    step = max(1, CHUNK_BYTES // (8 * width * (len(lefts) + len(rights))))
+    step = max(1, FORMED_BYTES // (8 * width * (len(lefts) + len(rights))))
     total: Tensor | float = 0.0
     for start in range(0, outputs, step):
         block = slice(start, start + step)
@@ -142,7 +145,7 @@ def embedding_dots(left: EmbeddingFactors, right: EmbeddingFactors, pairs: Pairs
     """Σ over the positions that hold the same token of δ_t·δ'_t' [P]; P T T' O multiply-adds."""
     t, u = left.ids.shape[1], right.ids.shape[1]
     values = []
-    for chunk in pairs.chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u)):
+    for chunk in pairs.chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u), left.ids.device):
         lefts, rights = chunk.on(left.ids.device)
         match = left.ids[lefts][:, :, None] == right.ids[rights][:, None, :]
         gram = _gram(left.deltas, right.deltas, chunk)
@@ -166,7 +169,7 @@ def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -
     t, l = embedding.ids.shape[1], head.inputs.shape[1]
     places = torch.arange(l, device=head.inputs.device)[None, None, :]
     values = []
-    for chunk in pairs.chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l)):
+    for chunk in pairs.chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l), embedding.ids.device):
         lefts, rights = chunk.on(embedding.ids.device)
         tokens = embedding.ids[lefts][:, :, None]
         outputs = head.deltas[rights[:, None, None], places, tokens]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tdaexp.runtime.deferred import send
 
-CHUNK_BYTES = 1 << 27
-"""Memory for the temporaries of one step; a constant, because results may depend on it in the last bits."""
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Memory for one step's temporaries of pairs: what a processor keeps near, what keeps a GPU busy. Constants, because
+results may depend on them in the last bits."""
 
 DENSE = 64
 """All n x m products are taken where they are at most so many times the pairs: arithmetic beats gathering."""
@@ -64,9 +65,10 @@ class Pairs:
             sent = {device: (left[part], right[part]) for device, (left, right) in self._sent.items()}
             yield Pairs(self.left[part], self.right[part], sent)
 
-    def chunks(self, bytes_per_pair: int) -> Iterator[Pairs]:
-        """Consecutive pairs whose temporaries fit in `CHUNK_BYTES`."""
-        return self.split(max(1, CHUNK_BYTES // max(bytes_per_pair, 1)))
+    def chunks(self, bytes_per_pair: int, device: torch.device) -> Iterator[Pairs]:
+        """Consecutive pairs whose temporaries on a device fit in `CHUNK_BYTES`."""
+        limit = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+        return self.split(max(1, limit // max(bytes_per_pair, 1)))
 
 
 def _distinct(rows: Tensor) -> Pairs:

@@ -56,6 +56,11 @@ class Method(ABC):
         return False
 
     @property
+    def wants_state(self) -> bool:
+        """Whether these checkpoints must have the optimiser's state (`Moment.state`), where it is AdamW."""
+        return False
+
+    @property
     def decomposes(self) -> bool:
         """Whether the method decomposes a recorded training, or a list of checkpoints, and scores no pairs."""
         return False

@@ -90,6 +90,11 @@ class Select(Method):
         return self.on.wants_checkpoints
 
     @property
+    def wants_state(self) -> bool:
+        """As the method that it selects from."""
+        return self.on.wants_state
+
+    @property
     def sharded(self) -> bool:
         """As the method that it selects from."""
         return self.on.sharded

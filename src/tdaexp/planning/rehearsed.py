@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tdaexp.methods.base import Method
-from tdaexp.problem import Moment, Problem
+from tdaexp.problem import Course, Moment, OptimizerState, Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fake_device import DEVICE
@@ -79,7 +80,18 @@ class RehearsedHistory:
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         """The named steps, or all that are kept, at most `count`."""
         numbers = steps or range(max(1, min(count, self.kept)))
-        return [Moment(step, 1.0, f"moment {step}", lambda: self.model) for step in numbers]
+        return [Moment(step, 1.0, f"moment {step}", lambda: self.model, self._state) for step in numbers]
+
+    def course(self) -> Course:
+        """One step for each moment."""
+        parameters = dict.fromkeys(dict(self.model.named_parameters()), 0.0)
+        return Course(np.ones(self.kept), "adamw", 0.0, parameters)
+
+    def _state(self) -> OptimizerState:
+        def like(name: str) -> Tensor:
+            return torch.zeros(self.model.get_parameter(name).shape, dtype=torch.float32, device="cpu")
+
+        return OptimizerState(1, (0.9, 0.999), 1e-8, like, like)
 
 
 def rehearse(

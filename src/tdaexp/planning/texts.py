@@ -11,7 +11,7 @@ import torch
 from tdaexp.building.texts import drawn, text_template
 from tdaexp.data.dataset import GENERATED, as_query
 from tdaexp.data.records import HELD_OUT, Corpus, Record
-from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, Sizes, sizes_of
+from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, COUNTED, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.empty import empty_model
@@ -51,6 +51,8 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
         if tokenizer is None:
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
+        elif len(corpus.train) > COUNTED and dataset.chunk is None:
+            assumed.append(f"lengths of all training examples from {COUNTED:,} of them, half of these the longest")
     names = [name for name in dataset.query_sets if not (path and name == GENERATED)]
     if GENERATED in names:
         sets[GENERATED] = sets[dataset.generated_from]

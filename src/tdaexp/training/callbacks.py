@@ -44,7 +44,8 @@ class Checkpoints(Callback):
                 temporary.mkdir()
                 save_hub(temporary, self.module.model, self.tokenizer)
                 if self.module.settings.keep == "state":
-                    parameters = dict(self.module.model.named_parameters())
+                    named = self.module.model.named_parameters()
+                    parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
                     save_state(temporary, parameters, trainer.optimizers[0], self.module.settings, step)
                 seal.seal(temporary)
         trainer.save_checkpoint(resume_path(self.folder / "resume", step))

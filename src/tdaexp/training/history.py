@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.objectives.base import ExampleList
-from tdaexp.problem import Moment
+from tdaexp.problem import Course, Moment
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.hub import runs_own_code
 from tdaexp.training.checkpoint_list import Snapshot
 from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
+from tdaexp.training.kept_state import state_of_checkpoint, state_of_recording
+from tdaexp.training.optimisers import decays, learning_rate
 from tdaexp.training.settings import FitSettings
 from tdaexp.training.trajectory import Trajectory
+
+ONLY = "model.checkpoints: only explaind reads a list of checkpoints; name one model"
+KEYS = {one.name for one in fields(FitSettings)}
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,32 @@ class SavedCheckpoints:
         for step in steps or []:
             if str(step) not in known:
                 raise unknown("step", str(step), known, "method.steps")
-        chosen = [one for one in found if steps is None or one.step in steps]
-        return [
-            Moment(one.step, one.rate, self._named(one).start_fingerprint(), partial(self._load, one)) for one in chosen
-        ]
+        return [self._moment(one) for one in found if steps is None or one.step in steps]
+
+    def course(self) -> Course:
+        """How it went, by the training's note. Errors (UserError): as `moments`."""
+        self._kept()
+        settings = FitSettings(**{key: value for key, value in self._settings().items() if key in KEYS})
+        rates = np.array([learning_rate(step, settings) for step in range(settings.steps)])
+        decay = decays(self.loaded.model.named_parameters(), settings)
+        return Course(rates, settings.optimizer, settings.momentum, decay)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.loaded.model.name_or_path))
+
+    def _settings(self) -> dict[str, Any]:
+        return training_settings(self._folder)
+
+    def _moment(self, one: Checkpoint) -> Moment:
+        identity, optimizer = self._named(one).start_fingerprint(), str(self._settings().get("optimizer", "adamw"))
+        state = partial(state_of_checkpoint, one.folder, optimizer)
+        return Moment(one.step, one.rate, identity, partial(self._load, one), state)
 
     def _kept(self) -> list[Checkpoint]:
-        folder = Path(str(self.loaded.model.name_or_path))
+        folder, settings = self._folder, self._settings()
         kept = kept_checkpoints(folder)
-        settings = training_settings(folder)
-        if not kept and settings.get("keep") == "all":
+        if not kept and settings.get("keep", "last") != "last":
             length, every = settings["steps"], settings["checkpoint_every"]
             raise UserError(
                 f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
@@ -113,7 +134,14 @@ class RecordedSteps:
         middle = part[len(part) // 2]
         rate = sum(self.trajectory.lr(step) for step in part)
         identity = fingerprint(self.trajectory.settings.identity, middle)
-        return Moment(middle, rate, identity, partial(self._at, middle))
+        state = partial(state_of_recording, self.trajectory, middle)
+        return Moment(middle, rate, identity, partial(self._at, middle), state)
+
+    def course(self) -> Course:
+        """How it went; the rate of a recorded step stands for the steps up to the next one, too."""
+        recorded = self.trajectory.settings
+        rates = np.repeat([self.trajectory.lr(step) for step in self.trajectory.steps], recorded.every)
+        return Course(rates[: recorded.total], recorded.optimizer, recorded.momentum, dict(recorded.decay))
 
     def _at(self, step: int) -> nn.Module:
         """A copy of the model with the weights before a step."""
@@ -140,7 +168,11 @@ class ListedCheckpoints:
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         """None: what a checkpoint's learning rate stands for is not known. Errors (UserError): always."""
-        raise UserError("model.checkpoints: only explaind reads a list of checkpoints; name one model")
+        raise UserError(ONLY)
+
+    def course(self) -> Course:
+        """None is known. Errors (UserError): always."""
+        raise UserError(ONLY)
 
     def batch(self, snapshot: Snapshot, seed: int) -> np.ndarray:
         """Places of the batch of one checkpoint [B], a function of (seed, step); each group by its share."""
