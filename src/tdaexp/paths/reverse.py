@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.pathkernel.decompose import Decomposer
+from tdaexp.pathkernel.decompose import Decomposer, looked_at
 from tdaexp.pathkernel.outputs import example_losses
 from tdaexp.pathkernel.parameters import Layout, Step
 from tdaexp.pathkernel.reverse import example_gradients
@@ -99,7 +99,7 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
     steps = [k for k in job.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
     found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
     errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
-    checked = entry_norms(errors, entries, job, sweep.decomposer.places)
+    checked = entry_norms(errors, entries, job, looked_at(len(job.problem.queries)))
     norms = {name: np.array([[float(value)]]) for name, value in checked.items()}
     return {name: found[name] for name in ("kernel", "regularisation", "whole")} | norms
 

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from tdaexp import influence
+from tdaexp.pathkernel.decompose import looked_at
 from tdaexp.paths.blocks import STEPS_PER_BLOCK
 from tdaexp.paths.decomposition import PathJob, kept_outputs
 from tdaexp.paths.entry_error import entry_error, share
@@ -39,10 +40,12 @@ def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
         return complete + values, complete + sums + blocks * values
     rows, columns = (n if axis in job.keep else 1 for n, axis in zip(width, ("query", "output"), strict=True))
     examples = len(job.problem.train) if job.single is None else job.single
+    checked = len(looked_at(width[0]))
     values = 8 * len(job.layout.components) * rows * columns * (examples + 2)
+    errors = 8 * len(job.layout.components) * checked * columns * examples
     groups = job.groups(width[1])
-    carry = rows * columns * job.layout.size * torch.finfo(job.problem.compute.dtype).bits // 8
-    return complete + values, complete + sums + values + carry + (values + carry) // len(groups)
+    carry = (rows + checked) * columns * job.layout.size * torch.finfo(job.problem.compute.dtype).bits // 8
+    return complete + values, complete + sums + values + errors + carry + (values + carry) // len(groups)
 
 
 def tell_size(job: PathJob, width: tuple[int, int], cache: Path) -> None:
