@@ -9,7 +9,7 @@ from tdaexp import influence
 from tdaexp.metrics.choosing import ALL, PEAK, Evidence, alone, choices, interval, ldss, orders, overlap, resampled
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
-from tdaexp.selection.subsets import LDS
+from tdaexp.selection.trials import LDS
 
 QUERIES, TRAIN, TRIALS = 12, 30, 40
 SETTINGS = MetricSettings(bootstrap=200, folds=3)

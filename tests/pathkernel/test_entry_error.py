@@ -8,9 +8,9 @@ from recorded import CLASSES, EXAMPLES, RULES, data, layout_of, network, shuffle
 from torch import nn
 
 from tdaexp.pathkernel.decompose import Decomposer, error_of_sum, looked_at
+from tdaexp.pathkernel.kinks import kinked_operation
 from tdaexp.pathkernel.outputs import OUTPUTS, example_losses, of_model
 from tdaexp.pathkernel.quadrature import Quadrature
-from tdaexp.pathkernel.secant import kinked_operation
 from tdaexp.pathkernel.sweep import Sweep
 
 ASKED = 12  # queries, of which eight are looked at

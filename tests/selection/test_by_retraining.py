@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from tdaexp import influence
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.greedy import order_components, select
-from tdaexp.selection.subsets import LDS, Products, Trials, foretold, products_of, varying
+from tdaexp.selection.subsets import Products, products_of
+from tdaexp.selection.trials import LDS, Trials, foretold, varying
 
 QUERIES, TRAIN, COMPONENTS, TRIALS = 7, 20, 4, 15
 

@@ -21,7 +21,8 @@ from tdaexp.methods.base import DEFAULT_BUDGET, Method, check_truth
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.selection import greedy
-from tdaexp.selection.subsets import LDS, products_of, varying
+from tdaexp.selection.subsets import products_of
+from tdaexp.selection.trials import LDS, varying
 
 NEEDS_BANK = "method.objective=lds: is judged by models that were trained again"
 INSTEAD = "choose method.objective=accuracy or fidelity"

@@ -20,7 +20,8 @@ from tdaexp.metrics.resampled_ranks import weighted_spearman
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.greedy import admitted, cut, order_components
-from tdaexp.selection.subsets import LDS, Products, products_of, retrieved, varying
+from tdaexp.selection.subsets import Products, products_of, retrieved
+from tdaexp.selection.trials import LDS, varying
 
 ALL = "all"
 PEAK = "peak"

@@ -33,7 +33,7 @@ from tdaexp.papers.base import Analysis
 from tdaexp.report.choosing_plots import retrieval_and_lds
 from tdaexp.report.findings import Drawing, Findings, Statement
 from tdaexp.runtime.errors import UserError
-from tdaexp.selection.subsets import LDS
+from tdaexp.selection.trials import LDS
 
 BY = ("accuracy", LDS)
 CAPTION = (

@@ -43,13 +43,6 @@ SMOOTH = {
     "gelu", "tanh", "sigmoid", "silu", "exp", "softmax", "log_softmax", "logsumexp", "layer_norm", "group_norm",
     "cross_entropy",
 }  # fmt: skip
-BENDS = {
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "celu", "selu", "threshold",
-    "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "abs", "clamp", "max", "min", "amax", "amin",
-    "maximum", "minimum", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "sort", "topk", "median",
-}  # fmt: skip
-"""Whose derivative, or that one's own, jumps: at them no rule of nodes converges fast."""
 INNER_NODES, OUTPUT_NODES = 8, 16
 
 
@@ -73,14 +66,6 @@ def smooth_operation(f: Function, parameters: Parameters, batch: Batch) -> str |
     mode = _Secant()
     vjp(lambda values: _follow(mode, f, parameters, parameters, values, batch), dict(parameters))
     return mode.smooth
-
-
-def kinked_operation(f: Function, parameters: Parameters, batch: Batch) -> str | None:
-    """The first operation inside f, on what comes from the parameters, whose derivative jumps; None: f is smooth."""
-    mode = _Kinks()
-    with mode:
-        f({name: value.detach().requires_grad_() for name, value in parameters.items()}, batch)
-    return mode.found
 
 
 class NoRule(UserError):
@@ -108,23 +93,6 @@ def _follow(
     if found not in mode.ends:
         raise NoRule("the output does not come from the parameters by operations of torch")
     return found
-
-
-class _Kinks(TorchFunctionMode):
-    """Notes the first operation with a kink."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: str | None = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.found is None and getattr(func, "__name__", "") in BENDS:
-            moves = any(isinstance(one, Tensor) and one.requires_grad for one in tree_leaves((args, kwargs)))
-            self.found = func.__name__ if moves else None
-        return func(*args, **kwargs)
 
 
 class _Secant(TorchFunctionMode):

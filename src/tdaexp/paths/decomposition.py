@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.pathkernel.kinks import kinked_operation
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
-from tdaexp.pathkernel.secant import NoRule, kinked_operation, smooth_operation
+from tdaexp.pathkernel.secant import NoRule, smooth_operation
 from tdaexp.paths.partition import Partition
 from tdaexp.paths.replay import step_of
 from tdaexp.problem import Problem

@@ -27,27 +27,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
 from tdaexp import influence
 from tdaexp.influence import EPSILON
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import unknown
 from tdaexp.runtime.rows import runs
+from tdaexp.selection.trials import LDS, Trials, foretold, in_order
 
 OBJECTIVES = ("accuracy", "fidelity")
-LDS = "lds"
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]
 """Of some queries: `dot` [q, C, K], `query_sq` [q, K], `train_sq` [q, C, K] and `truth` [q, C]."""
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Models trained again: `members` [S, C] bool says on which of the candidates, `outputs` [S, Q] what they measured
-    of the queries.
-    """
-
-    members: np.ndarray
-    outputs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -170,38 +159,17 @@ def products_of(dataset: xr.Dataset) -> Products:
     if "retrained" not in dataset:
         return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
     rows = pd.Index(dataset["row"].values)
-    parts = (_in_order(part, rows) for part in influence.blocks(dataset))
+    parts = (_arrays(part, in_order(part["train"].values, rows)) for part in influence.blocks(dataset))
     trials = Trials(dataset["member"].values.astype(bool), dataset["retrained"].values)
     return replace(Products.joined(parts, dataset.sizes["query"]), trials=trials)
 
 
-def varying(dataset: xr.Dataset) -> xr.Dataset:
-    """The data set with the queries whose measurement is not the same in all models trained again.
-
-    Errors (UserError): there is none.
-    """
-    places = np.flatnonzero(np.ptp(dataset["retrained"].values, axis=0) > 0)
-    if not len(places):
-        raise UserError("method.objective=lds: models trained again measure the same of every query; leave more out "
-                        "(method.left_out)")  # fmt: skip
-    return influence.of_queries(dataset, places)
-
-
-def _arrays(part: xr.Dataset) -> Arrays:
+def _arrays(part: xr.Dataset, order: np.ndarray | None = None) -> Arrays:
+    """A block's arrays, candidates in an `order` [q, C] of their columns."""
     query_sq, train_sq = (part[name].values if name in part else None for name in ("query_sq", "train_sq"))
-    return part["influence"].values, query_sq, train_sq, part["truth"].values
-
-
-def _in_order(part: xr.Dataset, rows: pd.Index) -> Arrays:
-    """The arrays of a block with its candidates in the order of the training examples `rows`."""
-    names = part["train"].values
-    places = rows.get_indexer(names.ravel()).reshape(names.shape)
-    order = places.argsort(axis=1)
-    if names.shape[1] != len(rows) or (np.take_along_axis(places, order, 1) != np.arange(len(rows))).any():
-        raise UserError(
-            "method.objective=lds: sums over the training examples need a score of each; set candidates=all"
-        )
-    dot, query_sq, train_sq, truth = _arrays(part)
+    dot, truth = part["influence"].values, part["truth"].values
+    if order is None:
+        return dot, query_sq, train_sq, truth
     deep = order[..., None]
     norms = None if train_sq is None else np.take_along_axis(train_sq, deep, 1)
     return np.take_along_axis(dot, deep, 1), query_sq, norms, np.take_along_axis(truth, order, 1)
@@ -231,19 +199,6 @@ def similarity(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     norms = np.sqrt((scores * scores).sum(axis=-2)) * np.sqrt((reference * reference).sum(axis=-2))
     return np.asarray((scores * reference).sum(axis=-2) / (norms + EPSILON))
-
-
-def foretold(scores: np.ndarray, trials: Trials) -> np.ndarray:
-    """Spearman's correlation over trials of summed scores [..., C, Q] with what was measured, to [..., Q].
-
-    0 where either is the same in all trials: nothing is foretold.
-    """
-    sums = trials.members.astype(np.float64) @ scores
-    left, right = (rankdata(values, axis=-2) for values in (sums, trials.outputs))
-    left, right = (ranks - ranks.mean(axis=-2, keepdims=True) for ranks in (left, right))
-    norms = np.sqrt((left * left).sum(axis=-2) * (right * right).sum(axis=-2))
-    covariance = (left * right).sum(axis=-2)
-    return np.asarray(np.divide(covariance, norms, out=np.zeros_like(norms), where=norms > 0))
 
 
 def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarray]:
