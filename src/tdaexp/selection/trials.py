@@ -1,7 +1,7 @@
 """Models trained again on subsets of the examples, as something that a selection can be judged by.
 
-A subset of components foretells them as far as, over the models, its scores summed over each model's examples and what that
-model measures of a query have the same order (`metrics.lds`).
+A subset of components foretells them as far as, over the models, its scores summed over each model's examples and what
+that model measures of a query have the same order (`metrics.lds`).
 """
 
 from __future__ import annotations
