@@ -79,8 +79,8 @@ def choices(evidence: Evidence, objectives: Sequence[str], budgets: Sequence[flo
     """Each objective at its peak and at each budget, and all components."""
     found = [_everything(evidence)]
     for objective in objectives:
-        for stop in (PEAK, *budgets):
-            found.append(_held_out(evidence, objective, stop))
+        stops: list[str | float] = [PEAK, *budgets]
+        found += [_held_out(evidence, objective, stop) for stop in stops]
     return found
 
 
@@ -92,7 +92,8 @@ def _everything(evidence: Evidence) -> Choice:
 
 def _held_out(evidence: Evidence, objective: str, stop: str | float) -> Choice:
     count, trials = evidence.products.dot.shape[-1], len(evidence.half)
-    foretold, found, chosen = np.empty((trials, count)), np.zeros(count), []
+    foretold, found = np.empty((trials, count)), np.zeros(count)
+    chosen: list[np.ndarray] = []
     for fold, half in _cells(evidence):
         seen = evidence.products.rows(~fold).judged_by(~half)
         order, path = order_components(seen, objective, _among(evidence, stop))

@@ -110,7 +110,8 @@ def integrate(
     move(parameters, step, 1.0)
     after = f(None)
     rounding = abs(after) * torch.finfo(next(iter(parameters.values())).dtype).eps
-    counts, last = quadrature.counts(), None
+    counts = quadrature.counts()
+    last: Tensor | None = None
     for count in counts:
         clear(parameters)
         for position, weight in zip(*nodes(quadrature.rule, count), strict=True):

@@ -139,7 +139,7 @@ def _completeness(store: xr.Dataset, measures: Mapping[str, float]) -> Statement
 
 
 def _entries(store: xr.Dataset) -> Statement:
-    axes = " × ".join(store["influence"].dims) or "one sum"
+    axes = " × ".join(map(str, store["influence"].dims)) or "one sum"
     text = (
         f"Complete sums say nothing of a single entry ({axes}): these are off by about "
         f"{100 * store.attrs['entry_error']:.2g} % of their size, as estimated by a finer quadrature on a few of them."
