@@ -129,6 +129,16 @@ class Stage:
     history: History | None = None
 
 
+class TrainedAgain(Protocol):
+    """What models trained again on subsets of the training examples say, where a bank has them."""
+
+    def __call__(self, problem: Problem, subsets: int, left_out: float) -> tuple[np.ndarray, np.ndarray]:
+        """Members [S, N] bool of so many random subsets that lack that share, and the queries' measurements [S, Q].
+
+        Errors (UserError): the models are not there (with the command that makes them), or cannot be.
+        """
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
@@ -136,10 +146,10 @@ class Problem:
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
     each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
     that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
-    without pairs (C = 0). `recipe` tells how that training can be made again (a `training.bank.Recipe`), where it can.
-    `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
-    use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
-    in, `spent` how much this process had put into stores before.
+    without pairs (C = 0). `recipe` tells how that training can be made again (a `training.bank.Recipe`), where it can;
+    `retrained` of models that were, where a command can find them. `loaded` has the tokenizer where there is one.
+    `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked for,
+    `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
 
     A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
     stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.
@@ -160,6 +170,7 @@ class Problem:
     loaded: LoadedModel | None = None
     history: History | None = None
     recipe: Callable[[], Any] | None = None
+    retrained: TrainedAgain | None = None
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None

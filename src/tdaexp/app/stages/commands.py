@@ -5,8 +5,10 @@ Nothing here knows Hydra, or which kind of model a run is about.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,7 @@ from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.stages.trained_again import trained_again
 from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, built, trainings
 from tdaexp.methods.base import check_combines
@@ -83,7 +86,8 @@ def _of_problem(config: AttributeConfig) -> Answer:
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    return answered(config, built(config, builder, clock), builder.corpus, clock)
+    problem = dataclasses.replace(built(config, builder, clock), retrained=partial(trained_again, config))
+    return answered(config, problem, builder.corpus, clock)
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
