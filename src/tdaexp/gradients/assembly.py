@@ -60,6 +60,10 @@ class Assembly:
         component, place = self._shares[path][0]
         return component.parts[place].kind
 
+    def is_norm(self, path: str) -> bool:
+        """Whether the module at `path` is a norm."""
+        return self._kind(path) == "norm"
+
     def announce(self, path: str, read: Sequence[Any]) -> Any:
         """Tell in the forward pass what the module at `path` reads; returns what to hand to `receive` later.
 
