@@ -1,4 +1,4 @@
-"""A language model of two layers, rows of text, and the usual ways to train on them: Trainer, Lightning, a plain loop."""
+"""Small models and rows, and the usual ways to train on them: Trainer, Lightning, a plain loop."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Net(nn.Module):
         self.checkpointing = checkpointing
 
     def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self.first.weight.dtype)
         if self.checkpointing and self.training:
             from torch.utils.checkpoint import checkpoint
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a callback kept: the weights and AdamW's state that the loop had, read by the methods that use them."""
+"""Checkpoints that a callback kept are what the loop had, and the methods that use them read them."""
 
 from __future__ import annotations
 

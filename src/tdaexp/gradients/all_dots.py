@@ -21,7 +21,7 @@ GRAM_BYTES = 1 << 25
 
 
 def all_dots(left: Sequence[Factors], right: Sequence[Factors]) -> Tensor:
-    """Dot products [n, B, K] of two batches' gradients of the same K components; float32, or float64 of such factors."""
+    """Dot products [n, B, K] of two batches' gradients of the same K components; float32, or float64 of float64."""
     n, b = left[0].examples, right[0].examples
     pairs = Pairs(torch.arange(n, device="cpu").repeat_interleave(b), torch.arange(b, device="cpu").repeat(n))
     columns: list[Tensor] = [torch.empty(0, device="cpu")] * len(left)

@@ -77,7 +77,8 @@ class KeepCheckpoints(Observer):
             temporary.mkdir()
             self._save(temporary)
             if self.state:
-                save_adam(temporary, loop.parameters, loop.optimizer, decays_of(loop.model, loop.optimizer), loop.step)
+                decay = decays_of(loop.model, loop.optimizer)
+                save_adam(temporary, loop.parameters, loop.optimizer, decay, loop.step)
             seal.seal(temporary)
 
     def end(self, loop: Loop) -> None:

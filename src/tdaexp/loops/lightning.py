@@ -47,14 +47,15 @@ class LightningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Errors (UserError): several optimisers, and as of the observers."""
         if len(trainer.optimizers) != 1:
-            raise UserError(f"loop: the module has {len(trainer.optimizers)} optimisers; a training by one is looked at")
+            raise UserError(
+                f"loop: the module has {len(trainer.optimizers)} optimisers; a training by one is looked at"
+            )
         loader: Any = trainer.train_dataloader
         self._loop = Loop(
             self._model(pl_module),
             trainer.optimizers[0],
             self.observers,
             loader=self._seen.get(id(loader), loader),
-            scaler=getattr(trainer.precision_plugin, "scaler", None),
             steps=int(trainer.estimated_stepping_batches),
             start=trainer.global_step,
             announced=True,

@@ -58,8 +58,8 @@ class Loop:
     """A training of `model` by `optimizer`, with who looks on: a context around the loop.
 
     In a loop of one's own passes are seen as calls of the model in training (with derivatives). `loader` is the
-    DataLoader that the loop goes over, `scaler` a gradient scaler, `tokenizer` that of a language model, `start` the
-    updates that were made before, `steps` those of the whole training where that is known.
+    DataLoader that the loop goes over, `tokenizer` that of a language model, `start` the updates that were made before,
+    `steps` those of the whole training where that is known.
 
     `step` counts updates, `passes` has the rows of each pass since the last one.
     """
@@ -71,7 +71,6 @@ class Loop:
         observers: Observer | Sequence[Observer],
         *,
         loader: Any = None,
-        scaler: Any = None,
         tokenizer: Any = None,
         steps: int | None = None,
         start: int = 0,
@@ -83,7 +82,7 @@ class Loop:
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise UserError(f"loop: the optimiser is a {type(optimizer).__name__}, and must be one of torch.optim")
         self.observers = [observers] if isinstance(observers, Observer) else list(observers)
-        self.scaler, self.tokenizer, self.steps = scaler or getattr(optimizer, "scaler", None), tokenizer, steps
+        self.tokenizer, self.steps = tokenizer, steps
         self.step = self.start = start
         self.passes: list[list[int]] = []
         self.aside = False
@@ -152,9 +151,10 @@ class Loop:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
     @property
-    def scale(self) -> float:
-        """What the scaler multiplies the loss by, until the update is made."""
-        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+    def grad_scale(self) -> float:
+        """What a fused optimiser takes off the gradients itself: the scale of a gradient scaler."""
+        found = getattr(self.optimizer, "grad_scale", None)
+        return 1.0 if found is None else float(found)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ class Loop:
     def begin_pass(self) -> None:
         """A training pass is about to begin."""
         self.settle()
-        if self.scaler is not None and self.passes and not self._announced and not self._accumulating():
+        if self.passes and not self._announced and not self._accumulating():
             self.drop()
         if not self.passes:
             for one in self.observers:
@@ -212,6 +212,10 @@ class Loop:
             one.before(self)
 
     def _made(self) -> None:
+        overflow = getattr(self.optimizer, "found_inf", None)
+        if overflow is not None and float(overflow):  # a fused optimiser was called, and left everything as it was
+            self.drop()
+            return
         for one in self.observers:
             one.made(self)
         self._changed = True

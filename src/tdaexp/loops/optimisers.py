@@ -72,5 +72,7 @@ def save_adam(
             value = own[key].detach() if key in own else torch.zeros_like(one)
             tensors[f"{key}/{name}"] = value.float().cpu().contiguous()
     betas = float(group["betas"][0]), float(group["betas"][1])
-    told = Hyperparameters(step, rate_of(optimizer), betas, float(group["eps"]), {name: decay[name] for name in parameters})
+    told = Hyperparameters(
+        step, rate_of(optimizer), betas, float(group["eps"]), {name: decay[name] for name in parameters}
+    )
     save_file(tensors, folder / FILE, metadata={"adamw": json.dumps(asdict(told))})

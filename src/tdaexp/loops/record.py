@@ -3,9 +3,9 @@
     folder/note.json, states/, batches/     as of `training.trajectory`
 
 A recorded step is θ_{s+1} = the optimiser's on Σ_k w_k ℓ_k(θ_s), so that each row's weight in the update's loss must be
-known: by default a pass's loss is the mean over its rows, passes are averaged, and so are processes. Whether that is so is
-seen at the first update, by the gradient. Cost of a step: its weights to the disk once, with AdamW twice, and once a
-forward and backward pass.
+known: by default a pass's loss is the mean over its rows, passes are averaged, and so are processes. Whether that is so
+is seen at the first update, by the gradient. Cost of a step: its weights to the disk once, with AdamW twice, and once
+in a training a forward and backward pass.
 """
 
 from __future__ import annotations
@@ -92,8 +92,10 @@ class Record(Observer):
             self._recorder = self._begun(loop)
             self._expected = self._gradient(loop)
         if len(self._rows) > self._recorder.layout.batch:
-            raise UserError(f"Record: step {loop.step} has {len(self._rows)} rows and the first had "
-                            f"{self._recorder.layout.batch}, for which there is room; make no batch larger than the first")  # fmt: skip
+            raise UserError(
+                f"Record: step {loop.step} has {len(self._rows)} rows and the first had {self._recorder.layout.batch}, "
+                "for which there is room; make no batch larger than the first"
+            )
         self._recorder.before(loop.step, loop.parameters, loop.optimizer)
 
     def made(self, loop: Loop) -> None:
@@ -117,8 +119,10 @@ class Record(Observer):
     def end(self, loop: Loop) -> None:
         """Say where a training was too short."""
         if loop.step != loop.steps:
-            log.warning("Record: the training ended after %d of %s updates, so that the recording cannot be read; record "
-                        "it again with steps=%d", loop.step, loop.steps, loop.step)  # fmt: skip
+            log.warning(
+                "Record: the training ended after %d of %s updates, so that the recording cannot be read; record it again "
+                "with steps=%d", loop.step, loop.steps, loop.step,
+            )  # fmt: skip
 
     def _batch(self, loop: Loop) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the update and their weights in its loss [B], of all processes."""
@@ -151,12 +155,16 @@ class Record(Observer):
         with loop.alone():
             losses = self.loss(loop.model, batch)
             if losses.shape != (len(items),):
-                raise UserError(f"Record: the loss gives {list(losses.shape)} for {len(items)} items; it must return one "
-                                "number for each, [B] (with reduction='none', and no mean)")  # fmt: skip
+                raise UserError(
+                    f"Record: the loss gives {list(losses.shape)} for {len(items)} items; it must return one number for "
+                    "each, [B] (with reduction='none', and no mean)"
+                )
             total = losses @ torch.from_numpy(self._weights).to(losses)
             found = torch.autograd.grad(total, list(loop.parameters.values()), allow_unused=True)
         named = loop.parameters.items()
-        return {name: torch.zeros_like(one) if own is None else own for (name, one), own in zip(named, found, strict=True)}
+        return {
+            name: torch.zeros_like(one) if own is None else own for (name, one), own in zip(named, found, strict=True)
+        }
 
     def _check(self, loop: Loop, expected: dict[str, Tensor]) -> None:
         own = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in loop.parameters.items()}

@@ -24,15 +24,17 @@ class BatchRows:
             raise UserError("loop: which rows are in a batch is read off the DataLoader; give it (loader=LOADER)")
         self._loader = getattr(loader, "base_dataloader", loader)  # of Accelerate's
         if not isinstance(self._loader, DataLoader) or isinstance(self._loader.dataset, IterableDataset):
-            raise UserError(f"loop: a {type(loader).__name__} of a stream has no numbered rows; train on a DataLoader of "
-                            "a data set with a length")  # fmt: skip
+            raise UserError(
+                f"loop: a {type(loader).__name__} of a stream has no numbered rows; train on a DataLoader of a data set "
+                "with a length"
+            )
         if self._loader.batch_sampler is None:
             raise UserError("loop: the DataLoader makes no batches itself (batch_size=None); give it a batch_size")
         self.items: Any = self._loader.dataset
         self.collate: Any = self._loader.collate_fn
         self._waiting: deque[list[int]] = deque()
         self._sampler: Any = self._loader.batch_sampler
-        vars(self._loader)["batch_sampler"] = self  # the loader refuses an assignment, as it knows no reason for one
+        vars(self._loader)["batch_sampler"] = self  # which the loader refuses to be assigned
 
     def __iter__(self) -> Iterator[list[int]]:
         self._waiting.clear()

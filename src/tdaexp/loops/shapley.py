@@ -6,8 +6,8 @@ g_{i,t} is row i's share in it (∇ℓ_i over the batch's size), a query q of lo
     influence[q, i] = Σ_t η_t ⟨g_{i,t}, ∇ℓ_q(θ_t)⟩
 
 which is the first-order Shapley value of the row in the update's game, summed over the updates. Sign: positive = the
-row's steps lowered the query's loss. The updates are taken as plain gradient steps; AdamW scales its steps otherwise,
-and clipping is not in g. Additive over components.
+row's steps lowered the query's loss. The updates are taken as plain gradient steps; AdamW scales its steps otherwise.
+Additive over components.
 
 The queries' gradients come from a pass of their own before each update, at the weights that the update starts from, in
 eval mode; the rows' from the loop's own passes. Cost of an update: that pass, and the products of the captured factors,
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tdaexp.gradients.factors import Factors
 from tdaexp.gradients.passes import Gradients
 from tdaexp.loops.loop import Loop, Observer
 from tdaexp.loops.shares import Shares, components_in_training
-from tdaexp.loops.sums import Sums
+from tdaexp.loops.sums import Sums, checked, length
 from tdaexp.models.components import Component, parameters_of
 from tdaexp.models.wrapped import language_model
 from tdaexp.objectives.base import cross_entropy
@@ -49,11 +49,11 @@ LABEL = "in-run Shapley"
 
 @dataclass
 class _Captured:
-    """A pass: its rows, and the products [n, B, K] of its shares with the queries' gradients."""
+    """A pass: its rows, the products [n, B, K] of its shares with the queries' gradients, and the shares' sums."""
 
     rows: list[int]
     dots: Tensor
-    sums: Sums | None = field(default=None)
+    sums: Sums
 
 
 class InRunShapley(Observer):
@@ -115,7 +115,7 @@ class InRunShapley(Observer):
         self._pending: list[_Captured] = []
         self._held: list[Factors] | None = None
         self._losses: list[np.ndarray] = []
-        self._checked = False
+        self._gauges: list[str] | None = None
         log.info("%s: %s", LABEL, found.coverage_line())
 
     def ahead(self, loop: Loop) -> None:
@@ -141,16 +141,14 @@ class InRunShapley(Observer):
             return
         held, rows = self._held, loop.passes[-1]
         shape = (len(self._side), len(rows), len(self._columns))
-        mine = _Captured(rows, torch.zeros(shape, dtype=self._side.dtype, device=self._side.device))
-        if not self._checked:
-            mine.sums = Sums(self._side.model, self._side.components)
+        dots = torch.zeros(shape, dtype=self._side.dtype, device=self._side.device)
+        mine = _Captured(rows, dots, Sums(self._gauges))
         self._pending.append(mine)
 
         def consume(arrived: list[Component], factors: list[Factors]) -> None:
             columns = [self._columns[one.name] for one in arrived]
             mine.dots[:, :, columns] = all_dots([held[column] for column in columns], factors)
-            if mine.sums is not None:
-                mine.sums.add(arrived, factors)
+            mine.sums.add(arrived, factors)
 
         self._shares.arm(len(rows), consume)
 
@@ -168,11 +166,16 @@ class InRunShapley(Observer):
         taken, self._pending = self._pending, []
         if not taken:
             return
-        by = 1 / (loop.scale * loop.world)
-        if not self._checked:
-            self._checked = True
-            Sums.check([one.sums for one in taken if one.sums is not None], loop, by)
-        rates = self.every * by * self._rates(loop)
+        model, components, sums = self._side.model, self._side.components, [one.sums for one in taken]
+        if self._gauges is None:
+            self._gauges = checked(model, components, sums, loop)
+        made_of = length(model, components, sums, self._gauges, loop)
+        if not made_of and any(bool(one.dots.any()) for one in taken):
+            raise UserError(
+                f"InRunShapley: in update {loop.step} no gradient reached {', '.join(self._gauges)}, by which its length "
+                "is seen; leave them out (components=[…])"
+            )
+        rates = self.every * self._rates(loop) * made_of
         for one in taken:
             np.add.at(self._scores, (slice(None), one.rows), one.dots.double().cpu().numpy() * rates)
 
@@ -195,7 +198,9 @@ class InRunShapley(Observer):
         values = scores.numpy()
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values).all((0, 2)))[0, 0])
-            raise UserError(f"InRunShapley: the score of row {row} is not finite; the loss was not, in one of its passes")
+            raise UserError(
+                f"InRunShapley: the score of row {row} is not finite; the loss was not, in one of its passes"
+            )
         if not loop.first:
             return
         with loop.alone(), self._side.ready(), torch.no_grad():
@@ -203,13 +208,17 @@ class InRunShapley(Observer):
             last = self._side.objective.losses(self._side.model, inputs, self._side.loss).double().cpu().numpy()
         explained, change = values.sum((1, 2)), (self._losses[0] if self._losses else last) - last
         log.info(
-            "%s: the queries' mean loss fell by %.4g, of which first order explains %.4g", LABEL, change.mean(), explained.mean()
+            "%s: the queries' mean loss fell by %.4g, of which first order explains %.4g",
+            LABEL,
+            change.mean(),
+            explained.mean(),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         influence.save(self._labelled(values, explained, change, loop.step), self.folder / STORE)
 
     def _labelled(self, values: np.ndarray, explained: np.ndarray, change: np.ndarray, steps: int) -> Any:
         queries, rows = len(self._side), values.shape[1]
+        told = {"method": "in_run_shapley", "label": LABEL, **provenance()}
         components = self._side.components
         found = influence.build(
             values,
@@ -220,8 +229,14 @@ class InRunShapley(Observer):
             truth_known=np.zeros(queries, dtype=bool),
             component=components.names,
             size=components.sizes,
-            attrs={"method": "in_run_shapley", "label": LABEL, "parameters": components.total, "steps": steps,
-                   "every": self.every, **provenance()},  # fmt: skip
+            attrs={
+                "method": "in_run_shapley",
+                "label": LABEL,
+                "parameters": components.total,
+                "steps": steps,
+                "every": self.every,
+                **provenance(),
+            },  # fmt: skip
         )
         return found.assign(explained=("query", explained), change=("query", change))
 

@@ -2,7 +2,7 @@
 
 Of the loss L of a pass over B examples the share of example i is what ∂L/∂θ would be if no other example had a
 gradient, so that the shares sum to the gradient: of a mean of losses it is ∇ℓ_i / B. They are as the loop forms them:
-divided by the passes that are accumulated, multiplied by a scaler's scale.
+divided by the passes that are accumulated, multiplied by a scaler's scale (`sums.length` takes it off).
 
 Recomputed activations: a layer that ran with derivatives is taken as it ran then, and its second run within the
 backward pass is passed over; one whose first run had none (reentrant checkpointing) is taken within the backward pass.
@@ -58,7 +58,9 @@ def components_in_training(
     chosen = whole.select(kept if names is None else names)
     for name in chosen.names:
         if name not in kept:
-            raise UserError(f"loop: the component '{name}' is not trained, or its gradients cannot be captured in a loop")
+            raise UserError(
+                f"loop: the component '{name}' is not trained, or its gradients cannot be captured in a loop"
+            )
     unchosen = {one.name: one.size for one in whole.components if one.name in kept and one.name not in chosen.names}
     total = sum(one.numel() for one in trained.values())
     return ComponentMap(chosen.components, {**whole.skipped, **left}, total, whole.model_type, unchosen)
@@ -96,7 +98,9 @@ class Shares:
             handle.remove()
         self._handles, self._pass = [], None
 
-    def _watch(self, path: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def _watch(
+        self, path: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
         now = self._pass
         if now is None or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
