@@ -123,8 +123,10 @@ class KeepCheckpoints(Observer):
         try:
             rates: list[float] = seal.read_note(note)["rates"]
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"KeepCheckpoints: the training goes on from step {start}, and {note} does not tell how it "
-                            f"went so far ({type(error).__name__}); begin it anew in a new folder") from error  # fmt: skip
+            raise UserError(
+                f"KeepCheckpoints: the training goes on from step {start}, and {note} does not tell how it went so far "
+                f"({type(error).__name__}); begin it anew in a new folder"
+            ) from error
         if len(rates) < start:
             raise UserError(f"KeepCheckpoints: the training goes on from step {start}, and {note} ends at step "
                             f"{len(rates)}; go on from there, or from a step before")  # fmt: skip

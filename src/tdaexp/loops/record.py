@@ -120,8 +120,8 @@ class Record(Observer):
         """Say where a training was too short."""
         if loop.step != loop.steps:
             log.warning(
-                "Record: the training ended after %d of %s updates, so that the recording cannot be read; record it again "
-                "with steps=%d", loop.step, loop.steps, loop.step,
+                "Record: the training ended after %d of %s updates, so that the recording cannot be read; record it "
+                "again with steps=%d", loop.step, loop.steps, loop.step,
             )  # fmt: skip
 
     def _batch(self, loop: Loop) -> tuple[np.ndarray, np.ndarray]:
@@ -156,15 +156,13 @@ class Record(Observer):
             losses = self.loss(loop.model, batch)
             if losses.shape != (len(items),):
                 raise UserError(
-                    f"Record: the loss gives {list(losses.shape)} for {len(items)} items; it must return one number for "
-                    "each, [B] (with reduction='none', and no mean)"
+                    f"Record: the loss gives {list(losses.shape)} for {len(items)} items; it must return one number "
+                    "for each, [B] (with reduction='none', and no mean)"
                 )
             total = losses @ torch.from_numpy(self._weights).to(losses)
             found = torch.autograd.grad(total, list(loop.parameters.values()), allow_unused=True)
-        named = loop.parameters.items()
-        return {
-            name: torch.zeros_like(one) if own is None else own for (name, one), own in zip(named, found, strict=True)
-        }
+        named = zip(loop.parameters.items(), found, strict=True)
+        return {name: torch.zeros_like(one) if own is None else own for (name, one), own in named}
 
     def _check(self, loop: Loop, expected: dict[str, Tensor]) -> None:
         own = {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in loop.parameters.items()}

@@ -25,8 +25,8 @@ class BatchRows:
         self._loader = getattr(loader, "base_dataloader", loader)  # of Accelerate's
         if not isinstance(self._loader, DataLoader) or isinstance(self._loader.dataset, IterableDataset):
             raise UserError(
-                f"loop: a {type(loader).__name__} of a stream has no numbered rows; train on a DataLoader of a data set "
-                "with a length"
+                f"loop: a {type(loader).__name__} of a stream has no numbered rows; train on a DataLoader of a data "
+                "set with a length"
             )
         if self._loader.batch_sampler is None:
             raise UserError("loop: the DataLoader makes no batches itself (batch_size=None); give it a batch_size")

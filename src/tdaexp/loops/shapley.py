@@ -172,8 +172,8 @@ class InRunShapley(Observer):
         made_of = length(model, components, sums, self._gauges, loop)
         if not made_of and any(bool(one.dots.any()) for one in taken):
             raise UserError(
-                f"InRunShapley: in update {loop.step} no gradient reached {', '.join(self._gauges)}, by which its length "
-                "is seen; leave them out (components=[…])"
+                f"InRunShapley: in update {loop.step} no gradient reached {', '.join(self._gauges)}, by which its "
+                "length is seen; leave them out (components=[…])"
             )
         rates = self.every * self._rates(loop) * made_of
         for one in taken:
@@ -229,14 +229,7 @@ class InRunShapley(Observer):
             truth_known=np.zeros(queries, dtype=bool),
             component=components.names,
             size=components.sizes,
-            attrs={
-                "method": "in_run_shapley",
-                "label": LABEL,
-                "parameters": components.total,
-                "steps": steps,
-                "every": self.every,
-                **provenance(),
-            },  # fmt: skip
+            attrs={**told, "parameters": components.total, "steps": steps, "every": self.every},
         )
         return found.assign(explained=("query", explained), change=("query", change))
 

@@ -72,7 +72,7 @@ def checked(model: nn.Module, components: ComponentMap, passes: Sequence[Sums], 
 
 
 def length(model: nn.Module, components: ComponentMap, passes: Sequence[Sums], gauges: list[str], loop: Loop) -> float:
-    """The optimiser's gradient over the sum of the shares of an update's passes, by its gauges; 0 where they have none."""
+    """The optimiser's gradient over the sum of the shares of an update's passes, by its gauges; 0 where these are."""
     mine = _total(passes, gauges, loop)
     known = [one for one in components.components if one.name in gauges]
     found = _along(mine, {one.name: _gradient(model, components, one) for one in known})
@@ -100,10 +100,6 @@ def _gradient(model: nn.Module, components: ComponentMap, component: Component) 
     """What the component's parameters have in `.grad` [size]."""
     space, named = VectorSpace(model, replace(components, components=(component,))), dict(model.named_parameters())
     own = {}
-        VectorSpace(model, replace(components, components=(component,))),
-        dict(model.named_parameters()),
-        {},
-    )
     for name in space.names:
         found = named[name].grad
         own[name] = (torch.zeros_like(named[name]) if found is None else found)[None]
