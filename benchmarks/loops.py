@@ -1,6 +1,6 @@
 """CPU time of a training that observers look at over that of the same training alone.
 
-Updates of AdamW on batches of 16 x 128 tokens, by a plain loop; `InRunShapley` with validation texts of 32 tokens each,
+Updates of AdamW on batches of 16 x 64 tokens, by a plain loop; `InRunShapley` with validation texts of 16 tokens each,
 `KeepCheckpoints` with state. Least CPU time of several rounds in which the ways take turns, one thread.
 
     python benchmarks/loops.py
@@ -22,11 +22,8 @@ from transformers import OlmoConfig, OlmoForCausalLM
 import tdaexp
 from tdaexp.loops.loop import Observer
 
-ROUNDS, UPDATES, BATCH, LENGTH, ASKED = 4, 4, 16, 128, 32
-SIZES = {
-    "hidden 256, 6 layers, vocabulary 8,192": (8192, 256, 6),
-    "hidden 512, 4 layers, vocabulary 4,096": (4096, 512, 4),
-}
+ROUNDS, UPDATES, BATCH, LENGTH, ASKED = 3, 4, 16, 64, 16
+SIZES = {"hidden 256, 4 layers, vocabulary 4,096": (4096, 256, 4)}
 
 
 class Tokenizer:

@@ -9,6 +9,7 @@ import lightning
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tdaexp.models.loaded import quiet_transformers
@@ -64,8 +65,7 @@ class Net(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.first.weight.dtype)
         if self.checkpointing and self.training:
-            from torch.utils.checkpoint import checkpoint
-
+            inputs = inputs.detach().requires_grad_()  # without which reentrant checkpointing has no derivatives
             hidden = checkpoint(self._inner, inputs, use_reentrant=self.checkpointing == "reentrant")
         else:
             hidden = self._inner(inputs)
