@@ -17,7 +17,7 @@ n T_q B T (I + O) multiply-adds a layer (or B T I O where that is less) over the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tdaexp import influence
 from tdaexp.gradients.all_dots import all_dots
 from tdaexp.gradients.factors import Factors
-from tdaexp.gradients.passes import Gradients
 from tdaexp.loops.loop import Loop, Observer
-from tdaexp.loops.shares import Shares, components_in_training
+from tdaexp.loops.queries import queries_of
+from tdaexp.loops.shares import Shares
 from tdaexp.loops.sums import Sums, checked, length
 from tdaexp.models.components import Component, parameters_of
-from tdaexp.models.wrapped import language_model
-from tdaexp.objectives.base import cross_entropy
-from tdaexp.objectives.own_loss import OwnExamples, OwnLoss
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import provenance
 
@@ -92,26 +88,13 @@ class InRunShapley(Observer):
                             "not known; begin it anew")  # fmt: skip
         if (self.folder / STORE).exists():
             raise UserError(f"InRunShapley: {self.folder / STORE} is there already; name a new folder")
-        model = language_model(loop.model)
-        if self.loss is None and not isinstance(model, PreTrainedModel):
-            raise UserError("InRunShapley: give loss=FUNCTION, which takes the model and a batch of queries and "
-                            "returns one number for each of them")  # fmt: skip
-        objective = OwnLoss(self.loss or token_losses)
-        examples = OwnExamples(self.queries, _plain(self.collate or loop.collate))
-        device = next(model.parameters()).device
-        members = range(len(examples))
-
-        def probe() -> Tensor:
-            return objective.losses(model, objective.batch(examples, members).to(device), cross_entropy)
-
-        with loop.alone():
-            found = components_in_training(loop.model, loop.parameters, probe, len(examples), self.components)
-        self._side = Gradients(model, found, examples, objective)
+        self._side = queries_of(loop, self.queries, self.loss, self.collate, self.components)
+        found, model = self._side.components, self._side.model
         self._shares = Shares(loop.model, found)
         self._columns = {name: column for column, name in enumerate(found.names)}
         named = dict(model.named_parameters())
         self._parameters = [{id(named[name]) for name in parameters_of(model, one)} for one in found.components]
-        self._scores = np.zeros((len(examples), loop.rows, len(found)))
+        self._scores = np.zeros((len(self._side), loop.rows, len(found)))
         self._pending: list[_Captured] = []
         self._held: list[Factors] | None = None
         self._losses: list[np.ndarray] = []
@@ -164,6 +147,11 @@ class InRunShapley(Observer):
         self._shares.rest()
         self._held = None
         taken, self._pending = self._pending, []
+        if not all(one.sums.found for one in taken):
+            raise UserError(
+                "InRunShapley: nothing of a pass was seen: what ran is not the model that is looked at, or it is "
+                "compiled (torch.compile), and hooks do not run in it"
+            )
         if not taken:
             return
         model, components, sums = self._side.model, self._side.components, [one.sums for one in taken]
@@ -237,23 +225,3 @@ class InRunShapley(Observer):
         """Take the hooks off the model."""
         if self._shares is not None:
             self._shares.leave()
-
-
-def _plain(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Batches as plain dicts where they are mappings of another kind, whose tensors nobody would find."""
-
-    def batch(items: list[Any]) -> Any:
-        found = collate(items)
-        return dict(found) if isinstance(found, Mapping) else found
-
-    return batch
-
-
-def token_losses(model: nn.Module, batch: Any) -> Tensor:
-    """Mean cross-entropy of each text's tokens that count [B], in nats: `labels` as transformers has them, -100 not."""
-    labels = batch["labels"][:, 1:]
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1]
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    losses = nn.functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
-    counted = labels != -100
-    return losses.view_as(labels).sum(1) / counted.sum(1)

@@ -10,60 +10,16 @@ backward pass is passed over; one whose first run had none (reentrant checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tdaexp.building.covered import running
 from tdaexp.gradients.assembly import Assembly, Consumer
 from tdaexp.loops.loop import in_backward
-from tdaexp.models.components import ComponentMap, component_map, parameters_of
-from tdaexp.models.discovery import discovered
-from tdaexp.models.eval_mode import in_eval
+from tdaexp.models.components import ComponentMap
 from tdaexp.models.wrapped import language_model
-from tdaexp.runtime.errors import UserError
-
-
-def components_in_training(
-    model: nn.Module, trained: dict[str, Tensor], probe: Callable[[], object], examples: int, names: list[str] | None
-) -> ComponentMap:
-    """The components whose parameters are `trained` and whose gradients can be captured, or the named ones of these.
-
-    What else is trained is in the map's `skipped`. `probe` runs a plain module on so many `examples`. Errors
-    (UserError): none is left; a name that is none of them.
-    """
-    from transformers import PreTrainedModel
-
-    inner = language_model(model)
-    with torch.random.fork_rng(), in_eval(model):
-        if isinstance(inner, PreTrainedModel):
-            whole = running(inner, component_map(inner))
-        else:
-            whole = discovered(inner, probe, examples)
-    mine = {id(one) for one in trained.values()}
-    named = dict(inner.named_parameters())
-    own_ways = Assembly(inner, whole, lambda *_: None, 1).own_ways
-    kept, left = [], {}
-    for one in whole.components:
-        ids = {id(named[name]) for name in parameters_of(inner, one)}
-        if one.captured and ids <= mine and not any(part.module in own_ways for part in one.parts):
-            kept.append(one.name)
-        elif ids & mine:
-            left[one.name] = one.size
-    if not kept:
-        raise UserError("loop: no layer is trained whose gradients can be captured; every one computes in its own way")
-    chosen = whole.select(kept if names is None else names)
-    for name in chosen.names:
-        if name not in kept:
-            raise UserError(
-                f"loop: the component '{name}' is not trained, or its gradients cannot be captured in a loop"
-            )
-    unchosen = {one.name: one.size for one in whole.components if one.name in kept and one.name not in chosen.names}
-    total = sum(one.numel() for one in trained.values())
-    return ComponentMap(chosen.components, {**whole.skipped, **left}, total, whole.model_type, unchosen)
 
 
 class Shares:
