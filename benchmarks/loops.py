@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import OlmoConfig, OlmoForCausalLM
 
 import tdaexp
-from tdaexp.loops.loop import Observer
+from tdaexp.loops.observer import Observer
 
 ROUNDS, UPDATES, BATCH, LENGTH, ASKED = 3, 4, 16, 64, 16
 SIZES = {"hidden 256, 4 layers, vocabulary 4,096": (4096, 256, 4)}

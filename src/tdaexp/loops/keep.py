@@ -16,7 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tdaexp.loops.loop import Loop, Observer
+from tdaexp.loops.loop import Loop
+from tdaexp.loops.observer import Observer
 from tdaexp.loops.optimisers import alike, decays_of, kind_of, rate_of, save_adam
 from tdaexp.models.wrapped import language_model
 from tdaexp.runtime import seal

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
-from tdaexp.loops.loop import Loop, Observer
+from tdaexp.loops.loop import Loop
+from tdaexp.loops.observer import Observer
 from tdaexp.loops.rows import BatchRows
 from tdaexp.runtime.errors import UserError, unknown
 

@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tdaexp.loops.loop import Loop, Observer
+from tdaexp.loops.loop import Loop
+from tdaexp.loops.observer import Observer
 from tdaexp.loops.optimisers import alike, decays_of, kind_of, rate_of
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.recorder import Recorder, plan

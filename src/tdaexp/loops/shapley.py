@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from tdaexp import influence
 from tdaexp.gradients.all_dots import all_dots
 from tdaexp.gradients.factors import Factors
-from tdaexp.loops.loop import Loop, Observer
+from tdaexp.loops.loop import Loop
+from tdaexp.loops.observer import Observer
 from tdaexp.loops.queries import queries_of
 from tdaexp.loops.shares import Shares
 from tdaexp.loops.sums import Sums, checked, length

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from tdaexp.loops.loop import Loop, Observer
+from tdaexp.loops.loop import Loop
+from tdaexp.loops.observer import Observer
 from tdaexp.runtime.errors import UserError
 
 
