@@ -50,7 +50,9 @@ def replayed(model, trajectory, optimizer):
         (losses @ torch.from_numpy(weights).float()).backward()
         optimizer.step()
         wanted = trajectory.updated(step)
-        worst = max(worst, *(float((one - wanted[name]).abs().max()) for name, one in model.named_parameters()))
+        worst = max(
+            worst, *(float((one.detach() - wanted[name]).abs().max()) for name, one in model.named_parameters())
+        )
     return worst
 
 
@@ -92,7 +94,8 @@ def test_in_lightning(tmp_path):
 
 def test_methods_read_it(tmp_path):
     """`tracin` and `explaind` by one call each; what `explaind` explains is the change of the logits."""
-    model = net()
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    start = copy.deepcopy(model)
     train(model, tmp_path / "recorded", torch.optim.AdamW(model.parameters(), 0.02))
     keys = {"loss": class_losses, "history": tmp_path / "recorded", "cache": tmp_path / "cache", "trust": False}
     asked = Pairs(2, seed=9)
@@ -100,9 +103,9 @@ def test_methods_read_it(tmp_path):
     assert np.isfinite(tracin.dataset["influence"].values).all() and len(tracin.dataset.attrs["steps"]) == 3
     told = tdaexp.attribute(model, DATA, asked, "explaind", keep=["train", "query", "output"], **keys).dataset
     with torch.no_grad():
-        change = model(asked.inputs) - net()(asked.inputs)
+        change = model(asked.inputs) - start(asked.inputs)
     np.testing.assert_allclose(told["change"].values, change.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(told["explained"].values, change.numpy(), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(told["explained"].values, change.numpy(), rtol=1e-3, atol=1e-4)
     assert told["influence"].sizes["train"] == 11
 
 
