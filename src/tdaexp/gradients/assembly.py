@@ -134,7 +134,7 @@ class Assembly:
         waiting = self._waiting.setdefault(key, [])
         waiting.append((component, factors))
         if len(waiting) == self._sharing[key]:
-            del self._waiting[key]
+            del self._waiting[key], self._sharing[key]  # another tensor may come to have its identity
             waiting.sort(key=lambda pair: self._order[pair[0].name])
             self.consume([one for one, _ in waiting], [one for _, one in waiting])
 

@@ -131,10 +131,11 @@ class Loop:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside the block an observer runs the model itself: no pass of the training."""
+        """Inside the block an observer runs the model itself: no pass of the training, and in the weights' own type."""
         before, self.aside = self.aside, True
+        device = next(self.model.parameters()).device.type
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(device, enabled=False), _own_forward(self.model):
                 yield
         finally:
             self.aside = before
@@ -200,6 +201,21 @@ class Loop:
             one.leave()
         if self._rows is not None and self._rows is not self._loader:
             self._rows.leave()
+
+
+@contextlib.contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The model inside the block without the autocast that Accelerate puts around its forward."""
+    mine = vars(model)
+    around = mine.get("forward")
+    if "_original_forward" not in mine or around is None:
+        yield
+        return
+    mine["forward"] = mine["_original_forward"]
+    try:
+        yield
+    finally:
+        mine["forward"] = around
 
 
 def in_backward() -> bool:
