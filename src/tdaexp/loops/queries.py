@@ -62,7 +62,7 @@ def components_in_training(
 
     What else is trained is in the map's `skipped`. Errors (UserError): none is left; a name that is none of them.
     """
-    mine, named = {id(one) for one in trained.values()}, dict(model.named_parameters())
+    mine, named = {id(one) for one in trained.values()}, dict(model.named_parameters(remove_duplicate=False))
     own_ways = Assembly(model, whole, lambda *_: None, 1).own_ways
     kept, left = [], {}
     for one in whole.components:

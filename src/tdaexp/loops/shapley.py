@@ -93,7 +93,7 @@ class InRunShapley(Observer):
         found, model = self._side.components, self._side.model
         self._shares = Shares(loop.model, found)
         self._columns = {name: column for column, name in enumerate(found.names)}
-        named = dict(model.named_parameters())
+        named = dict(model.named_parameters(remove_duplicate=False))
         self._parameters = [{id(named[name]) for name in parameters_of(model, one)} for one in found.components]
         self._scores = np.zeros((len(self._side), loop.rows, len(found)))
         self._pending: list[_Captured] = []
