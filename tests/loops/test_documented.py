@@ -29,6 +29,7 @@ def here(tmp_path, monkeypatch):
 def run(repository, heading: str, names: dict) -> dict:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings("ignore", message=".*pin_memory")  # which the Trainer asks for on any machine
         exec(compile(block(repository, heading), "docs/callbacks.md", "exec"), names)
     return names
 
