@@ -212,7 +212,7 @@ def test_in_transformers_trainer(tmp_path, reentrant):
         model, tokenizer, tmp_path / "out", TransformersCallback(InRunShapley(tmp_path / "kept", queries)),
         gradient_accumulation_steps=2, max_steps=3, optim="adamw_torch",
     )  # fmt: skip
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     one.create_optimizer()
     spy = Spy(model, one.optimizer)
     one.train()
