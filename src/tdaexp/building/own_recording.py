@@ -20,7 +20,8 @@ from tdaexp.training.trajectory import Trajectory
 
 LOOKED_AT = 8
 """Items of which the own loss is compared with cross-entropy."""
-ALIKE = {"rtol": 1e-4, "atol": 1e-6}
+RELATIVE, ABSOLUTE = 1e-4, 1e-6
+"""How near cross-entropy the own loss is where it is that."""
 
 
 def with_recording(problem: Problem, folder: Path, tensors: bool) -> Problem:
@@ -55,7 +56,7 @@ def _of_classes(problem: Problem) -> Problem:
         )
         inputs = made.objective.batch(made.train, few).to(device)
         theirs = made.objective.losses(made.model, inputs, cross_entropy)
-    if not torch.allclose(own, theirs.to(own), **ALIKE):
+    if not torch.allclose(own, theirs.to(own), rtol=RELATIVE, atol=ABSOLUTE):
         raise UserError("history: a decomposition is of the logits of a classifier, whose loss is the cross-entropy of "
                         "an item's class; yours is another one")  # fmt: skip
     return made

@@ -103,11 +103,12 @@ class KeepCheckpoints(Observer):
             seal.seal(temporary)
 
     def _save(self, folder: Path) -> None:
+        assert isinstance(self._model, PreTrainedModel)  # as it began
         save_hub(folder, self._model, self._tokenizer)
 
     def _course(self, loop: Loop) -> dict[str, Any]:
         group = loop.optimizer.param_groups[0]
-        settings = {"optimizer": self._optimizer}
+        settings: dict[str, Any] = {"optimizer": self._optimizer}
         settings |= {"betas": list(group["betas"])} if "betas" in group else {}
         return {
             "rates": self._rates,

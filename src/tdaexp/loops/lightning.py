@@ -102,7 +102,7 @@ class LightningCallback(Callback):
         if self.model is None:
             found = [one for one in module.children() if isinstance(one, PreTrainedModel)]
             return found[0] if len(found) == 1 else module
-        named = dict(module.named_modules())
+        named: dict[str, nn.Module] = dict(module.named_modules())
         if self.model not in named:
             raise unknown("submodule", self.model, [name for name in named if name], "LightningCallback")
         return named[self.model]

@@ -101,4 +101,5 @@ def token_losses(model: nn.Module, batch: Any) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     losses = nn.functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
     counted = labels != -100
-    return losses.view_as(labels).sum(1) / counted.sum(1)
+    found: Tensor = losses.view_as(labels).sum(1) / counted.sum(1)
+    return found

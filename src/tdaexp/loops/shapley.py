@@ -166,7 +166,9 @@ class InRunShapley(Observer):
             )
         rates = self.every * self._rates(loop) * made_of
         for one in taken:
-            np.add.at(self._scores, (slice(None), one.rows), one.dots.double().cpu().numpy() * rates)
+            found = one.dots.double().cpu().numpy() * rates
+            for place, row in enumerate(one.rows):  # one may stand twice
+                self._scores[:, row] += found[:, place]
 
     def _rates(self, loop: Loop) -> np.ndarray:
         """The learning rate of each component [K]. Errors (UserError): a component has several."""
