@@ -53,6 +53,8 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
         elif len(corpus.train) > COUNTED and dataset.chunk is None:
             assumed.append(f"lengths of all training examples from {COUNTED:,} of them, half of these the longest")
+    if getattr(config.model, "quantised", None):
+        assumed.append("the base's matrices in full precision, of which nf4 takes about an eighth and int8 a quarter")
     names = [name for name in dataset.query_sets if not (path and name == GENERATED)]
     if GENERATED in names:
         sets[GENERATED] = sets[dataset.generated_from]

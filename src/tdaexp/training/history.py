@@ -17,6 +17,7 @@ from tdaexp.data.groups import stratified
 from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.quantised import kind_of
 from tdaexp.objectives.base import ExampleList
 from tdaexp.problem import Course, Moment
 from tdaexp.runtime.errors import UserError, unknown
@@ -102,6 +103,7 @@ class SavedCheckpoints:
             trust_remote_code=own,
             adapter=folder if base else None,
             merge_adapter=loaded.base is not None and base is None,
+            quantised=kind_of(loaded.model),
         )
 
     def _load(self, checkpoint: Checkpoint) -> nn.Module:
