@@ -227,7 +227,7 @@ def test_in_transformers_trainer(tmp_path, reentrant):
 
     for update in spy.updates:
         asked = [gradient(model, update.weights, lambda m, q=q: total(m, q["input_ids"], True)) for q in queries]
-        tokens = sum(int((batch["labels"] != -100).sum()) for batch in update.passes)
+        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in update.passes)
         for batch in update.passes:
             for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True):
                 ids = tuple(ids[real.bool()].tolist())
