@@ -1,6 +1,6 @@
 """CPU time of a training that observers look at over that of the same training alone.
 
-Updates of AdamW on batches of 16 x 64 tokens, by a plain loop; `InRunShapley` with validation texts of 16 tokens each,
+Updates of AdamW on batches of 16 x 128 tokens, by a plain loop; `InRunShapley` with validation texts of 16 tokens each,
 `KeepCheckpoints` with state. Least CPU time of several rounds in which the ways take turns, one thread.
 
     python benchmarks/loops.py
@@ -22,7 +22,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 import tdaexp
 from tdaexp.loops.observer import Observer
 
-ROUNDS, UPDATES, BATCH, LENGTH, ASKED = 3, 4, 16, 64, 16
+ROUNDS, UPDATES, BATCH, LENGTH, ASKED = 3, 4, 16, 128, 16
 SIZES = {"hidden 256, 4 layers, vocabulary 4,096": (4096, 256, 4)}
 
 

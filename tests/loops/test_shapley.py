@@ -118,15 +118,20 @@ def test_a_training_is_the_same_with_and_without(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-def test_an_update_that_the_scaler_leaves_out_counts_nowhere(tmp_path):
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_update_that_the_scaler_leaves_out_counts_nowhere(tmp_path, fused):
+    """A fused optimiser is called all the same, takes the scale off itself, and leaves its parameters as they are."""
     model = net().double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=fused)
     spy = Spy(model, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=1e37, backoff_factor=1e-33, growth_interval=10**6)
     model.first.weight.register_hook(lambda grad: torch.where(grad.abs() > 1e30, torch.inf, grad))
     plain_loop(model, optimizer, loader(), InRunShapley(tmp_path, ASKED, loss=class_losses), scaler=scaler)
-    assert len(spy.updates) == 5  # of six, the first was left out
-    spy.updates[0].passes = spy.updates[0].passes[1:]
+    assert len(spy.updates) == 5 + fused  # of six, the first was left out
+    if fused:
+        spy.updates = spy.updates[1:]
+    else:
+        spy.updates[0].passes = spy.updates[0].passes[1:]
     np.testing.assert_allclose(answer(tmp_path), wanted(model, spy.updates, Pairs(11)), rtol=1e-6, atol=1e-12)
 
 
