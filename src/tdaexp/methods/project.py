@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from tdaexp.gradients.adamw import check_precondition, in_metric, metric_identity
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
@@ -22,7 +23,7 @@ from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import unknown
-from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.selection.parts import check_part, chosen, metric_note, part_note, with_notes
 from tdaexp.trust.sketch import Sketched
 
 
@@ -31,7 +32,7 @@ class Project(Method):
     """Keys: `projection` (`factorised` never forms a gradient, `srht` and `sjlt` are fast on formed ones, `trak` is the
     paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05), `rule` for sharing dimensions out
     (`proportional`, or `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`,
-    `normal`), `part`, `components` and `reduction` as for `full`, `seed`.
+    `normal`), `part`, `components`, `reduction` and `precondition` as for `full`, `seed`.
     """
 
     projection: str = "factorised"
@@ -41,20 +42,22 @@ class Project(Method):
     part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
+    precondition: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown choices, and those that do not go together."""
         check_kind(self.projection, self.distribution)
         check_part(self.part, self.reduction)
+        check_precondition(self.precondition)
         if self.rule not in RULES:
             raise unknown("rule", self.rule, RULES, "method.rule")
 
     @property
     def label(self) -> str:
-        """Name, kind and budget, and the part of the model if it is not the whole."""
-        note = part_note(self.part, self.components, "all")
-        return with_notes(self.name, [self.projection, f"{100 * self.limit:g} %", note])
+        """Name, kind and budget, the part of the model if it is not the whole, and the metric."""
+        notes = [part_note(self.part, self.components, "all"), metric_note(self.precondition)]
+        return with_notes(self.name, [self.projection, f"{100 * self.limit:g} %", *notes])
 
     @property
     def limit(self) -> float:
@@ -63,8 +66,18 @@ class Project(Method):
 
     @property
     def sharded(self) -> bool:
-        """Yes: it sees activations and their gradients alone."""
-        return True
+        """Yes, where it sees activations and their gradients alone."""
+        return self.precondition == "none"
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
+
+    @property
+    def wants_state(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
 
     @property
     def of_itself(self) -> Method | None:
@@ -105,7 +118,7 @@ class Project(Method):
             "queries": query_gradients(problem, components, self.reduction),
             "candidates": train_gradients(candidates, components, self.reduction),
         }
-        return sides, used
+        return {role: in_metric(problem, side, self.precondition) for role, side in sides.items()}, used
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters."""
@@ -122,7 +135,13 @@ class Project(Method):
         return component_features(gradients, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
 
     def _store(self, problem: Problem, sketches: dict[str, Sketch], role: str) -> Path:
-        settings = [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed, self.reduction]
+        settings: list[object] = [
+            drawn_by(self.projection, problem.compute.device),
+            self.distribution,
+            self.seed,
+            self.reduction,
+        ]
+        settings += metric_identity(problem, self.precondition)
         dims = {name: sketch.dim for name, sketch in sketches.items()}
         return problem.store("sketches", role, dims, settings, by=Project)
 

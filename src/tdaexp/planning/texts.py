@@ -43,7 +43,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     longest, assumed = min(longest, dataset.max_length), []
     if corpus is None:
         train, sets = _assumed(dataset, longest)
-        finetune = train if config.method.both_stages else None
+        finetune = train if config.method.needs_both_stages else None
         assumed.append(f"{len(train):,} training examples and the lengths of dataset.assumed; the data is not at hand")
         assumed += ["a second stage as large as the first"] if finetune else []
     else:

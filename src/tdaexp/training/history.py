@@ -38,12 +38,13 @@ KEYS = {one.name for one in fields(FitSettings)}
 class SavedCheckpoints:
     """The checkpoints beside a language model that was trained here (`trainer.fit.keep=all`).
 
-    Each stands for the mean learning rate of the steps since the one before.
+    Each stands for the mean learning rate of the steps since the one before. `key` names the training's settings.
     """
 
     loaded: LoadedModel
     device: torch.device
     dtype: torch.dtype
+    key: str = "trainer.fit"
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         """All that were kept, or those of the named steps; `count` is for recordings."""
@@ -84,12 +85,12 @@ class SavedCheckpoints:
             length, every = settings["steps"], settings["checkpoint_every"]
             raise UserError(
                 f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
-                f"trainer.fit.checkpoint_every={max(1, length // 5)}, or train for more steps (trainer.fit.steps)"
+                f"{self.key}.checkpoint_every={max(1, length // 5)}, or train for more steps ({self.key}.steps)"
             )
         if not kept:
             raise UserError(
                 f"{folder or 'the model'}: no checkpoints beside it, which this method needs; let it be trained here "
-                "(model.pretrained=null), or name the model/ folder of a training with trainer.fit.keep=all"
+                f"(model.pretrained=null), or name the model/ folder of a training with {self.key}.keep=all"
             )
         return kept
 
