@@ -88,6 +88,18 @@ def test_tracin_reads_what_was_kept(kept, tmp_path):
     np.testing.assert_allclose(answer.dataset["influence"].values, total, rtol=1e-4, atol=1e-8)
 
 
+def test_source_reads_the_states_and_the_rates(kept, tmp_path):
+    folder, _ = kept
+    with quiet_transformers():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    train, queries = [{"text": text} for text in TEXTS[:3]], [{"text": text} for text in QUERIES]
+    keys = {"cache": tmp_path, "trust": False, "dataset": {"template": "plain"}, "components": ["layers.1.mlp.down"]}
+    answer = tdaexp.attribute(model, train, queries, "source", form="adam", segments=2, **keys)
+    assert answer.dataset.attrs["steps"] == [2, 4]
+    values = answer.dataset["influence"].values
+    assert np.isfinite(values).all() and values.any()
+
+
 def test_a_training_that_goes_on_keeps_what_the_whole_one_keeps(tmp_path):
     def run(folder, steps, resume=None, save="no"):
         model, tokenizer = new_model()
