@@ -118,12 +118,6 @@ class Loop:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
     @property
-    def grad_scale(self) -> float:
-        """What a fused optimiser takes off the gradients itself: the scale of a gradient scaler."""
-        found = getattr(self.optimizer, "grad_scale", None)
-        return 1.0 if found is None else float(found)
-
-    @property
     def parameters(self) -> dict[str, Tensor]:
         """The model's parameters that are trained, by name."""
         mine = {id(one) for group in self.optimizer.param_groups for one in group["params"]}

@@ -75,8 +75,7 @@ def length(model: nn.Module, components: ComponentMap, passes: Sequence[Sums], g
     """The optimiser's gradient over the sum of the shares of an update's passes, by its gauges; 0 where these are."""
     mine = _total(passes, gauges, loop)
     known = [one for one in components.components if one.name in gauges]
-    found = _along(mine, {one.name: _gradient(model, components, one) for one in known})
-    return found / loop.grad_scale
+    return _along(mine, {one.name: _gradient(model, components, one) for one in known})
 
 
 def _along(mine: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
