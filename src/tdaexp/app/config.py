@@ -11,6 +11,8 @@ from typing import Any
 
 from tdaexp.app import foreign
 from tdaexp.app.found import Found
+from tdaexp.data.best import Best
+from tdaexp.index.shares import share_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
 from tdaexp.report.dashboards.library import check_installed
@@ -165,7 +167,8 @@ class AttributeConfig:
     `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
     training example does for itself, too (and that alone with `dataset.query_sets=[]`); `trust`, whether checks of the
     answer are made that take passes through the model (null = at most 2 % of the run's, or a second or two); `plan`
-    prints what the run would cost and ends.
+    prints what the run would cost and ends; `shard` (such as 3/64: the third of 64 tasks) builds that share of the
+    method's index of the training examples, and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -183,6 +186,7 @@ class AttributeConfig:
     query_set: str | None = None
     self_influence: bool = False
     trust: bool | None = None
+    shard: str | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -201,11 +205,25 @@ class AttributeConfig:
             self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
+        self._check_found()
         if self.self_influence:
             self._check_itself()
-        elif self.products is None and not self.dataset.query_sets:
+        elif self.products is None and not self.dataset.query_sets and self.shard is None:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
         _settle_precision(self, download=not self.plan)
+
+    def _check_found(self) -> None:
+        """Refuse what asks for an index of a method that keeps none, and a share of an index that nobody will read."""
+        found = isinstance(self.candidates, Best)
+        if found and self.products is None:
+            self.method.check_indexed("candidates=best")
+        if self.shard is None:
+            return
+        share_of(self.shard)
+        if not found or self.products is not None:
+            raise UserError(f"shard={self.shard}: builds a share of the index that candidates=best looks in; add that")
+        if self.self_influence:
+            raise UserError(f"shard={self.shard}: builds a share of an index and nothing else; leave self_influence out")
 
     def _check_itself(self) -> None:
         """Refuse self-influence without a model, and of methods that have none."""

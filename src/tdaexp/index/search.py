@@ -1,0 +1,89 @@
+"""Exact search in an index: products of queries with all rows, block by block, of which the extremes are kept.
+
+Memory is that of some queries, a piece of rows and their products, whatever the size of the corpus. A later piece takes
+no place at equal score, so ties go to the earlier example.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdaexp.index.index import Index
+from tdaexp.influence import EPSILON
+from tdaexp.runtime import ranks
+from tdaexp.runtime.progress import track
+from tdaexp.runtime.rehearsal import current
+
+SCORE_BYTES = 1 << 25
+"""Of products at a time, in float64."""
+
+
+def extremes(index: Index, queries: np.ndarray, k: int, *, cosine: bool, cache_gb: float = 2.0) -> np.ndarray:
+    """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
+
+    `queries` [Q, D] are met with the N rows of the index; `cosine`: the products are divided by both norms, as
+    `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the index
+    is read again.
+    """
+    device, count = index.problem.compute.device, len(index.place)
+    if current() is not None:
+        return _rehearsed(index, len(queries), min(2 * k, count))
+    step = max(1, int(cache_gb * 1e9 / 2 // (2 * index.row_bytes)))
+    found = []
+    if ranks.current().first:
+        for start in range(0, len(queries), step):
+            held = torch.from_numpy(queries[start : start + step]).to(device)
+            found.append(_of_some(index, held, k, cosine))
+    return ranks.from_first(np.concatenate(found) if found else np.zeros((0, min(2 * k, count)), dtype=np.int64))
+
+
+def _of_some(index: Index, queries: Tensor, k: int, cosine: bool) -> np.ndarray:
+    count = len(index.place)
+    # All of a small corpus are on one side.
+    best = Running(min(2 * k, count) if count <= 2 * k else k, queries)
+    worst = Running(0 if count <= 2 * k else k, queries)
+    norms = queries.double().norm(dim=1)
+    pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
+    for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
+        rows = index.read(block, some, queries.device)
+        scores = (queries @ rows.T).double()
+        if cosine:
+            scores /= norms[:, None] * rows.double().norm(dim=1) + EPSILON
+        best.meet(scores, block.start + some.start)
+        worst.meet(-scores, block.start + some.start)
+    return torch.cat([best.numbers, worst.numbers.flip(1)], dim=1).cpu().numpy()
+
+
+class Running:
+    """The k highest scores that each of Q queries has met, falling, and the `numbers` of the rows that had them."""
+
+    def __init__(self, k: int, queries: Tensor) -> None:
+        shape, device = (len(queries), 0), queries.device
+        self.k = k
+        self.scores = torch.empty(shape, dtype=torch.float64, device=device)
+        self.numbers = torch.empty(shape, dtype=torch.int64, device=device)
+
+    def meet(self, scores: Tensor, first: int) -> None:
+        """Meet rows [n] from number `first` on, by their scores [Q, n]."""
+        if not self.k:
+            return
+        columns = torch.arange(scores.shape[1], device=scores.device)
+        if self.scores.shape[1] == self.k:  # most rows are above nobody's last one
+            columns = torch.nonzero((scores > self.scores[:, -1:]).any(0))[:, 0]
+        numbers = (first + columns).expand(len(scores), -1)
+        every = torch.cat([self.scores, scores[:, columns]], dim=1)
+        self.scores, order = every.sort(dim=1, descending=True, stable=True)
+        self.scores, order = self.scores[:, : self.k], order[:, : self.k]
+        self.numbers = torch.cat([self.numbers, numbers], dim=1).gather(1, order)
+
+
+def _rehearsed(index: Index, queries: int, columns: int) -> np.ndarray:
+    """What the products take, as a stage of its own; pairs that stand for those that would be found."""
+    rehearsal, count = current(), len(index.place)
+    if rehearsal is not None:
+        rehearsal.begin()
+        rehearsal.flop += 2.0 * queries * count * index.making.width
+        rehearsal.end("search in the index")
+    return np.tile(np.arange(columns), (queries, 1))
