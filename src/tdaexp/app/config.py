@@ -255,7 +255,8 @@ class EvaluateConfig:
     that differ in these alone are averaged. `scores` are one or several files of another program, on the pairs of the
     first of the named runs, else on those that `dataset` and `candidates` (or `products`, with `query_set`) make, as
     for `attribute.py`. `analysis` is a study of the runs instead of the comparison (`tdaexp.papers`); `cache` lists
-    what cache_dir holds (`list`) or deletes what no run of this version can reach (`prune`), and does nothing else;
+    what cache_dir holds (`list`), deletes what no run of this version can reach (`prune`) or reads all that has checksums
+    and names what is damaged (`verify`), and does nothing else;
     `drop` writes the training file of the one run in `runs` without so many rows (below 1: a share of them), and does
     nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
     `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
@@ -292,7 +293,7 @@ class EvaluateConfig:
         """
         self.over, self.scores = several("over", self.over), several("scores", self.scores)
         if self.cache is not None:
-            _choice("cache", self.cache, ("list", "prune"))
+            _choice("cache", self.cache, ("list", "prune", "verify"))
         self._check_dashboard()
         _settle_precision(self, download=False)
         _choice("drop_by", self.drop_by, tuple(COLUMN))

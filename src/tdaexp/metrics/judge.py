@@ -160,7 +160,7 @@ def _of_queries(
         rows |= {
             "accuracy": retrieval.accuracy(scores, truth),
             "mrr": retrieval.reciprocal_rank(scores, truth, between),
-            "recall": retrieval.recall(scores, truth, settings.top_k, sources),
+            "recall": retrieval.recall(scores, truth, settings.top_k, between, sources),
             "random": controls.random_accuracy(part),
             "bm25": nothing if lexical is None else lexical,
         }
