@@ -15,5 +15,5 @@ def test_each_block_is_in_one_share(of):
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2", " 1/4", "٣/٤"])
 def test_what_is_no_share_is_refused(text):
-    with pytest.raises(UserError, match="shard=.*: must be the number of a task and how many there are"):
+    with pytest.raises(UserError, match=r"shard=.*: must be the number of a task and how many there are"):
         share_of(text)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdaexp.index.storage import packed, row_bytes, unpacked
+from tdaexp.index.storage import check_storage, packed, row_bytes, unpacked
 from tdaexp.runtime.errors import UserError
 
 COLUMNS = [slice(0, 7), slice(7, 8), slice(8, 40)]
@@ -50,7 +50,5 @@ def test_bytes_of_a_row(rows, storage):
 
 
 def test_another_word_is_refused():
-    from tdaexp.index.storage import check_storage
-
-    with pytest.raises(UserError, match="method.storage: unknown storage 'float8'.*float16"):
+    with pytest.raises(UserError, match=r"method.storage: unknown storage 'float8'.*float16"):
         check_storage("float8")

@@ -127,7 +127,9 @@ def test_fewer_bits_rank_alike(make_problem, compose, small_blocks, tmp_path, st
     assert short.attrs["dimensions"] == whole.attrs["dimensions"]
 
 
-def test_another_question_takes_no_pass_over_the_training_examples(make_problem, compose, small_blocks, passes, caplog, tmp_path):
+def test_another_question_takes_no_pass_over_the_training_examples(
+    make_problem, compose, small_blocks, passes, caplog, tmp_path
+):
     method = compose(*SIDE)
     asked(method, make_problem(tmp_path, queries={"paraphrased": PARAPHRASED}))
     assert sorted(set(passes)) == sorted(record.id for record in (*TRAIN, *PARAPHRASED))
@@ -246,7 +248,9 @@ def test_a_run_that_died_leaves_whole_blocks_and_goes_on_at_its_batch(
     assert batches > 4
 
 
-def test_a_block_that_was_not_written_to_its_end_is_not_there(make_problem, compose, small_blocks, monkeypatch, passes, tmp_path):
+def test_a_block_that_was_not_written_to_its_end_is_not_there(
+    make_problem, compose, small_blocks, monkeypatch, passes, tmp_path
+):
     method, seal = compose(*SIDE), blocks_module.seal.seal
 
     def dies(folder):
@@ -262,7 +266,9 @@ def test_a_block_that_was_not_written_to_its_end_is_not_there(make_problem, comp
     assert sorted(passes) == sorted(record.id for record in TRAIN[5:])  # the first five had been computed
 
 
-def test_what_another_builder_left_meanwhile_is_taken(make_problem, compose, small_blocks, monkeypatch, passes, tmp_path):
+def test_what_another_builder_left_meanwhile_is_taken(
+    make_problem, compose, small_blocks, monkeypatch, passes, tmp_path
+):
     index = compose(*SIDE).index(make_problem(tmp_path))
     late = compose(*SIDE).index(make_problem(tmp_path))
     wanted = late.missing()

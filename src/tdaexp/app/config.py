@@ -223,7 +223,7 @@ class AttributeConfig:
         if not found or self.products is not None:
             raise UserError(f"shard={self.shard}: builds a share of the index that candidates=best looks in; add that")
         if self.self_influence:
-            raise UserError(f"shard={self.shard}: builds a share of an index and nothing else; leave self_influence out")
+            raise UserError(f"shard={self.shard}: builds a share of an index alone; leave self_influence out")
 
     def _check_itself(self) -> None:
         """Refuse self-influence without a model, and of methods that have none."""
@@ -255,10 +255,9 @@ class EvaluateConfig:
     that differ in these alone are averaged. `scores` are one or several files of another program, on the pairs of the
     first of the named runs, else on those that `dataset` and `candidates` (or `products`, with `query_set`) make, as
     for `attribute.py`. `analysis` is a study of the runs instead of the comparison (`tdaexp.papers`); `cache` lists
-    what cache_dir holds (`list`), deletes what no run of this version can reach (`prune`) or reads all that has checksums
-    and names what is damaged (`verify`), and does nothing else;
-    `drop` writes the training file of the one run in `runs` without so many rows (below 1: a share of them), and does
-    nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+    what cache_dir holds (`list`), deletes what no run of this version can reach (`prune`) or names what is damaged of
+    all that has checksums (`verify`), and does nothing else; `drop` writes the training file of the one run in `runs`
+    without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
     `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
     `leaderboard`, a CSV file (columns: `report.dashboards.leaderboard`), the report alone, and nothing is compared.
 

@@ -33,8 +33,8 @@ def alike(order: np.ndarray, queries: int) -> Candidates:
 def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
     """Every training example for each query, or a random sample of them, the same for all queries; None: no pair.
 
-    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`; of `best` there is
-    no pair before they are found. Errors (UserError): others.
+    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`; `best` are no
+    pairs before they are found. Errors (UserError): others.
     """
     if selector is None or isinstance(selector, Best):
         return alike(np.arange(0), queries)

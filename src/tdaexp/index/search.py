@@ -24,8 +24,8 @@ def extremes(index: Index, queries: np.ndarray, k: int, *, cosine: bool, cache_g
     """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
 
     `queries` [Q, D] are met with the N rows of the index; `cosine`: the products are divided by both norms, as
-    `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the index
-    is read again.
+    `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the
+    index is read again.
     """
     device, count = index.problem.compute.device, len(index.place)
     if current() is not None:

@@ -139,8 +139,8 @@ class Method(ABC):
         """Refuse (UserError) a method without an index, where `key` asks for one."""
         if not self.indexed:
             raise UserError(
-                f"{key}: method={self.name} keeps no index of the training examples; take method={INDEXED}, or name the "
-                "pairs (candidates=all, bm25 or sample)"
+                f"{key}: method={self.name} keeps no index of the training examples; take method={INDEXED}, or name "
+                "the pairs (candidates=all, bm25 or sample)"
             )
 
     def self_influence(self, problem: Problem) -> xr.Dataset:

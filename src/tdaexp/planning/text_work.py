@@ -34,7 +34,8 @@ class TextWork:
 
     `pairs` [Q, C] stand for the candidates: their number is right, which they are is drawn. `finetune` is there where
     the data has a second stage; `query_sets` are the sets' sizes. `checkpoints`: how many the training keeps; `batch`:
-    the examples of a step. `shares`: into how many the model is shared out. `prompts`: what the model completes. `k`: pairs are found, so many on each side.
+    the examples of a step. `shares`: into how many the model is shared out. `prompts`: what the model completes.
+    `k`: pairs are found, so many on each side.
     """
 
     model: PreTrainedModel

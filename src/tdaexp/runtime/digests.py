@@ -52,7 +52,7 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def anew() -> Iterator[None]:
-    """Inside the block every file is read, also one that was known: its bytes may change without a trace in its times."""
+    """Inside the block every file is read, also one that is known: bytes may change without a trace in the times."""
     global _anew
     _anew = True
     try:
