@@ -257,7 +257,8 @@ class EvaluateConfig:
     for `attribute.py`. `analysis` is a study of the runs instead of the comparison (`tdaexp.papers`); `cache` lists
     what cache_dir holds (`list`), deletes what no run of this version can reach (`prune`) or names what is damaged of
     all that has checksums (`verify`), and does nothing else; `drop` writes the training file of the one run in `runs`
-    without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+    without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or `helpful` ones, or
+    those with the largest `self`-influence (`drop_by`).
     `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
     `leaderboard`, a CSV file (columns: `report.dashboards.leaderboard`), the report alone, and nothing is compared.
 
