@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tdaexp.runtime import seal
 from tdaexp.runtime.block_files import SECONDS
-from tdaexp.runtime.files import atomic_path, remove, write_json
+from tdaexp.runtime.files import atomic_path, write_json
 
 log = logging.getLogger(__name__)
 ROWS, SCALE, DOCUMENTS = "rows.npy", "scale.npy", "documents.json"
@@ -41,17 +41,14 @@ class Block:
         return self.stop - self.start
 
     def there(self) -> bool:
-        """Whether its folder is there and reads as it was written; what is damaged is named, and taken away."""
-        if not self.path.exists():
-            return False
-        broken = seal.damage(self.path)
+        """Whether its folder is there and reads as it was written; one that does not is named."""
+        broken = seal.damage(self.path) if self.path.exists() else None
         if broken is not None:
             log.warning("%s: a damaged block of an index (%s), which is built again", self.path, broken)
-            remove(self.path)
-        return broken is None
+        return broken is None and self.path.exists()
 
     def write(self, rows: Tensor, scale: Tensor | None, ids: list[str], seconds: float) -> None:
-        """Leave the whole folder. Beside another builder of it: to be called under a lock of its path."""
+        """Leave the whole folder, in place of a damaged one. To be called under a lock of its path."""
         with atomic_path(self.path) as temporary:
             temporary.mkdir()
             np.save(temporary / ROWS, rows.numpy())

@@ -26,11 +26,12 @@ from tdaexp.index.blocks import Block
 from tdaexp.index.shares import Share
 from tdaexp.index.storage import packed, row_bytes, unpacked
 from tdaexp.problem import Problem
-from tdaexp.runtime import ranks
+from tdaexp.runtime import ranks, seal
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.fake_device import blank
 from tdaexp.runtime.files import remove
+from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import current, sampled
 from tdaexp.runtime.rehearsed_store import RehearsedStore
 
@@ -116,7 +117,8 @@ class Index:
                 "index: all %d blocks are there, %s training examples; no pass over them",
                 len(self.blocks), f"{len(self.place):,}",
             )  # fmt: skip
-        for number in sampled(wanted, lambda n: float(len(self.blocks[n])), lambda n: float(len(self.blocks[n]))):
+        some = sampled(wanted, lambda n: float(len(self.blocks[n])), lambda n: float(len(self.blocks[n])))
+        for number in track(some, "blocks of the index", len(wanted), stoppable=True):
             self._build(self.blocks[number])
         return len(wanted)
 
@@ -165,7 +167,8 @@ class Index:
     def _build(self, block: Block) -> None:
         members = range(block.start, block.stop)
         with ranks.locked_for_all(block.path):
-            if block.path.exists():  # another run has built it since
+            # Another run may have built it since.
+            if ranks.from_first(ranks.current().first and block.path.exists() and seal.damage(block.path) is None):
                 return
             before, store = time.monotonic(), self._path(members, COMPUTING)
             part = replace(self.making.gradients, examples=self._examples(members))

@@ -15,12 +15,13 @@ from tdaexp.influence import EPSILON
 from tdaexp.runtime import ranks
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import current
+from tdaexp.runtime.rows import Rows
 
 SCORE_BYTES = 1 << 25
 """Of products at a time, in float64."""
 
 
-def extremes(index: Index, queries: np.ndarray, k: int, *, cosine: bool, cache_gb: float = 2.0) -> np.ndarray:
+def extremes(index: Index, queries: np.ndarray | Rows, k: int, *, cosine: bool, cache_gb: float = 2.0) -> np.ndarray:
     """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
 
     `queries` [Q, D] are met with the N rows of the index; `cosine`: the products are divided by both norms, as
@@ -47,7 +48,7 @@ def _of_some(index: Index, queries: Tensor, k: int, cosine: bool) -> np.ndarray:
     norms = queries.double().norm(dim=1)
     pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
     for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
-        rows = index.read(block, some, queries.device)
+        rows = index.read(block, some, queries.device).to(queries.dtype)
         scores = (queries @ rows.T).double()
         if cosine:
             scores /= norms[:, None] * rows.double().norm(dim=1) + EPSILON

@@ -25,6 +25,7 @@ from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
 from tdaexp.trust.sketch import Sketched
 
@@ -126,7 +127,9 @@ class Project(Method):
         index = self.index(problem)
         index.build()
         queries = self._features(problem, query_gradients(problem, index.making.gradients.components, self.reduction))
-        rows, k = queries.rows(queries.place), problem.wanted.k if problem.wanted is not None else 0
+        shape = len(queries.place), index.making.width
+        rows = Rows(shape, queries.dtype, lambda places: queries.rows(queries.place[places]))
+        k = 0 if problem.wanted is None else problem.wanted.k
         return problem.having(extremes(index, rows, k, cosine=True, cache_gb=problem.compute.cache_gb))
 
     def sketched(self, problem: Problem) -> Sketched:
