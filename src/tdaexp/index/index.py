@@ -31,7 +31,6 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.fake_device import blank
 from tdaexp.runtime.files import remove
-from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import current, sampled
 from tdaexp.runtime.rehearsed_store import RehearsedStore
 
@@ -118,7 +117,9 @@ class Index:
                 len(self.blocks), f"{len(self.place):,}",
             )  # fmt: skip
         some = sampled(wanted, lambda n: float(len(self.blocks[n])), lambda n: float(len(self.blocks[n])))
-        for number in track(some, "blocks of the index", len(wanted), stoppable=True):
+        for done, number in enumerate(some):
+            if done:
+                log.info("index: %d of %d blocks built", done, len(wanted))
             self._build(self.blocks[number])
         return len(wanted)
 
