@@ -1,7 +1,7 @@
 """Exact search in an index: products of queries with all rows, block by block, of which the extremes are kept.
 
-Memory is that of some queries, a piece of rows and their products, whatever the size of the corpus. A later piece takes
-no place at equal score, so ties go to the earlier example.
+Memory is that of some queries, a piece of rows and their products, whatever the size of the corpus. At equal score the
+earlier example comes first, so that none is among the best and the worst.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def extremes(index: Index, queries: np.ndarray | Rows, k: int, *, cosine: bool, 
 def _of_some(index: Index, queries: Tensor, k: int, cosine: bool) -> np.ndarray:
     count = len(index.place)
     # All of a small corpus are on one side.
-    best = Running(min(2 * k, count) if count <= 2 * k else k, queries)
-    worst = Running(0 if count <= 2 * k else k, queries)
+    best = Running(count if count <= 2 * k else k, queries)
+    worst = Running(0 if count <= 2 * k else k, queries, late=True)
     norms = queries.double().norm(dim=1)
     pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
     for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
@@ -58,26 +58,30 @@ def _of_some(index: Index, queries: Tensor, k: int, cosine: bool) -> np.ndarray:
 
 
 class Running:
-    """The k highest scores that each of Q queries has met, falling, and the `numbers` of the rows that had them."""
+    """The k highest scores that each of Q queries has met, falling, and the `numbers` of the rows that had them.
 
-    def __init__(self, k: int, queries: Tensor) -> None:
+    At equal score the earlier row comes first, or the later one (`late`).
+    """
+
+    def __init__(self, k: int, queries: Tensor, late: bool = False) -> None:
         shape, device = (len(queries), 0), queries.device
-        self.k = k
+        self.k, self.late = k, late
         self.scores = torch.empty(shape, dtype=torch.float64, device=device)
         self.numbers = torch.empty(shape, dtype=torch.int64, device=device)
 
     def meet(self, scores: Tensor, first: int) -> None:
-        """Meet rows [n] from number `first` on, by their scores [Q, n]."""
+        """Meet rows [n] from number `first` on, all later than those before, by their scores [Q, n]."""
         if not self.k:
             return
         columns = torch.arange(scores.shape[1], device=scores.device)
         if self.scores.shape[1] == self.k:  # most rows are above nobody's last one
-            columns = torch.nonzero((scores > self.scores[:, -1:]).any(0))[:, 0]
-        numbers = (first + columns).expand(len(scores), -1)
-        every = torch.cat([self.scores, scores[:, columns]], dim=1)
-        self.scores, order = every.sort(dim=1, descending=True, stable=True)
-        self.scores, order = self.scores[:, : self.k], order[:, : self.k]
-        self.numbers = torch.cat([self.numbers, numbers], dim=1).gather(1, order)
+            last = self.scores[:, -1:]
+            columns = columns[((scores >= last) if self.late else (scores > last)).any(0)]
+        columns = columns.flip(0) if self.late else columns
+        found = [(self.scores, self.numbers), (scores[:, columns], (first + columns).expand(len(scores), -1))]
+        every, numbers = (torch.cat(one, dim=1) for one in zip(*(found[::-1] if self.late else found), strict=True))
+        every, order = every.sort(dim=1, descending=True, stable=True)
+        self.scores, self.numbers = every[:, : self.k], numbers.gather(1, order[:, : self.k])
 
 
 def _rehearsed(index: Index, queries: int, columns: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def packed(rows: Tensor, columns: Sequence[slice], storage: str | None) -> tuple
     if storage is None:
         return rows, None
     largest = torch.stack([rows[:, column].abs().amax(1) for column in columns], dim=1).float()
-    scale = largest / LEVELS if storage == "int8" else torch.exp2(torch.frexp(largest).exponent - 1.0)
+    scale = largest / LEVELS if storage == "int8" else _power_of_two(largest)
     scale = torch.where(largest > 0, scale.clamp(min=LEAST), 1.0)
     kept = torch.empty(rows.shape, dtype=getattr(torch, storage))
     for number, column in enumerate(columns):
@@ -51,6 +52,11 @@ def unpacked(kept: Tensor, scale: Tensor | None, columns: Sequence[slice]) -> Te
     for number, column in enumerate(columns):
         rows[:, column] *= scale[:, number, None]
     return rows
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """The largest one that is not above; exactly, as torch's own powers need not be."""
+    return torch.from_numpy(np.ldexp(np.float32(1), torch.frexp(largest).exponent.numpy() - 1))
 
 
 def row_bytes(width: int, components: int, storage: str | None, computed: int) -> int:
