@@ -76,8 +76,10 @@ def test_shares_of_a_sweep_and_a_damaged_block(commands, blocks_of_40, tmp_path)
 
 
 def test_a_classifier(commands):
-    task = ("model=logistic", "dataset=digits", "dataset.train=60", "dataset.test=40", "dataset.query_limit=10",
-            "trainer.fit.steps=2", "metric.plots=false", "metric.bootstrap=10", "method=project", "method.side=4")  # fmt: skip
+    task = (
+        *("model=logistic", "dataset=digits", "dataset.train=60", "dataset.test=40", "dataset.query_limit=10"),
+        *("trainer.fit.steps=2", "metric.plots=false", "metric.bootstrap=10", "method=project", "method.side=4"),
+    )
     commands.done("attribute", *task, "candidates=best", "candidates.k=5", "hydra.run.dir=found")
     commands.done("attribute", *task, "candidates=all", "hydra.run.dir=dense")
     found, dense = (metrics(Path(name)) for name in ("found", "dense"))
