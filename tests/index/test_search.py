@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdaexp.index import search
-from tdaexp.index.search import Running, extremes
+from tdaexp.index.search import Running, euclidean, extremes
 
 
 @dataclass
@@ -49,9 +49,9 @@ def test_the_first_and_the_last_of_all(monkeypatch, cosine, rows, k, step):
     rng = np.random.default_rng(rows + k)
     table, queries = rng.normal(size=(rows, 6)) * rng.lognormal(size=(rows, 1)), rng.normal(size=(11, 6))
     expected = by_hand(queries, table, k, cosine)
-    assert extremes(Held(table, step), queries, k, cosine=cosine).tolist() == expected.tolist()
+    assert extremes(Held(table, step), queries, k, norms=euclidean if cosine else None).tolist() == expected.tolist()
     monkeypatch.setattr(search, "SCORE_BYTES", 8 * 11 * 3)  # three rows at a time
-    few = extremes(Held(table, step), queries, k, cosine=cosine, cache_gb=5e-7)  # and two queries
+    few = extremes(Held(table, step), queries, k, norms=euclidean if cosine else None, cache_gb=5e-7)  # and two queries
     assert few.tolist() == expected.tolist()
 
 
@@ -69,9 +69,9 @@ def test_at_equal_scores_the_earlier_example_comes_first():
 
 
 def test_no_question_and_no_gradient():
-    assert extremes(Held(np.ones((5, 2)), 2), np.zeros((0, 2)), 1, cosine=True).shape == (0, 2)
+    assert extremes(Held(np.ones((5, 2)), 2), np.zeros((0, 2)), 1, norms=euclidean).shape == (0, 2)
     for step in (1, 2, 5):
-        found = extremes(Held(np.zeros((5, 2)), step), np.ones((1, 2)), 2, cosine=True)  # all alike
+        found = extremes(Held(np.zeros((5, 2)), step), np.ones((1, 2)), 2, norms=euclidean)  # all alike
         assert found.tolist() == [[0, 1, 3, 4]]
 
 
@@ -79,4 +79,4 @@ def test_no_question_and_no_gradient():
 def test_ties_are_in_the_order_of_the_examples_whatever_the_pieces(seed, k, rows, step):
     rng = np.random.default_rng(seed)
     table, queries = rng.integers(-1, 2, (rows, 2)).astype(float), rng.integers(-1, 2, (3, 2)).astype(float)
-    assert extremes(Held(table, step), queries, k, cosine=False).tolist() == by_hand(queries, table, k, False).tolist()
+    assert extremes(Held(table, step), queries, k).tolist() == by_hand(queries, table, k, False).tolist()

@@ -14,7 +14,9 @@ wherever: to bring two indexes together, or to add documents to one, is to put f
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,16 @@ ROWS, SCALE, DOCUMENTS = "rows.npy", "scale.npy", "documents.json"
 
 @dataclass(frozen=True)
 class Block:
-    """The folder of the rows `start` to `stop` of a corpus."""
+    """The rows `start` to `stop` of a corpus; `named` gives their folder, for which it has to look at the documents."""
 
-    path: Path
+    named: Callable[[], Path]
     start: int
     stop: int
+
+    @cached_property
+    def path(self) -> Path:
+        """The folder."""
+        return self.named()
 
     def __len__(self) -> int:
         return self.stop - self.start

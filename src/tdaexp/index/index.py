@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Index:
         self.place = np.arange(count)
         step = max(1, min(DOCUMENTS, BLOCK_BYTES // self.row_bytes))
         cuts = [(start, min(start + step, count)) for start in range(0, count, step)]
-        self.blocks = [Block(self._path(range(*cut)), *cut) for cut in cuts]
+        self.blocks = [Block(partial(self._path, range(*cut)), *cut) for cut in cuts]
 
     @property
     def stored_bytes(self) -> int:

@@ -6,6 +6,8 @@ earlier example comes first, so that none is among the best and the worst.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,15 +19,24 @@ from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import current
 from tdaexp.runtime.rows import Rows
 
+Norms = Callable[[Tensor], Tensor]
+"""Of rows [n, D] what their products are divided by [n], float64."""
 SCORE_BYTES = 1 << 25
 """Of products at a time, in float64."""
 
 
-def extremes(index: Index, queries: np.ndarray | Rows, k: int, *, cosine: bool, cache_gb: float = 2.0) -> np.ndarray:
+def euclidean(rows: Tensor) -> Tensor:
+    """Norms [n] of rows [n, D]."""
+    return rows.double().norm(dim=1)
+
+
+def extremes(
+    index: Index, queries: np.ndarray | Rows, k: int, *, norms: Norms | None = None, cache_gb: float = 2.0
+) -> np.ndarray:
     """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
 
-    `queries` [Q, D] are met with the N rows of the index; `cosine`: the products are divided by both norms, as
-    `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the
+    `queries` [Q, D] are met with the N rows of the index; where there are `norms` the products are divided by those of
+    both sides, as `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the
     index is read again.
     """
     device, count = index.problem.compute.device, len(index.place)
@@ -36,22 +47,22 @@ def extremes(index: Index, queries: np.ndarray | Rows, k: int, *, cosine: bool, 
     if ranks.current().first:
         for start in range(0, len(queries), step):
             held = torch.from_numpy(queries[start : start + step]).to(device)
-            found.append(_of_some(index, held, k, cosine))
+            found.append(_of_some(index, held, k, norms))
     return ranks.from_first(np.concatenate(found) if found else np.zeros((0, min(2 * k, count)), dtype=np.int64))
 
 
-def _of_some(index: Index, queries: Tensor, k: int, cosine: bool) -> np.ndarray:
+def _of_some(index: Index, queries: Tensor, k: int, norms: Norms | None) -> np.ndarray:
     count = len(index.place)
     # All of a small corpus are on one side.
     best = Running(count if count <= 2 * k else k, queries)
     worst = Running(0 if count <= 2 * k else k, queries, late=True)
-    norms = queries.double().norm(dim=1)
+    own = None if norms is None else norms(queries)[:, None]
     pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
     for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
         rows = index.read(block, some, queries.device).to(queries.dtype)
         scores = (queries @ rows.T).double()
-        if cosine:
-            scores /= norms[:, None] * rows.double().norm(dim=1) + EPSILON
+        if norms is not None:
+            scores /= own * norms(rows) + EPSILON
         best.meet(scores, block.start + some.start)
         worst.meet(-scores, block.start + some.start)
     return torch.cat([best.numbers, worst.numbers.flip(1)], dim=1).cpu().numpy()

@@ -19,7 +19,7 @@ from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.index.index import Index, Making
-from tdaexp.index.search import extremes
+from tdaexp.index.search import euclidean, extremes
 from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
@@ -130,7 +130,7 @@ class Project(Method):
         shape = len(queries.place), index.making.width
         rows = Rows(shape, queries.dtype, lambda places: queries.rows(queries.place[places]))
         k = 0 if problem.wanted is None else problem.wanted.k
-        return problem.having(extremes(index, rows, k, cosine=True, cache_gb=problem.compute.cache_gb))
+        return problem.having(extremes(index, rows, k, norms=euclidean, cache_gb=problem.compute.cache_gb))
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, of the candidates."""
