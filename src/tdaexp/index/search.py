@@ -36,8 +36,8 @@ def extremes(
     """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
 
     `queries` [Q, D] are met with the N rows of the index; where there are `norms` the products are divided by those of
-    both sides, as `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the others the
-    index is read again.
+    both sides, as `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a
+    time; for the others the index is read again.
     """
     device, count = index.problem.compute.device, len(index.place)
     if current() is not None:
@@ -56,7 +56,7 @@ def _of_some(index: Index, queries: Tensor, k: int, norms: Norms | None) -> np.n
     # All of a small corpus are on one side.
     best = Running(count if count <= 2 * k else k, queries)
     worst = Running(0 if count <= 2 * k else k, queries, late=True)
-    own = None if norms is None else norms(queries)[:, None]
+    own = torch.empty(0) if norms is None else norms(queries)[:, None]
     pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
     for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
         rows = index.read(block, some, queries.device).to(queries.dtype)
