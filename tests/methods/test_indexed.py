@@ -310,6 +310,10 @@ def test_a_second_stage_has_an_index_of_its_own(make_problem, compose, tmp_path)
         (("method=ekfac", "candidates=best"), r"candidates=best: method=ekfac keeps no index .*; take method=project"),
         (("method=bm25", "candidates=best"), "candidates=best: method=bm25 keeps no index"),
         (("method=project", "candidates=best", "candidates.k=0"), "candidates.k=0: needs at least 1"),
+        (
+            ("method=project", "candidates=best", "dataset=text", "dataset.path=FILE", "dataset.combine=mean"),
+            "dataset.combine: questions that are one need the same candidates",
+        ),
         (("method=project", "shard=1/4"), "shard=1/4: builds a share of the index that candidates=best looks in"),
         (("method=project", "candidates=best", "shard=5/4"), "shard=5/4: must be the number of a task"),
         (("method=project", "candidates=best", "shard=1/2", "self_influence=true"), "leave self_influence out"),

@@ -217,6 +217,8 @@ class AttributeConfig:
         found = isinstance(self.candidates, Best)
         if found and self.products is None:
             self.method.check_indexed("candidates=best")
+            if getattr(self.dataset, "combine", None) is not None:
+                raise UserError("dataset.combine: questions that are one need the same candidates; take candidates=all")
         if self.shard is None:
             return
         share_of(self.shard)
