@@ -37,7 +37,7 @@ from tdaexp.runtime.rehearsed_store import RehearsedStore
 log = logging.getLogger(__name__)
 DOCUMENTS = 1024
 """Of a block, or fewer where rows are long."""
-BLOCK_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 28
 """Of a block's rows as they are computed, at most, where that is not one document."""
 PIECE_BYTES = 1 << 25
 """Of rows that are in memory at a time."""
@@ -48,8 +48,9 @@ COMPUTING = "{}-passes"
 class Making:
     """What makes a row: gradients of the examples, a sketch for each component, and how the row is kept (`storage`).
 
-    `settings` are plain data that decide the sketches beside their dimensions (kind, seed, what they rest on); `by` is
-    code that decides rows and is not reached from here. Nothing of it may depend on a query.
+    `settings` are plain data that decide rows beside the sketches' dimensions and the reduction: kind and seed of the
+    sketches, what they rest on, a loss that is not the model's own. `by` is code that decides rows and is not reached
+    from here. Nothing of it may depend on a query.
     """
 
     gradients: Gradients
