@@ -126,7 +126,7 @@ def test_rows_in_whatever_holds_them(here, model, rows):
 
 def test_every_query_that_is_handed_over_is_answered(here, model):
     asked = [*QUERIES, *QUERIES]
-    quick = {"deflate": 0, "iterations": 1, "examples": 2, "components": ["layers.0.mlp.up"]}
+    quick = {"preconditioner": "none", "iterations": 1, "examples": 2, "components": ["layers.0.mlp.up"]}
     answer = tdaexp.attribute(model, TRAIN[:2], asked, "cg", dataset=PLAIN, **quick)
     assert answer.dataset["influence"].values.any((1, 2)).sum() == len(asked) > 4
 

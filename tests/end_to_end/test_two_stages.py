@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import metrics, only, rows
 
+from tdaexp import influence
+
 TINY = (
     "model.config.hidden_size=16",
     "model.config.num_hidden_layers=2",
@@ -72,7 +74,7 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     small = (*(text for text in TINY if "finetune" not in text), *own)
     parts = [
         ("msif_table1", "method.damping=1.0"),
-        ("msif_table1_solvers", "method.damping=1.0", "method=cg", "method.deflate=10"),
+        ("msif_table1_solvers", "method.damping=1.0", "method=cg"),
         ("msif_table1_solvers", "method.damping=1.0", "method=lissa", "method.depth=5"),
         ("msif_table1_baselines", "method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
     ]
@@ -85,6 +87,16 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     correlation = {key.split("/")[0]: value for key, value in found.items() if key.endswith("/rank_correlation")}
     assert len(correlation) == 6 and max(correlation.values()) == pytest.approx(1)
     assert (folder / "plots" / "accuracy_time.svg").exists()
+
+
+def test_segments_of_both_stages(commands):
+    """Checkpoints and AdamW's state are kept unasked; too long between them, the line says which training is meant."""
+    keys = (*STAGES, "experiment=toy_msif", "method=source", "dataset.query_limit=2", "method.segments=2")
+    line = commands.refused("attribute", *keys, "trainer.fit.checkpoint_every=2")
+    assert "a checkpoint every 100 steps leave no checkpoint; set trainer.finetune.checkpoint_every=1" in line
+    every = ("trainer.fit.checkpoint_every=2", "trainer.finetune.checkpoint_every=2")
+    commands.done("attribute", *keys, *every, "hydra.run.dir=run")
+    assert influence.load(Path("run/influence.zarr")).attrs["steps"] == [2, 4]
 
 
 def test_without_a_second_stage_the_method_says_what_to_do(commands):

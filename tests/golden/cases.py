@@ -75,6 +75,7 @@ def _cases(
 
 
 SOLVER = "method.examples=null method.queries=null method.relative_damping=3"
+ARNOLDI = "method.preconditioner=arnoldi method.arnoldi_steps=10"
 SIMILARITY = """
 full: method=full
 full-sum: method=full method.reduction=sum
@@ -101,15 +102,26 @@ ekfac-kfac: method=ekfac method.mode=kfac
 ekfac-diagonal: method=ekfac method.mode=diagonal
 ekfac-identity: method=ekfac method.mode=identity
 ekfac-mlp: method=ekfac_mlp
+ekfac-joint: method=ekfac method.curvature_blocks=joint method.block_samples=16
+ekfac-layer: method=ekfac method.curvature_blocks=layer method.block_samples=16
 ekfac-sum: method=ekfac method.reduction=sum method.part=attention method.damping=0.1
 ekfac-tokens: method=ekfac method.per_token=2
 ekfac-answer: method=ekfac method.measurement=answer_log_probability
 ekfac-first: method=ekfac method.measurement=first_token_logit
 ekfac-own: method=ekfac method.measurement=golden_measurement:certainty
-cg: method=cg method.deflate=0 method.tolerance=1e-8 {SOLVER}
-cg-early: method=cg method.iterations=3 method.deflate=10 {SOLVER} method.damping=0.1
+cg: method=cg method.preconditioner=none method.tolerance=1e-8 {SOLVER}
+cg-early: method=cg method.iterations=3 {ARNOLDI} {SOLVER} method.damping=0.1
+cg-ekfac: method=cg method.iterations=3 {SOLVER}
+astra: method=astra method.steps=6 method.batch_size=4 {SOLVER}
 lissa: method=lissa method.depth=4 method.repeats=2 method.batch_size=4 {SOLVER}
 arnoldi: method=arnoldi method.steps=12 method.rank=6 {SOLVER}
+logra: method=logra method.dimensions=16
+logra-kfac: method=logra method.init=kfac method.dimensions=12 method.measurement=answer_log_probability
+logra-random: method=logra method.init=random method.dimensions=9 method.part=mlp method.damping=0.1
+datainf: method=datainf
+datainf-all: method=datainf method.part=all method.reduction=sum method.relative_damping=1
+trackstar: method=trackstar method.dimensions=16
+trackstar-none: method=trackstar method.dimensions=9 method.precondition=none method.mix=0.5
 trak: method=trak method.dimensions=4
 trak-factorised: method=trak method.dimensions=4 method.projection=factorised method.part=mlp method.ridge=0.1
 """
@@ -117,7 +129,7 @@ GROUPED_HEADS = f"""
 full: method=full
 select: method=select budget=0.3
 ekfac: method=ekfac
-cg: method=cg method.deflate=0 method.tolerance=1e-6 {SOLVER}
+cg: method=cg method.preconditioner=none method.tolerance=1e-6 {SOLVER}
 trak: method=trak method.dimensions=4
 """
 BOTH_STAGES = """
@@ -133,6 +145,8 @@ CLASSES = """
 ekfac: method=ekfac
 ekfac-kfac: method=ekfac method.mode=kfac
 ekfac-rank: method=ekfac method.query_rank=1 method.measurement=logit_margin
+logra: method=logra method.dimensions=16
+datainf: method=datainf
 full: method=full
 dot: method=dot
 select-on-ekfac: method=select method.on=ekfac budget=0.3
@@ -186,6 +200,15 @@ KEPT = """
 tracin: method=tracin
 tracin-step: method=tracin method.steps=[4] method.reduction=sum
 trak-all: method=trak method.dimensions=4 method.checkpoints=all
+source-sgd: method=source method.segments=2 method.form=sgd
+"""
+TRAINED = """
+tracin: method=tracin
+source: method=source method.segments=2
+less: method=less
+trackstar: method=trackstar method.dimensions=16
+dot-adamw: method=dot method.precondition=adamw
+project-adamw: method=project method.precondition=adamw budget=0.3
 """
 FROM_SCRATCH = ("model=toy_gpt", "model.config.hidden_size=8", "model.config.num_hidden_layers=1",
                 "model.config.num_attention_heads=2", "model.config.intermediate_size=12", "model.vocab_size=270",
@@ -211,7 +234,7 @@ CASES: dict[str, Case] = {
     "kept/trained": Case((*TRAINING, *HUB, "model.pretrained=gpt2", *PAIRS, *ASKED, *FIT, "trainer.fit.keep=all"),
                          stage="train"),
     **_cases("kept", (*DOUBLE, *HUB, "model.pretrained={model:kept/trained}", *FEW), KEPT),
-    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), "tracin: method=tracin", CLOSE),
+    **_cases("scratch", (*DOUBLE, *FROM_SCRATCH, *FIT, *FEW), TRAINED, CLOSE),
     **_cases("recorded", RECORDING, SECANT, RECORDED),
     **_cases("smooth", SMOOTH, QUADRATURE, RECORDED),
     **_cases("grokking", GROKKING, ADDED, RECORDED),

@@ -40,12 +40,14 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 SHORTER = {
     "cg": [
         *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
-        "method.deflate=4",
         "method.examples=8",
     ],
+    "astra": ["method.relative_damping=300", "method.queries=null", "method.steps=8", "method.batch_size=5"],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
     "arnoldi": ["method.relative_damping=300", "method.steps=16", "method.rank=12"],
-}  # keys that keep iterations on the tiny model few
+    "source": ["method.segments=2"],
+    "trackstar": ["method.mix=1"],  # else other queries change an answer, as they should
+}  # keys that keep iterations on the tiny model few, segments no more than its checkpoints, and answers apart
 
 
 @pytest.fixture(scope="session")

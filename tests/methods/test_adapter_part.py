@@ -16,7 +16,8 @@ from tdaexp.models.pretrained import Pretrained
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.parts import PARTS
 
-GRADIENTS = ["full", "dot", "project", "select", "tracin", "ekfac", "trak", "cg", "lissa", "arnoldi"]
+GRADIENTS = ["full", "dot", "project", "select", "tracin", "ekfac", "trak", "cg", "astra", "lissa", "arnoldi",
+             "logra", "datainf", "trackstar"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_what_is_called_linear_has_no_norms_of_queries(problem, configured, name
     assert configured(name).linear and found.attrs["normalise"] == "none" and "query_sq" not in found
 
 
-@pytest.mark.parametrize("name", ["full", "select", "project", "repsim", "cka"])
+@pytest.mark.parametrize("name", ["full", "select", "project", "repsim", "cka", "less", "trackstar"])
 def test_a_cosine_has_no_mean(configured, name):
     with pytest.raises(UserError, match=f"method={name} is not linear in the query"):
         check_combines(configured(name))
@@ -46,5 +46,6 @@ def test_all_questions_are_meant(configured):
         check_combines(configured("cg", "method.queries=3"))
     with pytest.raises(UserError, match="per_token"):
         check_combines(configured("ekfac", "method.per_token=2"))
-    for name in ("dot", "ekfac", "cg", "lissa", "arnoldi", "trak", "tracin", "multistage", "bm25", "random"):
+    names = "dot ekfac cg astra lissa arnoldi trak tracin multistage source bm25 random logra datainf"
+    for name in names.split():
         check_combines(configured(name))

@@ -25,8 +25,11 @@ LINEAR = [
     "tracin",
     "cg",
     "lissa",
+    "logra",
+    "datainf",
     "multistage",
     "multistage_dot",
+    "source",
 ]
 SOLVED = {"cg": ["method.tolerance=1e-9", "method.iterations=60"]}  # closer than what is compared
 WANTED = Record("wanted", "Where does Anna live?", "Anna lives in Riga.")

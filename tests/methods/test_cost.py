@@ -13,13 +13,17 @@ from tdaexp.runtime.blockstore import BlockStore
 
 FEW = ["method.relative_damping=300", "method.queries=2", "method.components=[layers.0.mlp.up]", "method.examples=6"]
 METHODS = {
-    "cg": [*FEW, "method.deflate=4", "method.iterations=3"],
+    "cg": [*FEW, "method.iterations=3"],
+    "astra": [*FEW, "method.steps=4", "method.batch_size=3"],
     "lissa": [*FEW, "method.depth=4", "method.batch_size=3"],
     "arnoldi": [*FEW, "method.steps=8", "method.rank=4"],
     "ekfac": [],
     "trak": ["method.dimensions=4"],
+    "logra": ["method.dimensions=4"],
+    "datainf": [],
     "dot": [],
 }
+OVERHEAD = {"cg": {"factors"}, "astra": {"factors", "rate"}, "lissa": {"scale"}}
 
 
 def cost_of(problem: Problem, method) -> dict[str, float]:
@@ -41,11 +45,11 @@ def test_a_cached_answer_costs_what_it_cost_when_it_was_made(name, make_problem,
     assert min(first.values()) >= 0 and min(again.values()) >= 0
 
 
-@pytest.mark.parametrize("name", ["cg", "lissa"])
+@pytest.mark.parametrize("name", OVERHEAD)
 def test_what_serves_all_queries_is_overhead(name, make_problem, compose, tmp_path):
     problem = make_problem(tmp_path)
     compose(f"method={name}", *METHODS[name]).attribute(problem)
-    assert {path.parent.name for path in problem.overhead} == {"trace", {"cg": "arnoldi", "lissa": "scale"}[name]}
+    assert {path.parent.name for path in problem.overhead} == OVERHEAD[name] | {"trace"}
     assert {path.parent.name for path in set(problem.stores) - problem.overhead} == {"solutions", "inverse"}
 
 

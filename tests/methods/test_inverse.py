@@ -46,10 +46,11 @@ def assert_near(found, wanted, tolerance=1e-5):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("deflate", [0, 20])
-def test_scores_are_those_of_the_dense_inverse(exact, compose, deflate):
+@pytest.mark.parametrize("own", ["none", "ekfac", "arnoldi method.arnoldi_steps=20"])
+def test_scores_are_those_of_the_dense_inverse(exact, compose, own):
     problem, dense, queries, train = exact
-    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.deflate={deflate}").attribute(problem)
+    keys = f"method.preconditioner={own}".split()
+    found = compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", *keys).attribute(problem)
     inverse = torch.linalg.inv(dense + 0.1 * torch.eye(512, dtype=torch.float64))
     assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train))
     assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-5
@@ -69,6 +70,45 @@ def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compos
     found = compose("method=lissa", *FEW, *keys).attribute(problem)
     inverse = torch.linalg.inv(dense + 5 * torch.eye(512, dtype=torch.float64))
     assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
+
+
+def test_cg_with_and_without_a_preconditioner_agree(exact, compose):
+    """At the same residual, whatever the way there."""
+    none, ekfac = (
+        compose("method=cg", *FEW, *TIGHT, "method.damping=0.1", f"method.preconditioner={own}").attribute(exact[0])
+        for own in ("none", "ekfac")
+    )
+    assert none.attrs["converged"] and ekfac.attrs["converged"]
+    assert (ekfac["iterations"] != none["iterations"]).all()
+    assert_near(ekfac["influence"].values, none["influence"].values, 1e-5)
+
+
+def test_over_all_examples_the_factors_are_those_of_ekfac(make_problem, compose, tmp_path):
+    problem = make_problem(tmp_path)
+    compose("method=ekfac", FEW[0]).attribute(problem)
+    (fitted,) = [path for path in problem.stores if path.parent.name == "factors"]
+    for count, shared in (("null", True), ("4", False)):
+        again = make_problem(tmp_path)
+        keys = [f"method.examples={count}", "method.iterations=1", "method.damping=1.0", "method.queries=1"]
+        compose("method=cg", FEW[0], *keys).attribute(again)
+        (found,) = [path for path in again.stores if path.parent.name == "factors"]
+        assert (found == fitted) is shared
+
+
+def test_astra_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
+    problem, dense, queries, train = exact
+    keys = ["method.damping=5", "method.batch_size=4", "method.steps=150", "method.tolerance=1e-4"]
+    found = compose("method=astra", *FEW, *keys).attribute(problem)
+    inverse = torch.linalg.inv(dense + 5 * torch.eye(512, dtype=torch.float64))
+    assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
+    assert found.attrs["converged"] is True and found.attrs["residual"] <= 1.1e-4
+
+
+def test_astra_that_has_not_converged_is_marked(exact, compose, caplog):
+    keys = ["method.damping=0.1", "method.batch_size=2", "method.steps=3", "method.tolerance=1e-4"]
+    found = compose("method=astra", *FEW, *keys).attribute(exact[0])
+    assert found.attrs["converged"] is False and found.attrs["label"].endswith(", not converged")
+    assert "ASTRA: 2 queries have not converged (tolerance 0.0001)" in caplog.text
 
 
 def test_lissa_that_diverges_says_so(exact, compose):
@@ -99,7 +139,7 @@ def test_with_much_damping_all_rank_as_the_dot_product(exact, compose):
 
 
 def test_what_has_not_converged_is_marked(problem, compose, caplog):
-    keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.deflate=0"]
+    keys = ["method.damping=1e-4", "method.iterations=2", "method.tolerance=1e-6", "method.preconditioner=none"]
     with caplog.at_level(logging.WARNING):
         found = compose("method=cg", *FEW, *keys).attribute(problem)
     assert found.attrs["converged"] is False and not found["converged"].any()
@@ -109,7 +149,7 @@ def test_what_has_not_converged_is_marked(problem, compose, caplog):
 
 @pytest.mark.parametrize("name", ["cg", "arnoldi", "trak"])
 def test_the_log_tells_which_part_of_the_model_is_looked_at(name, problem, compose, caplog):
-    keys = {"cg": [*FEW, "method.iterations=1", "method.deflate=0", "method.damping=1.0"]}
+    keys = {"cg": [*FEW, "method.iterations=1", "method.preconditioner=none", "method.damping=1.0"]}
     keys |= {"arnoldi": [*FEW, "method.steps=1", "method.rank=1"], "trak": ["method.dimensions=4"]}
     with caplog.at_level(logging.INFO):
         compose(f"method={name}", *keys[name], "method.components=[layers.1.mlp.up]").attribute(problem)
@@ -128,11 +168,12 @@ def test_a_duplicated_training_example_is_positive_and_on_top(make_problem, comp
 
 
 def test_only_some_queries_are_answered_whatever_their_order(problem, compose):
-    method = compose("method=cg", "method.queries=2", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    keys = ["method.damping=1.0", "method.preconditioner=none", "method.iterations=3"]
+    method = compose("method=cg", "method.queries=2", *keys)
     found = method.attribute(problem)
     assert [list(found["query_set"].values).count(name) for name in ("paraphrased", "generated")] == [2, 2]
     assert set(found["query"].values) < set(problem.queries.ids)
-    whole = compose("method=cg", "method.queries=null", "method.damping=1.0", "method.deflate=0", "method.iterations=3")
+    whole = compose("method=cg", "method.queries=null", *keys)
     same = whole.attribute(problem).sel(query=found["query"])
     np.testing.assert_allclose(found["influence"], same["influence"], rtol=1e-3, atol=1e-5)
 
@@ -154,6 +195,8 @@ def test_keys_that_make_no_sense(compose):
         ("method.queries=0", r"method.queries=0: must be at least 1, or null"),
         ("method.part=block", r"unknown part 'block'; did you mean 'blocks'"),
         ("method.tolerance=0", r"method.tolerance=0.0: must be above 0"),
+        ("method.preconditioner=ekfca", r"unknown preconditioner 'ekfca'; did you mean 'ekfac'"),
+        ("method.deflate=10", r"deflate"),
     ):
         with pytest.raises(UserError, match=message):
             compose("method=cg", keys)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_problem import course, made_up
 from torch import nn
 
 from tdaexp import influence
@@ -20,16 +21,19 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.problem import Compute, Moment, Problem
+from tdaexp.problem import Compute, Course, Moment, Problem
 from tdaexp.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 METHODS = sorted(file.stem for file in (PAGE.parents[1] / "conf" / "method").glob("*.yaml") if file.stem != "explaind")
 SMALL = {
-    "cg": ["method.queries=null", "method.iterations=2", "method.deflate=0", "method.examples=4"],
+    "cg": ["method.queries=null", "method.iterations=2", "method.examples=4"],
+    "astra": ["method.queries=null", "method.steps=2", "method.batch_size=4", "method.examples=4"],
     "lissa": ["method.queries=null", "method.depth=2", "method.batch_size=4"],
     "arnoldi": ["method.steps=2", "method.rank=1"],
     "trak": ["method.dimensions=4"],
+    "source": ["method.segments=1"],
+    **{name: ["method.dimensions=4"] for name in ("logra", "trackstar")},
     **{name: ["budget=0.5"] for name in ("select", "select_fidelity", "project_paper")},
 }
 
@@ -41,7 +45,10 @@ class Kept:
         self.model = model
 
     def moments(self, steps, count) -> list[Moment]:
-        return [Moment(1, 0.1, "kept", lambda: self.model)]
+        return [Moment(1, 0.1, "kept", lambda: self.model, lambda: made_up(self.model, 1))]
+
+    def course(self) -> Course:
+        return course(self.model, 1)
 
 
 def network() -> nn.Module:

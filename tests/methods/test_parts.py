@@ -5,12 +5,16 @@ import pytest
 from tiny_problem import PARAMETER
 
 from tdaexp.methods.cka import CKA
+from tdaexp.methods.datainf import DataInf
 from tdaexp.methods.dot import Dot
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.full import Full
+from tdaexp.methods.less import LESS
+from tdaexp.methods.logra import LoGra
 from tdaexp.methods.project import Project
 from tdaexp.methods.select import Select
 from tdaexp.methods.tracin import TracIn
+from tdaexp.methods.trackstar import TrackStar
 from tdaexp.methods.trak import TRAK
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.parts import PARTS
@@ -20,7 +24,7 @@ WHOLE = (Full, Dot, Project, CKA, TracIn)
 MLP = [name for name in PARAMETER if ".mlp." in name]
 
 
-@pytest.mark.parametrize("name", ["full", "dot", "project", "cka", "tracin", "ekfac", "trak"])
+@pytest.mark.parametrize("name", ["full", "dot", "project", "cka", "tracin", "ekfac", "trak", "logra", "less"])
 def test_a_part_is_the_components_that_it_stands_for(name, configured, problem):
     part, named = configured(name), configured(name)
     part.part, named.components = "mlp", MLP
@@ -53,11 +57,11 @@ def test_stored_products_are_restricted_to_names(products_file):
         Dot(part="mlp").from_products(products)
 
 
-@pytest.mark.parametrize("cls", [*WHOLE, EKFAC, TRAK])
+@pytest.mark.parametrize("cls", [*WHOLE, LESS, EKFAC, TRAK, LoGra, DataInf, TrackStar])
 def test_what_is_not_usual_is_told(cls):
     usual = cls().label
     for part in PARTS:
-        assert (cls(part=part).label == usual) == (part == ("all" if cls in WHOLE else "blocks"))
+        assert (cls(part=part).label == usual) == (part == ("all" if cls in (*WHOLE, LESS) else "blocks"))
     assert "mlp" in cls(part="mlp").label and "2 components" in cls(components=["a", "b"]).label
     with pytest.raises(UserError, match=r"method.part.*'heads'.*adapter, all, attention, blocks, mlp"):
         cls(part="heads")

@@ -14,7 +14,8 @@ from tdaexp.methods.ekfac import EKFAC
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 
-HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "lissa", "arnoldi"]
+HAVE = ["dot", "full", "ekfac", "ekfac_mlp", "project", "trak", "tracin", "cg", "astra", "lissa", "arnoldi"]
+HAVE += ["logra", "datainf"]
 UNREAD = {"ekfac": {"measurement": "first_token_logit"}, "trak": {"relative": True}, "dot": {"relative": True}}
 """Keys that do not change it."""
 SMALL = {"trak": ["method.dimensions=4"], "project": ["budget=0.1"]}
@@ -51,13 +52,13 @@ def test_it_is_the_diagonal_of_all_pairs(name, configured, every_pair):
         np.testing.assert_array_equal(measured["self_influence"].values, found["self_influence"].values)
 
 
-@pytest.mark.parametrize("name", ["bm25", "random", "repsim", "cka", "select"])
+@pytest.mark.parametrize("name", ["bm25", "random", "repsim", "cka", "select", "trackstar"])
 def test_methods_that_have_none_say_so(name, configured, every_pair):
     with pytest.raises(UserError, match=f"self_influence: of method={name} .* says nothing; take ekfac"):
         configured(name).self_influence(every_pair)
 
 
-@pytest.mark.parametrize("name", ["dot", "ekfac", "trak"])
+@pytest.mark.parametrize("name", ["dot", "ekfac", "trak", "logra"])
 def test_relatif_divides_by_the_root_of_it(name, configured, every_pair):
     method = configured(name, *SMALL.get(name, []))
     pairs = every_pair.pairs.copy()

@@ -35,19 +35,26 @@ METHODS = {
     "ekfac": (),
     "ekfac in 8 bits": ("method.keep_gb=1",),
     "ekfac by token": ("method.per_token=2", "method.query_rank=4"),
+    "ekfac by layers": ("method.curvature_blocks=layer", "method.block_samples=40"),
     "project": ("budget=0.5",),
     "project indexed": ("candidates=best", "candidates.k=3", "method.side=8", "method.storage=int8"),
     "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),
+    "logra": ("method.dimensions=16",),
+    "datainf": ("method.part=attention",),
+    "trackstar": ("method.dimensions=16", "method.precondition=gradients"),
+    "less": (),
     "tracin": (),
     "repsim": (),
     "cka": ("method.of=states",),
-    "cg": (*NEVER, "method.deflate=3"),
+    "cg": NEVER,
+    "cg after Arnoldi": (*NEVER, "method.preconditioner=arnoldi", "method.arnoldi_steps=3"),
+    "astra": ("method.steps=3",),
     "lissa": ("method.depth=3",),
 }
-LOOSE = {"cka": 0.25, "lissa": 0.15}
+LOOSE = {"cka": 0.25, "lissa": 0.15, "astra": 0.15}
 """How far FLOP may be off where they are not in proportion to positions, or batches are drawn; else a twentieth."""
-ON_TASKS = ("full", "ekfac", "trak", "cg")
+ON_TASKS = ("full", "ekfac", "trak", "cg", "logra", "datainf", "less")
 aten = torch.ops.aten
 
 

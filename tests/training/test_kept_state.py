@@ -58,6 +58,7 @@ def test_at_a_checkpoint_both_averages_are_torchs_own(train, settings, config, r
             first, second = own["exp_avg"] / (1 - 0.8 ** (step + 1)), own["exp_avg_sq"] / (1 - 0.9 ** (step + 1))
             torch.testing.assert_close(state.first(name), first, rtol=1e-4, atol=1e-7)
             torch.testing.assert_close(state.second(name), second, rtol=1e-4, atol=1e-12)
+    assert len({one.state().identity for one in moments.values()}) == 3
     with pytest.raises(UserError, match=r"step-6/optimizer.safetensors: has no exp_avg_sq of 'none'"):
         state.second("none")
 

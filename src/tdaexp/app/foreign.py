@@ -60,7 +60,11 @@ RENAMED = {
     f"experiment=toy_{name}": f"experiment={paper}{name} scale=toy"
     for names, paper in _EXPERIMENTS.items()
     for name in names.split()
-} | {"metric=standard": "metric=retrieval", "analysis=explaind_lds": "metric=lds"}
+} | {
+    "metric=standard": "metric=retrieval",
+    "analysis=explaind_lds": "metric=lds",
+    "method.deflate": "method.preconditioner=arnoldi (method.arnoldi_steps=N; or ekfac, none)",
+}
 """Keys (`trainer.fit.lr`) and choices (`model=toy_gpt`) of earlier versions: how each is spelt now."""
 
 _PRECISION = {

@@ -74,7 +74,7 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
-        left = SavedCheckpoints(successor, successor.model.device, successor.model.dtype)
+        left = SavedCheckpoints(successor, successor.model.device, successor.model.dtype, "trainer.finetune")
         second = Stage(successor, checked_map(successor), examples, left)
     compute = replace(compute_of(config.trainer), device=loaded.model.device, dtype=loaded.model.dtype)
     return Problem(

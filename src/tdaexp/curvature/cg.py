@@ -45,35 +45,42 @@ def conjugate_gradients(
     caller to read off its `residual`: that is the true one, and rounding may keep it above the tolerance (for float32,
     near 1e-7 |G| / `damping`).
     """
-    size = _norms(rhs).clamp_min(torch.finfo(torch.float64).tiny)
+    size = norms(rhs).clamp_min(torch.finfo(torch.float64).tiny)
     x, r = torch.zeros_like(rhs), rhs.clone()
     z = r if precondition is None else precondition(r)
     p, used = z.clone(), torch.zeros(len(rhs), dtype=torch.int64, device="cpu")
-    slope = _dots(r, z)
-    active = _norms(r) > tolerance * size
+    slope = dots(r, z)
+    active = norms(r) > tolerance * size
     for _ in track(repeated(range(iterations)), "conjugate gradients", iterations):
         rows = torch.nonzero(active)[:, 0]
         if not len(rows):
             break
         product = multiply(p[rows]) + damping * p[rows]
-        curvature = _dots(p[rows], product)
+        curvature = dots(p[rows], product)
         # Rounding can leave no curvature along p: such a row is as far as it can get.
         step = torch.where(curvature > 0, slope[rows] / curvature, 0.0).to(x.dtype)[:, None]
         x[rows] += step * p[rows]
         r[rows] -= step * product
         z = r[rows] if precondition is None else precondition(r[rows])
-        before, slope[rows] = slope[rows], _dots(r[rows], z)
+        before, slope[rows] = slope[rows], dots(r[rows], z)
         p[rows] = z + (slope[rows] / before).to(x.dtype)[:, None] * p[rows]
         used[rows.cpu()] += 1
-        active[rows] = (_norms(r[rows]) > tolerance * size[rows]) & (curvature > 0)
-    residual = _norms(rhs - multiply(x) - damping * x) / size
-    return Solution(x, residual, used)
+        active[rows] = (norms(r[rows]) > tolerance * size[rows]) & (curvature > 0)
+    return Solution(x, relative_residual(multiply, x, rhs, damping), used)
 
 
-def _dots(left: Tensor, right: Tensor) -> Tensor:
+def relative_residual(multiply: Product, x: Tensor, rhs: Tensor, damping: float) -> Tensor:
+    """|b - (G + `damping` I) x| / |b| of the rows [K] float64."""
+    size = norms(rhs).clamp_min(torch.finfo(torch.float64).tiny)
+    return norms(rhs - multiply(x) - damping * x) / size
+
+
+def dots(left: Tensor, right: Tensor) -> Tensor:
+    """Dot products [K] float64 of rows."""
     return torch.stack([a.double() @ b.double() for a, b in zip(left, right, strict=True)])
 
 
-def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms
+def norms(rows: Tensor) -> Tensor:
+    """Lengths [K] float64 of rows."""
+    found: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return found

@@ -28,6 +28,10 @@ class Damping:
         """So many times this damping."""
         return Damping(None if self.value is None else factor * self.value, factor * self.relative)
 
+    def amount(self, mean: float) -> float:
+        """λ for a layer whose eigenvalues have this mean."""
+        return self.relative * mean if self.value is None else self.value
+
     def of(self, spectrum: Tensor, layer: str, rounding: float) -> float:
         """λ for a layer with eigenvalues `spectrum` [O, I].
 
@@ -35,7 +39,7 @@ class Damping:
         Errors (UserError): λ is 0, and a whole row or column is zero but for rounding (a factor of deficient rank), or
         an eigenvalue is exactly zero. A small eigenvalue among larger ones is the product of two small ones: no error.
         """
-        amount = self.relative * float(spectrum.mean()) if self.value is None else self.value
+        amount = self.amount(float(spectrum.mean()))
         if amount > 0:
             return amount
         limit = rounding * float(spectrum.max())

@@ -81,7 +81,7 @@ class Factors:
         group = self._open("covariance")
         shared = self._shared[name]
         tokens = max(1.0, float(group[f"n.{name}"][:].sum()))
-        a, s = (self._sum(group, key) for key in (f"A.{shared}", f"S.{name}"))
+        a, s = (chunk_sum(group[key]) for key in (f"A.{shared}", f"S.{name}"))
         return Covariance(a / tokens, s / tokens, tokens)
 
     def labels(self) -> Tensor:
@@ -105,18 +105,18 @@ class Factors:
         return LayerFactors(name, q_out, q_in, spectrum.to(self.dtype), squares=False)
 
     def _mean(self, phase: str, name: str) -> Tensor:
-        return (self._sum(self._open(phase), f"L.{name}") / self.examples).to(self.dtype)
-
-    def _sum(self, group: Any, key: str) -> Tensor:
-        """Sum of the chunks' partial sums in float64, one in memory at a time."""
-        array = group[key]
-        total = torch.from_numpy(array[0]).double()
-        for chunk in range(1, array.shape[0]):
-            total += torch.from_numpy(array[chunk])
-        return total
+        return (chunk_sum(self._open(phase)[f"L.{name}"]) / self.examples).to(self.dtype)
 
     def _open(self, phase: str) -> Any:
         return opened(self.store / phase)
+
+
+def chunk_sum(array: Any) -> Tensor:
+    """Sum of the chunks' partial sums [chunks, ...] in float64, one in memory at a time."""
+    total = torch.from_numpy(array[0]).double()
+    for chunk in range(1, array.shape[0]):
+        total += torch.from_numpy(array[chunk])
+    return total
 
 
 class HeldBases:

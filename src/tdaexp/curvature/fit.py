@@ -6,14 +6,18 @@ stored under one folder, in phases that modes share (`phases`): a killed fit goe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tdaexp.curvature.factors_store import MODES, Factors
 from tdaexp.curvature.fisher import FisherSamples
+from tdaexp.curvature.layers import Layers
 from tdaexp.curvature.phases import Phases
+from tdaexp.gradients.passes import fitted_gradients
+from tdaexp.objectives.base import ExampleList
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 
 
@@ -52,3 +56,19 @@ def fit_factors(source: FisherSamples, settings: FactorSettings, *, store: Path)
         elif settings.mode == "diagonal":
             fit.spectrum("diagonal", readers)
     return Factors(store, source.layers, readers, settings.mode, len(source.ids), source.dtype)
+
+
+def problem_factors(
+    problem: Problem, layers: Layers, settings: FactorSettings, examples: ExampleList | None = None
+) -> Factors:
+    """Curvature of a problem's model over the examples that it was trained on, or over some of them, from the cache if
+    it is there.
+
+    Errors (UserError): as `fit_factors`.
+    """
+    gradients = fitted_gradients(problem, layers.map)
+    own: list[object] = [layers.components.names, settings.seed, settings.partitions, settings.saves]
+    if examples is not None:
+        gradients, own = replace(gradients, examples=examples), [*own, examples.fingerprint()]
+    store = problem.training_store("factors", *own, by=fit_factors)
+    return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), settings, store=store)

@@ -1,4 +1,4 @@
-"""Influence by an iterative inverse (`cg`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
+"""Influence by an iterative inverse (`cg`, `astra`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
 
 G is the GGN of the training loss, summed over an example's tokens and averaged over the training examples or a stated
 number of them, over all chosen components together: no block structure is assumed. Each query is multiplied by the
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -20,17 +19,24 @@ import xarray as xr
 from torch import Tensor
 
 from tdaexp.curvature.arnoldi import Eigenpairs, dominant_eigenpairs
+from tdaexp.curvature.cg import Product
+from tdaexp.curvature.chosen_examples import by_hash, some_queries
+from tdaexp.curvature.damping import Damping
+from tdaexp.curvature.factored_inverse import factored_inverse
+from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.ggn import TrainingGGN
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.curvature.layers import layers_of
+from tdaexp.curvature.lissa import BatchProduct
 from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.vector_products import Vectors, gradient_vectors, vector_products
 from tdaexp.models.components import ComponentMap
-from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
-from tdaexp.selection.parts import check_choices, chosen, with_notes
+from tdaexp.selection.parts import chosen
+from tdaexp.training.batches import batch_indices
 
 Notes = dict[str, tuple[str, np.ndarray]]
 """Arrays [Q] to add to the answer: name to (dimension, values)."""
@@ -38,82 +44,6 @@ Notes = dict[str, tuple[str, np.ndarray]]
 log = logging.getLogger(__name__)
 PROBES = 8  # random vectors that estimate the trace
 PRODUCT_TOKENS = 512  # of a batch in a GGN product, at most: the vectors multiply it
-
-
-TOLD = (
-    "part",
-    "damping",
-    "relative_damping",
-    "examples",
-    "iterations",
-    "tolerance",
-    "depth",
-    "repeats",
-    "steps",
-    "rank",
-    "scale",
-    "batch_size",
-    "measurement",
-    "reduction",
-)
-
-
-@dataclass
-class InverseSettings:
-    """Keys: `damping` λ (null = `relative_damping` times the mean eigenvalue of G, estimated from its trace),
-    `examples` that G is averaged over (null = all), `queries` of each query set that are answered (null = all; the
-    others are left out of the answer), `part` of the model (`adapter`, `blocks` = attention and MLP, `attention`,
-    `mlp`, `all`; null = the adapter where there is one, else `blocks`), `components` (names, in place of `part`),
-    `measurement` of a query, `reduction` over tokens of loss and measurement (`mean`, `sum`), `seed`.
-
-    Examples and queries are chosen by a hash of the seed and their id, so that their order plays no part.
-    """
-
-    damping: float | None = None
-    relative_damping: float = 10.0
-    examples: int | None = 128
-    queries: int | None = 4
-    part: str | None = None
-    components: list[str] | None = None
-    measurement: str = "log_likelihood"
-    reduction: str = "mean"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse unknown choices and impossible numbers."""
-        check_choices(self.part, self.measurement, self.reduction)
-        for key in ("examples", "queries"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be at least 1, or null for all")
-        for key in ("damping", "relative_damping"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be above 0; try method.relative_damping=10")
-
-    @property
-    def linear(self) -> bool:
-        """The query's gradient, times a matrix that no query decides."""
-        return True
-
-    @property
-    def of_itself(self) -> Self:
-        """The same, of the loss and for every example: a solution for each."""
-        return replace(self, measurement="log_likelihood", queries=None)
-
-    @property
-    def fixed_damping(self) -> str:
-        """A solution is for one."""
-        return "each damping takes another solution for every query; compare runs with other values of method.damping"
-
-    def identity(self, name: str) -> list[object]:
-        """All that the solutions of the method of this name depend on beside the curvature and the queries."""
-        return [name, vars(self), *sources(self.measurement)]
-
-    def told(self, name: str) -> str:
-        """The method's name, and what is not usual among the keys that change the answer."""
-        usual = {one.name: one.default for one in fields(self)}
-        chosen = {key: value for key in TOLD if (value := getattr(self, key, None)) != usual.get(key)}
-        notes = [f"{key}={'all' if value is None else value}" for key, value in chosen.items()]
-        return with_notes(name, [*notes, f"{len(self.components)} components" if self.components else ""])
 
 
 class IHVP:
@@ -126,7 +56,8 @@ class IHVP:
         self.settings, self.by = settings, by
         self.problem = problem = some_queries(problem, settings.queries, settings.seed)
         every, name = problem.components(), by.__module__.rpartition(".")[2]
-        self.components: ComponentMap = layers_of(chosen(every, settings.part, settings.components)).components
+        self.layers = layers_of(chosen(every, settings.part, settings.components))
+        self.components: ComponentMap = self.layers.components
         log.info("%s: %s", name, self.components.coverage_line())
         examples = problem.curvature_examples
         chosen_examples = examples.select(by_hash(examples.ids, settings.examples, settings.seed))
@@ -164,11 +95,31 @@ class IHVP:
         kind, device = self.ggn.gradients.dtype, self.ggn.gradients.device
         return torch.randn(self.ggn.size, generator=generator, dtype=kind, device="cpu").to(device)
 
+    def batch_product(self, batch_size: int) -> BatchProduct:
+        """Products with the GGN of the batch of a step: a stream of epochs, each in an order of its own."""
+        examples, seed = len(self.ggn.examples), self.settings.seed
+        size = min(batch_size, examples)
+
+        def multiply(step: int, vectors: Tensor) -> Tensor:
+            members = batch_indices(step, seed=seed, examples=examples, batch_size=size)
+            return self.ggn.multiply_some(vectors, members.tolist())
+
+        return multiply
+
     def eigenpairs(self, steps: int, rank: int) -> Eigenpairs:
         """The `rank` dominant eigenpairs of G after `steps` products, from the cache where they are there."""
         settings = [*self.curvature, self.settings.seed, steps]
         store = self.problem.training_store("arnoldi", *settings, by=self.by)
         return dominant_eigenpairs(self.ggn.multiply, self.random("start"), steps=steps, rank=rank, store=store)
+
+    def factored(self) -> Product:
+        """EK-FAC's damped inverse over the same examples; the factors come from the cache where they are there."""
+        settings = FactorSettings(seed=self.settings.seed)
+        every = len(self.ggn.examples) == len(self.problem.curvature_examples)
+        factors = problem_factors(self.problem, self.layers, settings, None if every else self.ggn.examples)
+        space, device, damping = self.ggn.space, self.ggn.gradients.device, Damping(self.damping)
+        damped = [(layer, factors[layer.name].to(device), damping) for layer in self.layers.layers]
+        return factored_inverse(damped, dict(zip(space.components.names, space.slices, strict=True)))
 
     def gradients(self, queries: Iterable[int]) -> Tensor:
         """Gradients of minus the measurement [n, size] of some queries."""
@@ -215,23 +166,3 @@ class IHVP:
         )
         dataset = problem.label(values, self.components).assign(notes)
         return dataset.assign_attrs(damping=self.damping, curvature_examples=len(self.ggn.examples))
-
-
-def by_hash(ids: list[str], count: int | None, seed: int) -> list[int]:
-    """Places of `count` of the ids (null = all), chosen and ordered by a hash of seed and id."""
-    order = sorted(range(len(ids)), key=lambda place: fingerprint(seed, ids[place]))
-    return order[:count]
-
-
-def some_queries(problem: Problem, count: int | None, seed: int) -> Problem:
-    """The problem with `count` queries of each query set (null = all), in the problem's order."""
-    if count is None:
-        return problem
-    kept: list[int] = []
-    for name in dict.fromkeys(problem.query_set):
-        places = [place for place, own in enumerate(problem.query_set) if own == name]
-        kept += [places[k] for k in by_hash([problem.queries.ids[place] for place in places], count, seed)]
-    if len(kept) == len(problem.query_set):
-        return problem
-    log.info("%d of %d queries are answered (method.queries=%d of each set)", len(kept), len(problem.query_set), count)
-    return problem.of_queries(sorted(kept))

@@ -117,7 +117,7 @@ class Phases:
         def finish(sums: Sums) -> Sums:
             return {key: mirrored(one) if one.ndim else one for key, one in sums.items()}
 
-        self._run("covariance", "covariances", Phase(shapes, add, finish))
+        self.run("covariance", "covariances", Phase(shapes, add, finish))
 
     def eigen(self, readers: dict[str, str]) -> None:
         """Eigenbases of all covariances, one matrix a block."""
@@ -163,9 +163,9 @@ class Phases:
                 add_rotated_squares(total, one.inputs.to(dtype), one.deltas.to(dtype), one.bias, q_in, q_out)
 
         whole = Phase(shapes, add, enter=bases.enter) if bases else Phase(shapes, add)
-        self._run(phase, "Λ" if phase == "lambda" else "diagonal", whole)
+        self.run(phase, "Λ" if phase == "lambda" else "diagonal", whole)
 
-    def _run(self, name: str, text: str, phase: Phase) -> None:
+    def run(self, name: str, text: str, phase: Phase) -> None:
         """Run the blocks of a phase, partition by partition and chunk by chunk. The first phase draws the labels."""
         count, drawing = len(self.chunks), self._labels is None
         arrays = {key: ((count, *shape), self._kind(shape)) for key, shape in phase.shapes.items()}

@@ -6,12 +6,13 @@ per gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
+from tdaexp.runtime.deferred import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,23 @@ class LayerFactors:
         if self.spectrum is None:
             return gradient
         device, dtype = gradient.device, gradient.dtype
-        rounding = (torch.finfo(self.spectrum.dtype).eps * max(self.spectrum.shape)) ** (2 if self.squares else 1)
-        damped = (self.spectrum + damping.of(self.spectrum, self.name, rounding)).to(device, dtype)
+        damped = (self.spectrum + damping.of(self.spectrum, self.name, self.rounding)).to(device, dtype)
         if self.q_in is None or self.q_out is None:
             return gradient / damped
         q_in, q_out = self.q_in.to(device, dtype), self.q_out.to(device, dtype)
         return q_out @ ((q_out.T @ gradient @ q_in) / damped) @ q_in.T
+
+    @property
+    def rounding(self) -> float:
+        """The largest share of the top eigenvalue that a direction without curvature can have by rounding."""
+        assert self.spectrum is not None
+        eps: float = torch.finfo(self.spectrum.dtype).eps
+        return (eps * max(self.spectrum.shape)) ** (2 if self.squares else 1)
+
+    def to(self, device: torch.device) -> LayerFactors:
+        """The same on a device."""
+        moved = (None if one is None else send(one, device) for one in (self.q_out, self.q_in, self.spectrum))
+        return replace(self, **dict(zip(("q_out", "q_in", "spectrum"), moved, strict=True)))
 
     @property
     def bytes(self) -> int:

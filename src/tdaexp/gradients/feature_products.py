@@ -21,26 +21,27 @@ BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own
 
 
 def feature_products(
-    queries: Sketches, train: Sketches, pairs: np.ndarray, *, store: Path, cache_gb: float = 2.0
+    queries: Sketches, train: Sketches, pairs: np.ndarray, *, store: Path, cache_gb: float = 2.0, squares: bool = True
 ) -> dict[str, Rows]:
     """Dot products and squared norms of sketches, by component, for Q queries and their C candidates each.
 
-    `pairs` [Q, C] int indexes the examples of `train`, -1 for no candidate. Returns `dot` [Q, C, K], `query_sq` [Q, K]
-    and `train_sq` [Q, C, K] in the sketches' dtype, NaN where there is no candidate. `store` is a folder named after
-    all that the result depends on. `cache_gb` (10^9 bytes) bounds the sketches that are in memory; with less of it,
-    candidates are read more often.
+    `pairs` [Q, C] int indexes the examples of `train`, -1 for no candidate. Returns `dot` [Q, C, K] and, with
+    `squares`, `query_sq` [Q, K] and `train_sq` [Q, C, K] in the sketches' dtype, NaN where there is no candidate.
+    `store` is a folder named after all that the result depends on. `cache_gb` (10^9 bytes) bounds the sketches that are
+    in memory; with less of it, candidates are read more often.
     """
     # The walk is in the order of the rows on disk.
     by_row = np.argsort(queries.place)
     numbers = np.where(pairs < 0, -1, train.place[pairs])[by_row]
-    found = meet_pairs(FeaturePairs(queries, train), numbers, store=store, cache_gb=cache_gb)
+    work = (FeaturePairs if squares else FeatureDots)(queries, train)
+    found = meet_pairs(work, numbers, store=store, cache_gb=cache_gb)
     return {name: values.at(queries.place) for name, values in found.items()}
 
 
-class FeaturePairs(PairWork[np.ndarray]):
+class FeatureDots(PairWork[np.ndarray]):
     """Holds the queries' rows, reads the candidates' past them; both are numbered as on disk."""
 
-    arrays = {"dot": "pair", "train_sq": "pair", "query_sq": "query"}  # noqa: RUF012 (a constant of the class)
+    arrays = {"dot": "pair"}  # noqa: RUF012 (a constant of the class)
     doing = "products of sketches"
 
     def __init__(self, queries: Sketches, train: Sketches) -> None:
@@ -57,16 +58,34 @@ class FeaturePairs(PairWork[np.ndarray]):
 
     def hold(self, block: Block, write: WriteQueries, later: Deferred) -> np.ndarray:
         """Rows [n, entries] of the queries."""
-        held = self.queries.rows(block.members)
-        write("query_sq", slice(None), _squares(held, self.columns))
-        return held
+        return self.queries.rows(block.members)
 
     def meet(self, batch: list[int], held: np.ndarray, pairs: Pairs, write: WritePairs, later: Deferred) -> None:
         """Read some candidates, and multiply each pair's rows by themselves."""
-        rows, left, right = self.train.rows(batch), pairs.left.numpy(), pairs.right.numpy()
-        write("train_sq", _squares(rows, self.columns)[right])
+        self.multiply(self.train.rows(batch), held, pairs, write)
+
+    def multiply(self, rows: np.ndarray, held: np.ndarray, pairs: Pairs, write: WritePairs) -> None:
+        """Dot products of the candidates' rows and the held ones."""
+        left, right = pairs.left.numpy(), pairs.right.numpy()
         dots = [_paired(held[:, column], rows[:, column], left, right) for column in self.columns]
         write("dot", np.stack(dots, axis=1))
+
+
+class FeaturePairs(FeatureDots):
+    """The same, and the squared norms of both sides."""
+
+    arrays = {"dot": "pair", "train_sq": "pair", "query_sq": "query"}  # noqa: RUF012 (a constant of the class)
+
+    def hold(self, block: Block, write: WriteQueries, later: Deferred) -> np.ndarray:
+        """Rows [n, entries] of the queries, and their squared norms."""
+        held = super().hold(block, write, later)
+        write("query_sq", slice(None), _squares(held, self.columns))
+        return held
+
+    def multiply(self, rows: np.ndarray, held: np.ndarray, pairs: Pairs, write: WritePairs) -> None:
+        """Products, and the candidates' squared norms."""
+        write("train_sq", _squares(rows, self.columns)[pairs.right.numpy()])
+        super().multiply(rows, held, pairs, write)
 
 
 def feature_memory(cache: float, row: int) -> tuple[float, int]:

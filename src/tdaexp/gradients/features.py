@@ -6,7 +6,7 @@ gradients (`project_gradient`) of a few examples of one component at a time, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from tdaexp.gradients.factors import EmbeddingFactors, Factors, LinearFactors, T
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.sketch import Sketch
-from tdaexp.gradients.sketch_factorised import FactorisedSketch
+from tdaexp.gradients.sketch_factorised import TwoSidedSketch
 from tdaexp.models.components import Component
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.fake_device import blank
@@ -102,9 +102,25 @@ class Features:
             yield order[start:stop], self.rows(np.arange(start, stop))
 
 
+@dataclass(frozen=True, eq=False)
+class ChangedFeatures(Features):
+    """Sketches whose rows [n, entries] are read through `change`, which keeps their shape and type."""
+
+    change: Callable[[np.ndarray], np.ndarray]
+
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows as they are after the change."""
+        return self.change(super().rows(numbers))
+
+
+def changed(features: Features, change: Callable[[np.ndarray], np.ndarray]) -> ChangedFeatures:
+    """The same sketches, read through `change`."""
+    return ChangedFeatures(features.store, features.place, features.columns, change)
+
+
 def project(factors: Factors, sketch: Sketch) -> Tensor:
     """Sketch the gradients of a batch's component: [B, sketch.dim], float32 or float64."""
-    if isinstance(sketch, FactorisedSketch):
+    if isinstance(sketch, TwoSidedSketch):
         if isinstance(factors, LinearFactors):
             return sketch.project_factors(factors.extended_inputs(), factors.deltas)
         if isinstance(factors, EmbeddingFactors):

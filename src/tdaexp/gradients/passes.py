@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from tdaexp.data.examples import token_budget_batches
 from tdaexp.gradients.assembly import Consumer
 from tdaexp.gradients.capture import capture, frozen
 from tdaexp.gradients.explicit import explicit_gradients
-from tdaexp.gradients.factors import VectorFactors
+from tdaexp.gradients.factors import Factors, VectorFactors
 from tdaexp.gradients.folding import folding
 from tdaexp.models.components import Component, ComponentMap, parameters_of
 from tdaexp.objectives.base import Inputs, Loss, Objective, cross_entropy
@@ -26,13 +26,17 @@ from tdaexp.runtime.accumulation import accumulation_dtype
 if TYPE_CHECKING:
     from tdaexp.problem import Problem
 
+Transform = Callable[[str, Tensor], Tensor]
+"""Name of a component and explicit gradients [B, size] (layout in `factors`) to numbers [B, d] for each example."""
+
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """The gradients of `loss` of some examples with respect to a model's components, one for each example.
 
     `reduction` over an example's positions. Sides of a pair may have different models (before and after fine-tuning):
-    their components are matched by name.
+    their components are matched by name. With a `transform` every gradient is formed, and is what that makes of it, of
+    the same size.
     """
 
     model: nn.Module
@@ -41,6 +45,7 @@ class Gradients:
     objective: Objective[Any]
     loss: Loss = cross_entropy
     reduction: str = "mean"
+    transform: Transform | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -101,6 +106,7 @@ class Gradients:
         those that have no rule come first. To be called inside `with gradients.ready():`.
         """
         inputs, losses = self.inputs(members), None
+        consume = consume if self.transform is None else transforming(consume, self.transform)
         formed = [component for component in self.components.components if not component.captured]
         if formed:
             losses = self._form(formed, inputs, consume)
@@ -124,6 +130,16 @@ class Gradients:
             flat = torch.cat([found[name].flatten(1) for name in members[one.name]], dim=1)
             consume([one], [VectorFactors(flat)])
         return losses
+
+
+def transforming(consume: Consumer, transform: Transform) -> Consumer:
+    """A consumer of factors whose gradients are formed and transformed first."""
+
+    def take(components: list[Component], factors: list[Factors]) -> None:
+        pairs = zip(components, factors, strict=True)
+        consume(components, [VectorFactors(transform(one.name, own.materialise())) for one, own in pairs])
+
+    return take
 
 
 def train_gradients(problem: Problem, components: ComponentMap, reduction: str = "mean") -> Gradients:

@@ -84,6 +84,8 @@ class Products(GradientPairs[list[Held]]):
     def held_bytes(self) -> np.ndarray:
         """Of the form in which each query's gradient is held."""
         side = self.queries
+        if side.transform is not None:
+            return np.full(len(side), side.components.sizes.sum() * side.dtype.itemsize, dtype=np.float64)
         reach = side.objective.reach(side.model, side.examples)
         return held_bytes(side.components, reach, next(side.model.parameters()).dtype)
 

@@ -18,15 +18,12 @@ from tdaexp.gradients.factors import Factors
 from tdaexp.gradients.finite import require_finite
 from tdaexp.gradients.pair_driver import GradientPairs, WritePairs, WriteQueries, meet_pairs
 from tdaexp.gradients.pairs import Pairs, products_of_rows
-from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
+from tdaexp.gradients.passes import Gradients, Transform, query_gradients, train_gradients
 from tdaexp.gradients.schedule import Block
 from tdaexp.models.components import Component, ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.deferred import Deferred
 from tdaexp.runtime.rows import Rows
-
-Transform = Callable[[str, Tensor], Tensor]
-"""Name of a component and explicit gradients [B, size] (layout in `factors`) to numbers [B, d] for each example."""
 
 
 def as_it_is(name: str, gradient: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 import xarray as xr
 
-from tdaexp.curvature.inverse import IHVP, InverseSettings
+from tdaexp.curvature.inverse import IHVP
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError

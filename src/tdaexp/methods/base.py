@@ -156,7 +156,7 @@ class Method(ABC):
         if self.of_itself is None:
             raise UserError(
                 f"self_influence: of method={self.name} an example's score for itself says nothing; take ekfac, dot, "
-                "full, project, trak, tracin, cg, lissa or arnoldi"
+                "full, project, trak, tracin, logra, datainf, cg, astra, lissa or arnoldi"
             )
         return self.of_itself
 
@@ -205,8 +205,8 @@ def check_combines(method: Method) -> None:
     if not method.linear:
         raise UserError(
             f"dataset.combine=mean: method={method.name} is not linear in the query (a cosine scales each question by "
-            "its own norm), so the mean of its scores is no score of the mean; take dot, ekfac, cg, lissa, arnoldi, "
-            "trak or tracin"
+            "its own norm), so the mean of its scores is no score of the mean; take dot, ekfac, logra, datainf, cg, "
+            "astra, lissa, arnoldi, trak or tracin"
         )
     if getattr(method, "queries", None) is not None:
         raise UserError("dataset.combine=mean: is about all questions; set method.queries=null")

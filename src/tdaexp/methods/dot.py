@@ -16,7 +16,7 @@ from tdaexp.methods.base import Method
 from tdaexp.methods.full import Full
 from tdaexp.problem import Problem
 from tdaexp.runtime.rows import Rows, lazy
-from tdaexp.selection.parts import part_note, with_notes
+from tdaexp.selection.parts import metric_note, part_note, with_notes
 
 
 @dataclass
@@ -29,9 +29,9 @@ class Dot(Full):
 
     @property
     def label(self) -> str:
-        """Name, the part of the model if it is not the whole, and whether it is relative."""
-        note = part_note(self.part, self.components, "all")
-        return with_notes(self.name, [note, "relative" if self.relative else ""])
+        """Name, the part of the model if it is not the whole, the metric, and whether it is relative."""
+        notes = [part_note(self.part, self.components, "all"), metric_note(self.precondition)]
+        return with_notes(self.name, [*notes, "relative" if self.relative else ""])
 
     @property
     def of_itself(self) -> Method | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,22 +21,24 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fisher import FisherSamples
-from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.fit import FactorSettings, problem_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
+from tdaexp.curvature.joint_blocks import JointSettings, sampled_inverse
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.per_token import check_per_token, with_tokens
 from tdaexp.curvature.repeated import repeated_scores
 from tdaexp.curvature.score import LayerPairs, Precondition
 from tdaexp.curvature.tokens import TokenScoring
-from tdaexp.gradients.passes import fitted_gradients, query_gradients, train_gradients
+from tdaexp.gradients.passes import query_gradients, train_gradients
+from tdaexp.gradients.vector_products import gradient_vectors, vector_products
 from tdaexp.methods.base import Method
 from tdaexp.objectives.base import no_text
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.rehearsal import current
 from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 
@@ -53,7 +56,9 @@ class EKFAC(Method):
     `partitions` (fit and score the matrices in so many passes: less memory), `saves` of a phase, `relative` (divide by
     the square root of the training example's self-influence: RelatIF, Barshan et al. 2020; a pass more over each
     training example, as a query and as a candidate), `per_token` (for each query's so many best candidates, which
-    tokens their scores come from), `seed` of the drawn labels.
+    tokens their scores come from), `curvature_blocks` (what is inverted together: `matrix`; `joint`: q, k, v and o, and
+    an MLP's matrices; `layer`: a whole layer; see `curvature.joint_blocks`) of `block_samples` M, `seed` of the drawn
+    labels.
     """
 
     mode: str = "ekfac"
@@ -70,6 +75,8 @@ class EKFAC(Method):
     saves: int = 4
     relative: bool = False
     per_token: int = 0
+    curvature_blocks: str = "matrix"
+    block_samples: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,14 +97,28 @@ class EKFAC(Method):
                 f"method.per_token={self.per_token}: tokens' shares add up to the score before it is made relative; "
                 "set method.relative=false"
             )
+        self.joint = JointSettings(self.curvature_blocks, self.block_samples, self.seed)
+        if self.joint.blocks != "matrix":
+            self._check_joint()
         self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves)
         self.damped = Damping(self.damping, self.relative_damping)
+
+    def _check_joint(self) -> None:
+        """Refuse what works matrix by matrix alone."""
+        usual = {"mode": "ekfac", "query_rank": None, "keep_gb": 0.0, "partitions": 1, "per_token": 0}
+        for key, value in usual.items():
+            if getattr(self, key) != value:
+                raise UserError(
+                    f"method.{key}={getattr(self, key)}: works matrix by matrix, method.curvature_blocks="
+                    f"{self.curvature_blocks} does not; set method.{key}={'null' if value is None else value}, or "
+                    "method.curvature_blocks=matrix"
+                )
 
     @property
     def label(self) -> str:
         """Name, and what is not usual: the mode, the damping, the part of the model, how queries are measured."""
         damped = self.mode != "identity"
-        notes = ["" if self.mode == "ekfac" else self.mode]
+        notes = ["" if self.mode == "ekfac" else self.mode, self.joint.note]
         notes += [damping_note(self.damping, self.relative_damping, EKFAC.relative_damping)] if damped else []
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
         notes.append("relative" if self.relative else "")
@@ -129,7 +150,8 @@ class EKFAC(Method):
             return factors.precondition(name, gradient, self.damped)
 
         sides = self._sides(problem, layers, inverse)
-        scores = self.scores(problem, sides)
+        whole = self.joint.blocks == "matrix"
+        scores = self.scores(problem, sides) if whole else self._joint_scores(problem, layers, factors)
         if self.relative:
             scores = self.relative_to_self(problem, scores)
         dataset = problem.label(scores, layers.components)
@@ -142,6 +164,8 @@ class EKFAC(Method):
         """What it takes is there once the factors are, unless they were made in parts to save memory."""
         if self.mode == "identity":
             return "mode=identity has no damping"
+        if self.joint.blocks != "matrix":
+            return f"curvature_blocks={self.joint.blocks} is inverted at one damping"
         if self.relative:
             return "of relative scores it would take the self-influence at each damping"
         return None if self.partitions == 1 else "method.partitions spares the memory that it takes"
@@ -176,10 +200,7 @@ class EKFAC(Method):
 
     def fit(self, problem: Problem, layers: Layers) -> Factors:
         """Factors of the model over the examples that it was trained on, from the cache if they are there."""
-        how, names = self.settings, layers.components.names
-        store = problem.training_store("factors", names, how.seed, how.partitions, how.saves, by=fit_factors)
-        gradients = fitted_gradients(problem, layers.map)
-        return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), how, store=store)
+        return problem_factors(problem, layers, self.settings)
 
     def scores(self, problem: Problem, sides: LayerPairs) -> Rows:
         """Scores [Q, C, K] of the pairs: exact, or from kept gradients."""
@@ -204,6 +225,22 @@ class EKFAC(Method):
             store=lambda part: problem.store("influence", *self._identity(problem, part), by=EKFAC),
             tokens_per_batch=tokens,
             cache_gb=cache_gb,
+        )
+
+    def _joint_scores(self, problem: Problem, layers: Layers, factors: Factors) -> Rows:
+        """Scores [Q, C, K] of the pairs by blocks of several matrices, from explicit gradients of the queries."""
+        names, tokens = layers.components.names, problem.compute.tokens_per_batch
+        queries = query_gradients(problem, layers.components, self.reduction, self.measurement)
+        inverse = cache(lambda: sampled_inverse(problem, layers, factors, self.joint, self.damped))
+        if current() is not None:
+            inverse()  # a plan counts it once, not with every block of queries
+        return vector_products(
+            train_gradients(problem, layers.components, self.reduction),
+            problem.pairs,
+            lambda members: inverse()(gradient_vectors(queries, members, tokens)),
+            store=problem.store("joint-influence", *self._identity(problem, names), self.joint, by=EKFAC),
+            tokens_per_batch=tokens,
+            cache_gb=problem.compute.cache_gb,
         )
 
     def _identity(self, problem: Problem, names: list[str]) -> list[object]:

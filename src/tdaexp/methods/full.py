@@ -11,37 +11,52 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from tdaexp.gradients.adamw import check_precondition, in_metric, metric_identity
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
-from tdaexp.selection.parts import check_part, chosen, part_note, restricted, with_notes
+from tdaexp.runtime.errors import UserError
+from tdaexp.selection.parts import check_part, chosen, metric_note, part_note, restricted, with_notes
 
 
 @dataclass
 class Full(Method):
     """Keys: `part` of the model that the gradient is restricted to (`all`, `adapter`, `blocks` = attention and MLP,
     `attention`, `mlp`; null = the adapter where there is one, else `all`), `components` (names, in place of `part`),
-    `reduction` of the loss over an example's tokens (`mean`, as in the paper, or `sum`).
+    `reduction` of the loss over an example's tokens (`mean`, as in the paper, or `sum`), `precondition` (`adamw` =
+    products in the metric 1 / (√v̂ + ε) of AdamW's last kept state, or `none`).
     """
 
     part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
+    precondition: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse unknown choices."""
         check_part(self.part, self.reduction)
+        check_precondition(self.precondition)
 
     @property
     def label(self) -> str:
-        """Name, and the part of the model if it is not the whole."""
-        return with_notes(self.name, [part_note(self.part, self.components, "all")])
+        """Name, the part of the model if it is not the whole, and the metric if it is not the plain one."""
+        return with_notes(self.name, [part_note(self.part, self.components, "all"), metric_note(self.precondition)])
 
     @property
     def sharded(self) -> bool:
-        """Yes: it sees activations and their gradients alone."""
-        return True
+        """Yes, where it sees activations and their gradients alone."""
+        return self.precondition == "none"
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
+
+    @property
+    def wants_state(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
 
     @property
     def of_itself(self) -> Method | None:
@@ -51,16 +66,22 @@ class Full(Method):
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Component dot products and self-products of all candidate pairs."""
         components, compute = chosen(problem.components(), self.part, self.components, "all"), problem.compute
+        settings = [self.reduction, *metric_identity(problem, self.precondition)]
         products = component_products(
-            train_gradients(problem, components, self.reduction),
-            query_gradients(problem, components, self.reduction),
+            in_metric(problem, train_gradients(problem, components, self.reduction), self.precondition),
+            in_metric(problem, query_gradients(problem, components, self.reduction), self.precondition),
             problem.pairs,
-            store=problem.store("products", components.names, self.reduction, by=component_products),
+            store=problem.store("products", components.names, *settings, by=component_products),
             tokens_per_batch=compute.tokens_per_batch,
             cache_gb=compute.cache_gb,
         )
         return problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
-        """Stored products are the answer, those of the chosen components."""
+        """Stored products are the answer, those of the chosen components. Errors (UserError): another metric."""
+        if self.precondition != "none":
+            raise UserError(
+                f"method.precondition={self.precondition}: stored products are in the plain metric; it takes a model "
+                "(without products=), or method.precondition=none"
+            )
         return restricted(products, self.part, self.components, "all")

@@ -15,14 +15,14 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.curvature.inverse import IHVP, InverseSettings
+from tdaexp.curvature.inverse import IHVP
+from tdaexp.curvature.inverse_settings import InverseSettings
 from tdaexp.curvature.lissa import BatchProduct, largest_eigenvalue, lissa
 from tdaexp.methods.base import Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rehearsal import repeated
-from tdaexp.training.batches import batch_indices
 
 log = logging.getLogger(__name__)
 SAFETY = 1.5  # batches beyond those that the scale is estimated from may have more curvature
@@ -55,13 +55,7 @@ class LiSSA(InverseSettings, Method):
         """Run the series in blocks of queries, all on the same batches, then dot training gradients with them."""
         ihvp = IHVP(self, problem, type(self))
         damping = ihvp.damping
-        examples = len(ihvp.ggn.examples)
-        size = min(self.batch_size, examples)
-
-        def multiply(step: int, vectors: Tensor) -> Tensor:
-            members = batch_indices(step, seed=self.seed, examples=examples, batch_size=size)
-            return ihvp.ggn.multiply_some(vectors, members.tolist())
-
+        multiply = ihvp.batch_product(self.batch_size)
         scale = self.scale or self._scale(ihvp, multiply)
 
         def solver(gradients: Tensor) -> dict[str, Tensor]:

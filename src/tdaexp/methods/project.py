@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tdaexp.gradients.adamw import check_precondition, in_metric, metric_identity
 from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Features, Sketches, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
@@ -24,9 +25,10 @@ from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import DEFAULT_BUDGET, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
+from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.rows import Rows
-from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.selection.parts import check_part, chosen, metric_note, part_note, with_notes
 from tdaexp.trust.sketch import Sketched
 
 
@@ -36,8 +38,8 @@ class Project(Method):
     paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05) or `side` (that many squared for each
     component; factorised: so many for each side of its matrix), `rule` for sharing a budget out (`proportional`, or
     `paper`: multiples of 512, at least 512), `distribution` of the entries (`rademacher`, `normal`), `part`,
-    `components` and `reduction` as for `full`, `seed`; `storage` of the rows of an index (candidates=best): null = as
-    they are computed, `float16`, `int8`.
+    `components`, `reduction` and `precondition` as for `full`, `seed`; `storage` of the rows of an index
+    (candidates=best): null = as they are computed, `float16`, `int8`.
     """
 
     projection: str = "factorised"
@@ -48,6 +50,7 @@ class Project(Method):
     part: str | None = None
     components: list[str] | None = None
     reduction: str = "mean"
+    precondition: str = "none"
     seed: int = 0
     storage: str | None = None
 
@@ -56,6 +59,7 @@ class Project(Method):
         check_storage(self.storage)
         check_kind(self.projection, self.distribution)
         check_part(self.part, self.reduction)
+        check_precondition(self.precondition)
         if self.rule not in RULES:
             raise unknown("rule", self.rule, RULES, "method.rule")
         if self.side is not None:
@@ -74,10 +78,10 @@ class Project(Method):
 
     @property
     def label(self) -> str:
-        """Name, kind and budget, and the part of the model if it is not the whole."""
-        note = part_note(self.part, self.components, "all")
+        """Name, kind and budget, the part of the model if it is not the whole, the metric, and how rows are kept."""
+        notes = [part_note(self.part, self.components, "all"), metric_note(self.precondition), self.storage or ""]
         size = f"{100 * self.limit:g} %" if self.side is None else f"{self.side} x {self.side} each"
-        return with_notes(self.name, [self.projection, size, note, self.storage or ""])
+        return with_notes(self.name, [self.projection, size, *notes])
 
     @property
     def limit(self) -> float:
@@ -86,8 +90,18 @@ class Project(Method):
 
     @property
     def sharded(self) -> bool:
-        """Yes: it sees activations and their gradients alone."""
-        return True
+        """Yes, where it sees activations and their gradients alone."""
+        return self.precondition == "none"
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
+
+    @property
+    def wants_state(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
 
     @property
     def indexed(self) -> bool:
@@ -118,15 +132,15 @@ class Project(Method):
     def index(self, problem: Problem) -> Index:
         """Of sketches of all training examples."""
         components = chosen(problem.components(), self.part, self.components, "all")
-        sketches = self.sketches(components)
-        train = train_gradients(problem, components, self.reduction)
-        return Index(problem, Making(train, sketches, self._drawn(problem), self.storage))
+        train = in_metric(problem, train_gradients(problem, components, self.reduction), self.precondition)
+        made_by: list[Work] = [make_sketch, in_metric]
+        return Index(problem, Making(train, self.sketches(components), self._drawn(problem), self.storage, made_by))
 
     def found(self, problem: Problem) -> Problem:
         """By the cosine of whole sketches, all components one after the other."""
         index = self.index(problem)
         index.build()
-        queries = self._features(problem, query_gradients(problem, index.making.gradients.components, self.reduction))
+        queries = self._features(problem, self._sides(problem)[0]["queries"])
         shape = len(queries.place), index.making.width
         rows = Rows(shape, queries.dtype, lambda places: queries.rows(queries.place[places]))
         k = 0 if problem.wanted is None else problem.wanted.k
@@ -158,7 +172,7 @@ class Project(Method):
             "queries": query_gradients(problem, components, self.reduction),
             "candidates": train_gradients(among, components, self.reduction),
         }
-        return sides, used
+        return {role: in_metric(problem, side, self.precondition) for role, side in sides.items()}, used
 
     def sketches(self, components: ComponentMap) -> dict[str, Sketch]:
         """One seeded sketch per component, dimensions in proportion to its parameters or as many for each."""
@@ -186,7 +200,8 @@ class Project(Method):
         return [{name: sketch.dim for name, sketch in sketches.items()}, [*self._drawn(problem), self.reduction]]
 
     def _drawn(self, problem: Problem) -> list[Any]:
-        return [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed]
+        drawn = [drawn_by(self.projection, problem.compute.device), self.distribution, self.seed]
+        return [*drawn, *metric_identity(problem, self.precondition)]
 
 
 def _among(pairs: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from tdaexp.models.adapted import is_matrix
 from tdaexp.models.adapter_places import note_of, stated_base
 from tdaexp.models.loaded import check_finite, quiet_transformers
 from tdaexp.models.lora import Lora
+from tdaexp.models.quantised import LINEAR as QUANTISED_LINEAR
 from tdaexp.models.source import Source, first_line
 from tdaexp.runtime.errors import UserError
 
@@ -137,7 +138,8 @@ def _check_captured(model: PreTrainedModel, where: str) -> None:
         if isinstance(module, AuxiliaryTrainingWrapper):
             raise UserError(f"{where}: '{path}' was trained whole, which is no part of a low-rank adapter; {MERGE}")
         if isinstance(module, BaseTunerLayer) and not isinstance(module, nn.ModuleDict):
-            plain = type(module) is Linear and not getattr(module, "lora_variant", None)
+            known = type(module) is Linear or type(module).__name__ in QUANTISED_LINEAR
+            plain = known and not getattr(module, "lora_variant", None)
             if not plain:
                 kind = f"{type(module).__module__.rpartition('.')[0]}.{type(module).__name__}"
                 raise UserError(

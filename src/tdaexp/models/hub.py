@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -93,19 +94,20 @@ def load_weights(
     source: Source,
     dtype: torch.dtype,
     trust_remote_code: bool,
-    attn_implementation: str | None = None,
+    how: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     classifier: bool = False,
 ) -> PreTrainedModel:
     """Load the model in `dtype`; a checkpoint that does not fill every parameter is an error.
 
+    `how` are further keys of transformers' loader, left out where they are None.
     On a GPU each tensor goes from the file straight to the device: main memory never holds the model. A checkpoint that
     is stored in another dtype is converted, and a line says so.
     """
     if not classifier:
         check_causal(source, trust_remote_code)
     auto: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options: dict[str, Any] = {key: value for key, value in (how or {}).items() if value is not None}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}
     _tell_conversion(source, dtype, trust_remote_code)

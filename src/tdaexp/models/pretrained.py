@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdaexp.data import templates
 from tdaexp.models.lora import NEW, Lora
+from tdaexp.models.quantised import KINDS as QUANTISED
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.names import as_file_name, check_name
 
@@ -42,7 +43,8 @@ class Pretrained:
     architecture and sizes of the model in the words of its transformers config, for plans that download nothing (a
     folder's own config.json counts instead); `adapter` folder or hub id of an adapter to the model, or `new` to train
     one, as `lora` says (`pretrained` may also name an adapter, alone or beside its base); `merge_adapter` adds it to
-    the model's matrices.
+    the model's matrices; `quantised` holds the base's in four or eight bits (`nf4`, `int8`) beside an adapter, null: as
+    they are stored.
     """
 
     pretrained: str
@@ -63,6 +65,7 @@ class Pretrained:
     adapter: str | None = None
     lora: Lora = field(default_factory=Lora)
     merge_adapter: bool = False
+    quantised: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a length that holds no prediction and an unknown template."""
@@ -74,6 +77,8 @@ class Pretrained:
             raise unknown("value", self.missing_state, MISSING_STATE, "model.missing_state")
         if self.experts not in EXPERTS:
             raise unknown("value", self.experts, EXPERTS, f"model.experts={self.experts}")
+        if self.quantised is not None and self.quantised not in QUANTISED:
+            raise unknown("value", self.quantised, QUANTISED, "model.quantised")
         if not 0 <= self.min_coverage <= 1:
             raise UserError(f"model.min_coverage={self.min_coverage}: must be a share from 0 to 1")
         if self.max_length is not None and self.max_length < 2:
@@ -134,6 +139,7 @@ class Pretrained:
         from tdaexp.models.adapters import put_new_on, put_on
         from tdaexp.models.hub import check_causal, classes_of, load_tokenizer, load_weights
         from tdaexp.models.loaded import LoadedModel, check_finite, check_vocabulary, freeze, moved
+        from tdaexp.models.quantised import as_transformers_says, check_quantised, settle
         from tdaexp.models.source import check_folder
 
         weights, trust = found.weights, self.trust_remote_code
@@ -143,7 +149,11 @@ class Pretrained:
         if classes is None:
             check_causal(weights, trust)
         tokenizer = load_tokenizer(found.words, trust)
-        model = load_weights(weights, kind, trust, self.attn_implementation, device, classifier=classes is not None)
+        how: dict[str, Any] = {"attn_implementation": self.attn_implementation}
+        how["quantization_config"] = as_transformers_says(self.quantised, kind) if self.quantised else None
+        model = load_weights(weights, kind, trust, how, device, classifier=classes is not None)
+        adapted = found.adapter is not None or self.adapter == NEW
+        check_quantised(settle(model), weights.name, adapted, self.merge_adapter)
         check_vocabulary(model, tokenizer, weights.name)
         check_finite(model, weights.name)
         self._check_components(model)  # of the base: an adapter adds its own
@@ -164,7 +174,7 @@ class Pretrained:
             classes,
             experts=self.experts,
             min_coverage=self.min_coverage,
-            base=None if found.adapter is None and self.adapter != NEW else weights.identity,
+            base=weights.identity if adapted else None,
         )
 
     def planned(self, texts: list[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -236,6 +246,7 @@ class Pretrained:
 
     def _identity(self, found: Places) -> str:
         """Of what is read, and how: whose code computes, in which attention, and with which adapter."""
+        from tdaexp.models.quantised import library_version
         from tdaexp.runtime.code import code_identity
         from tdaexp.runtime.fingerprint import fingerprint
 
@@ -245,6 +256,8 @@ class Pretrained:
             read.append([found.adapter.identity, self.merge_adapter])
         elif self.adapter == NEW:
             read.append(self.lora)
+        if self.quantised is not None:
+            read.append([self.quantised, library_version()])
         return fingerprint(*read)
 
 

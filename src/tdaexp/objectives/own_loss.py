@@ -21,7 +21,7 @@ from tdaexp.runtime.fingerprint import fingerprint
 NEEDS_OUTPUTS = (
     "a loss of your own does not tell what the model's outputs are, so that no label can be drawn from them; "
     "curvature and hidden states need an objective with `outputs` (tdaexp.objectives); take method=dot, full, "
-    "project, cka, trak or tracin"
+    "project, cka, trak, tracin, datainf or trackstar"
 )
 
 

@@ -91,7 +91,7 @@ def planned(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> Pl
         before = of_texts(config, work)
         if explains:
             return Planned(of_checkpoints(config.method, work), before, work.summary, assumed)
-        both, problem = config.method.both_stages, work.problem(config.seed)
+        both, problem = config.method.both_stages and work.finetune is not None, work.problem(config.seed)
         problem = problem if both else problem.after(config.stage)
         stages = rehearse(config.method, problem, rehearsal, work.weights * (1 + both))
         return Planned(stages, before, work.summary, assumed)

@@ -106,10 +106,10 @@ class TextWork:
         self.rehearsal.watch(self.model.base_model)
         truth = np.zeros(self.pairs.shape, dtype=bool)
         truth[:, 0] = True
-        second = None
+        second, history = None, RehearsedHistory(self.model, self.checkpoints)
         if self.finetune is not None:
             loaded = LoadedModel(self.model, None, "finetuned", "", 0)  # type: ignore[arg-type]
-            second = Stage(loaded, self.every, self.finetune.examples("f"))
+            second = Stage(loaded, self.every, self.finetune.examples("f"), history)
         return Problem(
             model=self.model,
             identity="model",
@@ -123,7 +123,7 @@ class TextWork:
             compute=Compute(DEVICE, self.dtype, self.tokens_per_batch, self.cache_gb),
             cache=Path(),
             seed=seed,
-            history=RehearsedHistory(self.model, self.checkpoints),
+            history=history,
             finetuned=second,
             wanted=None if self.k is None else Wanted(self.k, list(self.pairs[:, :1])),
         )

@@ -44,7 +44,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     longest, assumed = min(longest, dataset.max_length), []
     if corpus is None:
         train, sets = _assumed(dataset, longest)
-        finetune = train if config.method.both_stages else None
+        finetune = train if config.method.needs_both_stages else None
         assumed.append(f"{len(train):,} training examples and the lengths of dataset.assumed; the data is not at hand")
         assumed += ["a second stage as large as the first"] if finetune else []
     else:
@@ -54,6 +54,8 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
         elif len(corpus.train) > COUNTED and dataset.chunk is None:
             assumed.append(f"lengths of all training examples from {COUNTED:,} of them, half of these the longest")
+    if getattr(config.model, "quantised", None):
+        assumed.append("the base's matrices in full precision, of which nf4 takes about an eighth and int8 a quarter")
     names = [name for name in dataset.query_sets if not (path and name == GENERATED)]
     if GENERATED in names:
         sets[GENERATED] = sets[dataset.generated_from]

@@ -95,3 +95,8 @@ def damping_note(value: float | None, relative: float, usual: float) -> str:
     if value is not None:
         return f"λ {value:g}"
     return "" if relative == usual else f"λ {relative:g} × mean"
+
+
+def metric_note(precondition: str) -> str:
+    """What a label tells of the metric of products: nothing of the plain one."""
+    return "" if precondition == "none" else f"{precondition} metric"

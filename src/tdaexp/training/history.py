@@ -17,6 +17,7 @@ from tdaexp.data.groups import stratified
 from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
+from tdaexp.models.quantised import kind_of
 from tdaexp.objectives.base import ExampleList
 from tdaexp.problem import Course, Moment
 from tdaexp.runtime.errors import UserError, unknown
@@ -37,12 +38,13 @@ KEYS = {one.name for one in fields(FitSettings)}
 class SavedCheckpoints:
     """The checkpoints beside a language model that was trained here (`trainer.fit.keep=all`).
 
-    Each stands for the mean learning rate of the steps since the one before.
+    Each stands for the mean learning rate of the steps since the one before. `key` names the training's settings.
     """
 
     loaded: LoadedModel
     device: torch.device
     dtype: torch.dtype
+    key: str = "trainer.fit"
 
     def moments(self, steps: Sequence[int] | None, count: int) -> list[Moment]:
         """All that were kept, or those of the named steps; `count` is for recordings."""
@@ -80,12 +82,12 @@ class SavedCheckpoints:
             length, every = settings["steps"], settings["checkpoint_every"]
             raise UserError(
                 f"{folder}: {length} steps of training and a checkpoint every {every} steps leave no checkpoint; set "
-                f"trainer.fit.checkpoint_every={max(1, length // 5)}, or train for more steps (trainer.fit.steps)"
+                f"{self.key}.checkpoint_every={max(1, length // 5)}, or train for more steps ({self.key}.steps)"
             )
         if not kept:
             raise UserError(
                 f"{folder or 'the model'}: no checkpoints beside it, which this method needs; let it be trained here "
-                "(model.pretrained=null), or name the model/ folder of a training with trainer.fit.keep=all"
+                f"(model.pretrained=null), or name the model/ folder of a training with {self.key}.keep=all"
             )
         return kept
 
@@ -99,6 +101,7 @@ class SavedCheckpoints:
             trust_remote_code=own,
             adapter=folder if base else None,
             merge_adapter=loaded.base is not None and base is None,
+            quantised=kind_of(loaded.model),
         )
 
     def _load(self, checkpoint: Checkpoint) -> nn.Module:

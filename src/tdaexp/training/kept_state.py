@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tdaexp.problem import OptimizerState
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.training.optimizer_state import FILE, MOMENTS, read_settings
 from tdaexp.training.trajectory import Trajectory
 
@@ -42,7 +43,7 @@ def state_of_checkpoint(folder: Path, optimizer: str) -> OptimizerState:
         return found.float() / (1 - beta**settings.step)
 
     first, second = (functools.partial(read, key, beta) for key, beta in zip(MOMENTS, settings.betas, strict=True))
-    return OptimizerState(settings.step, settings.betas, settings.eps, second, first)
+    return OptimizerState(settings.step, settings.betas, settings.eps, second, first, file_fingerprint(file))
 
 
 def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
@@ -67,4 +68,5 @@ def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
             raise UserError(f"{trajectory.folder}: has no second moment of '{name}'; that parameter was not trained")
         return averages()[name].to(torch.float32) / correction
 
-    return OptimizerState(step + 1, (layout.betas[0], layout.betas[1]), layout.eps, second)
+    identity, betas = fingerprint(layout.identity, step), (layout.betas[0], layout.betas[1])
+    return OptimizerState(step + 1, betas, layout.eps, second, None, identity)

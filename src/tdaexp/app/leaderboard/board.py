@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +35,8 @@ from tdaexp.runtime.cache import at_work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
 
+PATIENCE = 10.0
+"""Seconds in which a process may stop by itself."""
 COLUMNS = ["subject", "seed", "method", "setting", "metric", "query_set", "value", "low", "high", "queries",
            "cost_seconds", "failed"]  # fmt: skip
 
@@ -76,8 +80,7 @@ class Leaderboard(Analysis):
                 found[waiting[done]] = self._rows(done, *todo[waiting[done]])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+            _end(multiprocessing.active_children())
             raise
         pool.shutdown()
         yield from (found[place] for place in sorted(found))
@@ -111,6 +114,17 @@ class Leaderboard(Analysis):
         of_label = {cell.label: cell for cell in mine}
         rows = [{**common, **_named(of_label[label]), "failed": why} for label, why in failed.items()]
         return rows + [{**common, **_told(one, of_label.get(one.label))} for one in judged]
+
+
+def _end(processes: list[BaseProcess], patience: float = PATIENCE) -> None:
+    """End processes: asked first, as a cell stops between blocks; then at once, as what is written is written whole."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 def _told(one: Judged, cell: Cell | None) -> dict[str, Any]:
