@@ -22,9 +22,9 @@ PATIENCE_S = 300
 
 
 @pytest.fixture
-def blocks_of_40(monkeypatch):
+def blocks_of_5(monkeypatch):
     """Several blocks of a few texts."""
-    monkeypatch.setattr(index_module, "DOCUMENTS", 40)
+    monkeypatch.setattr(index_module, "DOCUMENTS", 5)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("index/[!.]*/*.npy")}
 
 
-def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_of_40, tmp_path):
+def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_of_5, tmp_path):
     own = f"cache_dir={tmp_path}/own"
     said = commands.done("attribute", *BEST, *PARAPHRASED, own)
     assert "blocks are to be built" in said
@@ -53,7 +53,7 @@ def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_o
     assert "blocks are there" in said and "no pass over them" in said and "to be built" not in said
 
 
-def test_shares_of_a_sweep_and_a_damaged_block(commands, blocks_of_40, tmp_path):
+def test_shares_of_a_sweep_and_a_damaged_block(commands, blocks_of_5, tmp_path):
     own = f"cache_dir={tmp_path}/own"
     commands.done("attribute", *BEST, "dataset.query_sets=[]", "-m", "shard=3/3,1/3,2/3", own, "hydra.sweep.dir=shares")
     table = rows(Path("shares"))
