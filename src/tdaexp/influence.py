@@ -132,9 +132,10 @@ def of_queries(dataset: xr.Dataset, places: np.ndarray) -> xr.Dataset:
 
 def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
     """Another answer about the same pairs: scores [Q, C] without components."""
-    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25") if name in dataset}
+    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25", "sources") if name in dataset}
     coords = {name: dataset[name] for name in ("query", "query_set", "train")}
-    attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **attrs}
+    kept = {name: dataset.attrs[name] for name in ("searched",) if name in dataset.attrs}
+    attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **kept, **attrs}
     return xr.Dataset({"influence": (("query", "candidate"), values), **parts}, coords, attributes)
 
 

@@ -23,6 +23,7 @@ from tdaexp.index import blocks as blocks_module
 from tdaexp.index import index as index_module
 from tdaexp.index.shares import Share
 from tdaexp.methods.base import INDEXED, Method
+from tdaexp.metrics.controls import bm25_answer, random_accuracy
 from tdaexp.metrics.judge import judge
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.problem import Wanted
@@ -92,6 +93,7 @@ def test_found_pairs_are_the_first_and_the_last_of_a_dense_answer(make_problem, 
     ours, all_pairs = judge(found, settings), judge(dense, settings)
     for metric in ("accuracy", "recall@3", "random_accuracy", "queries_with_truth"):
         assert ours[f"paraphrased/{metric}"] == all_pairs[f"paraphrased/{metric}"]
+    assert np.array_equal(random_accuracy(bm25_answer(found)), np.full(len(found["query"]), 1 / len(TRAIN)))
     assert 0 < ours["paraphrased/mrr"] <= all_pairs["paraphrased/mrr"]
 
 
