@@ -27,7 +27,8 @@ SCORE_BYTES = 1 << 25
 
 def euclidean(rows: Tensor) -> Tensor:
     """Norms [n] of rows [n, D]."""
-    return rows.double().norm(dim=1)
+    found: Tensor = rows.double().norm(dim=1)
+    return found
 
 
 def extremes(
