@@ -109,6 +109,7 @@ def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
         ("method=cka", "method.of=states"),
         ("method=random",),
         ("method=project",),
+        ("method=project", "method.side=8", "candidates=best", "model=olmo1b", "dataset=lima"),
         ("model=resnet9", "dataset=cifar2", "method=explaind"),
         ("experiment=explaind_eurollm",),
         (

@@ -20,6 +20,7 @@ from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.stages.indexing import build_share
 from tdaexp.app.stages.trained_again import trained_again
 from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, built, trainings
@@ -59,7 +60,12 @@ def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, flo
 
 
 def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report."""
+    """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report.
+
+    With `shard`, a share of the method's index is built in place of all that.
+    """
+    if config.shard is not None:
+        return build_share(config, config.shard, folder, logger)
     answer = _of_problem(config) if config.products is None else _of_products(config)
     if not ranks.current().first:
         return {}
