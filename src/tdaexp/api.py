@@ -35,6 +35,7 @@ def attribute(
     cache: str | Path = "cache",
     dataset: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
+    history: str | Path | None = None,
     **settings: Any,
 ) -> Answer:
     """How much each training row helped each query: positive = training on it made the query more likely.
@@ -60,13 +61,14 @@ def attribute(
         cache: folder for what other calls and the commands can use again (`cache_dir`).
         dataset: further keys of `conf/dataset/text.yaml`, e.g. `template`, `max_length`, `prompt_column`.
         trainer: keys of `conf/trainer/default.yaml`, e.g. `cache_gb`, `tokens_per_batch`.
+        history: folder in which `Record` left the module's training, for methods that read one.
         settings: keys of the method, and `budget`.
 
     Raises:
         UserError: a mistake in what was given, in one line.
     """
     given = Given(
-        "tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {}, trainer or {}
+        "tdaexp.attribute", model, train, queries, tokenizer, loss, collate, name, dataset or {}, trainer or {}, history
     )
     keys = {"seed": seed, "cache_dir": cache, "trust": trust}
     with given.opened(method, settings, {"candidates": candidates}, keys) as run:

@@ -18,6 +18,9 @@ Variables (Q queries, C candidates, K components, S query sets):
     truth_known [Q] bool            it is known what the query's sources are; where it is not, `truth` says nothing
     bm25      [Q, C]                lexical scores of the same pairs: the cheap control (NaN when there are none)
     answered  [Q] bool              the model's own greedy answer is the query's; present where there are two stages
+    sources   [Q] int               how many training examples are a source of the query; present where candidates are
+                                    the best and the worst of `searched` (an attribute) training examples: of a query's
+                                    columns in order of falling score, half are the first of all, half the last
     weight    [S, K]                1 for the components that count in the method's answer (select); absent = all count
 
 and where tokens were asked for (R best candidates of each query, T and T' positions; NaN behind an example's end):
@@ -68,6 +71,8 @@ def build(
     truth_known: np.ndarray | None = None,
     belongs: dict[str, list[str]] | None = None,
     example: list[str] | None = None,
+    sources: list[int] | None = None,
+    searched: int | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Label raw arrays (shapes in the module's docstring) as an influence data set.
@@ -93,6 +98,8 @@ def build(
     if belongs:
         coords["example"] = np.array(example, dtype=object)
         coords |= {name: ("example", np.array(of, dtype=object)) for name, of in belongs.items()}
+    if sources is not None:
+        data["sources"] = ("query", np.asarray(sources, dtype=np.int64))
     if truth_known is not None:
         data["truth_known"] = ("query", np.asarray(truth_known, dtype=bool))
     cosine = query_sq is not None and train_sq is not None
@@ -102,6 +109,7 @@ def build(
     attributes = {
         "format_version": FORMAT_VERSION,
         "normalise": "cosine" if cosine else "none",
+        **({} if searched is None else {"searched": searched}),
         **(attrs or {}),
     }
     return xr.Dataset(data, coords, attributes)
@@ -124,9 +132,10 @@ def of_queries(dataset: xr.Dataset, places: np.ndarray) -> xr.Dataset:
 
 def like(dataset: xr.Dataset, values: Any, attrs: dict[str, Any]) -> xr.Dataset:
     """Another answer about the same pairs: scores [Q, C] without components."""
-    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25") if name in dataset}
+    parts = {name: dataset[name] for name in ("truth", "truth_known", "bm25", "sources") if name in dataset}
     coords = {name: dataset[name] for name in ("query", "query_set", "train")}
-    attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **attrs}
+    kept = {name: dataset.attrs[name] for name in ("searched",) if name in dataset.attrs}
+    attributes = {"format_version": FORMAT_VERSION, "normalise": "none", **kept, **attrs}
     return xr.Dataset({"influence": (("query", "candidate"), values), **parts}, coords, attributes)
 
 

@@ -65,6 +65,11 @@ class OptimizerState:
     second: Callable[[str], Tensor]
     first: Callable[[str], Tensor] | None = None
     identity: str = ""
+    eps_root: float = 0.0
+
+    def divisor(self, second: Tensor) -> Tensor:
+        """√(v̂ + `eps_root`) + `eps`, what an update divides by, of some of v̂."""
+        return (second + self.eps_root).sqrt() + self.eps
 
 
 def no_state() -> OptimizerState:
@@ -124,6 +129,27 @@ class Stage:
     history: History | None = None
 
 
+class TrainedAgain(Protocol):
+    """What models trained again on subsets of the training examples say, where a bank has them."""
+
+    def __call__(self, problem: Problem, subsets: int, left_out: float) -> tuple[np.ndarray, np.ndarray]:
+        """Members [S, N] bool of so many random subsets that lack that share, and the queries' measurements [S, Q].
+
+        Errors (UserError): the models are not there (with the command that makes them), or cannot be.
+        """
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Pairs that nobody has named: each query's `k` most helpful and `k` most harmful training examples are looked for.
+
+    `sources` [Q] are numbers of training examples: what is known of where each query comes from.
+    """
+
+    k: int
+    sources: list[np.ndarray]
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model (in eval mode), its components, training examples, queries, the pairs to score, and what it is asked.
@@ -131,9 +157,10 @@ class Problem:
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
     each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
     that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
-    without pairs (C = 0). `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
-    use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
-    in, `spent` how much this process had put into stores before.
+    without pairs (C = 0). `recipe` tells how that training can be made again (a `training.bank.Recipe`), where it can;
+    `retrained` of models that were, where a command can find them. `loaded` has the tokenizer where there is one.
+    `cache` is the folder for what other runs can use again; `stores` remembers which of its parts this run asked for,
+    `overhead` which of them no query had a part in, `spent` how much this process had put into stores before.
 
     A problem of two stages (pre-train on `train`, then fine-tune) has the pre-trained model in `model` and the second
     stage in `finetuned`. `after` makes a single-stage problem of it, in which curvature is averaged over `fitted`.
@@ -153,10 +180,13 @@ class Problem:
     seed: int
     loaded: LoadedModel | None = None
     history: History | None = None
+    recipe: Callable[[], Any] | None = None
+    retrained: TrainedAgain | None = None
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None
     belongs: dict[str, list[str]] = field(default_factory=dict)
+    wanted: Wanted | None = None
     stores: set[Path] = field(default_factory=set)
     overhead: set[Path] = field(default_factory=set)
     spent: float = field(default_factory=lambda: BlockStore.spent)
@@ -219,7 +249,16 @@ class Problem:
             candidates=Candidates(self.candidates.indices[places], self.candidates.bm25[places]),
             truth=self.truth[places],
             truth_known=None if self.truth_known is None else self.truth_known[places],
+            wanted=self.wanted and Wanted(self.wanted.k, [self.wanted.sources[row] for row in places]),
         )
+
+    def having(self, pairs: np.ndarray) -> Problem:
+        """The problem about pairs [Q, C] that were found where they were `wanted`: numbers of training examples."""
+        if self.wanted is None:
+            raise ValueError("pairs were named before")
+        known = zip(pairs, self.wanted.sources, strict=True)
+        truth = np.array([np.isin(row, own) for row, own in known], dtype=bool).reshape(pairs.shape)
+        return replace(self, candidates=Candidates(pairs, np.full(pairs.shape, np.nan)), truth=truth)
 
     def with_itself(self) -> Problem:
         """The problem in which each training example is asked about itself alone, as a query of its own."""
@@ -232,6 +271,7 @@ class Problem:
             candidates=Candidates(np.arange(count)[:, None], np.full((count, 1), np.nan)),
             truth=none,
             truth_known=none[:, 0],
+            wanted=None,
         )
 
     @property
@@ -270,10 +310,20 @@ class Problem:
         self.overhead.add(path)
         return path
 
-    def _entry(self, kind: str, parts: list[Any], by: Code) -> Path:
+    def examples_store(self, kind: str, examples: ExampleList, *depends_on: Any, by: Code, name: str = "{}") -> Path:
+        """As `store`, for what depends on the model and on these examples: on no others and on no pair.
+
+        `name` as for `cache.entry`.
+        """
+        path = self._entry(kind, [self.identity, examples.fingerprint(), *depends_on], by, name)
+        if examples is not self.queries:
+            self.overhead.add(path)
+        return path
+
+    def _entry(self, kind: str, parts: list[Any], by: Code, name: str = "{}") -> Path:
         place = [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
         code = [*(by if isinstance(by, list) else [by]), type(self), type(self.objective)]
-        path = cache.entry(self.cache, kind, place, *parts, by=code)
+        path = cache.entry(self.cache, kind, place, *parts, by=code, name=name)
         self.stores.add(path)
         return path
 
@@ -322,4 +372,6 @@ class Problem:
             size=None if components is None else components.sizes,
             query_sq=query_sq,
             train_sq=train_sq,
+            sources=None if self.wanted is None else [len(one) for one in self.wanted.sources],
+            searched=None if self.wanted is None else len(self.train),
         )

@@ -28,7 +28,7 @@ from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 OPTIMISERS = {
-    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all"},
+    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all", "eps_root": 1e-5},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.05, "decay": "all"},
 }
 FINE = Quadrature("gauss", 4)
@@ -265,7 +265,7 @@ def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch
 
 
 def test_single_columns_of_the_first_step(fresh):
-    """By autograd: −lr/(√v̂ + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
+    """By autograd: −lr/(√(v̂ + ε_r) + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
     trajectory, train = fresh.history.trajectory, fresh.train
     found = Explaind(keep=["query", "train", "output"], steps=[0, 0], quadrature=Quadrature("left", 1)).attribute(fresh)
     leaves = {name: value.double().requires_grad_() for name, value in trajectory.parameters(0).items()}
@@ -279,7 +279,8 @@ def test_single_columns_of_the_first_step(fresh):
     if trajectory.settings.optimizer == "adamw":
         moment = trajectory.second_moment(0)
         flat = torch.cat([moment[name].double().flatten() for name in leaves])
-        rate = rate / ((flat / (1 - trajectory.settings.betas[1])).sqrt() + trajectory.settings.eps)
+        corrected = flat / (1 - trajectory.settings.betas[1])
+        rate = rate / ((corrected + trajectory.settings.eps_root).sqrt() + trajectory.settings.eps)
     output = torch.func.functional_call(fresh.model, leaves, (fresh.queries.inputs.double(),))[3, 1]
     direction, wanted = rate * gradient(output), np.zeros(len(train))
     for place, weight in zip(*trajectory.batch(0), strict=True):
@@ -406,3 +407,52 @@ def test_the_secant_rule_is_refused_for_a_network_that_has_none(fresh):
     with pytest.raises(UserError, match="no rule for this use of the operation"):
         Explaind(quadrature=Quadrature("secant")).attribute(study)
     assert Explaind().attribute(study).attrs["rule"] == "gauss"
+
+
+CHECKED = (["query", "train"], ["train"], ["component"], ["step", "component"], ["step", "query", "component"])
+
+
+def smallest(study: Problem) -> bool:
+    """One of the studies is enough for what takes many nodes."""
+    settings = study.history.trajectory.settings
+    return settings.every == 1 and settings.optimizer == "adamw"
+
+
+@pytest.mark.parametrize("module", [KINKED, None], ids=["relu", "gelu"])
+def test_the_entries_are_off_by_what_the_store_says(fresh, module):
+    if not smallest(fresh):
+        return
+    study = fresh if module is None else having_model(fresh, module)
+    rule = "gauss" if module is None else "secant"
+    for keep in CHECKED:
+        found, exact = (
+            Explaind(keep=keep, quadrature=Quadrature(*one)).attribute(study)
+            for one in ((rule, 1), (rule, 8 if module is None else 16))  # as exact as need be
+        )
+        single_steps = {"step", "query"} <= set(keep)
+        for steps in [slice(None), *([slice(k, k + 1) for k in (0, 5, 10)] if single_steps else [])]:
+            pair = (one["influence"].isel(step=steps) if "step" in keep else one["influence"] for one in (found, exact))
+            mine, wanted = (one.transpose(*found["influence"].dims).values for one in pair)
+            true = np.linalg.norm(mine - wanted) / np.linalg.norm(wanted)
+            single = steps.start is not None
+            said = float(found["entry_error"][steps.start]) if single else found.attrs["entry_error"]
+            assert true / 2 < said < 2 * true, (keep, steps, true, said)
+        assert rule == "gauss" or float(abs(found["residual"]).max()) < 1e-12  # the sums say nothing of it
+
+
+def test_entries_that_are_off_are_told_with_what_to_set(fresh, caplog):
+    if not smallest(fresh):
+        return
+    study, keep = having_model(fresh, KINKED), ["query", "component"]
+    Explaind(keep=keep, quadrature=Quadrature("left")).attribute(study)
+    assert "set method.quadrature.tolerance=0.01 for more nodes" in caplog.text
+    caplog.clear()
+    few = Explaind(keep=keep, quadrature=Quadrature("secant", tolerance=1e-9, most=2)).attribute(study)
+    assert "above method.quadrature.tolerance=1e-09; allow more pieces by method.quadrature.most=8" in caplog.text
+    assert few["nodes"].max() == 2
+    caplog.clear()
+    wanted = 0.6 * float(few.attrs["entry_error"])
+    fine = Explaind(keep=keep, quadrature=Quadrature("secant", tolerance=wanted, most=64)).attribute(study)
+    assert fine.attrs["entry_error"] < few.attrs["entry_error"] and fine["nodes"].max() > 2
+    trained = Explaind(keep=["query", "train"], quadrature=Quadrature("secant", tolerance=wanted)).attribute(study)
+    assert trained["nodes"].max() > 1 and trained.attrs["entry_error"] < 2 * wanted

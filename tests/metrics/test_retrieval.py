@@ -61,3 +61,20 @@ def test_ranks_against_counting_by_hand(seed, queries, candidates):
         for k in (1, 2, 3):
             found = sum(rank <= k for rank in expected)
             assert recall(scores, truth, k)[row] == (found / truth[row].sum() if truth[row].any() else 0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 4), st.integers(0, 9))
+def test_of_the_first_and_the_last_of_many_ranks_are_those_among_all(seed, queries, k, more):
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.arange(queries * (2 * k + more)).reshape(queries, -1).astype(float), axis=1)
+    truth = rng.random(scores.shape) < 0.3
+    order = np.argsort(-scores, axis=1)
+    ends = np.concatenate([order[:, :k], order[:, -k:]], axis=1)
+    found, own = np.take_along_axis(scores, ends, axis=1), np.take_along_axis(truth, ends, axis=1)
+    assert accuracy(found, own).tolist() == accuracy(scores, truth).tolist()
+    for most in range(1, k + 1):
+        assert recall(found, own, most, more, truth.sum(1)).tolist() == recall(scores, truth, most).tolist()
+    for row in range(queries):
+        expected = source_ranks(scores, truth)[row]
+        known = source_ranks(found, own, more)[row]
+        assert set(known[np.isfinite(known)]) == {rank for rank in expected if rank <= k or k + more < rank < np.inf}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -141,6 +144,26 @@ def test_nodes_are_added_until_the_residual_is_small(case):
     assert loose.nodes == 1 < tight.nodes < 1024
     for name, parameter in parameters.items():  # they are back at θ_s
         assert torch.equal(parameter.detach(), step.start[name])
+
+
+def test_nodes_are_added_until_entries_are_settled_too(case):
+    """By one parameter's own entry, where the residual alone asks for nothing."""
+    model, optimizer, inputs, targets = case
+    step = simulated(model, optimizer, inputs, targets)
+    parameters, loss = dict(model.named_parameters()), loss_of(model, inputs, targets)
+    seen: list[torch.Tensor] = []
+
+    def entries():
+        seen.append(gradients(parameters)["0.weight"].clone())
+        return seen[-1]
+
+    steered = Quadrature(rule="left", nodes=1, tolerance=0.01, most=1024)
+    found = integrate(loss, parameters, step, dataclasses.replace(steered, tolerance=0.9), entries)
+    assert found.nodes == 2 == 2 ** (len(seen) - 1)  # one count alone has nothing to be held against
+    seen.clear()
+    integrate(loss, parameters, step, steered, entries)
+    moved = [float((b - a).norm() / b.norm()) for a, b in itertools.pairwise(seen)]
+    assert moved[-1] <= 0.01 < moved[-2]
 
 
 def test_a_parameter_that_nothing_reaches_counts_nothing(case):

@@ -37,6 +37,7 @@ METHODS = {
     "ekfac by token": ("method.per_token=2", "method.query_rank=4"),
     "ekfac by layers": ("method.curvature_blocks=layer", "method.block_samples=40"),
     "project": ("budget=0.5",),
+    "project indexed": ("candidates=best", "candidates.k=3", "method.side=8", "method.storage=int8"),
     "project srht": ("budget=0.5", "method.projection=srht"),
     "trak": ("method.dimensions=16",),
     "logra": ("method.dimensions=16",),
@@ -100,7 +101,7 @@ def test_flop_and_disk_are_those_of_the_run(case: str, tmp_path: Path) -> None:
         problem = build_problem(config, corpus, load_model(config, corpus.train), None)
     before = set(tmp_path.iterdir())
     with FlopCounterMode(display=False, custom_mapping=_left_out()) as counted:
-        config.method.attribute(problem)
+        config.method.attribute(problem if problem.wanted is None else config.method.found(problem))
     stages = [stage for stage in plan.stages if stage.name != "answer"]
     assert sum(stage.flop for stage in stages) == pytest.approx(counted.get_total_flops(), rel=LOOSE.get(name, 0.05))
     files = [file for folder in set(tmp_path.iterdir()) - before for file in folder.rglob("*") if file.is_file()]

@@ -63,3 +63,9 @@ def test_the_account_names_what_moved_the_outputs(monkeypatch):
     assert page.metrics == {"explaind/agreement": 0.5, "explaind/kl": 0.25,
                             "explaind/nodes": pytest.approx(float(found["nodes"].mean()))}  # fmt: skip
     assert {one.name for one in page.drawings} == {"completeness", "influence", "components"}
+    assert "single entry" not in texts
+    checked = found.assign_attrs(entry_error=0.0123).assign(entry_error=("step", np.array([0.1, np.nan, 0.2, 0.0])))
+    page = decomposition_findings(checked, "explaind")
+    assert page.metrics["explaind/entry_error"] == 0.0123
+    said = "say nothing of a single entry (step × component): these are off by about 1.2 % of their size"
+    assert said in " ".join(one.text for one in page.statements)

@@ -11,6 +11,8 @@ from typing import Any
 
 from tdaexp.app import foreign
 from tdaexp.app.found import Found
+from tdaexp.data.best import Best
+from tdaexp.index.shares import share_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
 from tdaexp.report.dashboards.library import check_installed
@@ -165,7 +167,8 @@ class AttributeConfig:
     `pretrained`) whose model a single-stage method explains where the data has two; `self_influence` asks what each
     training example does for itself, too (and that alone with `dataset.query_sets=[]`); `trust`, whether checks of the
     answer are made that take passes through the model (null = at most 2 % of the run's, or a second or two); `plan`
-    prints what the run would cost and ends.
+    prints what the run would cost and ends; `shard` (such as 3/64: the third of 64 tasks) builds that share of the
+    method's index of the training examples, and ends.
     """
 
     model: Any = field(metadata=_open("model"))
@@ -183,6 +186,7 @@ class AttributeConfig:
     query_set: str | None = None
     self_influence: bool = False
     trust: bool | None = None
+    shard: str | None = None
     plan: bool = False
     resume: bool = False
     cache_dir: str = "cache"
@@ -201,11 +205,27 @@ class AttributeConfig:
             self._check_sharded()
         if self.products is None and not self.plan:
             self.dataset.check_source()
+        self._check_found()
         if self.self_influence:
             self._check_itself()
-        elif self.products is None and not self.dataset.query_sets:
+        elif self.products is None and not self.dataset.query_sets and self.shard is None:
             raise UserError("dataset.query_sets is empty; name at least one, e.g. dataset.query_sets=[paraphrased]")
         _settle_precision(self, download=not self.plan)
+
+    def _check_found(self) -> None:
+        """Refuse what asks for an index of a method that keeps none, and a share of an index that nobody will read."""
+        found = isinstance(self.candidates, Best)
+        if found and self.products is None:
+            self.method.check_indexed("candidates=best")
+            if getattr(self.dataset, "combine", None) is not None:
+                raise UserError("dataset.combine: questions that are one need the same candidates; take candidates=all")
+        if self.shard is None:
+            return
+        share_of(self.shard)
+        if not found or self.products is not None:
+            raise UserError(f"shard={self.shard}: builds a share of the index that candidates=best looks in; add that")
+        if self.self_influence:
+            raise UserError(f"shard={self.shard}: builds a share of an index alone; leave self_influence out")
 
     def _check_itself(self) -> None:
         """Refuse self-influence without a model, and of methods that have none."""
@@ -237,9 +257,10 @@ class EvaluateConfig:
     that differ in these alone are averaged. `scores` are one or several files of another program, on the pairs of the
     first of the named runs, else on those that `dataset` and `candidates` (or `products`, with `query_set`) make, as
     for `attribute.py`. `analysis` is a study of the runs instead of the comparison (`tdaexp.papers`); `cache` lists
-    what cache_dir holds (`list`) or deletes what no run of this version can reach (`prune`), and does nothing else;
-    `drop` writes the training file of the one run in `runs` without so many rows (below 1: a share of them), and does
-    nothing else: the most `harmful` or `helpful` ones, or those with the largest `self`-influence (`drop_by`).
+    what cache_dir holds (`list`), deletes what no run of this version can reach (`prune`) or names what is damaged of
+    all that has checksums (`verify`), and does nothing else; `drop` writes the training file of the one run in `runs`
+    without so many rows (below 1: a share of them), and does nothing else: the most `harmful` or `helpful` ones, or
+    those with the largest `self`-influence (`drop_by`).
     `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
     `leaderboard`, a CSV file (columns: `report.dashboards.leaderboard`), the report alone, and nothing is compared.
 
@@ -274,7 +295,7 @@ class EvaluateConfig:
         """
         self.over, self.scores = several("over", self.over), several("scores", self.scores)
         if self.cache is not None:
-            _choice("cache", self.cache, ("list", "prune"))
+            _choice("cache", self.cache, ("list", "prune", "verify"))
         self._check_dashboard()
         _settle_precision(self, download=False)
         _choice("drop_by", self.drop_by, tuple(COLUMN))

@@ -17,6 +17,7 @@ from tdaexp.app.config import AttributeConfig
 from tdaexp.app.stages.answering import Answer, answered, check_sources
 from tdaexp.app.work import seed as seed_generators
 from tdaexp.building.given import module_problem, text_builder, text_keys
+from tdaexp.building.own_recording import with_recording
 from tdaexp.data.records import Corpus
 from tdaexp.gradients.capture import frozen
 from tdaexp.methods.base import Method
@@ -51,6 +52,7 @@ class Given:
     name: str
     dataset: Mapping[str, Any]
     trainer: Mapping[str, Any]
+    history: str | Path | None = None
 
     def __post_init__(self) -> None:
         self.model = language_model(self.model) if self.loss is None else compiled_from(self.model)
@@ -61,6 +63,11 @@ class Given:
             )
         if self.loss is not None and (self.dataset or self.tokenizer is not None):
             raise UserError("loss: goes with items of any kind; leave tokenizer and dataset out")
+        if self.loss is None and self.history is not None:
+            raise UserError(
+                "history: is that of a module with a loss (loss=FUNCTION); a language model's checkpoints are found by "
+                "the folder that it was read from"
+            )
 
     @contextlib.contextmanager
     def opened(
@@ -73,7 +80,7 @@ class Given:
             groups, keys = {**groups, "dataset": "text"}, {**text_keys(self.train, self.queries, self.dataset), **keys}
         with untouched(), unheard_warnings(), plain_memory_errors(), _as_it_was(self.model):
             config, values = configured(self.caller, method, settings, groups, keys)
-            _check(config)
+            _check(config, recorded=self.history is not None)
             seed_generators(config.seed, config.trainer.threads)
             with at_work(Path(config.cache_dir)):
                 yield Run(self, config, values, Clock())
@@ -103,6 +110,8 @@ class Run:
         given, config, values = self.given, self.config, self.values
         if given.loss is not None:
             made = module_problem(config, given.model, given.train, given.queries, given.loss, given.collate)
+            if given.history is not None:
+                made = with_recording(made, Path(given.history), tensors=config.method.decomposes)
             values["dataset"] = {"train": len(made.train), "queries": len(made.queries)}
             corpus = None
         else:
@@ -131,14 +140,16 @@ def _precision(model: nn.Module, asked: str | None) -> str:
     return found
 
 
-def _check(config: AttributeConfig) -> None:
-    """Refuse what a call cannot give: several processes, a second stage, a recorded training."""
+def _check(config: AttributeConfig, recorded: bool) -> None:
+    """Refuse what a call cannot give: several processes, a second stage, a recorded training where none is named."""
     if config.trainer.strategy != "single":
         raise UserError("trainer.strategy: a call runs in its own process; take attribute.py for several")
     method = config.method
-    for wanted, what in ((method.decomposes, "a recorded training"), (method.needs_both_stages, "two stages")):
-        if wanted:
-            raise UserError(f"method={method.name}: needs {what}, which attribute.py makes; a call has one model")
+    if method.decomposes and not recorded:
+        raise UserError(f"method={method.name}: needs a recorded training; attribute.py makes one, and tdaexp.Record "
+                        "records yours (history=FOLDER)")  # fmt: skip
+    if method.needs_both_stages:
+        raise UserError(f"method={method.name}: needs two stages, which attribute.py makes; a call has one model")
 
 
 @contextlib.contextmanager

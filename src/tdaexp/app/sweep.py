@@ -92,7 +92,8 @@ def finished(row: Row) -> Row | None:
     except (OSError, ValueError):
         return None
     itself = [key.startswith("self_influence/") for key in metrics]
-    left = [] if itself and all(itself) else [*LEFT[row.stage]]  # of a run without queries
+    alone = all(itself) or all(key.startswith("index/") for key in metrics)  # of a run without queries, or of a share
+    left = [] if metrics and alone else [*LEFT[row.stage]]
     if not all(_left(folder / name) for name in [*left, *([SELF_INFLUENCE] if any(itself) else [])]):
         return None
     return known if known.status == "done" else replace(known, status="done", error="", metrics=metrics)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,9 +15,10 @@ from tdaexp.building.language import Texts
 from tdaexp.building.own import own_problem
 from tdaexp.building.parts import chosen_candidates
 from tdaexp.building.settings import Asked
+from tdaexp.data.best import Best
 from tdaexp.data.handed import Handed, labelled_rows, rows_of
 from tdaexp.models.given import classifies, given
-from tdaexp.problem import Problem
+from tdaexp.problem import Problem, Wanted
 from tdaexp.runtime.errors import UserError
 
 NAMES = {"path": "train", "query_path": "queries"}
@@ -78,4 +80,6 @@ def module_problem(
     )
     candidates = chosen_candidates(config.candidates, len(made.queries), len(made.train))
     unknown = made.truth[:, :1].repeat(candidates.indices.shape[1], axis=1)
-    return replace(made, candidates=candidates, truth=unknown)
+    nothing = [np.zeros(0, dtype=np.int64)] * len(made.queries)
+    wanted = Wanted(config.candidates.k, nothing) if isinstance(config.candidates, Best) else None
+    return replace(made, candidates=candidates, truth=unknown, wanted=wanted)

@@ -12,6 +12,7 @@ from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Described
 from tdaexp.building.texts import drawn, load_model, load_sharded, load_successor, text_template, tokenised
+from tdaexp.data.best import Best
 from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.dataset import GENERATED, query_id
@@ -21,7 +22,7 @@ from tdaexp.data.unknown_sources import settled, tell
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.problem import Problem, Stage
+from tdaexp.problem import Problem, Stage, Wanted
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
@@ -96,6 +97,7 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
         finetuned=second,
         truth_known=np.array([bool(record.truth) for record in records]),
         belongs=belongs,
+        wanted=Wanted(config.candidates.k, own) if isinstance(config.candidates, Best) else None,
     )
 
 
@@ -107,7 +109,9 @@ def asked_records(config: Described, corpus: Corpus) -> tuple[list[str], list[Re
 
 
 def chosen(config: Described, queries: list[Record], train: list[Record]) -> Candidates:
-    """The configured candidates of every query, kept in the cache."""
+    """The configured candidates of every query, kept in the cache; none where they are to be found."""
+    if isinstance(config.candidates, Best):
+        return config.candidates.select(queries, train)
     selector = settled(config.candidates, queries)
     tell(config.candidates, queries, len(train))
     return cached_candidates(selector, queries, train, Path(config.cache_dir) / "candidates")

@@ -19,6 +19,7 @@ from tdaexp.building.language import as_generated, asked_records, chosen
 from tdaexp.building.parts import chosen_candidates
 from tdaexp.building.settings import Described
 from tdaexp.building.tasks import build_problem, load_task, same_class
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.dataset import GENERATED
 from tdaexp.data.records import Corpus
@@ -26,6 +27,7 @@ from tdaexp.metrics.combining import check_candidates, mean_query
 from tdaexp.problem import Problem
 from tdaexp.report.texts import Passage, Texts, as_one, texts_of, texts_of_records
 from tdaexp.runtime.clock import Clock
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.selection.products_file import read_products
 from tdaexp.training.task import asked_of, check_pair
@@ -52,6 +54,11 @@ def pairs_of(config: Described) -> tuple[xr.Dataset, Texts]:
     Scores are NaN. The attribute `study` is None where no model was looked at: then nothing is known of it.
     Errors (UserError): as of `problem_of`.
     """
+    if isinstance(config.candidates, Best):
+        raise UserError(
+            "candidates=best: are pairs that a method finds, and scores of another program are about pairs that are "
+            "named; take candidates=all, or the run that found them (runs=[FOLDER])"
+        )
     if check_pair(config.model, config.dataset):
         return _of_task(config)
     corpus = Language(config).corpus

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tdaexp.building.settings import Trainer
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
 from tdaexp.data.unknown_sources import Auto
 from tdaexp.problem import Compute
@@ -32,10 +33,10 @@ def alike(order: np.ndarray, queries: int) -> Candidates:
 def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
     """Every training example for each query, or a random sample of them, the same for all queries; None: no pair.
 
-    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`. Errors
-    (UserError): others.
+    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`; `best` are no
+    pairs before they are found. Errors (UserError): others.
     """
-    if selector is None:
+    if selector is None or isinstance(selector, Best):
         return alike(np.arange(0), queries)
     if isinstance(selector, Sample):
         order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]

@@ -12,12 +12,13 @@ import torch
 from tdaexp.building.parts import chosen_candidates, compute_of
 from tdaexp.building.self_check import check
 from tdaexp.building.settings import Asked, Named
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import PROBED, discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.problem import Problem
+from tdaexp.problem import Problem, Wanted
 from tdaexp.runtime import ranks
 from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.device import resolve_device
@@ -94,7 +95,14 @@ def build_problem(
         cache=Path(config.cache_dir),
         seed=config.seed,
         history=RecordedSteps(model, task.trajectory, task.held_out) if config.trainer.fit.record else None,
+        wanted=Wanted(selector.k, of_classes(queries, train)) if isinstance(selector, Best) else None,
     )
+
+
+def of_classes(queries: TensorExamples, train: TensorExamples) -> list[np.ndarray]:
+    """Numbers of the training examples that are of each query's class [Q]: its sources."""
+    known = {int(one): np.flatnonzero((train.targets == one).numpy()) for one in queries.targets.unique()}
+    return [known[int(one)] for one in queries.targets]
 
 
 def same_class(queries: TensorExamples, train: TensorExamples, candidates: Candidates) -> np.ndarray:

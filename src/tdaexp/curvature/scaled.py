@@ -67,7 +67,7 @@ class ScaledPhases(Phases):
                     sums[f"S.{layer.name}"].addmm_(columns, columns.T)
                 sums[f"n.{layer.name}"] += len(one.deltas)
 
-        self._run("covariance", "covariances", Phase(shapes, add))
+        self.run("covariance", "covariances", Phase(shapes, add))
 
     def spectrum(self, phase: str, readers: dict[str, str]) -> None:
         """Sums of squared scaled gradients in the eigenbases."""
@@ -82,7 +82,7 @@ class ScaledPhases(Phases):
                 for gradients in self._scaled(layer, one):
                     sums[f"L.{layer.name}"] += (q_out.T @ gradients @ q_in).square().sum(0)
 
-        self._run(phase, "Λ", Phase(shapes, add, enter=bases.enter))
+        self.run(phase, "Λ", Phase(shapes, add, enter=bases.enter))
 
     def _scaled(self, layer: Layer, factors: LinearFactors) -> Iterator[Tensor]:
         """Scaled gradients [b, O, I] of a batch, some examples at a time."""

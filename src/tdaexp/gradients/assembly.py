@@ -60,6 +60,10 @@ class Assembly:
         component, place = self._shares[path][0]
         return component.parts[place].kind
 
+    def is_norm(self, path: str) -> bool:
+        """Whether the module at `path` is a norm."""
+        return self._kind(path) == "norm"
+
     def announce(self, path: str, read: Sequence[Any]) -> Any:
         """Tell in the forward pass what the module at `path` reads; returns what to hand to `receive` later.
 
@@ -130,7 +134,7 @@ class Assembly:
         waiting = self._waiting.setdefault(key, [])
         waiting.append((component, factors))
         if len(waiting) == self._sharing[key]:
-            del self._waiting[key]
+            del self._waiting[key], self._sharing[key]  # another tensor may come to have its identity
             waiting.sort(key=lambda pair: self._order[pair[0].name])
             self.consume([one for one, _ in waiting], [one for _, one in waiting])
 

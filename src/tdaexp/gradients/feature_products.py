@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdaexp.gradients.features import PIECE_BYTES, Features
+from tdaexp.gradients.features import PIECE_BYTES, Sketches
 from tdaexp.gradients.pair_driver import PairWork, WritePairs, WriteQueries, meet_pairs
 from tdaexp.gradients.pairs import Pairs
 from tdaexp.gradients.schedule import Block, plan_blocks
@@ -21,7 +21,7 @@ BESIDE = 4  # pieces beside the held queries: one that is read, the reader's own
 
 
 def feature_products(
-    queries: Features, train: Features, pairs: np.ndarray, *, store: Path, cache_gb: float = 2.0, squares: bool = True
+    queries: Sketches, train: Sketches, pairs: np.ndarray, *, store: Path, cache_gb: float = 2.0, squares: bool = True
 ) -> dict[str, Rows]:
     """Dot products and squared norms of sketches, by component, for Q queries and their C candidates each.
 
@@ -44,7 +44,7 @@ class FeatureDots(PairWork[np.ndarray]):
     arrays = {"dot": "pair"}  # noqa: RUF012 (a constant of the class)
     doing = "products of sketches"
 
-    def __init__(self, queries: Features, train: Features) -> None:
+    def __init__(self, queries: Sketches, train: Sketches) -> None:
         self.queries, self.train = queries, train
         self.columns = list(queries.columns.values())
         self.width, self.kind = len(self.columns), str(queries.dtype)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,29 @@ PIECE_BYTES = 1 << 25
 """Sketches that are read at a time."""
 FILE_BYTES = 1 << 22
 """Of a file, or one example's sketches where these are more: candidates are read one by one."""
+
+
+class Sketches(Protocol):
+    """Sketches of N examples that lie somewhere: example i is row `place[i]`, and `columns` are its components'."""
+
+    @property
+    def place(self) -> np.ndarray:
+        """Rows [N]."""
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Which entries of a row belong to a component."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the entries, as they are read."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one example's sketches, as they are read."""
+
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows [n, entries]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,14 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
+from tdaexp.index.index import Index
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rows import Rows, rows_of
 from tdaexp.trust.sketch import Sketched
 
+INDEXED = "project"
+"""The methods that keep an index, for people."""
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
 
@@ -91,6 +94,11 @@ class Method(ABC):
         return self
 
     @property
+    def indexed(self) -> bool:
+        """Whether the method keeps an index of all training examples, without a query in it (`index`)."""
+        return False
+
+    @property
     def of_itself(self) -> Method | None:
         """The method whose score of an example for itself is the example's self-influence: it measures the loss, for
         every query. None where that says nothing (a cosine, words).
@@ -115,6 +123,25 @@ class Method(ABC):
     @abstractmethod
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Score the problem's pairs; positive means that training on the example made the query more likely."""
+
+    def index(self, problem: Problem) -> Index:
+        """The index of the training examples, of which blocks may be missing. Of methods that are `indexed`."""
+        raise NotImplementedError(f"{self.name} keeps no index")
+
+    def found(self, problem: Problem) -> Problem:
+        """The problem about the pairs that are `wanted`, found in the index; what is missing of it is built first.
+
+        Of methods that are `indexed`; `attribute` is then asked about these pairs.
+        """
+        raise NotImplementedError(f"{self.name} keeps no index")
+
+    def check_indexed(self, key: str) -> None:
+        """Refuse (UserError) a method without an index, where `key` asks for one."""
+        if not self.indexed:
+            raise UserError(
+                f"{key}: method={self.name} keeps no index of the training examples; take method={INDEXED}, or name "
+                "the pairs (candidates=all, bm25 or sample)"
+            )
 
     def self_influence(self, problem: Problem) -> xr.Dataset:
         """What each training example does for itself [train, component] (`influence.itself`), positive = supports it.

@@ -3,7 +3,9 @@
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
 component axis of any method that fills it (`on`), so nothing is run again for another budget or objective: on cosines
 where the method keeps self-products, on plain sums where its answer is one (EK-FAC, multi-stage influence, dot
-products). Sign: as the method it selects from. Fills query, train and component. Cost: the products, then seconds.
+products). Beside the paper's objectives: `lds`, the components whose summed scores best foretell models that were
+trained again (a bank of them, which `evaluate.py metric=lds` fills). Sign: as the method it selects from. Fills query,
+train and component. Cost: the products, then seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.selection import greedy
 from tdaexp.selection.subsets import products_of
+from tdaexp.selection.trials import LDS, varying
+
+NEEDS_BANK = "method.objective=lds: is judged by models that were trained again"
+INSTEAD = "choose method.objective=accuracy or fidelity"
 
 
 @dataclass
@@ -29,21 +35,26 @@ class Select(Method):
     (a file of component names, one a line, instead of a search). Tables show the share of the whole model.
 
     Objectives: `accuracy` and `fidelity` are greedy (section 3.3 and Fig. 5); `single` ranks components by the accuracy
-    of each alone. Each query set gets its own selection. Where accuracy decides, queries count whose sources are known,
-    and a query set that has none is refused.
+    of each alone; `lds` is greedy by the linear datamodeling score on `subsets` random subsets that lack the share
+    `left_out`, and needs a score of every pair. Each query set gets its own selection. Where accuracy decides, queries
+    count whose sources are known, and a query set that has none is refused.
     """
 
     on: Method
     objective: str = "accuracy"
     budget: float | None = None
     selection: str | None = None
+    subsets: int = 100
+    left_out: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse an unknown objective, a selection file that names nothing, and a budget beside such a file."""
         if self.selection is not None and self.budget is not None:
             raise UserError("budget: method.selection names the components itself; leave one of the two out")
-        if self.objective not in greedy.SEARCHES:
-            raise unknown("objective", self.objective, greedy.SEARCHES, "method.objective")
+        if self.objective not in (*greedy.SEARCHES, LDS):
+            raise unknown("objective", self.objective, (*greedy.SEARCHES, LDS), "method.objective")
+        if self.subsets < 3 or not 0 < self.left_out < 1:
+            raise UserError("method.subsets, method.left_out: must be at least 3, and a share between 0 and 1")
         if self.selection is not None:
             self._wanted()
 
@@ -95,11 +106,23 @@ class Select(Method):
         return self.on.rehearsed
 
     def attribute(self, problem: Problem) -> xr.Dataset:
-        """Products of `on`, and which components count for each query set."""
-        return self.choose(self.on.attribute(problem))
+        """Products of `on`, and which components count for each query set.
+
+        For `lds` also `member` [subset, row] and `retrained` [subset, query]: what the models trained again say.
+        """
+        if self.objective != LDS or self.selection is not None:
+            return self.choose(self.on.attribute(problem))
+        if problem.retrained is None:
+            raise UserError(f"{NEEDS_BANK}, which only attribute.py finds for a model that it trained; {INSTEAD}")
+        members, outputs = problem.retrained(problem, self.subsets, self.left_out)
+        products = self.on.attribute(problem)
+        found = products.assign(member=(("subset", "row"), members), retrained=(("subset", "query"), outputs))
+        return self.choose(found.assign_coords(row=np.array(problem.train.ids, dtype=object)))
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Select on stored products, without a model."""
+        if self.objective == LDS and self.selection is None:
+            raise UserError(f"{NEEDS_BANK}, and stored products tell of none; {INSTEAD}")
         return self.choose(self.on.from_products(products))
 
     def choose(self, products: xr.Dataset) -> xr.Dataset:
@@ -130,6 +153,8 @@ class Select(Method):
             chosen = order = self._named(list(products["component"].values))
         else:
             judged = influence.with_truth(products) if self.reads_truth else products
+            if self.objective == LDS:
+                judged = varying(judged)
             found = greedy.select(products_of(judged), sizes, self.limit, self.objective)
             chosen, order = found.chosen, found.order
         weight, rank = np.zeros(len(sizes)), np.full(len(sizes), -1, dtype=np.int64)

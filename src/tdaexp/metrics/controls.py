@@ -10,7 +10,11 @@ from tdaexp.metrics import retrieval
 
 
 def random_accuracy(dataset: xr.Dataset) -> np.ndarray:
-    """Exact chance [Q] that a uniformly random order of the candidates puts a source first."""
+    """Exact chance [Q] that a uniformly random order of the candidates puts a source first; of all examples that were
+    searched where candidates are what was found among them.
+    """
+    if "sources" in dataset:
+        return np.asarray(dataset["sources"].values / dataset.attrs["searched"])
     candidates = dataset["train"].values != ""
     sources = (dataset["truth"].values & candidates).sum(axis=1)
     return np.asarray(sources / np.maximum(candidates.sum(axis=1), 1))

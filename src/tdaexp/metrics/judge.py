@@ -154,10 +154,13 @@ def _of_queries(
         rows |= {"fidelity": fidelity(scores, full), "rank": spearman(scores, full)}
     if known:
         truth, lexical = part["truth"].values, controls.bm25_accuracy(part)
+        found = "sources" in part  # the first and the last of all that were searched
+        between = part.attrs["searched"] - scores.shape[1] if found else 0
+        sources = part["sources"].values if found else None
         rows |= {
             "accuracy": retrieval.accuracy(scores, truth),
-            "mrr": retrieval.reciprocal_rank(scores, truth),
-            "recall": retrieval.recall(scores, truth, settings.top_k),
+            "mrr": retrieval.reciprocal_rank(scores, truth, between),
+            "recall": retrieval.recall(scores, truth, settings.top_k, between, sources),
             "random": controls.random_accuracy(part),
             "bm25": nothing if lexical is None else lexical,
         }

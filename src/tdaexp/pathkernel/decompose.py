@@ -2,7 +2,8 @@
 
 f(θ_{s+1}) − f(θ_s) = Σ_parts Σ_components ∫₀¹ ∇f(θ_s(t)) dt · direction + residual, where the directions sum to
 θ_{s+1} − θ_s. Contributions are to f: the paper's ψ with the opposite sign. The residual is what the quadrature leaves;
-it is returned, never spread.
+it is returned, never spread. It is of sums: what single entries are off by is estimated by a finer rule on a few
+queries.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tdaexp.pathkernel.forward import forward_products
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step, between
-from tdaexp.pathkernel.quadrature import Quadrature, nodes
+from tdaexp.pathkernel.quadrature import Quadrature, finer, nodes
 from tdaexp.pathkernel.reverse import chunks, reverse_products
 from tdaexp.pathkernel.secant import secant
 from tdaexp.runtime.errors import unknown
@@ -25,6 +27,26 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "forward", "reverse")
 MEMORY = 64 * 2**20  # bytes of gradients at a time
 INPUTS = 2**19  # numbers in the inputs of one forward pass: activations are a hundred times as large
+FEWEST, ONE_IN, MOST = 8, 32, 16
+
+
+def error_of_sum(errors: Tensor, queries: int) -> Tensor:
+    """Norm of the sum of so many queries' errors, as estimated from those [q, ...] of some.
+
+    ‖Σ e‖² = Σ ‖e_i‖² + Σ_{i≠j} ⟨e_i, e_j⟩: the mean of each over the queries that are known stands for all. Where these
+    are few, products that would have errors cancel are not believed.
+    """
+    some, own, whole = len(errors), errors.square().sum(), errors.sum(0).square().sum()
+    if some in (1, queries):
+        return whole.sqrt() * (queries / some)
+    products = (whole - own).clamp(min=0) / (some * (some - 1))
+    return (queries / some * own + queries * (queries - 1) * products).sqrt()
+
+
+def looked_at(queries: int) -> list[int]:
+    """Places of the queries whose entries are checked: one in `ONE_IN`, `FEWEST` to `MOST` of them, evenly spaced."""
+    count = min(queries, max(FEWEST, min(MOST, queries // ONE_IN)))
+    return [(2 * place + 1) * queries // (2 * count) for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -76,29 +98,70 @@ class Decomposer:
         rows = len(inputs) if self.reduces else max(1, INPUTS // max(1, inputs[0].numel()))
         return list(chunks(self.batch, min(rows, most or rows)))
 
-    def step(self, step: Step, parts: Mapping[str, Tensor], before: Tensor | None = None) -> Contributions:
-        """Contributions of the directions [D] in `parts`, in their order; `before` is f(θ_s) if it is known."""
+    def step(
+        self, step: Step, parts: Mapping[str, Tensor], before: Tensor | None = None, count: int | None = None
+    ) -> Contributions:
+        """Contributions of the directions [D] in `parts`, in their order; `before` is f(θ_s) if it is known, `count`
+        the nodes (None = find out).
+        """
         before = self.value(step.start) if before is None else before
         after = self.value(step.end)
         directions = torch.stack(list(parts.values()))
-        count = self.node_count(step, before, after)
-        values = self._integral(step, directions, count, before)
+        if count is None:
+            count = self.node_count(step, before, after, directions)
+        values = self.integral(step, directions, count, before)
         return Contributions(values, after - before - values.sum((0, 1)), after, count)
 
-    def node_count(self, step: Step, before: Tensor, after: Tensor) -> int:
-        """Nodes for this step: the first count whose residual along the whole update is small enough."""
+    def node_count(self, step: Step, before: Tensor, after: Tensor, directions: Tensor | None = None) -> int:
+        """Nodes for this step: the first count whose residual along the whole update is small enough, and what the
+        entries along the `directions` [P, D] are off by (None: along the update, by component).
+        """
         counts, change = self.quadrature.counts(), after - before
         if len(counts) == 1:
             return counts[0]  # without a look at the numbers, for which a device would have to be waited for
         whole = (self.layout.flat(step.end) - self.layout.flat(step.start))[None]
         rounding = float(after.norm()) * torch.finfo(after.dtype).eps
         for count in counts[:-1]:
-            residual = change - self._integral(step, whole, count, before, split=False).sum((0, 1))
+            residual = change - self.integral(step, whole, count, before, split=False).sum((0, 1))
             if self.quadrature.satisfied(float(residual.norm()), float(change.norm()), rounding):
-                return count
+                entries, errors = self.entries(step, whole if directions is None else directions, count)
+                if self.quadrature.satisfied(float(errors.norm()), float(entries.norm()), rounding):
+                    return count
         return counts[-1]
 
-    def _integral(self, step: Step, directions: Tensor, count: int, like: Tensor, split: bool = True) -> Tensor:
+    def entries(self, step: Step, directions: Tensor, count: int, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Contributions [P, K, q, O] to a few queries by `count` nodes, and what each of them is off by, estimated.
+
+        `known` are the contributions [P, K, q, O] to these queries where they have been found.
+        """
+        few, one = self.few, finer(self.quadrature.rule, count)
+        like = few.value(step.start)
+        values = few.integral(step, directions, count, like) if known is None else known
+        return values, one.factor * (values - few.reference(count).integral(step, directions, one.nodes, like))
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Rows of the queries whose entries are checked; of a function that reduces them, its one."""
+        if self.reduces is None:
+            raise RuntimeError("whether f reduces its batch is known after the first value")
+        return [0] if self.reduces else looked_at(len(self.batch[0]))
+
+    @cached_property
+    def few(self) -> Decomposer:
+        """The same for the queries whose entries are checked."""
+        return self if self.reduces else self._of(tuple(tensor[self.places] for tensor in self.batch), self.quadrature)
+
+    def reference(self, count: int) -> Decomposer:
+        """The same by the rule that entries of `count` nodes are compared with."""
+        return self._of(self.batch, Quadrature(finer(self.quadrature.rule, count).rule))
+
+    def _of(self, batch: Batch, quadrature: Quadrature) -> Decomposer:
+        found = Decomposer(self.f, self.layout, batch, quadrature, mode=self.mode, memory=self.memory)
+        found.reduces = self.reduces
+        return found
+
+    def integral(self, step: Step, directions: Tensor, count: int, like: Tensor, split: bool = True) -> Tensor:
+        """Contributions [P, K, Q, O] of directions [P, D] by `count` nodes (K = 1 unless `split`); `like` is f(θ_s)."""
         total: Tensor | None = None
         for weight, f, parameters in self.points(step, count):
             found = weight * self._products(f, parameters, directions, like, split)

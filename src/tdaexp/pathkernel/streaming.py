@@ -94,14 +94,24 @@ class Change:
     nodes: int
 
 
-def integrate(f: Total, parameters: Mapping[str, Tensor], step: SimulatedStep, quadrature: Quadrature) -> Change:
-    """Leave φ_s in `.grad` and θ_s in the parameters; more nodes where the quadrature's tolerance asks for them."""
+def integrate(
+    f: Total,
+    parameters: Mapping[str, Tensor],
+    step: SimulatedStep,
+    quadrature: Quadrature,
+    entries: Callable[[], Tensor] | None = None,
+) -> Change:
+    """Leave φ_s in `.grad` and θ_s in the parameters; more nodes where the quadrature's tolerance asks for them.
+
+    `entries` reads some from `.grad`: they are held to the tolerance too, by what the last doubling changed of them.
+    """
     move(parameters, step, 0.0)
     before = f(None)
     move(parameters, step, 1.0)
     after = f(None)
     rounding = abs(after) * torch.finfo(next(iter(parameters.values())).dtype).eps
     counts = quadrature.counts()
+    last: Tensor | None = None
     for count in counts:
         clear(parameters)
         for position, weight in zip(*nodes(quadrature.rule, count), strict=True):
@@ -113,7 +123,12 @@ def integrate(f: Total, parameters: Mapping[str, Tensor], step: SimulatedStep, q
             float(((step.end[name] - step.start[name]) * phi).sum(dtype=torch.float64))
             for name, phi in gradients(parameters).items()
         )
-        if quadrature.satisfied(abs(after - before - found), abs(after - before), rounding):
+        settled = entries is None
+        if entries is not None:
+            now = entries()
+            change = now - last if last is not None else now
+            settled, last = quadrature.satisfied(float(change.norm()), float(now.norm()), rounding), now
+        if settled and quadrature.satisfied(abs(after - before - found), abs(after - before), rounding):
             break
     move(parameters, step, 0.0)
     return Change(before, after, count)

@@ -2,7 +2,8 @@
 
 Source: Eichin et al. 2026, section 6 and remark F.3. Passes run in pieces of at most `tokens_per_batch` padded tokens.
 Cost: a forward and a backward pass over the batch, and over the held-out examples one a node and two forward passes;
-with groups of the batch another forward and backward pass over it for each group of queries.
+with groups of the batch another forward and backward pass over it for each group of queries. Where entries are checked,
+all but the batch's own pass once more, by a finer rule.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tdaexp.data.examples import Batch, Examples, collate, token_budget_batches
-from tdaexp.pathkernel.quadrature import Quadrature
+from tdaexp.pathkernel.quadrature import Quadrature, finer
 from tdaexp.pathkernel.streaming import (
     PARTS,
     SimulatedStep,
@@ -38,6 +39,7 @@ from tdaexp.training.optimizer_state import fresh_state, read_state
 
 log = logging.getLogger(__name__)
 NUMBERS = ("nodes", "lr", "gradient_norm", "batch_loss")
+NORMS = ("entry_norm", "error_norm")
 PAIR = ("before", "after", "residual")
 
 
@@ -66,12 +68,13 @@ class Plan:
         width = (count, self.components, len(self.queries))
         kernel = (count, self.components, len(self.groups), len(self.queries))
         shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys(PARTS, width), "kernel": kernel if self.groups else width}
-        shapes |= dict.fromkeys(PAIR, (count, len(self.queries))) | dict.fromkeys(NUMBERS, (count,))
+        shapes |= dict.fromkeys(PAIR, (count, len(self.queries))) | dict.fromkeys((*NUMBERS, *NORMS), (count,))
         return {name: (shape, "float64") for name, shape in shapes.items()}
 
 
-def decompose(plan: Plan, snapshot: Snapshot) -> dict[str, np.ndarray]:
-    """The parts [K, Q], the kernel's [K, T, Q] with groups of the batch; before, after and residual [Q]; NUMBERS.
+def decompose(plan: Plan, snapshot: Snapshot, check: bool) -> dict[str, np.ndarray]:
+    """The parts [K, Q], the kernel's [K, T, Q] with groups of the batch; before, after and residual [Q]; NUMBERS; and
+    NORMS, of the kernel's entries and of what they are off by, as estimated: NaN without a `check`.
 
     As contributions to f = −(sum of the losses of the group's tokens) / (predicted tokens of all held-out examples).
     """
@@ -81,8 +84,15 @@ def decompose(plan: Plan, snapshot: Snapshot) -> dict[str, np.ndarray]:
     step, numbers = one.simulate(snapshot)
     tokens = _tokens(problem.queries, range(len(problem.queries)))
     found: dict[str, list[Tensor]] = {name: [] for name in (*PARTS, *PAIR)}
+    errors: list[Tensor] = []
+
+    def by_component() -> Tensor:
+        update = lambda name: {"all": step.end[name] - step.start[name]}  # noqa: E731
+        return dots(update, gradients(one.parameters), plan.slabs, plan.components)["all"]
+
     for places in plan.queries.values():
-        change = integrate(one.total(problem.queries, places, tokens), one.parameters, step, plan.quadrature)
+        loss = one.total(problem.queries, places, tokens)
+        change = integrate(loss, one.parameters, step, plan.quadrature, by_component)
         phi = gradients(one.parameters)
         parts = dots(step.parts, phi, plan.slabs, plan.components)
         explained = float(sum(value.sum() for value in parts.values()))
@@ -93,9 +103,15 @@ def decompose(plan: Plan, snapshot: Snapshot) -> dict[str, np.ndarray]:
             parts["kernel"] = one.by_group(step, phi, numbers["clipped"])
         for name in PARTS:
             found[name].append(-parts[name])
+        if check:
+            fine = finer(plan.quadrature.rule, change.nodes)
+            integrate(loss, one.parameters, step, Quadrature(fine.rule, fine.nodes))
+            errors.append(fine.factor * (parts["kernel"] - one.kernel(step, numbers["clipped"])))
         numbers["nodes"] = max(numbers["nodes"], change.nodes)
+    pair = [torch.stack(found["kernel"]), torch.stack(errors)] if check else [torch.tensor(torch.nan)] * 2
+    numbers |= {name: float(values.norm()) for name, values in zip(NORMS, pair, strict=True)}
     result = {name: torch.stack(values, dim=-1).numpy() for name, values in found.items()}
-    return result | {name: np.asarray(numbers[name], dtype=np.float64) for name in NUMBERS}
+    return result | {name: np.asarray(numbers[name], dtype=np.float64) for name in (*NUMBERS, *NORMS)}
 
 
 class _Checkpoint:
@@ -124,10 +140,17 @@ class _Checkpoint:
         if settings.lr == 0:
             log.warning("%s: the learning rate of its next update is 0, so that nothing changes", snapshot.name)
         start = {name: value.detach().cpu().clone() for name, value in self.parameters.items()}
-        rule = AdamW(settings.betas, settings.eps, settings.step)
+        rule = AdamW(settings.betas, settings.eps, settings.step, settings.eps_root)
         step = SimulatedStep(rule, start, gradient, state.moments, settings.lr, settings.weight_decay)
         numbers = {"lr": settings.lr, "gradient_norm": norm, "batch_loss": loss, "clipped": factor, "nodes": 0.0}
         return step, numbers
+
+    def kernel(self, step: SimulatedStep, factor: float) -> Tensor:
+        """The kernel's part [K], or [K, T] by group of the batch, of what lies in `.grad`."""
+        phi = gradients(self.parameters)
+        if self.plan.groups:
+            return self.by_group(step, phi, factor)
+        return dots(step.parts, phi, self.plan.slabs, self.plan.components)["kernel"]
 
     def by_group(self, step: SimulatedStep, phi: dict[str, Tensor], factor: float) -> Tensor:
         """The kernel's part [K, T] by group of the batch, from gradients at θ_s (where the parameters are)."""

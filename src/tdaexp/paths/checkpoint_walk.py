@@ -24,13 +24,16 @@ from tdaexp.data.records import HELD_OUT
 from tdaexp.models.components import ComponentMap
 from tdaexp.pathkernel.quadrature import Quadrature
 from tdaexp.pathkernel.streaming import Slab
-from tdaexp.paths.checkpoint_step import NUMBERS, Plan, decompose
+from tdaexp.paths.checkpoint_step import NORMS, NUMBERS, Plan, decompose
+from tdaexp.paths.entry_error import share
 from tdaexp.problem import Problem
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.training.history import ListedCheckpoints
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
+ONE_IN = 16
+"""Of so many checkpoints, evenly spaced, one has its entries checked."""
 NAMES = {"kernel": "influence", "regularisation": "regularisation", "first_moment": "first_moment"}
 
 
@@ -43,7 +46,8 @@ def decompose_checkpoints(
     [query, train, component, step], `regularisation` and `first_moment` (no train) over the axes that were kept,
     `importance…` [component, step], their absolute values summed over groups; `start`, `change`, `explained` and
     `residual` [query, step]; `nodes`, `lr`, `gradient_norm`, `batch_loss`, `residual_norm`, `change_norm` [step]; and
-    the coordinate `stored` [step], whether the optimiser's state was the checkpoint's own.
+    the coordinate `stored` [step], whether the optimiser's state was the checkpoint's own. `entry_error` [step], and as
+    an attribute over all: what entries of `influence` are off by, as a share of them, estimated at one of 16.
     """
     plan = _plan(problem, history, keep, quadrature)
     count = len(history.snapshots)
@@ -56,9 +60,11 @@ def decompose_checkpoints(
     settings = [problem.seed, list(plan.queries), plan.groups, asdict(quadrature)]
     folder = problem.store("checkpoints", history.identity, *settings, by=decompose_checkpoints)
     store = BlockStore(folder, plan.arrays(count), [slice(k, k + 1) for k in range(count)])
+    few = max(1, count // ONE_IN)
+    checked = {(2 * place + 1) * count // (2 * few) for place in range(few)}
     with store.pending() as missing:
         for block in store.each(missing, "decomposition, checkpoints"):
-            found = decompose(plan, history.snapshots[block])
+            found = decompose(plan, history.snapshots[block], block in checked)
             store.write(block, {name: value[None] for name, value in found.items()})
     return _label(plan, keep, store.read())
 
@@ -105,6 +111,8 @@ def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:
     data |= {name: (("step",), arrays[name]) for name in NUMBERS}
     # of the whole held-out loss: its groups' parts sum to it
     data |= {f"{name}_norm": (("step",), np.abs(pair[name].sum(axis=1))) for name in ("change", "residual")}
+    entries, errors = (arrays[name] for name in NORMS)
+    data["entry_error"] = (("step",), np.divide(errors, entries, out=np.full(len(entries), np.nan), where=entries > 0))
     snapshots, components = plan.history.snapshots, plan.problem.map
     coords: dict[str, object] = {
         "step": np.array([one.step for one in snapshots], dtype=np.int64),
@@ -121,5 +129,5 @@ def _label(plan: Plan, keep: frozenset[str], arrays: Arrays) -> xr.Dataset:
     order = [axis for axis in ("query", "train", "component", "step") if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output="loss", keep=sorted(keep | {"step"}),
-        updates="simulated",
+        updates="simulated", entry_error=share(np.nansum(errors**2) ** 0.5, np.nansum(entries**2) ** 0.5),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.pathkernel.kinks import kinked_operation
 from tdaexp.pathkernel.parameters import Batch, Function, Layout, Parameters, Step
 from tdaexp.pathkernel.quadrature import AUTO, Quadrature
 from tdaexp.pathkernel.secant import NoRule, smooth_operation
@@ -107,19 +108,23 @@ def chosen_rule(quadrature: Quadrature, function: Function, problem: Problem) ->
     """The quadrature with the rule `auto` settled for this network, which is said in the log.
 
     Secant is complete with one derivative, where products, ReLUs and maxima are all that there is. Where the network is
-    smooth, a node of gauss costs less and is nearly so. Errors (UserError): secant for a network that has no rule.
+    smooth, a node of gauss costs less and is nearly so, and a small tolerance finds the steps that need a second one.
+    Errors (UserError): secant for a network that has no rule.
     """
     if quadrature.rule not in (AUTO, "secant"):
         return quadrature
     parameters = {name: value.detach().to(problem.compute.dtype) for name, value in problem.model.named_parameters()}
+    two = tensors_of(problem, problem.queries.select(range(len(problem.queries))[:2]))
     try:
-        two = problem.queries.select(range(len(problem.queries))[:2])
-        smooth = smooth_operation(function, parameters, tensors_of(problem, two))
+        smooth = smooth_operation(function, parameters, two)
         reason = None if smooth is None else f"the operation '{smooth}' is smooth"
     except NoRule as error:
         if quadrature.rule != AUTO:
             raise
         reason = error.reason
+    kink = kinked_operation(function, parameters, two)
+    found = quadrature.chosen(secant=reason is None, smooth=kink is None)
     if quadrature.rule == AUTO:
-        log.info("method.quadrature.rule=auto: %s", "secant" if reason is None else f"gauss, {reason}")
-    return quadrature.chosen(secant=reason is None)
+        why = "" if reason is None else f", {reason}" + ("" if kink is None else f" (and '{kink}' has a kink)")
+        log.info("method.quadrature.rule=auto: %s%s; tolerance %s", found.rule, why, found.tolerance)
+    return found

@@ -5,18 +5,22 @@ Each block is a pure function of the recorded steps, so that processes share the
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tdaexp.pathkernel.decompose import Decomposer
+from tdaexp.pathkernel.decompose import Contributions, Decomposer
 from tdaexp.pathkernel.outputs import example_losses
+from tdaexp.pathkernel.parameters import Step
 from tdaexp.paths.blocks import Arrays, Shapes, add, run_blocks
 from tdaexp.paths.decomposition import PathJob, kept_outputs
+from tdaexp.paths.entry_error import entry_norms
 from tdaexp.paths.replay import Parts
 
 NUMBERS: Shapes = {"change_norm": (), "residual_norm": (), "nodes": ()}
+NORMS: Shapes = {"entry_norm": (), "error_norm": ()}
 
 
 def parts_of(job: PathJob) -> Parts:
@@ -44,15 +48,26 @@ def forward_run(job: PathJob, store: Path) -> Arrays:
 
     Returns each part [S?, P, K, Q?, O?], P its directions and K = 1 unless components are kept, and with steps
     `importance_PART` [S, P, K], its sum of absolute values over queries and outputs; `residual`, `change` and, with a
-    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S].
+    partition, `replay` [Q, O]; `residual_norm`, `change_norm`, `nodes` [S]; `entry_norm` and `error_norm` of the
+    kernel's entries and what they are off by, [S] with steps, else numbers.
     """
     walk = _Walk(job)
     width = tuple(walk.decomposer.value(job.replay(job.counted[0]).start).shape)
     rows, sums = dict(NUMBERS), dict.fromkeys(("change", "residual"), width)
     (rows if "step" in job.keep else sums).update(forward_shapes(job, walk.parts, width))  # type: ignore[arg-type]
+    places = walk.decomposer.places
+    if "step" in job.keep:
+        rows |= NORMS
+    else:
+        asked = dataclasses.replace(job, keep=job.keep | {"query"})
+        sums["errors"] = forward_shapes(asked, walk.parts, (len(places), width[1]))["kernel"]
     if "replay" in walk.parts.sizes:
         sums["replay"] = width
-    return run_blocks(store / "forward", job.counted, rows, sums, walk.begin, walk.step, "decomposition")
+    found = run_blocks(store / "forward", job.counted, rows, sums, walk.begin, walk.step, "decomposition")
+    if "step" not in job.keep:
+        errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
+        found |= {name: value.numpy() for name, value in entry_norms(errors, entries, job, places).items()}
+    return found
 
 
 class _Walk:
@@ -90,7 +105,19 @@ class _Walk:
                 row |= {name: kept, f"importance_{name}": values.double().abs().sum((-1, -2))}
             else:
                 add(sums, name, kept)
-        return row
+        kernel = torch.stack(list(directions.values())[: self.parts.sizes["kernel"]])
+        return row | self._checked(step, kernel, found, sums)
+
+    def _checked(self, step: Step, kernel: Tensor, found: Contributions, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the step's entries of the kernel are off by, where steps are kept; else added to the sums."""
+        job, places, values = self.job, self.decomposer.places, found.values[: len(kernel)]
+        _, off = self.decomposer.entries(step, kernel, found.nodes, values[:, :, places])
+        errors = torch.stack([kept_outputs(one.double(), job.keep | {"query"}) for one in off])
+        if "step" not in job.keep:
+            add(sums, "errors", errors)
+            return {}
+        entries = torch.stack([kept_outputs(one.double(), job.keep) for one in values])
+        return entry_norms(errors, entries, job, places)
 
     def _catch_up(self, number: int) -> None:
         """Take the steps before into the running averages, where there are any."""

@@ -15,24 +15,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdaexp.pathkernel.decompose import Decomposer
+from tdaexp.pathkernel.decompose import Decomposer, looked_at
 from tdaexp.pathkernel.outputs import example_losses
 from tdaexp.pathkernel.parameters import Layout, Step
+from tdaexp.pathkernel.reverse import example_gradients
 from tdaexp.pathkernel.sweep import Sweep
 from tdaexp.paths.blocks import Arrays, add, get_state, put_state, run_blocks, run_steps
 from tdaexp.paths.decomposition import PathJob
+from tdaexp.paths.entry_error import entry_norms
 from tdaexp.paths.forward import NUMBERS, completeness, parts_of
 from tdaexp.runtime import ranks
 
 log = logging.getLogger(__name__)
+EXAMPLES = 8  # of a step's batch, by whose own influences its nodes are steered
 
 
 def sweep_run(job: PathJob, store: Path) -> Arrays:
     """Single training examples, backwards in time, queries in groups.
 
     Returns `kernel` [K, N, Q, O] of the single examples, `regularisation`, `whole` [K, Q, O], where Q = 1 and O = 1
-    for axes that are summed; `residual`, `change` [Q, O] of all queries and outputs; `residual_norm`, `change_norm`,
-    `nodes` [S].
+    for axes that are summed; `entry_norm` and `error_norm` [groups, 1], of the examples' entries and what they are off
+    by; `residual`, `change` [Q, O] of all queries and outputs; `residual_norm`, `change_norm`, `nodes` [S].
     """
     seen = _completeness(job, store / "complete")
     nodes = {step: int(count) for step, count in zip(job.counted, seen["nodes"], strict=True)}
@@ -51,10 +54,17 @@ def _completeness(job: PathJob, store: Path) -> Arrays:
     layout = Layout.of(dict(job.problem.model.named_parameters()), {"all": tuple(job.layout.names)})
     decomposer = Decomposer(job.function, layout, job.queries, job.quadrature, mode=job.mode)
 
+    parts, losses = parts_of(job), example_losses(job.problem.model)
+
     def one(number: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         step = job.replay(number)
-        before = decomposer.value(step.start)
-        found = decomposer.step(step, {"update": layout.flat(step.end) - layout.flat(step.start)}, before)
+        before, count = decomposer.value(step.start), job.quadrature.nodes
+        if job.quadrature.tolerance is not None:
+            few = job.examples(step.ids[:EXAMPLES])
+            directions = parts.rule.scale(step, layout) * example_gradients(losses, step.start, layout, few)
+            count = decomposer.node_count(step, before, decomposer.value(step.end), directions)
+        update = {"update": layout.flat(step.end) - layout.flat(step.start)}
+        found = decomposer.step(step, update, before, count)
         return completeness(sums, found.after - before, found.residual, found.nodes)
 
     width = tuple(decomposer.value(job.replay(job.counted[0]).start).shape)
@@ -66,7 +76,7 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
     parts, count = parts_of(job), len(job.problem.train) if job.single is None else job.single
     sweep = Sweep(
         job.summed, example_losses(job.problem.model), job.layout, parts.rule, job.queries, job.quadrature,
-        components="component" in job.keep, sum_queries="query" not in job.keep,
+        components="component" in job.keep, sum_queries="query" not in job.keep, check=True,
     )  # fmt: skip
 
     def one(number: int, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,9 +85,10 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
         found = sweep.step(step, job.examples(step.ids), number in nodes, nodes.get(number))
         if parts.every and sweep.carry is not None:
             put_state(sums, {"carry": sweep.carry})
-        if "kernel" not in sums:
-            sums["kernel"] = found.train.new_zeros(len(found.train), count, *found.train.shape[2:], dtype=torch.float64)
-        sums["kernel"].index_add_(1, step.ids.to(found.train.device), found.train.double())
+        for name, values in (("kernel", found.train), ("errors", found.errors)):
+            if name not in sums:
+                sums[name] = values.new_zeros(len(values), count, *values.shape[2:], dtype=torch.float64)
+            sums[name].index_add_(1, step.ids.to(values.device), values.double())
         add(sums, "regularisation", found.regularisation.double())
         if number in nodes:
             add(sums, "whole", found.whole.double())
@@ -87,7 +98,10 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
     reach = _reach(parts.rule.coefficients(last).decay, job.problem.compute.dtype) if parts.every else 0
     steps = [k for k in job.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
     found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
-    return {name: found[name] for name in ("kernel", "regularisation", "whole")}
+    errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
+    checked = entry_norms(errors, entries, job, looked_at(len(job.problem.queries)))
+    norms = {name: np.array([[float(value)]]) for name, value in checked.items()}
+    return {name: found[name] for name in ("kernel", "regularisation", "whole")} | norms
 
 
 def _with_first(step: Step, count: int) -> Step:

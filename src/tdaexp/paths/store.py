@@ -12,8 +12,10 @@ import torch
 import xarray as xr
 
 from tdaexp import influence
+from tdaexp.pathkernel.decompose import looked_at
 from tdaexp.paths.blocks import STEPS_PER_BLOCK
 from tdaexp.paths.decomposition import PathJob, kept_outputs
+from tdaexp.paths.entry_error import entry_error, share
 from tdaexp.paths.forward import forward_shapes, parts_of
 from tdaexp.runtime.errors import UserError
 
@@ -26,7 +28,8 @@ SUMS = 4  # arrays [query, output] of every store: start, change, explained, res
 
 def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
     """Bytes of the store, and of what lies in the cache while it is made; `width` is (queries, outputs)."""
-    complete = 8 * (SUMS * prod(width) + 3 * len(job.counted))
+    numbers = 4 if "step" in job.keep else 3
+    complete = 8 * (SUMS * prod(width) + numbers * len(job.counted))
     blocks = ceil(len(job.counted) / STEPS_PER_BLOCK)  # each has its own sums over steps
     sums = 8 * 2 * blocks * prod(width)
     if "train" not in job.keep:
@@ -37,10 +40,12 @@ def sizes(job: PathJob, width: tuple[int, int]) -> tuple[int, int]:
         return complete + values, complete + sums + blocks * values
     rows, columns = (n if axis in job.keep else 1 for n, axis in zip(width, ("query", "output"), strict=True))
     examples = len(job.problem.train) if job.single is None else job.single
+    checked = len(looked_at(width[0]))
     values = 8 * len(job.layout.components) * rows * columns * (examples + 2)
+    errors = 8 * len(job.layout.components) * checked * columns * examples
     groups = job.groups(width[1])
-    carry = rows * columns * job.layout.size * torch.finfo(job.problem.compute.dtype).bits // 8
-    return complete + values, complete + sums + values + carry + (values + carry) // len(groups)
+    carry = (rows + checked) * columns * job.layout.size * torch.finfo(job.problem.compute.dtype).bits // 8
+    return complete + values, complete + sums + values + errors + carry + (values + carry) // len(groups)
 
 
 def tell_size(job: PathJob, width: tuple[int, int], cache: Path) -> None:
@@ -104,11 +109,15 @@ def of_examples(job: PathJob, found: dict[str, np.ndarray]) -> Variables:
 def _completeness(found: dict[str, np.ndarray]) -> Variables:
     pair: Variables = {name: (("query", "output"), found[name]) for name in ("change", "residual")}
     pair["explained"] = (("query", "output"), found["change"] - found["residual"])
+    if np.ndim(found["error_norm"]) == 1:
+        shares = [share(*norms) for norms in zip(found["error_norm"], found["entry_norm"], strict=True)]
+        pair["entry_error"] = (("step",), np.array(shares))
     return pair | {name: (("step",), found[name]) for name in ("residual_norm", "change_norm", "nodes")}
 
 
-def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> xr.Dataset:
-    """The store: variables with the names of steps, components, parts, queries and examples; `start` [Q, O]."""
+def labelled(job: PathJob, start: np.ndarray, found: dict[str, np.ndarray], output: str) -> xr.Dataset:
+    """The store of what was `found`, with names of steps, components, parts, queries and examples; `start` [Q, O]."""
+    data = of_examples(job, found) if "train" in job.keep else of_updates(job, found)
     problem, keep = job.problem, job.keep
     coords: dict[str, object] = {
         "query": np.array(problem.queries.ids, dtype=object),
@@ -127,5 +136,5 @@ def labelled(job: PathJob, start: np.ndarray, data: Variables, output: str) -> x
     order = [axis for axis in AXES if axis in dataset.dims]
     return dataset.transpose(*order).assign_attrs(
         format_version=influence.FORMAT_VERSION, normalise="none", output=output, keep=sorted(keep),
-        rule=job.quadrature.rule,
+        rule=job.quadrature.rule, entry_error=entry_error(found),
     )  # fmt: skip

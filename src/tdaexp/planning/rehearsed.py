@@ -103,7 +103,9 @@ def rehearse(
     """
     rehearsal.same_candidates = tiled(problem.pairs)
     with tempfile.TemporaryDirectory() as cache, unheard(), ranks.acting_as(ranks.ALONE):
-        found = method.rehearsed.attribute(replace(problem, cache=Path(cache)))
+        asked, problem = method.rehearsed, replace(problem, cache=Path(cache))
+        problem = problem if problem.wanted is None else asked.found(problem)
+        found = asked.attribute(problem)
     if rehearsal.flop or rehearsal.forward:
         rehearsal.end("scores")
     host = inputs + RUNTIME_BYTES

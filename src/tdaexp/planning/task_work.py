@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdaexp.building.parts import chosen_candidates
+from tdaexp.building.parts import alike, chosen_candidates
+from tdaexp.data.best import Best
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
 from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of, unheard, without_numbers
-from tdaexp.problem import Compute, Problem
+from tdaexp.problem import Compute, Problem, Wanted
 from tdaexp.runtime.fake_device import DEVICE
 from tdaexp.runtime.rehearsal import Rehearsal, aside
 from tdaexp.runtime.rehearsed_store import STORE
@@ -143,6 +144,9 @@ class TaskWork:
         batch = objective.batch(train, range(min(2, len(train)))).to(DEVICE)
         with unheard():
             candidates = chosen_candidates(self.selector, self.queries, len(train))
+        found = self.selector if isinstance(self.selector, Best) else None
+        if found is not None:
+            candidates = alike(np.arange(found.size(range(self.train))), self.queries)
         with aside():
             parts = discovered(model, lambda: objective.outputs(model, batch), len(batch.ids))
         queries = train.select(np.arange(self.queries) % len(train))
@@ -160,4 +164,5 @@ class TaskWork:
             cache=Path(),
             seed=seed,
             history=RehearsedHistory(model, self.fit.steps if self.fit.record else 1),
+            wanted=None if found is None else Wanted(found.k, [np.zeros(0, dtype=np.int64)] * self.queries),
         )

@@ -17,7 +17,7 @@ from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.sharded import units_of
 from tdaexp.objectives.tokens import NextToken
 from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of
-from tdaexp.problem import Compute, Problem, Stage
+from tdaexp.problem import Compute, Problem, Stage, Wanted
 from tdaexp.runtime.fake_device import DEVICE
 from tdaexp.runtime.rehearsal import Rehearsal
 from tdaexp.training.footprint import training_pass
@@ -35,6 +35,7 @@ class TextWork:
     `pairs` [Q, C] stand for the candidates: their number is right, which they are is drawn. `finetune` is there where
     the data has a second stage; `query_sets` are the sets' sizes. `checkpoints`: how many the training keeps; `batch`:
     the examples of a step. `shares`: into how many the model is shared out. `prompts`: what the model completes.
+    `k`: pairs are found, so many on each side.
     """
 
     model: PreTrainedModel
@@ -51,6 +52,7 @@ class TextWork:
     batch: int = 0
     shares: int = 1
     prompts: Sizes | None = None
+    k: int | None = None
 
     @cached_property
     def every(self) -> ComponentMap:
@@ -123,4 +125,5 @@ class TextWork:
             seed=seed,
             history=history,
             finetuned=second,
+            wanted=None if self.k is None else Wanted(self.k, list(self.pairs[:, :1])),
         )

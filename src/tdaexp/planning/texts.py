@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tdaexp.building.texts import drawn, text_template
+from tdaexp.data.best import Best
 from tdaexp.data.dataset import GENERATED, as_query
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, COUNTED, Sizes, sizes_of
@@ -81,6 +82,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         config.trainer.fit.batch_size,
         processes(config.trainer) if config.trainer.strategy == "fsdp" else 1,
         sets[dataset.generated_from] if GENERATED in names else None,
+        config.candidates.k if isinstance(config.candidates, Best) else None,
     )
     return work, assumed
 

@@ -25,8 +25,12 @@ def decomposition_findings(store: xr.Dataset, name: str) -> Findings:
     findings.metrics = {f"{name}/{key}": value for key, value in measures.items()}
     findings.metrics[f"{name}/nodes"] = float(store["nodes"].mean())
     findings.statements = [_account(store), _completeness(store, measures)]
+    if "entry_error" in store.attrs:
+        findings.metrics[f"{name}/entry_error"] = store.attrs["entry_error"]
+        findings.statements.append(_entries(store))
     if store.sizes["step"] > 1:
         caption = "How far the outputs moved in every step, what the sums leave of it, and the nodes of the quadrature."
+        caption += " What single entries are off by is another question." if "entry_error" in store else ""
         findings.drawings.append(Drawing("completeness", caption, completeness(store), wide=True))
     shares = component_sums(store)
     if "component" in shares.dims:
@@ -132,3 +136,12 @@ def _completeness(store: xr.Dataset, measures: Mapping[str, float]) -> Statement
         text += f" They give the model's classes for a share of {measures['agreement']:.4f}, with a KL divergence of "
         text += f"{measures['kl']:.2g} nats."
     return Statement("How complete the account is", text)
+
+
+def _entries(store: xr.Dataset) -> Statement:
+    axes = " × ".join(map(str, store["influence"].dims)) or "one sum"
+    text = (
+        f"Complete sums say nothing of a single entry ({axes}): these are off by about "
+        f"{100 * store.attrs['entry_error']:.2g} % of their size, as estimated by a finer quadrature on a few of them."
+    )
+    return Statement("How exact a single entry is", text)

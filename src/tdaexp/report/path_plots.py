@@ -53,7 +53,7 @@ def series(
 
 
 def completeness(store: xr.Dataset) -> Figure:
-    """The residual over the change of every step, and the nodes that the steps took."""
+    """The residual over the change of every step, what entries are off by, and the nodes that the steps took."""
     steps, change, residual = (store[name].values for name in ("step", "change_norm", "residual_norm"))
     share = np.divide(residual, change, out=np.full_like(residual, np.nan), where=change > 0)
     with panels(2, height=3.0, width=5.6) as (figure, (left, right)):
@@ -63,6 +63,15 @@ def completeness(store: xr.Dataset) -> Figure:
         left.set(title="‖change of the outputs‖ and what the sums leave", xlabel="step")
         left.legend()
         right.plot(steps, np.where(share > 0, share, np.nan), color=SELECT, linewidth=1.1, label="residual / change")
+        title = "residual / change, and nodes"
+        if "entry_error" in store:
+            errors = store["entry_error"].values
+            known = errors > 0  # of a list of checkpoints some were looked at
+            right.plot(
+                steps[known], errors[known], color=PALETTE[0], linewidth=1.1, marker=".", label="error / entries"
+            )
+            right.legend()
+            title = "sums: residual / change; entries: error / size; nodes"
         right.set_yscale("log")
         other = right.twinx()
         other.plot(steps, store["nodes"].values, color=GREY, linewidth=1.0, label="nodes")
@@ -70,7 +79,7 @@ def completeness(store: xr.Dataset) -> Figure:
         other.grid(False)
         other.spines["right"].set_visible(True)
         other.set_ylabel("nodes (grey)")
-        right.set(title="residual / change, and nodes", xlabel="step", ylabel="residual / change")
+        right.set(title=title, xlabel="step", ylabel="share")
         return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -13,6 +14,8 @@ import zarr
 from tdaexp.runtime.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
+SECONDS = "seconds.json"
+"""In a folder of another kind: how long its content took."""
 NOTES = ("done", "seconds", "checksum")  # what is known of each block, beside the arrays themselves
 NOT_ITS = 1  # stands for the checksum of an array that a block did not write
 
@@ -68,10 +71,12 @@ def some_rows(array: Any, places: np.ndarray) -> np.ndarray:
 def stored_seconds(path: Path) -> float:
     """Wall-clock seconds that a block store's content took, over all the runs that computed it; 0 if there is none.
 
-    For a folder of block stores it is their sum.
+    For a folder of block stores it is their sum; others may say it themselves (`SECONDS`).
     """
     if not path.exists():
         return 0.0
+    if (path / SECONDS).exists():
+        return float(json.loads((path / SECONDS).read_text(encoding="utf-8")))
     if not (path / "zarr.json").exists():  # a folder of stores
         return sum(stored_seconds(one) for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
     try:

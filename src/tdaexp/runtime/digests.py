@@ -25,6 +25,7 @@ SETTLED_S = 2.0
 
 _known: dict[str, list[Any]] = {}
 _place: Path | None = None
+_anew = False  # whether files are read, whatever is known of them
 _news = False  # whether something is known that the file does not say
 
 
@@ -49,6 +50,17 @@ def kept_in(folder: Path) -> Iterator[None]:
         _place = before
 
 
+@contextlib.contextmanager
+def anew() -> Iterator[None]:
+    """Inside the block every file is read, also one that is known: bytes may change without a trace in the times."""
+    global _anew
+    _anew = True
+    try:
+        yield
+    finally:
+        _anew = False
+
+
 def digest(path: Path) -> str:
     """The digest (16 hex digits) of a file's bytes."""
     if path.stat().st_size < LARGE:
@@ -67,7 +79,7 @@ def remembered(path: Path, what: str, compute: Callable[[Path], Any]) -> Any:
     key = f"{what} {os.path.realpath(path)}"
     state = _state(path)
     found = _known.get(key)
-    if found is not None and found[0] == state:
+    if found is not None and found[0] == state and not _anew:
         return found[1]
     value = compute(path)
     if time.time() - max(state[2], state[3]) / 1e9 > SETTLED_S and _state(path) == state:

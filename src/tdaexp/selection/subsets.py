@@ -7,11 +7,13 @@ self-products; the cosine of any subset S follows from sums:
 
 Without self-products (a method whose answer is no cosine, such as EK-FAC) a subset's score is the sum Σ_{k∈S} dot.
 
-Two objectives judge a subset; both give a value per query, and larger is better:
+Three objectives judge a subset; all give a value per query, and larger is better:
 
 * `accuracy`: 1 if a source of the query scores strictly higher than every other candidate, else 0 (section 3.2).
 * `fidelity`: how similar the subset's similarities are to those of the full gradient (section 5.3, figure 5), as the
   cosine between the query's score vector over its candidates and the full gradient's. The paper gives no formula.
+* `lds`: how well sums of the subset's scores foretell models trained again (`metrics.lds`): Spearman's correlation over
+  subsets of the training examples. For products that know what such models answered (`Trials`).
 
 Score arrays here are [..., C, Q]: with queries last, numpy's reductions over the few candidates are fast.
 """
@@ -23,12 +25,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from tdaexp import influence
 from tdaexp.influence import EPSILON
 from tdaexp.runtime.errors import unknown
 from tdaexp.runtime.rows import runs
+from tdaexp.selection.trials import LDS, Trials, foretold, in_order
 
 OBJECTIVES = ("accuracy", "fidelity")
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]
@@ -41,7 +45,8 @@ class Products:
 
     `dot` [K, C, Q], `query_sq` [K, Q], `train_sq` [K, C, Q]; `source` and `rival` [C, Q] bool: the candidate
     exists and is, or is not, a source of the query. Where a query has fewer than C candidates both are False
-    and the products are 0. `plain`: scores are sums of `dot`, and the self-products are all 0.
+    and the products are 0. `plain`: scores are sums of `dot`, and the self-products are all 0. `trials`: models that
+    were trained again, where they are known; candidates then stand in the order of the training examples.
     """
 
     dot: np.ndarray
@@ -50,6 +55,7 @@ class Products:
     source: np.ndarray
     rival: np.ndarray
     plain: bool = False
+    trials: Trials | None = None
 
     @classmethod
     def of(
@@ -107,7 +113,19 @@ class Products:
         """Return the products of some queries only (`keep`: positions, a mask or a run over Q)."""
         names = ("dot", "query_sq", "train_sq", "source", "rival")
         kept: dict[str, Any] = {name: np.ascontiguousarray(getattr(self, name)[..., keep]) for name in names}
+        if self.trials is not None:
+            kept["trials"] = replace(self.trials, outputs=self.trials.outputs[:, keep])
         return replace(self, **kept)
+
+    def judged_by(self, keep: np.ndarray) -> Products:
+        """Return the products judged by some of the models that were trained again (`keep`: a mask over S)."""
+        if self.trials is None:
+            raise ValueError("nothing is known of models trained again")
+        return replace(self, trials=Trials(self.trials.members[keep], self.trials.outputs[keep]))
+
+    def of_subset(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the scores [C, Q] of a subset of components (positions)."""
+        return self.scores(*(array[chosen].sum(axis=0) for array in self.summed))
 
     def full(self) -> np.ndarray:
         """Return the full gradient's scores [C, Q] (0 where there is no candidate)."""
@@ -133,13 +151,28 @@ class Products:
 
 
 def products_of(dataset: xr.Dataset) -> Products:
-    """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums."""
-    return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
+    """Arrange an influence data set for selection: cosines where it keeps self-products, else plain sums.
+
+    A data set with `member` [subset, row] and `retrained` [subset, query] has trials. Errors (UserError): then a query
+    lacks a training example.
+    """
+    if "retrained" not in dataset:
+        return Products.joined(map(_arrays, influence.blocks(dataset)), dataset.sizes["query"])
+    rows = pd.Index(dataset["row"].values)
+    parts = (_arrays(part, in_order(part["train"].values, rows)) for part in influence.blocks(dataset))
+    trials = Trials(dataset["member"].values.astype(bool), dataset["retrained"].values)
+    return replace(Products.joined(parts, dataset.sizes["query"]), trials=trials)
 
 
-def _arrays(part: xr.Dataset) -> Arrays:
+def _arrays(part: xr.Dataset, order: np.ndarray | None = None) -> Arrays:
+    """A block's arrays, candidates in an `order` [q, C] of their columns."""
     query_sq, train_sq = (part[name].values if name in part else None for name in ("query_sq", "train_sq"))
-    return part["influence"].values, query_sq, train_sq, part["truth"].values
+    dot, truth = part["influence"].values, part["truth"].values
+    if order is None:
+        return dot, query_sq, train_sq, truth
+    deep = order[..., None]
+    norms = None if train_sq is None else np.take_along_axis(train_sq, deep, 1)
+    return np.take_along_axis(dot, deep, 1), query_sq, norms, np.take_along_axis(truth, order, 1)
 
 
 def cosine(dot: np.ndarray, query_sq: np.ndarray, train_sq: np.ndarray) -> np.ndarray:
@@ -175,4 +208,7 @@ def judge(objective: str, products: Products) -> Callable[[np.ndarray], np.ndarr
     if objective == "fidelity":
         full = products.full()
         return lambda scores: similarity(scores, full)
+    trials = products.trials
+    if objective == LDS and trials is not None:
+        return lambda scores: foretold(scores, trials)
     raise unknown("objective", objective, OBJECTIVES, "method.objective")

@@ -24,7 +24,7 @@ from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.hub import runs_own_code
 from tdaexp.training.checkpoint_list import Snapshot
-from tdaexp.training.kept import Checkpoint, kept_checkpoints, training_settings
+from tdaexp.training.kept import Checkpoint, kept_checkpoints, told_course, training_settings
 from tdaexp.training.kept_state import state_of_checkpoint, state_of_recording
 from tdaexp.training.optimisers import decays, learning_rate
 from tdaexp.training.settings import FitSettings
@@ -58,6 +58,9 @@ class SavedCheckpoints:
     def course(self) -> Course:
         """How it went, by the training's note. Errors (UserError): as `moments`."""
         self._kept()
+        told = told_course(self._folder)
+        if told is not None:
+            return told
         settings = FitSettings(**{key: value for key, value in self._settings().items() if key in KEYS})
         rates = np.array([learning_rate(step, settings) for step in range(settings.steps)])
         decay = decays(self.loaded.model.named_parameters(), settings)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tdaexp.problem import Course
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.optimisers import learning_rate_factor
 
@@ -34,6 +35,9 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
     if not found:
         return []
     note = model / "training.json"
+    told = told_course(model)
+    if told is not None:
+        return _by_rates(sorted(found), told.rates)
     try:
         settings = _settings(note)
         peak, steps, warmup = float(settings["lr"]), int(settings["steps"]), int(settings["warmup"])
@@ -48,6 +52,25 @@ def kept_checkpoints(model: Path) -> list[Checkpoint]:
         checkpoints.append(Checkpoint(step, peak * float(np.mean(rates)), folder))
         before = step
     return checkpoints
+
+
+def told_course(model: Path) -> Course | None:
+    """How a training in a loop of somebody's own went, by its note; None where the training was one of ours."""
+    try:
+        found = json.loads((model / "training.json").read_text(encoding="utf-8"))["course"]
+        decay = {str(name): float(value) for name, value in found["decay"].items()}
+        return Course(np.array(found["rates"]), found["settings"]["optimizer"], float(found["momentum"]), decay)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _by_rates(found: list[tuple[int, Path]], rates: np.ndarray) -> list[Checkpoint]:
+    """The checkpoints after these steps, with the mean of the rates of the steps since the one before."""
+    starts = [0, *(step for step, _ in found)]
+    return [
+        Checkpoint(step, float(np.mean(rates[start:step])), folder)
+        for start, (step, folder) in zip(starts, found, strict=False)
+    ]
 
 
 def training_settings(model: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from tdaexp.gradients.features import Features
+from tdaexp.gradients.features import Sketches
 from tdaexp.gradients.passes import Gradients
 from tdaexp.influence import EPSILON
 from tdaexp.runtime import ranks
@@ -29,7 +29,7 @@ class Sketched:
     train: Gradients
     queries: Gradients
     pairs: np.ndarray
-    features: Callable[[], tuple[Features, Features]]
+    features: Callable[[], tuple[Sketches, Sketches]]
     summed: bool = False
 
 
@@ -70,7 +70,7 @@ def _exact(probe: Probe) -> np.ndarray:
     return np.asarray(found["dot"].sum(-1) / (norms + EPSILON))
 
 
-def _whole(features: Features, numbers: list[int], components: int, summed: bool) -> np.ndarray:
+def _whole(features: Sketches, numbers: list[int], components: int, summed: bool) -> np.ndarray:
     """Whole sketches [n, k] of some examples."""
     rows = features.rows(features.place[numbers]).astype(np.float64)
     return rows.reshape(len(rows), components, -1).sum(1) if summed else rows

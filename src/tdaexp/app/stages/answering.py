@@ -89,6 +89,8 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
             "reads no next token; take multistage, multistage_dot, repsim, bm25 or random"
         )
     seen = problem if method.both_stages else problem.after(config.stage)
+    if seen.wanted is not None and len(seen.queries):
+        seen = method.found(seen)
     store = method.attribute(seen) if len(problem.queries) else None
     itself = method.self_influence(seen) if config.self_influence else None
     clock.stop("scoring")

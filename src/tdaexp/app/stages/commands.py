@@ -5,8 +5,10 @@ Nothing here knows Hydra, or which kind of model a run is about.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,8 +20,10 @@ from tdaexp.app.stages.cached import look_after
 from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
+from tdaexp.app.stages.indexing import build_share
+from tdaexp.app.stages.trained_again import trained_again
 from tdaexp.app.sweep import read_row
-from tdaexp.building.build import builder_of, trainings
+from tdaexp.building.build import builder_of, built, trainings
 from tdaexp.methods.base import check_combines
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
@@ -56,7 +60,12 @@ def train(config: TrainConfig, folder: Path, logger: RunLogger) -> dict[str, flo
 
 
 def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
-    """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report."""
+    """Score pairs, or decompose a training, as the method does; leaves the store, its metrics and a report.
+
+    With `shard`, a share of the method's index is built in place of all that.
+    """
+    if config.shard is not None:
+        return build_share(config, config.shard, folder, logger)
     answer = _of_problem(config) if config.products is None else _of_products(config)
     if not ranks.current().first:
         return {}
@@ -83,7 +92,8 @@ def _of_problem(config: AttributeConfig) -> Answer:
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    return answered(config, builder.problem(clock), builder.corpus, clock)
+    problem = dataclasses.replace(built(config, builder, clock), retrained=partial(trained_again, config))
+    return answered(config, problem, builder.corpus, clock)
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
