@@ -65,6 +65,11 @@ class OptimizerState:
     second: Callable[[str], Tensor]
     first: Callable[[str], Tensor] | None = None
     identity: str = ""
+    eps_root: float = 0.0
+
+    def divisor(self, second: Tensor) -> Tensor:
+        """√(v̂ + `eps_root`) + `eps`, what an update divides by, of some of v̂."""
+        return (second + self.eps_root).sqrt() + self.eps
 
 
 def no_state() -> OptimizerState:
@@ -131,7 +136,8 @@ class Problem:
     `identity` is that of the model; `queries` holds all query sets one after the other, `query_set` [Q] says which set
     each belongs to, `truth` [Q, C] which candidate is a source of the query, and `truth_known` [Q] of which queries
     that is known (None: of all). `history` is what the model's training left on its way; one that is decomposed may do
-    without pairs (C = 0). `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
+    without pairs (C = 0). `recipe` tells how that training can be made again (a `training.bank.Recipe`), where it can.
+    `loaded` has the tokenizer where there is one. `cache` is the folder for what other runs can
     use again; `stores` remembers which of its parts this run asked for, `overhead` which of them no query had a part
     in, `spent` how much this process had put into stores before.
 
@@ -153,6 +159,7 @@ class Problem:
     seed: int
     loaded: LoadedModel | None = None
     history: History | None = None
+    recipe: Callable[[], Any] | None = None
     finetuned: Stage | None = None
     fitted: ExampleList | None = None
     truth_known: np.ndarray | None = None

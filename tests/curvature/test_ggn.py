@@ -100,7 +100,7 @@ def test_a_bfloat16_model_has_float32_sums():
 
 
 def test_attention_without_a_forward_mode_rule_gives_way_and_comes_back(caplog):
-    from tdaexp.curvature import ggn as module
+    from tdaexp.models import plain as module
 
     model = build_model("llama-tied").requires_grad_(False)
     examples, components = make_examples(3, 3), component_map(model).select(NAMES)

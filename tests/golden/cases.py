@@ -239,6 +239,8 @@ CASES: dict[str, Case] = {
     **_cases("smooth", SMOOTH, QUADRATURE, RECORDED),
     **_cases("grokking", GROKKING, ADDED, RECORDED),
     **_cases("written", (*WRITING, "method=explaind"), WRITTEN, RECORDED),
+    "back/classifier": Case((*QUIET, *IMAGES, *EPOCHS, CALM, "model.activation=gelu", "method=magic"), RECORDED),
+    "back/texts": Case((*QUIET, *FROM_SCRATCH, *FIT, *FEW, CALM, "method=magic"), RECORDED),
     **_cases("checkpoints", LISTED, CHECKPOINTS),
     **_cases("products", STORED, PRODUCTS),
     "judged/texts": Case(

@@ -28,7 +28,7 @@ from tdaexp.training.task_problem import Classification
 from tdaexp.training.trajectory import Trajectory
 
 OPTIMISERS = {
-    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all"},
+    "adamw": {"optimizer": "adamw", "betas": [0.7, 0.9], "weight_decay": 0.3, "decay": "all", "eps_root": 1e-5},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.05, "decay": "all"},
 }
 FINE = Quadrature("gauss", 4)
@@ -265,7 +265,7 @@ def test_steps_whose_gradients_are_forgotten_are_not_replayed(fresh, monkeypatch
 
 
 def test_single_columns_of_the_first_step(fresh):
-    """By autograd: −lr/(√v̂ + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
+    """By autograd: −lr/(√(v̂ + ε_r) + ε) w ∇f · ∇L_k for AdamW's first update, −lr w ∇f · ∇L_k for SGD's."""
     trajectory, train = fresh.history.trajectory, fresh.train
     found = Explaind(keep=["query", "train", "output"], steps=[0, 0], quadrature=Quadrature("left", 1)).attribute(fresh)
     leaves = {name: value.double().requires_grad_() for name, value in trajectory.parameters(0).items()}
@@ -279,7 +279,8 @@ def test_single_columns_of_the_first_step(fresh):
     if trajectory.settings.optimizer == "adamw":
         moment = trajectory.second_moment(0)
         flat = torch.cat([moment[name].double().flatten() for name in leaves])
-        rate = rate / ((flat / (1 - trajectory.settings.betas[1])).sqrt() + trajectory.settings.eps)
+        corrected = flat / (1 - trajectory.settings.betas[1])
+        rate = rate / ((corrected + trajectory.settings.eps_root).sqrt() + trajectory.settings.eps)
     output = torch.func.functional_call(fresh.model, leaves, (fresh.queries.inputs.double(),))[3, 1]
     direction, wanted = rate * gradient(output), np.zeros(len(train))
     for place, weight in zip(*trajectory.batch(0), strict=True):

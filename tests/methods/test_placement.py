@@ -55,7 +55,7 @@ SAME = {
     "random",
     "bm25",
 }  # no code of their own
-OWN_TEST = {"explaind", "project"}
+OWN_TEST = {"explaind", "magic", "project"}
 METHODS = sorted({path.stem for path in Path(__file__).parents[2].glob("conf/method/*.yaml")} - SAME - OWN_TEST)
 OTHER = torch.device("lazy:0")  # a device that this build of torch knows by name only
 STEP_AXES = [["step", "component"], ["query", "output"], ["query", "part"]]

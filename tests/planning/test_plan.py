@@ -150,6 +150,19 @@ def test_scores_of_a_classifier_by_hand(capsys: pytest.CaptureFixture[str]) -> N
     assert out["covariances"][:2] == [300, 300] and out["influence"][:2] == [340, 340]
 
 
+def test_going_back_over_a_training_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """40 steps of 50 examples: once for its states, twice for a trial; three times for each group of 16 queries."""
+    fit = ("trainer.fit.steps=40", "trainer.fit.batch_size=50")
+    out = stages(planned(capsys, "model=mlp", "dataset=digits", "dataset.query_limit=20", "method=magic", *fit))
+    assert out["the training again"][:2] == [2000 * 3, 2000 * 3]
+    assert out["metagradients"][:2] == [2000 * (2 * 3 + 20), 2000 * (2 * 3 + 20)]
+    arithmetic = 6 * 17_024  # of a training pass: weights of three matrices, without the first one's input gradient
+    once = 2000 * (arithmetic - 2 * 64 * 128)
+    assert out["the training again"][2] == pytest.approx(3 * once / 1e12, rel=0.01)
+    texts = stages(planned(capsys, "method=magic", "dataset.people=30", "dataset.query_limit=4", *fit))
+    assert texts["metagradients"][:2] == [2000 * (3 + 8), 2000 * (3 + 8)]
+
+
 def test_a_recorded_language_model_is_planned_by_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
     few = ("method=explaind", "trainer.fit.record=1", "dataset.people=20", "trainer.fit.batch_size=8")
     one, two = (stages(planned(capsys, *few, f"trainer.fit.steps={steps}")) for steps in (50, 100))
@@ -241,6 +254,7 @@ CASES = {
     "classifier": ("model=mnist_cnn", "model.padding=1", "dataset=digits", "method=full", "trainer.fit.steps=20"),
     "factors of a classifier": ("model=mnist_cnn", "model.padding=1", "dataset=digits", "method=ekfac",
                                 "trainer.fit.steps=20"),
+    "magic": ("model=mlp", "dataset=digits", "dataset.query_limit=16", "method=magic", "trainer.fit.steps=40"),
     "recorded texts": ("method=explaind", "trainer.fit.record=1", "trainer.fit.clip=0", "dataset.people=40"),
     "explaind": ("model=mnist_cnn", "model.padding=1", "dataset=digits", "dataset.train=320", "dataset.test=100",
                  "method=explaind", "trainer.fit.steps=20"),

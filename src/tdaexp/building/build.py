@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tdaexp.building.checkpoints import Checkpoints
 from tdaexp.building.language import Texts
 from tdaexp.building.recorded import Recorded
+from tdaexp.building.retraining import recipe_of
 from tdaexp.building.settings import Asked, Builder, Named, Training
 from tdaexp.building.tasks import Tasks, load_task
 from tdaexp.building.texts import load_model, load_successor
 from tdaexp.models.loaded import LoadedModel
+from tdaexp.problem import Problem
+from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import doing
 from tdaexp.training.task import TrainedTask, check_pair
@@ -35,6 +40,14 @@ def builder_of(config: Asked) -> Builder:
     if getattr(config.model, "checkpoints", None):
         raise UserError(f"model.checkpoints: method={method.name} reads one model; only explaind reads a list")
     return Texts(config)
+
+
+def built(config: Asked, builder: Builder, clock: Clock) -> Problem:
+    """The builder's problem, with how its model's training can be made again.
+
+    The recipe is made when it is asked for. Errors (UserError) of that: the model was not trained here.
+    """
+    return replace(builder.problem(clock), recipe=partial(recipe_of, config))
 
 
 def trainings(config: Named) -> Iterator[Training]:

@@ -14,11 +14,8 @@ Jᵀ (H J V), the latter two vectorised over K. Cost per vector: about four forw
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -27,16 +24,12 @@ from torch import Tensor, nn
 from tdaexp.gradients.capture import frozen
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
-from tdaexp.models.plain import plain_kernels
+from tdaexp.models.plain import forward_mode
 from tdaexp.models.substitute import called_with
 from tdaexp.objectives.base import Inputs, Objective
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import alike, padded, sampled
-
-log = logging.getLogger(__name__)
-FORWARD_MODE = ("eager", "sdpa")
-"""Attention implementations with a forward-mode derivative, sdpa by its math kernel."""
 
 Outputs = Callable[[dict[str, Tensor]], Tensor]
 """Parameters by name to a network's outputs, of any shape."""
@@ -103,7 +96,7 @@ class TrainingGGN:
         narrow = next(iter(parameters.values())).dtype
         directions = self.space.tangents(vectors.to(narrow))
         total = torch.zeros_like(vectors)
-        with frozen(self._outputs), _differentiable(self._outputs):
+        with frozen(self._outputs), forward_mode(self._outputs, "products with the curvature"):
             for members in sampled(batches, padded(self.gradients.lengths)):
                 work = members, parameters, directions
                 total += alike(self._size(vectors, members), functools.partial(self._summed, work)).to(total.dtype)
@@ -159,52 +152,6 @@ def _added(parts: list[Tensor]) -> Tensor:
 def _finite(values: Tensor) -> bool:
     # A sum is finite unless an entry is not, or it overflows itself: then the entries are looked at.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-@contextlib.contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Replace, inside the block, what has no forward-mode derivative: fused kernels, and BLOOM's own GELU."""
-    from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
-
-    switch = _plain_attention(model)
-    replaced = [module for module in model.modules() if isinstance(module, BloomGelu)]
-    for module in replaced:
-        vars(module)["forward"] = bloom_gelu_forward
-    try:
-        with switch, plain_kernels(), warnings.catch_warnings():
-            # torch's first forward-mode derivative compiles its own rules by a function that it calls deprecated itself
-            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-            yield
-    finally:
-        for module in replaced:
-            del vars(module)["forward"]
-
-
-@contextlib.contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that has a forward-mode derivative inside the block: torch's math kernel, or transformers' `eager`."""
-    inner: Any = getattr(model, "model", model)
-    if not hasattr(inner, "set_attn_implementation"):  # no model of transformers
-        yield
-        return
-    usual = inner.config._attn_implementation
-    if usual != "eager":
-        _tell_switch(usual)
-    if usual in FORWARD_MODE:
-        yield
-        return
-    inner.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        inner.set_attn_implementation(usual)
-
-
-@functools.cache
-def _tell_switch(usual: str) -> None:
-    """Say once in which attention curvature's products run."""
-    used = "torch's math kernel" if usual == "sdpa" else "eager"
-    log.info("products with the curvature need forward-mode derivatives: attention %s gives way to %s", usual, used)
 
 
 class OutputsOf(nn.Module):

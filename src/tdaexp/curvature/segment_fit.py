@@ -90,4 +90,5 @@ class FittedSegment:
         layer, space = self.layers[name], VectorSpace(self.problem.model, self.layers.map.select([name]))
         means = {one: torch.stack([state.second(one) for state in self.states]).mean(0) for one in space.names}
         second = space.vectors({one: value[None] for one, value in means.items()})
-        return adam_scale(second.view(layer.outputs, layer.inputs), self.states[0].eps)
+        state = self.states[0]
+        return adam_scale(second.view(layer.outputs, layer.inputs), state.eps, state.eps_root)

@@ -66,6 +66,6 @@ def decayed_mean(x: Tensor) -> Tensor:
     return torch.where(x > 0, -torch.expm1(-safe) / safe, 1)
 
 
-def adam_scale(second: Tensor, eps: float) -> Tensor:
-    """Of each weight s = (√v̂ + ε)^{−1/2} of AdamW's second moment v̂, 0 where v̂ is 0."""
-    return torch.where(second > 0, (second.sqrt() + eps).rsqrt(), 0)
+def adam_scale(second: Tensor, eps: float, eps_root: float = 0.0) -> Tensor:
+    """Of each weight s = (√(v̂ + ε_r) + ε)^{−1/2} of AdamW's second moment v̂, 0 where v̂ is 0."""
+    return torch.where(second > 0, ((second + eps_root).sqrt() + eps).rsqrt(), 0)

@@ -60,13 +60,13 @@ class Scale:
 
 def identity_of(moment: Moment, state: OptimizerState) -> list[object]:
     """All that the optimiser's numbers at a moment depend on."""
-    return [moment.identity, moment.step, state.updates, state.betas, state.eps]
+    return [moment.identity, moment.step, state.updates, state.betas, state.eps, state.eps_root]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """What AdamW's next update would be along, were it made on one example: m̂ / (√v̂ + ε) after the example's gradient
-    went into both averages.
+    """What AdamW's next update would be along, were it made on one example: m̂ / (√(v̂ + ε_r) + ε) after the
+    example's gradient went into both averages.
 
     `first` are raw running means of the gradient by component (None: as if there was no momentum, the gradient alone),
     `second` those of its square, after `updates` updates.
@@ -77,6 +77,7 @@ class Direction:
     betas: tuple[float, float]
     eps: float
     updates: int
+    eps_root: float = 0.0
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """Directions [B, size] of the gradients of a component."""
@@ -85,7 +86,7 @@ class Direction:
         if self.first is not None:
             top = (b1 * self.first[name].to(gradient) + (1 - b1) * gradient) / (1 - b1**after)
         below = (b2 * self.second[name].to(gradient) + (1 - b2) * gradient.square()) / (1 - b2**after)
-        return top / (below.sqrt() + self.eps)
+        return top / ((below + self.eps_root).sqrt() + self.eps)
 
 
 def direction(model: nn.Module, components: ComponentMap, state: OptimizerState) -> Direction:
@@ -96,7 +97,8 @@ def direction(model: nn.Module, components: ComponentMap, state: OptimizerState)
         return {name: one * (1 - beta**state.updates) for name, one in found.items()}
 
     first = None if state.first is None else raw(state.first, state.betas[0])
-    return Direction(first, raw(state.second, state.betas[1]), state.betas, state.eps, state.updates)
+    second = raw(state.second, state.betas[1])
+    return Direction(first, second, state.betas, state.eps, state.updates, state.eps_root)
 
 
 def check_precondition(choice: str) -> None:
@@ -122,4 +124,4 @@ def in_metric(problem: Problem, side: Gradients, choice: str) -> Gradients:
         return side
     state = last_moment(problem).state()
     squares = by_component(side.model, side.components, state.second)
-    return replace(side, transform=Scale({name: (one.sqrt() + state.eps).rsqrt() for name, one in squares.items()}))
+    return replace(side, transform=Scale({name: state.divisor(one).rsqrt() for name, one in squares.items()}))

@@ -160,7 +160,7 @@ class TrackStar(Method):
                 log.info("V is estimated from the training examples' gradients: %s", reason)
             else:
                 log.info("V is AdamW's v̂ at step %d", moment.step)
-                factors = {name: 1 / (one.sqrt() + state.eps) for name, one in squares.items()}
+                factors = {name: 1 / state.divisor(one) for name, one in squares.items()}
                 return Scale(factors), ["adamw", *identity_of(moment, state), *settings]
         fitted = replace(train_gradients(problem, components, self.reduction), examples=problem.curvature_examples)
         store = problem.training_store("squares", components.names, self.reduction, by=second_moment)

@@ -7,7 +7,7 @@ d_s what enters the running average at step s,
     θ_s − θ_{s+1} = lr_s · p_s ⊙ (gain_s · m_s + direct_s · d_s) + lr_s λ θ_s [decoupled decay only]
 
     optimiser   d_s           decay   take_s                 gain_s            direct_s       p_s
-    AdamW       ∇L_s          β₁      1 − β₁                 1/(1 − β₁^{s+1})  0              1/(√v̂_{s+1} + ε)
+    AdamW       ∇L_s          β₁      1 − β₁                 1/(1 − β₁^{s+1})  0              1/(√(v̂_{s+1} + ε_r) + ε)
     SGD         ∇L_s + λθ_s   μ       1 − τ (1 at step 0)    1 (μ: Nesterov)   0 (1: Nesterov)  1
 
 so that gradient i counts α_{s,i} = take_i gain_s decay^{s−i} + direct_s [i = s] times in update s, and the decay of
@@ -52,11 +52,12 @@ class Optimiser(Protocol):
 
 @dataclass(frozen=True)
 class AdamW:
-    """`first` is the number of updates that the optimiser had made before step 0 of the trajectory."""
+    """`first` is how many updates the optimiser had made before step 0 of the trajectory; `eps_root` is ε_r."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     first: int = 0
+    eps_root: float = 0.0
 
     @property
     def coupled(self) -> bool:
@@ -69,11 +70,15 @@ class AdamW:
         return Coefficients(decay, 1 - decay, 1 / (1 - decay ** (self.first + step + 1)), 0.0)
 
     def scale(self, step: Step, layout: Layout) -> Tensor:
-        """lr_s / (√v̂_{s+1} + ε), with the bias-corrected second moment after the update."""
+        """lr_s / (√(v̂_{s+1} + ε_r) + ε), with the bias-corrected second moment after the update."""
         if step.second_moment is None:
             raise UserError(f"trajectory: step {step.number} has no second moment, which AdamW's update needs")
         corrected = layout.flat(step.second_moment) / (1 - self.betas[1] ** (self.first + step.number + 1))
-        return layout.spread(step.lr, corrected) / (corrected.sqrt() + self.eps)
+        return layout.spread(step.lr, corrected) / self.divisor(corrected)
+
+    def divisor(self, corrected: Tensor) -> Tensor:
+        """√(v̂ + ε_r) + ε."""
+        return (corrected + self.eps_root).sqrt() + self.eps
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def simulated_update(
     now, flat = rule.coefficients(0), layout.flat(gradient)
     corrected = (beta_sq * layout.flat(second_moment) + (1 - beta_sq) * flat**2) / (1 - beta_sq ** (rule.first + 1))
     rate = layout.spread(lr, flat)
-    scale = -rate * now.gain / (corrected.sqrt() + rule.eps)
+    scale = -rate * now.gain / rule.divisor(corrected)
     return {
         "kernel": scale * now.take * flat,
         "first_moment": scale * now.decay * layout.flat(first_moment),

@@ -124,7 +124,7 @@ class _Checkpoint:
         if settings.lr == 0:
             log.warning("%s: the learning rate of its next update is 0, so that nothing changes", snapshot.name)
         start = {name: value.detach().cpu().clone() for name, value in self.parameters.items()}
-        rule = AdamW(settings.betas, settings.eps, settings.step)
+        rule = AdamW(settings.betas, settings.eps, settings.step, settings.eps_root)
         step = SimulatedStep(rule, start, gradient, state.moments, settings.lr, settings.weight_decay)
         numbers = {"lr": settings.lr, "gradient_norm": norm, "batch_loss": loss, "clipped": factor, "nodes": 0.0}
         return step, numbers

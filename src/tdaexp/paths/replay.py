@@ -27,7 +27,7 @@ def rule_of(trajectory: Trajectory) -> Optimiser:
     """The update algebra of the recorded optimiser. Errors (UserError): one that has none."""
     settings = trajectory.settings
     if settings.optimizer == "adamw":
-        return AdamW((settings.betas[0], settings.betas[1]), settings.eps)
+        return AdamW((settings.betas[0], settings.betas[1]), settings.eps, eps_root=settings.eps_root)
     if settings.optimizer == "sgd":
         return SGD(settings.momentum)
     return optimiser(settings.optimizer)

@@ -11,7 +11,9 @@ import torch
 
 from tdaexp.data.records import Corpus
 from tdaexp.methods.explaind import Explaind
+from tdaexp.methods.magic import Magic
 from tdaexp.models.task import TaskModel
+from tdaexp.planning import metagradients
 from tdaexp.planning.before import of_task, of_texts
 from tdaexp.planning.paths import of_checkpoints, of_recording
 from tdaexp.planning.rehearsed import rehearse
@@ -91,6 +93,9 @@ def planned(config: Any, corpus: Corpus | None = None, least: float = 0.0) -> Pl
         before = of_texts(config, work)
         if explains:
             return Planned(of_checkpoints(config.method, work), before, work.summary, assumed)
+        if isinstance(config.method, Magic):
+            told = metagradients.of_texts(config.method, work, config.trainer.fit)
+            return Planned(told, before, work.summary, assumed)
         both, problem = config.method.both_stages and work.finetune is not None, work.problem(config.seed)
         problem = problem if both else problem.after(config.stage)
         stages = rehearse(config.method, problem, rehearsal, work.weights * (1 + both))
@@ -109,6 +114,8 @@ def _of_task(config: Any, work: TaskWork, assumed: list[str], least: float) -> P
         before = of_task(work)
         if isinstance(config.method, Explaind):
             return Planned(of_recording(config.method, work), before, work.summary, assumed)
+        if isinstance(config.method, Magic):
+            return Planned(metagradients.of_task(config.method, work), before, work.summary, assumed)
         problem = work.problem(config.dataset.query_sets[0], config.seed)
         stages = rehearse(config.method, problem, work.rehearsal, work.weights, work.inputs)
         return Planned(stages, before, work.summary, assumed)

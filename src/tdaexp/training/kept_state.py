@@ -43,7 +43,9 @@ def state_of_checkpoint(folder: Path, optimizer: str) -> OptimizerState:
         return found.float() / (1 - beta**settings.step)
 
     first, second = (functools.partial(read, key, beta) for key, beta in zip(MOMENTS, settings.betas, strict=True))
-    return OptimizerState(settings.step, settings.betas, settings.eps, second, first, file_fingerprint(file))
+    return OptimizerState(
+        settings.step, settings.betas, settings.eps, second, first, file_fingerprint(file), settings.eps_root
+    )
 
 
 def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
@@ -69,4 +71,4 @@ def state_of_recording(trajectory: Trajectory, step: int) -> OptimizerState:
         return averages()[name].to(torch.float32) / correction
 
     identity, betas = fingerprint(layout.identity, step), (layout.betas[0], layout.betas[1])
-    return OptimizerState(step + 1, betas, layout.eps, second, None, identity)
+    return OptimizerState(step + 1, betas, layout.eps, second, None, identity, layout.eps_root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,4 +46,45 @@ def build_optimizer(parameters: Mapping[str, Tensor], settings: FitSettings) -> 
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=False)
     betas = (settings.betas[0], settings.betas[1])
+    if settings.eps_root:
+        return RootedAdamW(groups, settings.lr, betas, settings.eps, settings.eps_root)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, foreach=False)
+
+
+class RootedAdamW(torch.optim.AdamW):
+    """AdamW that divides by √(v̂ + ε_r) + ε: its step is a smooth function of a gradient near zero, too.
+
+    Its state is that of torch's AdamW, under the same names.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, eps_root: float
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, foreach=False)
+        self.eps_root = eps_root
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update, of the parameters that have a gradient."""
+        if closure is not None:
+            raise RuntimeError("this optimiser takes no closure")
+        for group in self.param_groups:
+            self._update(group)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        rate, (first, second) = float(group["lr"]), group["betas"]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] += 1
+            count = int(state["step"])
+            parameter.mul_(1 - rate * group["weight_decay"])
+            state["exp_avg"].lerp_(parameter.grad, 1 - first)
+            state["exp_avg_sq"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
+            corrected = state["exp_avg_sq"] / (1 - second**count)
+            divisor = corrected.add_(self.eps_root).sqrt_().add_(group["eps"])
+            parameter.addcdiv_(state["exp_avg"], divisor, value=-rate / (1 - first**count))

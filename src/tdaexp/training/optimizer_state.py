@@ -28,7 +28,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 @dataclass(frozen=True)
 class Hyperparameters:
     """AdamW as it goes on from a checkpoint: `step` updates made, `lr` of the next update, weight decay by parameter;
-    `clip` the gradient's norm that it is cut to, 0 = never.
+    `clip` the gradient's norm that it is cut to, 0 = never; `eps` outside the root, `eps_root` inside it.
     """
 
     step: int
@@ -37,6 +37,7 @@ class Hyperparameters:
     eps: float
     weight_decay: dict[str, float]
     clip: float = 0.0
+    eps_root: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def next_update(parameters: Mapping[str, Tensor], settings: FitSettings, step: i
     """What the configured training would do after `step` updates."""
     betas = (settings.betas[0], settings.betas[1])
     rate, decay = learning_rate(step, settings), decays(parameters.items(), settings)
-    return Hyperparameters(step, rate, betas, settings.eps, decay, settings.clip)
+    return Hyperparameters(step, rate, betas, settings.eps, decay, settings.clip, settings.eps_root)
 
 
 def fresh_state(parameters: Mapping[str, Tensor], settings: FitSettings, step: int) -> AdamState:

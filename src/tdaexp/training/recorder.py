@@ -42,6 +42,7 @@ def plan(
         examples=examples,
         batch=batch,
         rows=rows,
+        eps_root=settings.eps_root,
     )
 
 

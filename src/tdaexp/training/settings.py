@@ -17,8 +17,9 @@ CHOICES = {
     "batches": ("stream", "epochs"),
 }
 LEAST = {"steps": 0, "batch_size": 1, "warmup": 0, "weight_decay": 0, "checkpoint_every": 1, "clip": 0}
-LEAST |= {"momentum": 0, "eps": 0, "record": 0, "evaluate_every": 1}
-LATER = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches", "record", "evaluate_every")
+LEAST |= {"momentum": 0, "eps": 0, "eps_root": 0, "record": 0, "evaluate_every": 1}
+LATER: tuple[str, ...] = ("optimizer", "betas", "eps", "momentum", "schedule", "decay", "batches", "record")
+LATER += ("evaluate_every", "eps_root")
 """Keys that came later: at their defaults they leave the identity of a training as it was."""
 
 
@@ -30,10 +31,10 @@ class FitSettings:
     `warmup` steps of linear rise, before the `schedule` (`cosine` or `linear` to zero, or `constant`); `weight_decay`
     and its reach `decay` (`matrices` or `all` parameters); `checkpoint_every` steps, what a killed run loses at most;
     `keep` the `last` or `all` checkpoints as models that can be loaded, or all with the optimiser's `state`; `clip` the
-    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`) or `sgd` (`momentum`, with the weight decay in the
-    gradient); `batches` cut an endless `stream` of epochs, or each of the `epochs` by itself, the last batch smaller;
-    `record` the trajectory at every so many steps, 0 = not; `evaluate_every` steps, train and test accuracy of a task
-    model.
+    gradient's norm, 0 = never; `optimizer` `adamw` (`betas`, `eps`, and inside the root `eps_root`) or `sgd`
+    (`momentum`, with the weight decay in the gradient); `batches` cut an endless `stream` of epochs, or each of the
+    `epochs` by itself, the last batch smaller; `record` the trajectory at every so many steps, 0 = not;
+    `evaluate_every` steps, train and test accuracy of a task model.
     """
 
     steps: int = 400
@@ -47,6 +48,7 @@ class FitSettings:
     optimizer: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
+    eps_root: float = 0.0
     momentum: float = 0.0
     schedule: str = "cosine"
     decay: str = "matrices"

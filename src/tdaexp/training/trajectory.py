@@ -33,8 +33,8 @@ class Layout:
     """What a trajectory consists of, as kept in `note.json`.
 
     `total` steps of the training, every `every`-th recorded; `shapes` of the parameters by name; `decay` their weight
-    decay; `optimizer` adamw | sgd with `betas`, `eps`, `momentum` (dampening 0, no Nesterov); `batch` largest batch;
-    `rows` per block; `examples` in the training set; `identity` of the training.
+    decay; `optimizer` adamw | sgd with `betas`, `eps`, `eps_root`, `momentum` (dampening 0, no Nesterov); `batch`
+    largest batch; `rows` per block; `examples` in the training set; `identity` of the training.
     """
 
     identity: str
@@ -49,6 +49,7 @@ class Layout:
     examples: int
     batch: int
     rows: int
+    eps_root: float = 0.0
 
     @property
     def steps(self) -> list[int]:

@@ -13,6 +13,7 @@ from tdaexp.models.components import ComponentMap, listed
 from tdaexp.trust.check import BAD, GOOD, OPEN, Bounds, Check, NotMeasured, judged
 
 COMPLETE = Bounds(1e-2, 0.1)
+LINEAR = Bounds(0.3, 1.0)
 LEFT_OUT = 0.05
 """Share of a model's parameters that may be missing."""
 
@@ -83,3 +84,17 @@ def solver(store: xr.Dataset) -> Check:
     says = f"The solver left a relative residual of {value:.2g} at most, {tolerance:g} was asked for; {reached}."
     bounds = Bounds(1.1 * tolerance, 10 * tolerance)
     return judged("solver_residual", value, bounds, says, "|b - (G + λI) x| / |b|, the largest of all queries")
+
+
+def linearity(store: xr.Dataset) -> Check:
+    """How much of real trainings without some examples the metagradients foretell."""
+    if "linear_error" not in store.attrs:
+        raise NotMeasured("no training was made for comparison")
+    value, small = float(store.attrs["linear_error"]), float(store.attrs["small_error"])
+    says = (
+        f"Without {100 * store.attrs['left_out']:g} % of the training examples the queries' measurements moved as the "
+        f"scores foretell but for {value:.2g} of it, where these count a tenth less but for {small:.2g}; on its way "
+        f"back over the training the adjoint grew {store.attrs['adjoint_growth']:.3g} times."
+    )
+    how = "trainings from the same start in the same batches, against minus the sum of the scores: norms over queries"
+    return judged("linearity", value, LINEAR, says, how)

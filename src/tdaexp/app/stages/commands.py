@@ -19,7 +19,7 @@ from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.app.sweep import read_row
-from tdaexp.building.build import builder_of, trainings
+from tdaexp.building.build import builder_of, built, trainings
 from tdaexp.methods.base import check_combines
 from tdaexp.papers.base import Evidence
 from tdaexp.planning.plan import tell_plan
@@ -83,7 +83,7 @@ def _of_problem(config: AttributeConfig) -> Answer:
     check_sources(config.method, builder.corpus)
     if ranks.current().first:
         tell_plan(config, builder.corpus)
-    return answered(config, builder.problem(clock), builder.corpus, clock)
+    return answered(config, built(config, builder, clock), builder.corpus, clock)
 
 
 def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[str, float]:
