@@ -53,8 +53,10 @@ class LayerFactors:
 
     def to(self, device: torch.device) -> LayerFactors:
         """The same on a device."""
-        moved = (None if one is None else send(one, device) for one in (self.q_out, self.q_in, self.spectrum))
-        return replace(self, **dict(zip(("q_out", "q_in", "spectrum"), moved, strict=True)))
+        q_out, q_in, spectrum = (
+            None if one is None else send(one, device) for one in (self.q_out, self.q_in, self.spectrum)
+        )
+        return replace(self, q_out=q_out, q_in=q_in, spectrum=spectrum)
 
     @property
     def bytes(self) -> int:
