@@ -27,10 +27,10 @@ process, by
 make leaderboard
 ```
 
-which can be stopped and goes on where it was. Brackets: 95 % intervals, over subsets and queries for one seed, over
+which can be stopped and goes on where it was (two hours and twenty minutes here, other work beside it). Brackets: 95 % intervals, over subsets and queries for one seed, over
 seeds for several. The best of several settings is chosen by the same numbers that stand here, so that it is a little
-flattered; the defaults are not. Cost: seconds of a run without training or loading the model, as measured with both
-cores busy. `random` is a control of normally distributed scores. The noise ceiling is what a perfect score would reach
+flattered; the defaults are not. Cost: seconds of a run without training or loading the model, as measured with more
+than both cores could do, so that they compare within a factor of two. `random` is a control of normally distributed scores. The noise ceiling is what a perfect score would reach
 where each retrained model has a start of its own.
 
 ![LDS against cost](images/leaderboard.svg)
@@ -44,13 +44,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     table = pd.read_csv(folder / "leaderboard.csv", keep_default_na=False, na_values=[""]).fillna({"setting": ""})
-    cells = pd.read_csv(folder / "cells.csv").fillna({"setting": "", "failed": ""})
+    cells = pd.read_csv(folder / "cells.csv", dtype={"setting": str, "failed": str}).fillna({"setting": "", "failed": ""})
     made = datetime.date.fromtimestamp((folder / "leaderboard.csv").stat().st_mtime)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["analysis"]
     lines = [HEAD.format(date=made.isoformat(), commit=(git_commit() or "unknown")[:10])]
     lines += ["## Subjects", "", "| subject | keys | judged | seeds |", "|---|---|---|---|"]
     for name, one in config["subjects"].items():
-        lines.append(f"| {name} | `{' '.join(one['keys'])}` | `{' '.join(one['judged'])}` | {len(one['seeds'])} |")
+        lines.append(f"| {name} | `{' '.join(one['keys'])}` | `{' '.join(one['judged'])}` | {len(one.get('seeds', [0]))} |")
     lines += ["", "## Results", "", markdown(table)]
     failed = cells[cells["failed"] != ""].drop_duplicates(["subject", "method", "setting"])
     if len(failed):

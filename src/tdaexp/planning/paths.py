@@ -129,12 +129,12 @@ def of_checkpoints(method: Explaind, work: TextWork) -> list[StageCost]:
         "of the checkpoints, without their optimiser's state",
     )
     queries = float(count * len(work.queries))
-    again, fine = float(max(1, count // ONE_IN) * len(work.queries)), _finer(method.quadrature)
+    looked, fine = float(max(1, count // ONE_IN) * len(work.queries)), _finer(method.quadrature)
     size = 8.0 * count * len(work.every) * 6  # three parts and their absolute values, of each group of queries
     path = StageCost(
         "decomposition",
-        forward=(nodes + 2) * queries + (fine + 2) * again,
-        backward=nodes * queries + fine * again,
+        forward=(nodes + 2) * queries + (fine + 2) * looked,
+        backward=nodes * queries + fine * looked,
         flop=((nodes + 2 / 3) * count + (fine + 2 / 3) * max(1, count // ONE_IN)) * asked.flop,  # forward: a third
         disk=KEPT * size + 2 * STORE,
         device=device,

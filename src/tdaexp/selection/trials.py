@@ -60,7 +60,7 @@ def in_order(names: np.ndarray, rows: pd.Index) -> np.ndarray:
     Errors (UserError): a query lacks a training example.
     """
     places = rows.get_indexer(names.ravel()).reshape(names.shape)
-    order = places.argsort(axis=1)
+    order: np.ndarray = places.argsort(axis=1)
     if names.shape[1] != len(rows) or (np.take_along_axis(places, order, 1) != np.arange(len(rows))).any():
         raise UserError(
             "method.objective=lds: sums over the training examples need a score of each; set candidates=all"
