@@ -27,11 +27,17 @@ process, by
 make leaderboard
 ```
 
-which can be stopped and goes on where it was (two hours and twenty minutes here, other work beside it). Brackets: 95 % intervals, over subsets and queries for one seed, over
-seeds for several. The best of several settings is chosen by the same numbers that stand here, so that it is a little
-flattered; the defaults are not. Cost: seconds of a run without training or loading the model, as measured with more
-than both cores could do, so that they compare within a factor of two. `random` is a control of normally distributed scores. The noise ceiling is what a perfect score would reach
-where each retrained model has a start of its own.
+which can be stopped and goes on where it was. It took two hours and twenty minutes, with other work beside it. Methods
+that came after that commit are not in it.
+
+- Brackets are 95 % intervals: over subsets and queries for one seed, over seeds for several. Models with a start of
+  their own are the same ones whatever the seed: intervals of own starts are those of the explained models alone.
+- The best of several settings is chosen by the same numbers that stand here, so that it is a little flattered; the
+  defaults are not.
+- Cost: seconds of a run without training or loading the model. More than both cores were busy, so that they compare
+  within a factor of two.
+- `random` is a control of normally distributed scores. The noise ceiling is what a perfect score would reach where each
+  retrained model has a start of its own.
 
 ![LDS against cost](images/leaderboard.svg)
 
@@ -44,13 +50,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     table = pd.read_csv(folder / "leaderboard.csv", keep_default_na=False, na_values=[""]).fillna({"setting": ""})
-    cells = pd.read_csv(folder / "cells.csv", dtype={"setting": str, "failed": str}).fillna({"setting": "", "failed": ""})
+    cells = pd.read_csv(folder / "cells.csv", dtype={"setting": str, "failed": str})
+    cells = cells.fillna({"setting": "", "failed": ""})
     made = datetime.date.fromtimestamp((folder / "leaderboard.csv").stat().st_mtime)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["analysis"]
     lines = [HEAD.format(date=made.isoformat(), commit=(git_commit() or "unknown")[:10])]
     lines += ["## Subjects", "", "| subject | keys | judged | seeds |", "|---|---|---|---|"]
     for name, one in config["subjects"].items():
-        lines.append(f"| {name} | `{' '.join(one['keys'])}` | `{' '.join(one['judged'])}` | {len(one.get('seeds', [0]))} |")
+        seeds = len(one.get("seeds", [0]))
+        lines.append(f"| {name} | `{' '.join(one['keys'])}` | `{' '.join(one['judged'])}` | {seeds} |")
     lines += ["", "## Results", "", markdown(table)]
     failed = cells[cells["failed"] != ""].drop_duplicates(["subject", "method", "setting"])
     if len(failed):

@@ -21,6 +21,7 @@ NEEDED = {
     "model=hub": ["model.pretrained=FOLDER", "trainer.precision=float32"],
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
     "dataset=trex": ["dataset.hub=NAME"],
+    "candidates=best": ["method=project"],
     "experiment=verses": ["dataset.path=FILE"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],
     "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],

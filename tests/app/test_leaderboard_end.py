@@ -14,7 +14,7 @@ def deaf(ready) -> None:
 
 
 def test_a_process_that_does_not_stop_by_itself_is_ended():
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=deaf, args=(ready,))
     process.start()

@@ -165,16 +165,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(study, tmp_path, monkeypatch):
     straight = explained(study, tmp_path / "straight", "component")
     real, seen = checkpoint_run.decompose, []
 
-    def stops(plan, snapshot):
+    def stops(plan, snapshot, check):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(snapshot.step)
-        return real(plan, snapshot)
+        return real(plan, snapshot, check)
 
     monkeypatch.setattr(checkpoint_run, "decompose", stops)
     with pytest.raises(KeyboardInterrupt):
         explained(study, tmp_path / "killed", "component")
-    monkeypatch.setattr(checkpoint_run, "decompose", lambda plan, one: seen.append(one.step) or real(plan, one))
+    monkeypatch.setattr(checkpoint_run, "decompose", lambda plan, one, *how: seen.append(one.step) or real(plan, one, *how))
     again = explained(study, tmp_path / "killed", "component")
     assert seen == [1, 2, 3, 4] and again.identical(straight)
 
