@@ -174,7 +174,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(study, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_run, "decompose", stops)
     with pytest.raises(KeyboardInterrupt):
         explained(study, tmp_path / "killed", "component")
-    monkeypatch.setattr(checkpoint_run, "decompose", lambda plan, one, *how: seen.append(one.step) or real(plan, one, *how))
+
+    def goes_on(plan, snapshot, check):
+        seen.append(snapshot.step)
+        return real(plan, snapshot, check)
+
+    monkeypatch.setattr(checkpoint_run, "decompose", goes_on)
     again = explained(study, tmp_path / "killed", "component")
     assert seen == [1, 2, 3, 4] and again.identical(straight)
 
