@@ -74,7 +74,7 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     small = (*(text for text in TINY if "finetune" not in text), *own)
     parts = [
         ("msif_table1", "method.damping=1.0"),
-        ("msif_table1_solvers", "method.damping=1.0", "method=cg"),
+        ("msif_table1_solvers", "method.damping=1.0", "method=cg", "method.preconditioner=none"),
         ("msif_table1_solvers", "method.damping=1.0", "method=lissa", "method.depth=5"),
         ("msif_table1_baselines", "method.components=[layers.0.mlp.up,layers.1.mlp.up]", "method=dot,cka"),
     ]

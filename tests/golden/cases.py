@@ -111,7 +111,7 @@ ekfac-first: method=ekfac method.measurement=first_token_logit
 ekfac-own: method=ekfac method.measurement=golden_measurement:certainty
 cg: method=cg method.preconditioner=none method.tolerance=1e-8 {SOLVER}
 cg-early: method=cg method.iterations=3 {ARNOLDI} {SOLVER} method.damping=0.1
-cg-ekfac: method=cg method.iterations=3 {SOLVER}
+cg-ekfac: method=cg method.preconditioner=ekfac method.iterations=3 {SOLVER}
 astra: method=astra method.steps=6 method.batch_size=4 {SOLVER}
 lissa: method=lissa method.depth=4 method.repeats=2 method.batch_size=4 {SOLVER}
 arnoldi: method=arnoldi method.steps=12 method.rank=6 {SOLVER}

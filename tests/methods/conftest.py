@@ -40,7 +40,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 SHORTER = {
     "cg": [
         *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
-        "method.examples=8",
+        *("method.preconditioner=ekfac", "method.examples=8"),
     ],
     "astra": ["method.relative_damping=300", "method.queries=null", "method.steps=8", "method.batch_size=5"],
     "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],

@@ -31,7 +31,7 @@ def short_methods(*damped: str) -> dict[str, tuple[str, ...]]:
         "ekfac": ("ekfac",),
         "kept": ("ekfac", "method.keep_gb=1"),
         "multistage": ("multistage",),
-        "cg": ("cg", *damped, "method.iterations=8"),
+        "cg": ("cg", *damped, "method.preconditioner=ekfac", "method.iterations=8"),
         "astra": ("astra", *damped, "method.steps=4", "method.batch_size=5"),
         "lissa": ("lissa", *damped, "method.depth=4", "method.batch_size=5"),
         "arnoldi": ("arnoldi", *damped, "method.steps=8", "method.rank=6"),

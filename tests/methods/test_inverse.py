@@ -89,7 +89,7 @@ def test_over_all_examples_the_factors_are_those_of_ekfac(make_problem, compose,
     for count, shared in (("null", True), ("4", False)):
         again = make_problem(tmp_path)
         keys = [f"method.examples={count}", "method.iterations=1", "method.damping=1.0", "method.queries=1"]
-        compose("method=cg", FEW[0], *keys).attribute(again)
+        compose("method=cg", "method.preconditioner=ekfac", FEW[0], *keys).attribute(again)
         (found,) = [path for path in again.stores if path.parent.name == "factors"]
         assert (found == fitted) is shared
 

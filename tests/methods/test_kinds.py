@@ -28,7 +28,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 TRAININGS = {"explaind", "magic"}  # need a training, which the page says in words
 METHODS = sorted({file.stem for file in (PAGE.parents[1] / "conf" / "method").glob("*.yaml")} - TRAININGS)
 SMALL = {
-    "cg": ["method.queries=null", "method.iterations=2", "method.examples=4"],
+    "cg": ["method.queries=null", "method.iterations=2", "method.examples=4", "method.preconditioner=ekfac"],
     "astra": ["method.queries=null", "method.steps=2", "method.batch_size=4", "method.examples=4"],
     "lissa": ["method.queries=null", "method.depth=2", "method.batch_size=4"],
     "arnoldi": ["method.steps=2", "method.rank=1"],

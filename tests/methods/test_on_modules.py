@@ -295,7 +295,8 @@ def test_cka_of_states(make):
 METHODS = {
     "dot": Dot(), "full": Full(), "project": Project(budget=0.5), "cka": CKA(), "states": CKA(of="states"),
     "repsim": RepSim(), "trak": TRAK(dimensions=6), "tracin": TracIn(), "ekfac": EKFAC(), "kept": EKFAC(keep_gb=1.0),
-    "cg": CG(damping=0.1, queries=None), "astra": ASTRA(damping=1.0, queries=None, batch_size=4, steps=40),
+    "cg": CG(damping=0.1, queries=None, preconditioner="ekfac"),
+    "astra": ASTRA(damping=1.0, queries=None, batch_size=4, steps=40),
     "lissa": LiSSA(damping=5.0, queries=None, batch_size=4),
     "logra": LoGra(dimensions=6), "datainf": DataInf(), "trackstar": TrackStar(precondition="gradients", dimensions=4),
     "arnoldi": Arnoldi(damping=0.1, steps=12, rank=4), "random": Random(), "select": Select(Full(), budget=0.7),

@@ -47,7 +47,7 @@ METHODS = {
     "tracin": (),
     "repsim": (),
     "cka": ("method.of=states",),
-    "cg": NEVER,
+    "cg": (*NEVER, "method.preconditioner=ekfac"),
     "cg after Arnoldi": (*NEVER, "method.preconditioner=arnoldi", "method.arnoldi_steps=3"),
     "astra": ("method.steps=3",),
     "lissa": ("method.depth=3",),

@@ -36,7 +36,7 @@ class CG(InverseSettings, Method):
 
     iterations: int = 60
     tolerance: float = 3e-3
-    preconditioner: str = "ekfac"
+    preconditioner: str = "arnoldi"
     arnoldi_steps: int = 100
     at_once: int = 16
 
