@@ -41,7 +41,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_proble
     with caplog.at_level(logging.WARNING, logger="tdaexp"):
         found = compose(f"method={method}", *more).attribute(little)
     lines = [message for message in caplog.messages if message.startswith("out of memory")]
-    assert 1 <= len(lines) <= 3, lines  # one for each kind of work that did not fit
+    assert 1 <= len(lines) <= 4, lines  # one for each kind of work that did not fit
     one, other = influence.scores(wanted).values, influence.scores(found).values
     np.testing.assert_allclose(other, one, rtol=0, atol=1e-4 * np.nanmax(np.abs(one)))
 

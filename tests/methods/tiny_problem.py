@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,9 +89,15 @@ def moved_a_little(loaded: LoadedModel, by: float = 0.02) -> LoadedModel:
     return replace(other, fingerprint=f"{loaded.fingerprint}-finetuned")
 
 
+def _itself(model: nn.Module) -> nn.Module:
+    return model
+
+
 def stage(loaded: LoadedModel, examples: Examples) -> Stage:
     """A second stage of five steps that ended in this model."""
-    moments = [Moment(5, 1e-3, f"{loaded.fingerprint}-5", lambda: loaded.model, lambda: made_up(loaded.model, 5))]
+    moments = [
+        Moment(5, 1e-3, f"{loaded.fingerprint}-5", partial(_itself, loaded.model), partial(made_up, loaded.model, 5))
+    ]
     return Stage(loaded, component_map(loaded.model), examples, Remembered(moments, course(loaded.model, 5)))
 
 
@@ -114,15 +121,17 @@ def course(model: nn.Module, steps: int, optimizer: str = "adamw", decay: float 
     return Course(np.full(steps, rate), optimizer, 0.0, decays)
 
 
+def _root(seconds: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return seconds[name].sqrt() / 3
+
+
 def made_up(model: nn.Module, step: int) -> OptimizerState:
     """A state of AdamW after some steps: second moments of very different sizes, first ones of their roots."""
     seconds = {}
     for number, (name, value) in enumerate(model.named_parameters()):
         generator = torch.Generator().manual_seed(100 * step + number)
-        seconds[name] = 10 ** (torch.rand(value.shape, generator=generator) * 4 - 5)
-    return OptimizerState(
-        step, (0.9, 0.999), 1e-8, seconds.__getitem__, lambda name: seconds[name].sqrt() / 3, f"state {step}"
-    )
+        seconds[name] = 10 ** (torch.rand(value.shape, generator=generator, device="cpu") * 4 - 5)
+    return OptimizerState(step, (0.9, 0.999), 1e-8, seconds.__getitem__, partial(_root, seconds), f"state {step}")
 
 
 def with_model(problem: Problem, loaded: LoadedModel) -> Problem:

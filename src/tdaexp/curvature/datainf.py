@@ -15,19 +15,23 @@ import torch
 from torch import Tensor
 
 from tdaexp.gradients.passes import Gradients
-from tdaexp.gradients.second_moment import explicit_rows
+from tdaexp.gradients.second_moment import Form, explicit_rows, forming
 from tdaexp.gradients.vectors import VectorSpace
 
 
-def mean_of_inverses(gradients: Gradients, vectors: Tensor, damping: np.ndarray, tokens_per_batch: int) -> Tensor:
+def mean_of_inverses(
+    gradients: Gradients, vectors: Tensor, damping: np.ndarray, tokens_per_batch: int, form: Form | None = None
+) -> Tensor:
     """(1/n) Σ_i (g_i g_iᵀ + λI)⁻¹ of each component, applied to `vectors` [q, size]; `damping` λ [K] above 0.
 
-    Memory: three times the vectors, and a chunk of explicit gradients.
+    `form` makes the gradients g (`forming`), where it is to know what did not fit before. Memory: three times the
+    vectors, and a chunk of explicit gradients.
     """
     space, taken = VectorSpace(gradients.model, gradients.components), torch.zeros_like(vectors)
     amounts = dict(zip(space.components.names, damping.tolist(), strict=True))
     places = dict(zip(space.components.names, space.slices, strict=True))
-    for rows in explicit_rows(gradients, gradients.batches(tokens_per_batch), tokens_per_batch):
+    form = form or forming(gradients, tokens_per_batch)
+    for rows in explicit_rows(gradients, gradients.batches(tokens_per_batch), form):
         for name, place in places.items():
             own = rows[:, place]
             weights = (vectors[:, place] @ own.T) / (amounts[name] + own.square().sum(1))

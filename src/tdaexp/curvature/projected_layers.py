@@ -38,7 +38,7 @@ class ProjectedLayers:
         found = np.empty_like(rows)
         for one in self.projected:
             places = [columns[name] for name, _ in one.layer.members]
-            whole = sum((torch.from_numpy(rows[:, place]).double() for place in places), torch.zeros(()))
+            whole = sum((torch.from_numpy(rows[:, place]).double() for place in places), torch.zeros((), device="cpu"))
             solved = one.solve(whole, damping).to(torch.from_numpy(rows).dtype).numpy()
             for place in places:
                 found[:, place] = solved

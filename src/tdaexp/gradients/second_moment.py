@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vector_products import gradient_vectors
 from tdaexp.runtime.blockstore import BlockStore
+from tdaexp.runtime.oom_split import Shrinking, two
 from tdaexp.runtime.rehearsal import padded, sampled
 
 CHUNK_BYTES = 1 << 28
@@ -30,10 +31,11 @@ def second_moment(gradients: Gradients, *, store: Path, tokens_per_batch: int) -
     parts = [part.tolist() for part in np.array_split(np.arange(len(batches)), min(SAVES, len(batches)))]
     arrays: dict[str, tuple[tuple[int, ...], str]] = {"squares": ((len(parts), size), gradients.kind)}
     blocks = BlockStore(store, arrays, [slice(n, n + 1) for n in range(len(parts))], compressed=False)
+    form = forming(gradients, tokens_per_batch)
     with blocks.pending() as missing:
         for number in blocks.each(missing, "squared gradients", lambda n: float(len(parts[n]))):
             total = torch.zeros(size, dtype=gradients.dtype, device=gradients.device)
-            for rows in explicit_rows(gradients, [batches[n] for n in parts[number]], tokens_per_batch):
+            for rows in explicit_rows(gradients, [batches[n] for n in parts[number]], form):
                 total += rows.square().sum(0)
             blocks.write(number, {"squares": total.cpu().numpy()[None]})
     kept = blocks.rows()["squares"]
@@ -43,10 +45,19 @@ def second_moment(gradients: Gradients, *, store: Path, tokens_per_batch: int) -
     return whole / len(gradients)
 
 
-def explicit_rows(gradients: Gradients, batches: list[list[int]], tokens_per_batch: int) -> Iterator[Tensor]:
+Form = Callable[[list[int]], Tensor]
+"""Numbers of examples [n] to their gradients [n, size]."""
+
+
+def forming(gradients: Gradients, tokens_per_batch: int) -> Form:
+    """Gradients of a few examples, in halves where memory runs out."""
+    return Shrinking(lambda members: gradient_vectors(gradients, members, tokens_per_batch), two, torch.cat)
+
+
+def explicit_rows(gradients: Gradients, batches: list[list[int]], form: Form) -> Iterator[Tensor]:
     """Gradients [n, size] of the examples in some batches, as many at a time as `CHUNK_BYTES` hold."""
     size = int(gradients.components.sizes.sum()) * gradients.dtype.itemsize
     step = max(1, CHUNK_BYTES // size)
     cut = [batch[start : start + step] for batch in batches for start in range(0, len(batch), step)]
     for members in sampled(cut, padded(gradients.lengths)):
-        yield gradient_vectors(gradients, members, tokens_per_batch)
+        yield form(members)

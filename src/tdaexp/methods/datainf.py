@@ -20,7 +20,7 @@ from torch import Tensor
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.datainf import mean_of_inverses
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
-from tdaexp.gradients.second_moment import second_moment
+from tdaexp.gradients.second_moment import forming, second_moment
 from tdaexp.gradients.vector_products import gradient_vectors, vector_products
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.methods.base import Method
@@ -88,8 +88,10 @@ class DataInf(Method):
         damping, tokens = self._damping(problem, fitted), compute.tokens_per_batch
         fitted.check(range(len(fitted)), "training")
 
+        form = forming(fitted, tokens)
+
         def solved(members: list[int]) -> Tensor:
-            return mean_of_inverses(fitted, gradient_vectors(queries, members, tokens), damping, tokens)
+            return mean_of_inverses(fitted, gradient_vectors(queries, members, tokens), damping, tokens, form)
 
         settings = [self.damped, fitted.examples.fingerprint(), self.measurement, *sources(self.measurement)]
         values = vector_products(

@@ -108,7 +108,7 @@ def decompose(plan: Plan, snapshot: Snapshot, check: bool) -> dict[str, np.ndarr
             integrate(loss, one.parameters, step, Quadrature(fine.rule, fine.nodes))
             errors.append(fine.factor * (parts["kernel"] - one.kernel(step, numbers["clipped"])))
         numbers["nodes"] = max(numbers["nodes"], change.nodes)
-    pair = [torch.stack(found["kernel"]), torch.stack(errors)] if check else [torch.tensor(torch.nan)] * 2
+    pair = [torch.stack(found["kernel"]), torch.stack(errors)] if check else [torch.tensor(torch.nan, device="cpu")] * 2
     numbers |= {name: float(values.norm()) for name, values in zip(NORMS, pair, strict=True)}
     result = {name: torch.stack(values, dim=-1).numpy() for name, values in found.items()}
     return result | {name: np.asarray(numbers[name], dtype=np.float64) for name in (*NUMBERS, *NORMS)}
