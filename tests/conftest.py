@@ -18,6 +18,7 @@ import torch
 from commands import Commands
 from nursery import intercept
 from parsing import parsed_once
+from threadpoolctl import threadpool_limits
 
 from tdaexp.runtime import digests
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
+threadpool_limits(1)  # a plugin of pytest may have imported numpy before the environment was set above
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background, whose programs would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 intercept()

@@ -13,7 +13,7 @@ from tdaexp.runtime.blockstore import BlockStore
 
 FEW = ["method.relative_damping=300", "method.queries=2", "method.components=[layers.0.mlp.up]", "method.examples=6"]
 METHODS = {
-    "cg": [*FEW, "method.iterations=3"],
+    "cg": [*FEW, "method.arnoldi_steps=4", "method.iterations=3"],
     "astra": [*FEW, "method.steps=4", "method.batch_size=3"],
     "lissa": [*FEW, "method.depth=4", "method.batch_size=3"],
     "arnoldi": [*FEW, "method.steps=8", "method.rank=4"],
@@ -23,7 +23,7 @@ METHODS = {
     "datainf": [],
     "dot": [],
 }
-OVERHEAD = {"cg": {"factors"}, "astra": {"factors", "rate"}, "lissa": {"scale"}}
+OVERHEAD = {"cg": {"arnoldi"}, "astra": {"factors", "rate"}, "lissa": {"scale"}}
 
 
 def cost_of(problem: Problem, method) -> dict[str, float]:
