@@ -169,7 +169,7 @@ def test_sweeps_stay_on_their_device_and_are_not_waited_for(rule, keep, fake, tm
     monkeypatch.setattr(PathJob, "examples", lambda job, ids: tensors_of(fake, fake.train.select(range(len(ids)))))
     monkeypatch.setattr(path_sweep, "run_steps", run_steps)
     nodes = dict.fromkeys(fake.history.trajectory.steps, 2)
-    path_sweep._sweep_group(job_of(fake, keep, rule), nodes, tmp_path, "all")
+    path_sweep._swept(job_of(fake, keep, rule), nodes, tmp_path, "all")
     assert places == {OTHER}
 
 

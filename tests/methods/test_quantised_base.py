@@ -84,6 +84,8 @@ def test_a_base_that_is_stored_so_needs_no_key(place, tmp_path):
     assert kind_of(stored.model) is None
     with pytest.raises(UserError, match="quantised matrices have no gradients"):
         Pretrained(str(tmp_path / "base")).load()
+    with pytest.raises(UserError, match=r"model.quantised: .* is stored in few bits already"):
+        Pretrained(str(adapter), quantised="int8").load()
 
 
 def test_an_adapter_is_trained_on_one_and_found_with_it(place, tmp_path):

@@ -16,6 +16,9 @@ from tdaexp.runtime.errors import UserError
 
 METHODS = {"full": ("full",)} | short_methods("method.relative_damping=300", "method.examples=8")
 
+KINDS = {"astra": 4}
+"""Kinds of work where there are more than three: factors, their eigenvalues, products of batches, scores."""
+
 
 def scarce(problem, most: int):
     """Let the problem's models run out of memory for more than so many examples at a time."""
@@ -41,7 +44,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_proble
     with caplog.at_level(logging.WARNING, logger="tdaexp"):
         found = compose(f"method={method}", *more).attribute(little)
     lines = [message for message in caplog.messages if message.startswith("out of memory")]
-    assert 1 <= len(lines) <= 4, lines  # one for each kind of work that did not fit
+    assert 1 <= len(lines) <= KINDS.get(name, 3), lines  # one for each kind of work that did not fit
     one, other = influence.scores(wanted).values, influence.scores(found).values
     np.testing.assert_allclose(other, one, rtol=0, atol=1e-4 * np.nanmax(np.abs(one)))
 

@@ -183,6 +183,27 @@ class Method(ABC):
         )
 
 
+class InMetric(Method):
+    """Base of those that may take products in AdamW's metric: a field `precondition`, `none` or `adamw`."""
+
+    precondition: str
+
+    @property
+    def sharded(self) -> bool:
+        """Yes, where it sees activations and their gradients alone."""
+        return self.precondition == "none"
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
+
+    @property
+    def wants_state(self) -> bool:
+        """With AdamW's metric."""
+        return self.precondition == "adamw"
+
+
 def check_truth(method: Method, query_sets: Iterable[str], known: Iterable[bool]) -> None:
     """Refuse (UserError) a query set without a known source where the method rests on them.
 

@@ -14,14 +14,14 @@ import xarray as xr
 from tdaexp.gradients.adamw import check_precondition, in_metric, metric_identity
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
-from tdaexp.methods.base import Method
+from tdaexp.methods.base import InMetric, Method
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.parts import check_part, chosen, metric_note, part_note, restricted, with_notes
 
 
 @dataclass
-class Full(Method):
+class Full(InMetric):
     """Keys: `part` of the model that the gradient is restricted to (`all`, `adapter`, `blocks` = attention and MLP,
     `attention`, `mlp`; null = the adapter where there is one, else `all`), `components` (names, in place of `part`),
     `reduction` of the loss over an example's tokens (`mean`, as in the paper, or `sum`), `precondition` (`adamw` =
@@ -42,21 +42,6 @@ class Full(Method):
     def label(self) -> str:
         """Name, the part of the model if it is not the whole, and the metric if it is not the plain one."""
         return with_notes(self.name, [part_note(self.part, self.components, "all"), metric_note(self.precondition)])
-
-    @property
-    def sharded(self) -> bool:
-        """Yes, where it sees activations and their gradients alone."""
-        return self.precondition == "none"
-
-    @property
-    def wants_checkpoints(self) -> bool:
-        """With AdamW's metric."""
-        return self.precondition == "adamw"
-
-    @property
-    def wants_state(self) -> bool:
-        """With AdamW's metric."""
-        return self.precondition == "adamw"
 
     @property
     def of_itself(self) -> Method | None:

@@ -11,7 +11,7 @@ Cost: per moment that of `dot`, with gradients that are formed.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -21,44 +21,33 @@ from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
 from tdaexp.gradients.transformed_products import as_it_is
 from tdaexp.methods.base import Method
+from tdaexp.methods.tracin import TracIn
 from tdaexp.problem import Problem
 from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.rows import Rows
-from tdaexp.selection.parts import check_part, chosen, part_note, with_notes
+from tdaexp.selection.parts import chosen
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class LESS(Method):
-    """Keys: `steps`, `moments`, `part`, `components` and `reduction` as for `tracin`. A run that trains its model keeps
-    the checkpoints with AdamW's state by itself.
-    """
-
-    steps: list[int] | None = field(default=None, metadata={"distinct": True})
-    moments: int = 10
-    part: str | None = None
-    components: list[str] | None = None
-    reduction: str = "mean"
-
-    def __post_init__(self) -> None:
-        """Refuse unknown choices."""
-        check_part(self.part, self.reduction)
-
-    @property
-    def label(self) -> str:
-        """Name, and the part of the model if it is not the whole."""
-        return with_notes(self.name, [part_note(self.part, self.components, "all")])
-
-    @property
-    def wants_checkpoints(self) -> bool:
-        """Always."""
-        return True
+class LESS(TracIn):
+    """Keys: as for `tracin`. A run that trains its model keeps the checkpoints with AdamW's state by itself."""
 
     @property
     def wants_state(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def linear(self) -> bool:
+        """No: a cosine scales each query by its own norm."""
+        return False
+
+    @property
+    def of_itself(self) -> Method | None:
+        """None: a cosine."""
+        return None
 
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Weighted sum of cosines over the moments, shared out over components."""

@@ -22,7 +22,7 @@ from tdaexp.gradients.sketch import Sketch
 from tdaexp.index.index import Index, Making
 from tdaexp.index.search import euclidean, extremes
 from tdaexp.index.storage import check_storage
-from tdaexp.methods.base import DEFAULT_BUDGET, Method
+from tdaexp.methods.base import DEFAULT_BUDGET, InMetric, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.code import Work
@@ -33,7 +33,7 @@ from tdaexp.trust.sketch import Sketched
 
 
 @dataclass
-class Project(Method):
+class Project(InMetric):
     """Keys: `projection` (`factorised` never forms a gradient, `srht` and `sjlt` are fast on formed ones, `trak` is the
     paper's), `budget` (dimensions as a fraction of the parameters, null = 0.05) or `side` (that many squared for each
     component; factorised: so many for each side of its matrix), `rule` for sharing a budget out (`proportional`, or
@@ -87,21 +87,6 @@ class Project(Method):
     def limit(self) -> float:
         """The budget, or its default."""
         return DEFAULT_BUDGET if self.budget is None else self.budget
-
-    @property
-    def sharded(self) -> bool:
-        """Yes, where it sees activations and their gradients alone."""
-        return self.precondition == "none"
-
-    @property
-    def wants_checkpoints(self) -> bool:
-        """With AdamW's metric."""
-        return self.precondition == "adamw"
-
-    @property
-    def wants_state(self) -> bool:
-        """With AdamW's metric."""
-        return self.precondition == "adamw"
 
     @property
     def indexed(self) -> bool:

@@ -110,6 +110,10 @@ def load_weights(
     options: dict[str, Any] = {key: value for key, value in (how or {}).items() if value is not None}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}
+    if "quantization_config" in options and getattr(_config(source, trust_remote_code), "quantization_config", None):
+        raise UserError(
+            f"model.quantised: {source.name} is stored in few bits already, and read as it is; leave it out"
+        )
     _tell_conversion(source, dtype, trust_remote_code)
     try:
         with quiet_transformers(), adapters_apart():

@@ -73,6 +73,15 @@ def _completeness(job: PathJob, store: Path) -> Arrays:
 
 
 def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -> Arrays:
+    """What a sweep leaves of some queries, with the norms of entries and of what they are off by."""
+    found = _swept(job, nodes, store, title)
+    errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
+    checked = entry_norms(errors, entries, job, looked_at(len(job.problem.queries)))
+    norms = {name: np.array([[float(value)]]) for name, value in checked.items()}
+    return {name: found[name] for name in ("kernel", "regularisation", "whole")} | norms
+
+
+def _swept(job: PathJob, nodes: dict[int, int], store: Path, title: str) -> Arrays:
     parts, count = parts_of(job), len(job.problem.train) if job.single is None else job.single
     sweep = Sweep(
         job.summed, example_losses(job.problem.model), job.layout, parts.rule, job.queries, job.quadrature,
@@ -97,11 +106,7 @@ def _sweep_group(job: PathJob, nodes: dict[int, int], store: Path, title: str) -
     first, last = min(nodes), max(nodes)
     reach = _reach(parts.rule.coefficients(last).decay, job.problem.compute.dtype) if parts.every else 0
     steps = [k for k in job.trajectory.steps if first - reach <= k <= last and (parts.every or k in nodes)]
-    found = run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
-    errors, entries = (torch.from_numpy(found[name]) for name in ("errors", "kernel"))
-    checked = entry_norms(errors, entries, job, looked_at(len(job.problem.queries)))
-    norms = {name: np.array([[float(value)]]) for name, value in checked.items()}
-    return {name: found[name] for name in ("kernel", "regularisation", "whole")} | norms
+    return run_steps(store, steps[::-1], {"examples": ()}, one, f"sweep, {title}", job.problem.compute.device)
 
 
 def _with_first(step: Step, count: int) -> Step:
