@@ -19,9 +19,9 @@ from tdaexp.curvature.scaled import fit_scaled
 from tdaexp.curvature.segment_samples import SegmentSamples
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.passes import Gradients
+from tdaexp.history import Moment
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.numbers import Numbers
-from tdaexp.problem import Moment
 from tdaexp.runtime.errors import UserError
 
 NAMES = ["convolutions", "encoder"]

@@ -19,9 +19,10 @@ from tdaexp import influence
 from tdaexp.building.own import own_problem
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorExamples
+from tdaexp.history import Course, Moment
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.classes import Classes
-from tdaexp.problem import Compute, Course, Moment, Problem
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"

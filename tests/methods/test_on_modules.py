@@ -24,6 +24,7 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.history import Moment
 from tdaexp.methods.arnoldi import Arnoldi
 from tdaexp.methods.astra import ASTRA
 from tdaexp.methods.bm25 import BM25
@@ -44,7 +45,7 @@ from tdaexp.methods.trackstar import TrackStar
 from tdaexp.methods.trak import TRAK
 from tdaexp.models.components import ComponentMap
 from tdaexp.objectives.classes import Classes
-from tdaexp.problem import Compute, Moment, Problem
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
 
 PAIRS = np.array([[0, 1, 2, 3], [3, -1, 0, 2]])

@@ -19,12 +19,13 @@ from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.gradients.passes import fitted_gradients
+from tdaexp.history import Moment
 from tdaexp.methods.ekfac import EKFAC
 from tdaexp.methods.source import Source
 from tdaexp.models.discovery import discovered
 from tdaexp.objectives.labels import uniforms
 from tdaexp.objectives.numbers import Numbers
-from tdaexp.problem import Compute, Moment, Problem
+from tdaexp.problem import Compute, Problem
 from tdaexp.runtime.errors import UserError
 
 TRAIN, ASKED, WIDTH, DECAY = 6, 2, 3, 0.2

@@ -16,9 +16,10 @@ from torch import nn
 from tdaexp.data.examples import Examples
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
+from tdaexp.history import Course, Moment, OptimizerState
 from tdaexp.models.components import component_map
 from tdaexp.models.loaded import LoadedModel
-from tdaexp.problem import Course, Moment, OptimizerState, Problem, Stage
+from tdaexp.problem import Problem, Stage
 from tdaexp.training.checkpoints import save_hub
 from tdaexp.training.history import SavedCheckpoints
 from tdaexp.training.optimisers import build_optimizer

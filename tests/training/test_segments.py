@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tdaexp.problem import Course, Moment
+from tdaexp.history import Course, Moment
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.segments import check_boundaries, segments_of
 

@@ -17,8 +17,9 @@ from tdaexp.curvature.segment_samples import SegmentSamples
 from tdaexp.curvature.unrolled import Unrolled, adam_scale
 from tdaexp.gradients.passes import fitted_gradients
 from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.history import Course, OptimizerState
 from tdaexp.models.components import parameters_of
-from tdaexp.problem import Course, OptimizerState, Problem
+from tdaexp.problem import Problem
 from tdaexp.training.segments import Segment
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tdaexp.curvature.fisher import FisherSamples, LayerConsumer
 from tdaexp.curvature.layers import Layers
 from tdaexp.gradients.passes import Gradients
-from tdaexp.problem import Moment
+from tdaexp.history import Moment
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
+from tdaexp.history import Moment, OptimizerState
 from tdaexp.models.components import ComponentMap
-from tdaexp.problem import Moment, OptimizerState, Problem
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 
 PRECONDITIONS = ("none", "adamw")

@@ -30,13 +30,14 @@ from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.score import LayerPairs
 from tdaexp.curvature.segment_fit import FittedSegment
 from tdaexp.gradients.passes import query_gradients, train_gradients
+from tdaexp.history import History
 from tdaexp.methods.base import Method
 from tdaexp.methods.tracin import history_of
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.successor import shared_components
 from tdaexp.objectives.measurements import sources
 from tdaexp.objectives.tokens import NextToken
-from tdaexp.problem import History, Problem
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.rows import Rows

@@ -17,8 +17,9 @@ import xarray as xr
 
 from tdaexp.gradients.passes import query_gradients, train_gradients
 from tdaexp.gradients.products import component_products
+from tdaexp.history import History
 from tdaexp.methods.base import Method
-from tdaexp.problem import History, Problem
+from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rehearsal import repeated
 from tdaexp.runtime.rows import Rows

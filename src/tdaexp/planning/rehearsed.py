@@ -17,8 +17,9 @@ import xarray as xr
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tdaexp.history import Course, Moment, OptimizerState
 from tdaexp.methods.base import Method
-from tdaexp.problem import Course, Moment, OptimizerState, Problem
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.costs import StageCost
 from tdaexp.runtime.fake_device import DEVICE

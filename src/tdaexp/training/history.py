@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from tdaexp.data.groups import stratified
+from tdaexp.history import Course, Moment
 from tdaexp.models.adapted import base_of
 from tdaexp.models.loaded import LoadedModel
 from tdaexp.models.pretrained import Pretrained
 from tdaexp.models.quantised import kind_of
 from tdaexp.objectives.base import ExampleList
-from tdaexp.problem import Course, Moment
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.hub import runs_own_code

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tdaexp.problem import Course
+from tdaexp.history import Course
 from tdaexp.runtime.errors import UserError
 from tdaexp.training.optimisers import learning_rate_factor
 

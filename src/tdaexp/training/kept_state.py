@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tdaexp.problem import OptimizerState
+from tdaexp.history import OptimizerState
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import file_fingerprint, fingerprint
 from tdaexp.training.optimizer_state import FILE, MOMENTS, read_settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdaexp.problem import Course, History, Moment
+from tdaexp.history import Course, History, Moment
 from tdaexp.runtime.errors import UserError
 
 EVERY = 10**9
