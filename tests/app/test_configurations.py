@@ -117,3 +117,10 @@ def test_a_method_for_two_stages_brings_data_that_has_them(capsys):
     assert "experiment=toy_msif is taken" in capsys.readouterr().err
     (job,) = _plan("attribute", ["method=multistage", "dataset=trex", "dataset.hub=NAME"]).jobs
     assert job.choices["dataset"] == "trex" and job.choices["model"] == "toy_gpt"
+
+
+@pytest.mark.parametrize("stage", ["attribute", "evaluate"])
+@pytest.mark.parametrize("metric", sorted(file.stem for file in (CONF / "metric").glob("*.yaml")))
+def test_what_all_metrics_share_is_set_whichever_is_chosen(stage, metric):
+    (job,) = _plan(stage, [f"metric={metric}", "seed=3", "metric.bootstrap=7"]).jobs
+    assert job.config.metric.seed == 3 and job.config.metric.bootstrap == 7
