@@ -1,4 +1,4 @@
-"""Influence by an iterative inverse (`cg`, `astra`, `lissa`, `arnoldi`): I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
+"""Influence by an iterative inverse (`cg`, `astra`, `lissa`, `arnoldi`): I(z, q) = −∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z).
 
 G is the GGN of the training loss, summed over an example's tokens and averaged over the training examples or a stated
 number of them, over all chosen components together: no block structure is assumed. Each query is multiplied by the

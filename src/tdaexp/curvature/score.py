@@ -1,6 +1,6 @@
 """Influence of candidate pairs: preconditioned query gradients dotted with training gradients, by component.
 
-I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z), with m the measurement to be made larger: positive helps. Each query's gradient is
+I(z, q) = −∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z), with m the measurement to be made larger: positive helps. Each query's gradient is
 preconditioned once and held; every training batch is run past all held queries (`contraction` has the products).
 """
 

@@ -1,9 +1,16 @@
 """Influence in the span of the curvature's dominant eigenvectors, found by Arnoldi's iteration.
 
 Source: Schioppa et al. 2022 ("Scaling up influence functions"), section 3; a baseline of Bao et al. 2025. With U the
-`rank` dominant eigenvectors of G and μ their eigenvalues, I(z, q) = Σ_r (u_r·∇m(q)) (u_r·∇ℓ(z)) / (μ_r + λ). What lies
-outside their span is lost: as λ grows this does not become the dot product, but that of the projected gradients. See
-`curvature.inverse` for the sign and what it fills. Cost: `steps` products with G, once for all queries.
+`rank` dominant eigenvectors of G and μ their eigenvalues,
+
+    I(z, q) = −Σ_r (u_r·∇m(q)) (u_r·∇ℓ(z)) / (μ_r + λ)
+
+What lies outside their span is lost: as λ grows this does not become the dot product, but that of the projected
+gradients. Sign: positive = helps, as in `ekfac`. Fills query, train and component; additive over components. Cost:
+`steps` products with G, once for all queries.
+
+Scale: as `ekfac`. Limits: the span above; eigenvectors that have not converged after `steps` products count as the
+others do.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
 """Influence by ASTRA: the damped inverse by EK-FAC-preconditioned steps on random batches.
 
-Source: Wang et al. 2025. See `curvature.inverse` for the formula, the sign and what it fills, `curvature.astra` for the
-steps, their rate and their stability. Where `cg` runs over all examples of the GGN in every iteration, a step runs over
+Source: Wang et al. 2025. With P EK-FAC's damped inverse and g = −∇m(q), steps over batches B_t lead from x = 0
+to x = (G + λI)⁻¹ g:
+
+    x ← x − α_t P [(G_t + λI) x − g],      I(z, q) = x·∇ℓ(z)
+
+(`curvature.astra` has the rate and the stability). Sign: positive = helps, as in `ekfac`. Fills query, train and
+component; additive over components. Where `cg` runs over all examples of the GGN in every iteration, a step runs over
 a batch, so that the examples may be many. Each query's relative residual over all of them is measured at the end, and
 marked as in `cg` where it is above the tolerance. Cost: a product with a batch's GGN per query and step, and one with
 all of it.
+
+Scale: as `ekfac`. Limits: what the last steps leave is told as a residual, not removed; otherwise those of `cg`.
 """
 
 from __future__ import annotations

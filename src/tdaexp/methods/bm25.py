@@ -1,7 +1,14 @@
 """BM25: lexical similarity of query and training text, the control that every gradient method has to beat.
 
-Source: Robertson and Zaragoza 2009, by way of the candidates' own index. Sign: more overlap = higher. Fills query and
-train. Cost: none beyond the candidates'.
+Source: Robertson and Zaragoza 2009, by way of the candidates' own index. With n(w, z) how often the
+word w is in z, and |z| the words of z over their mean,
+
+    s(z, q) = Σ_{w in q} idf(w) n(w, z) (k₁ + 1) / (n(w, z) + k₁ (1 − b + b |z|))
+
+Sign: more overlap = higher. Fills query and train. Cost: none beyond the candidates'.
+
+Scale: no unit; compare within a query. Limits: knows words alone and nothing of the model; a question whose answer
+stands in its source word for word is easy for it.
 """
 
 from __future__ import annotations

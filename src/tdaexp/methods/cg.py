@@ -1,10 +1,18 @@
 """Influence by conjugate gradients: the exact damped inverse, to a stated residual. The reference for approximations.
 
-Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. See `curvature.inverse` for the
-formula, the sign and what it fills, and `curvature.cg` for the solver. A query whose residual stays above the tolerance
-is marked (`residual` and `converged` per query and, for all of them, as attributes) and counted in the log. Cost: a
-product per query and iteration, each about four forward passes over the examples of the GGN, after the fit of the
-preconditioner.
+Source: Koh and Liang 2017; Bao et al. 2025, section 5.1, where it is the ground truth. All chosen
+components are inverted together,
+
+    I(z, q) = −∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z)
+
+with G the GGN of the training loss, summed over an example's tokens (`curvature.inverse`; the solver: `curvature.cg`).
+Sign: positive = helps, as in `ekfac`. Fills query, train and component; additive over components. A query whose
+residual stays above the tolerance is marked (`residual` and `converged` per query and, for all of them, as attributes)
+and counted in the log. Cost: a product per query and iteration, each about four forward passes over the examples of the
+GGN, after the fit of the preconditioner.
+
+Scale: as `ekfac`. Limits: exact for this G over `examples` of the training set, at this λ; the influence function
+itself is first order, and a model that is not at a minimum is not what it is about. Small λ takes more iterations.
 """
 
 from __future__ import annotations

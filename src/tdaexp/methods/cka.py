@@ -1,7 +1,9 @@
 """Centred kernel alignment (CKA) of two examples, without any curvature.
 
 Source: Kornblith et al. 2019; a baseline of Bao et al. 2025, section 5.1, which uses it on gradients. Linear CKA of X
-[n, p] and Y [n, q], columns centred over the n samples: |XᵀY|² / (|XᵀX| |YᵀY|), Frobenius norms; between 0 and 1.
+[n, p] and Y [n, q], columns centred over the n samples, Frobenius norms:
+
+    s(X, Y) = |XᵀY|² / (|XᵀX| |YᵀY|)
 
 * `gradients`: what the paper's program computes. The whole gradient of each example is one row and is not centred, so
   that CKA is the squared cosine of the gradients: it cannot tell a helpful example from a harmful one.
@@ -10,6 +12,8 @@ Source: Kornblith et al. 2019; a baseline of Bao et al. 2025, section 5.1, which
 
 Sign: more alike = higher, never negative. Fills query and train. Cost: as `full`, whose stored products it shares, or a
 forward pass per example and T T' d multiply-adds per pair.
+
+Scale: from 0 to 1. Limits: it has no sign, and tells nothing of a component.
 """
 
 from __future__ import annotations

@@ -1,11 +1,16 @@
 """DataInf: influence with the mean of damped inverses in place of the inverse of the mean, made for LoRA's matrices.
 
-Source: Kwon et al. 2024, equation 5: I(z, q) = Σ_l ∇m(q)ᵀ [(1/n) Σ_i (g_i g_iᵀ + λ_l I)⁻¹] ∇ℓ(z) over components l,
+Source: Kwon et al. 2024, equation 5, over components l,
+
+    I(z, q) = −Σ_l ∇m(q)ᵀ [(1/n) Σ_i (g_i g_iᵀ + λ_l I)⁻¹] ∇ℓ(z)
+
 with g_i the gradients of the training examples' own losses (`curvature.datainf` has the closed form and its λ). The
 error of swapping mean and inverse grows with a component's size: small matrices, as an adapter has them, are what it is
 for, but any component may be asked for. Sign: m is larger where the answer is more likely, so positive = helps. Fills
 query, train and component; additive over components. Cost: a pass over the training set for λ, one for each block of
 queries that `trainer.cache_gb` holds as explicit vectors, and one over the candidates.
+
+Scale: as `ekfac`. Limits: the swap above; gradients are formed, so components must be small enough for memory.
 """
 
 from __future__ import annotations

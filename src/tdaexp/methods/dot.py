@@ -1,8 +1,15 @@
 """Gradient dot product: as `full`, without dividing by the gradients' norms (TracIn at one checkpoint).
 
-Source: Pruthi et al. 2020, equation 1 at the final checkpoint with unit learning rate. Sign: positive = a gradient
-step on the training example lowers the query's loss. Fills query, train and component; additive over components.
-Cost: as `full`, whose stored products it shares.
+Source: Pruthi et al. 2020, equation 1 at the final checkpoint with unit learning rate:
+
+    s(z, q) = ∇ℓ(q)·∇ℓ(z)
+
+Sign: positive = a gradient step on the training example lowers the query's loss. Fills query, train and component;
+additive over components. Cost: as `full`, whose stored products it shares.
+
+Scale: the fall of the query's loss in nats, per unit of learning rate, by one step of plain gradient descent on the
+example. Limits: examples of large gradients come first for every query (`relative=true` divides by their norm); steps
+of AdamW are scaled otherwise (`precondition=adamw`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,19 @@
 """EK-FAC influence: the gradient dot product in the metric of the damped, Kronecker-factored Gauss-Newton matrix.
 
-Source: Bao et al. 2025 (multi-stage influence), section 3, after Grosse et al. 2023: I(z, q) = ∇m(q)ᵀ (G + λI)⁻¹
-∇ℓ(z), block-diagonal over weight matrices. G belongs to the loss summed over an example's tokens; `reduction` is that
-of ℓ and m. Sign: m is larger where the answer is more likely, so positive = helps; Koh and Liang's sign for a loss is
-the opposite. Fills query, train and component; additive over components. Cost: two passes over the training set to
-fit, with sums of outer products that cost about as much again, then one pass over queries and candidates.
+Source: Bao et al. 2025 (multi-stage influence), section 3, after Grosse et al. 2023: block-diagonal over weight
+matrices,
+
+    I(z, q) = −∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z)
+
+G belongs to the loss summed over an example's tokens; `reduction` is that of ℓ and m. Sign: m is larger where the
+answer is more likely, so positive = helps; Koh and Liang's sign for a loss is the opposite. Fills query, train and
+component; additive over components. Cost: two passes over the training set to fit, with sums of outer products that
+cost about as much again, then one pass over queries and candidates.
+
+Scale: nats of m per unit of the example's weight in the mean of the training losses, so I / N is what leaving it out of
+N costs, to first order, at a minimum and with `reduction=sum`. Limits: Kronecker factors and independent matrices are
+assumptions (`curvature_blocks` relaxes the second); the order of rows moves with λ, which a comparison has to sweep;
+embeddings and norms have no factors and are left out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 """ExPLAIND: an exact account of predictions over training steps, components and training examples.
 
-Source: Eichin et al. 2026, theorem 3.1 and corollaries: f(θ_N) = f(θ_0) − ΣΣ φ_test φ_train − Σ φ_test r. Sign: values
-are contributions to f, the paper's ψ and ψ^reg with the opposite sign; for the output `loss` f is the negative loss. So
-a positive value means that the query became more likely. Additive over steps, components, parts and training examples.
-Cost: without the train axis K (1 + 2P) forward passes over the queries a node and step, K (3 + 2P) by the rule secant,
-P the directions an update is split into (with the axis part one more for each part); with it, the queries' Jacobian a
-node (of their sum, for axes that are summed), the gradients of each step's batch, and their products.
+Source: Eichin et al. 2026, theorem 3.1 and corollaries, over steps s and training examples k:
+
+    f(θ_N) = f(θ_0) − Σ_s Σ_k φ_test(s) φ_train(s, k) − Σ_s φ_test(s) r_s
+
+Sign: values are contributions to f, the paper's ψ and ψ^reg with the opposite sign; for the output `loss` f is the
+negative loss. So a positive value means that the query became more likely. Additive over steps, components, parts and
+training examples. Fills those of step, component, part, train, query and output that `keep` names. Cost: without the
+train axis K (1 + 2P) forward passes over the queries a node and step, K (3 + 2P) by the rule secant, P the directions
+an update is split into (with the axis part one more for each part); with it, the queries' Jacobian a node (of their
+sum, for axes that are summed), the gradients of each step's batch, and their products.
 
 Variables, over the axes in `keep` (an axis that is not kept is summed): `influence`, of training examples;
 `regularisation`; `first_moment` where not every step was recorded; `rest`, of the training examples beyond `single`;
@@ -18,6 +22,10 @@ The residual is of sums. The attribute `entry_error` is what single entries of `
 them (Euclidean norms): the difference from a finer rule on 1 of 32 queries, 8 to 16 of them, over all steps (of sums
 over queries it is estimated from theirs); with step also `entry_error` [step]. It costs an eighth of the queries'
 passes where there are 256 or more (secant: a sixteenth), as much as they do where there are 32 (16).
+
+Scale: that of the output f (logits, nats, probabilities); all parts and the residual add up to its change. Limits:
+needs every step recorded, or stands on simulated updates between checkpoints; sums are exact where single entries are
+off by `entry_error`; a contribution is what happened on this way, not what would have been without the example.
 """
 
 from __future__ import annotations

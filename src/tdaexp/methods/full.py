@@ -1,8 +1,15 @@
 """Full-gradient similarity: the cosine of two examples' whole loss gradients.
 
 Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.2 and A.2; the reference that surrogates are
-compared with. Sign: positive cosine = a step on the training example lowers the query's loss. Fills query, train and
+compared with. With g the gradient of an example's loss over all components,
+
+    s(z, q) = g(q)·g(z) / (|g(q)| |g(z)|)
+
+Sign: positive cosine = a step on the training example lowers the query's loss. Fills query, train and
 component. Cost: one forward-backward pass per example, and the component dot products of the candidate pairs.
+
+Scale: a cosine, from -1 to 1. Limits: first order, at the final weights alone. Norms are divided out, so that an
+example that the model has learned, whose gradient is noise, counts as much as one that moved it.
 """
 
 from __future__ import annotations

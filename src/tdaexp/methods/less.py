@@ -1,11 +1,17 @@
 """LESS: cosines of a query's gradient with the direction that AdamW would step in for a training example.
 
-Source: Xia et al. 2024, section 3: Σ_i η_i cos(∇ℓ(θ_i, q), Γ(θ_i, z)) over checkpoints i, with η_i as for `tracin` and
-Γ = m̂ / (√v̂ + ε) after the example's gradient went into AdamW's averages at θ_i (`gradients.adamw.Direction`). The paper
-takes LoRA's matrices and projects; here any components, exactly. The momentum of the training is part of every Γ; a
-recorded training keeps no first moment, so that Γ is the example's own part there, which is said. Sign: positive = an
-update on the training example lowers the query's loss. Fills query, train and component; additive over components.
-Cost: per moment that of `dot`, with gradients that are formed.
+Source: Xia et al. 2024, section 3, over checkpoints i:
+
+    s(z, q) = Σ_i η_i cos(∇ℓ(θ_i, q), Γ(θ_i, z))
+
+with η_i as for `tracin` and Γ = m̂ / (√v̂ + ε) after the example's gradient went into AdamW's averages at θ_i
+(`gradients.adamw.Direction`). The paper takes LoRA's matrices and projects; here any components, exactly. The momentum
+of the training is part of every Γ; a recorded training keeps no first moment, so that Γ is the example's own part
+there, which is said. Sign: positive = an update on the training example lowers the query's loss. Fills query, train and
+component; additive over components. Cost: per moment that of `dot`, with gradients that are formed.
+
+Scale: a cosine times a learning rate, summed; compare within one model. Limits: needs AdamW's state at each checkpoint;
+where the momentum outweighs the example's own part, all examples look alike.
 """
 
 from __future__ import annotations

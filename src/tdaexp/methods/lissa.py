@@ -1,8 +1,14 @@
 """Influence by LiSSA: the damped inverse as a Neumann series on random batches.
 
-Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. See `curvature.inverse` for the formula,
-the sign and what it fills, `curvature.lissa` for the series and its stability. Cost: a product with a batch's GGN per
-query, step and repeat.
+Source: Agarwal et al. 2017; Koh and Liang 2017; a baseline of Bao et al. 2025. With g = −∇m(q) and batches B_t,
+
+    x ← g + x − (G_t + λI) x / σ,      I(z, q) = x·∇ℓ(z) / σ
+
+(`curvature.lissa` has the series and its stability). Sign: positive = helps, as in `ekfac`. Fills query, train and
+component; additive over components. Cost: a product with a batch's GGN per query, step and repeat.
+
+Scale: as `ekfac`. Limits: a short series acts as more damping, about σ / `depth`; noise of the batches stays. `astra`
+and `cg` measure what is left.
 """
 
 from __future__ import annotations

@@ -1,11 +1,18 @@
 """LoGra: influence in two-sided projections of every weight matrix, with the inverse taken in the small space.
 
 Source: Choe et al. 2024, section 3: with φ(z) = vec(P_oᵀ G(z) P_i) of a matrix's gradient and F the mean of φ φᵀ,
-I(z, q) = Σ φ(q)ᵀ (F + λI)⁻¹ φ(z) over matrices. P_o and P_i are EK-FAC's leading eigenvectors, or random. Where the
-paper averages F over training losses, labels are drawn from the model here, as for `ekfac`, whose λ this shares too.
-Sign: as `ekfac`. Fills query, train and component; additive over components. Cost: one or two passes over the training
-set for the projections (`init=random`: none), one for F, and one that leaves an index of k numbers a matrix for every
-training example, which serves any query. `curvature.projected` says when k is too small.
+over matrices
+
+    I(z, q) = Σ φ(q)ᵀ (F + λI)⁻¹ φ(z)
+
+where φ(q) is of −m. P_o and P_i are EK-FAC's leading eigenvectors, or random. Where the paper averages F over training
+losses, labels are drawn from the model here, as for `ekfac`, whose λ this shares too. Sign: as `ekfac`. Fills query,
+train and component; additive over components. Cost: one or two passes over the training set for the projections
+(`init=random`: none), one for F, and one that leaves an index of k numbers a matrix for every training example, which
+serves any query. `curvature.projected` says when k is too small.
+
+Scale: as `ekfac`. Limits: what lies outside the projections is lost; where d_eff(λ) = Σ σ / (σ + λ) exceeds k, the
+inverse is not the one that λ asks for, and the run says so.
 """
 
 from __future__ import annotations

@@ -1,14 +1,22 @@
 """MAGIC: exact metagradients of a training, by going back over each of its steps.
 
-Source: Ilyas and Engstrom 2025; the equations are in `pathkernel.adjoint`. Fills query, train and component; additive
-over both. A score is the derivative of the query's measurement, at the end of the training, by the training example's
-weight in it: the weight multiplies the example's loss in every batch that holds it, and all else stays, the batches'
-sizes too. So minus a sum of scores foretells, to first order, what the measurement changes by where these examples get
-weight 0 from the same start in the same batches. Sign: positive = the example supports the query.
+Source: Ilyas and Engstrom 2025; the recursion is in `pathkernel.adjoint`. With θ_T the end of the training,
+
+    s(z, q) = ∂ m(q; θ_T(w)) / ∂ w_z      at w = 1
+
+Fills query, train and component; additive over both. A score is the derivative of the query's measurement, at the end
+of the training, by the training example's weight in it: the weight multiplies the example's loss in every batch that
+holds it, and all else stays, the batches' sizes too. So minus a sum of scores foretells, to first order, what the
+measurement changes by where these examples get weight 0 from the same start in the same batches. Sign: positive = the
+example supports the query.
 
 Cost: of each query one Hessian product a step, about two trainings; beside that, of each group of queries, two passes
 over the batches (the training's states, and the examples' gradients), and once the training for checkpoints and two
 for each trial. Nothing grows with the number of training examples but the scores.
+
+Scale: nats of m per unit of the example's weight. Limits: exact as a derivative, not as a prediction: where the
+training is not smooth in its weights, leaving an example out does something else, and the trials and the growth along
+the way tell it. The model must be trained here, without dropout.
 """
 
 from __future__ import annotations

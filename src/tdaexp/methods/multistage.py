@@ -1,6 +1,6 @@
 """Multi-stage influence: what a pre-training example did for an answer that the model gives after fine-tuning.
 
-Source: Bao et al. 2025, equation 12. The inner product, over the components that both models share, of
+Source: Bao et al. 2025, equation 12. Minus the inner product, over the components that both models share, of
 
     (G_pt + λ_pt I)⁻¹ ∇ℓ_pt(z; θ_pt)   and   (G_ft + λ_ft I)⁻¹ ∇m(x; θ_ft),
 
@@ -9,6 +9,9 @@ the paper's proximity term α. Both inverses are symmetric, so both are applied 
 neither is left out. Mode `identity` in both stages is the dot product across the two models, the paper's GDP. Sign:
 positive = helps, as in `ekfac`. Fills query, train and component; additive over components. Cost: two fits of factors,
 then one pass over queries and candidates.
+
+Scale: no unit that a reader could use: the fine-tuning curvature divides it twice; compare within a query. Limits:
+those of `ekfac`, in both stages, and the assumption that fine-tuning stays near the pre-trained weights.
 """
 
 from __future__ import annotations

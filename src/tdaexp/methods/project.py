@@ -1,8 +1,15 @@
 """Random projection: each component's gradient is sketched to a few dimensions, and cosines are taken there.
 
-Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.4; Park et al. 2023 for `trak`. Sign: as `full`,
-which it estimates without bias. Fills query, train and component. Cost: one forward-backward pass per example plus the
-sketch.
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.4; Park et al. 2023 for `trak`. With P a random
+matrix for each component, E[PᵀP] = I,
+
+    s(z, q) = Pg(q)·Pg(z) / (|Pg(q)| |Pg(z)|)
+
+Sign: as `full`, which it estimates without bias. Fills query, train and component. Cost: one forward-backward pass per
+example plus the sketch.
+
+Scale: a cosine, from -1 to 1. Limits: those of `full`, and chance: cosines below about 1/√k, with k dimensions in all,
+cannot be told apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""Random scores: the floor. Fills query and train; each pair's score depends on the seed and the two ids alone."""
+"""Random scores: the floor that every method has to beat.
+
+Source: none. From a hash of the seed, the query's set and id, and the training example's id,
+
+    s(z, q) ~ uniform on [0, 1)
+
+Sign: none. Fills query and train. Scale: from 0 to 1. Cost: none. Limits: guessing's accuracy is this method's mean;
+one seed's number is a draw.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,17 @@
 """Representation similarity: the cosine of two examples' hidden states, without any gradient.
 
-Source: the RepSim baseline of Bao et al. 2025 and of earlier fact-tracing work. Sign: closer = higher. Fills query and
-train. Cost: one forward pass per example.
+Source: the RepSim baseline of Bao et al. 2025 and of earlier fact-tracing work. With h the hidden state of an
+example,
+
+    s(z, q) = h(q)·h(z) / (|h(q)| |h(z)|)
+
+Sign: closer = higher. Fills query and train. Cost: one forward pass per example.
 
 With two training stages the training examples' states are the pre-trained model's and the queries' the fine-tuned one's
 (Bao et al. 2025, section 5.3).
+
+Scale: a cosine, from -1 to 1. Limits: likeness, not influence: a row that taught the contrary is as near. One layer and
+one pooling decide.
 """
 
 from __future__ import annotations

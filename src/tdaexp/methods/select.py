@@ -1,11 +1,18 @@
 """Greedy component selection: a small, well-chosen part of the gradient in place of the whole.
 
-Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). Works on the
-component axis of any method that fills it (`on`), so nothing is run again for another budget or objective: on cosines
-where the method keeps self-products, on plain sums where its answer is one (EK-FAC, multi-stage influence, dot
-products). Beside the paper's objectives: `lds`, the components whose summed scores best foretell models that were
+Source: Hinterleitner et al. 2026 ("Select or Project?"), section 3.3 and Algorithm 2 (`greedy.py`). With K the chosen
+components,
+
+    s(z, q) = Σ_K g_c(q)·g_c(z) / √(Σ_K |g_c(q)|² Σ_K |g_c(z)|²)      of cosines, or Σ_K I_c(z, q)
+
+Works on the component axis of any method that fills it (`on`), so nothing is run again for another budget or objective:
+on cosines where the method keeps self-products, on plain sums where its answer is one (EK-FAC, multi-stage influence,
+dot products). Beside the paper's objectives: `lds`, the components whose summed scores best foretell models that were
 trained again (a bank of them, which `evaluate.py metric=lds` fills). Sign: as the method it selects from. Fills query,
 train and component. Cost: the products, then seconds.
+
+Scale: that of the method it selects from. Limits: a choice by accuracy needs queries whose sources are known, and
+flatters itself on them; tables show accuracy on queries that were not used for choosing beside it.
 """
 
 from __future__ import annotations

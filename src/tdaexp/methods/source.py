@@ -3,7 +3,7 @@
 Source: Bae et al. 2024, "Training data attribution via approximate unrolling". With S and r of a segment ℓ of L as in
 `curvature.unrolled`, N examples and ḡ_ℓ(z) the mean of ∇ℓ(z) over the segment's checkpoints,
 
-    τ(z, q) = ∇m(q)ᵀ Σ_ℓ S_L ⋯ S_{ℓ+1} r_ℓ ḡ_ℓ(z) / N
+    τ(z, q) = −∇m(q)ᵀ Σ_ℓ S_L ⋯ S_{ℓ+1} r_ℓ ḡ_ℓ(z) / N
 
 is what the measurement m gained by z being in the training: no inverse, no damping, and a training that has not
 converged counts as that. Curvature is EK-FAC's over all checkpoints of a segment; it is G over an example's positions
@@ -11,6 +11,9 @@ in a step's loss, which is their mean over the batch. A second training stage is
 examples are not scored: their S alone takes part. With one segment and ηK → ∞ it is `ekfac` with λ the weight decay.
 Sign: positive = helps. Fills query, train and component; additive over components. What has no factor rule is left out.
 Cost: with C checkpoints in all, C fits of factors and C passes over queries and candidates.
+
+Scale: nats of m that the example's being in the training gained. Limits: needs kept checkpoints; a segment has one
+curvature and one mean gradient, so early steps, where both change fast, are the roughest part.
 """
 
 from __future__ import annotations

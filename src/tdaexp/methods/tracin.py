@@ -1,10 +1,16 @@
 """TracIn: gradient dot products at moments of a training, weighted by their learning rates.
 
-Source: Pruthi et al. 2020, equation 1 (TracInCP): Σ_i η_i ∇ℓ(θ_i, q)·∇ℓ(θ_i, z). Of kept checkpoints η_i is the mean
-learning rate of the steps between checkpoints i - 1 and i; of a recorded training the sum of the rates of the steps
-that a moment stands for. It describes steps of plain gradient descent; AdamW scales its steps otherwise. Sign: positive
-= steps on the training example lowered the query's loss. Fills query, train and component; additive over components.
-Cost: per moment that of `dot`.
+Source: Pruthi et al. 2020, equation 1 (TracInCP), over moments i of the training:
+
+    s(z, q) = Σ_i η_i ∇ℓ(θ_i, q)·∇ℓ(θ_i, z)
+
+Of kept checkpoints η_i is the mean learning rate of the steps between checkpoints i - 1 and i; of a recorded training
+the sum of the rates of the steps that a moment stands for. It describes steps of plain gradient descent; AdamW scales
+its steps otherwise. Sign: positive = steps on the training example lowered the query's loss. Fills query, train and
+component; additive over components. Cost: per moment that of `dot`.
+
+Scale: nats by which steps on the example lowered the query's loss, to first order, as if each was in every step.
+Limits: needs a training that kept checkpoints; examples of large gradients come first for every query.
 """
 
 from __future__ import annotations

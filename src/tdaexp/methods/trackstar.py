@@ -9,6 +9,9 @@ An index on disk holds P V^(−½) ∇ℓ of every training example, which serve
 asked. R may be singular (few examples): λ is added to it. Sign: positive = a step on the training example lowers the
 query's loss. Fills query, train and component. Cost: one forward-backward pass per example, whose gradients are formed;
 another over the training set where V is estimated from it.
+
+Scale: a cosine, from -1 to 1. Limits: the chance of the projection, and `mix` and λ of R, which decide much with few
+examples.
 """
 
 from __future__ import annotations

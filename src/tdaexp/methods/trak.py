@@ -12,6 +12,10 @@ their products add up: φ is a projection of the whole gradient, and the part of
 the component axis. `checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive =
 helps. Fills query, train and component. Cost: a forward-backward pass and k numbers of every gradient entry per example
 and checkpoint.
+
+Scale: no unit: log-odds times (1 - p); compare within a query. Limits: the chance of the projection, and with few
+training examples for its `dimensions` the inverse rests on `ridge`; one checkpoint is the noisiest of the paper's
+settings.
 """
 
 from __future__ import annotations
