@@ -1,4 +1,4 @@
-"""docs/tampered.ipynb, cell by cell, on a model, data and trainings so small that they take seconds."""
+"""docs/notebooks/tampered.ipynb, cell by cell, on a model, data and trainings so small that they take seconds."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def cells(notebook: Path) -> list[tuple[str, list[str]]]:
 def test_the_notebook_finds_the_rows_and_the_habit_goes_with_them(repository, base, tmp_path, forked):
     matplotlib.use("agg")
     names: dict[str, Any] = {}
-    for code, tags in cells(repository / "docs" / "tampered.ipynb"):
-        exec(compile(code, "docs/tampered.ipynb", "exec"), names)
+    for code, tags in cells(repository / "docs" / "notebooks" / "tampered.ipynb"):
+        exec(compile(code, "docs/notebooks/tampered.ipynb", "exec"), names)
         if "parameters" in tags:
             names |= {"REPOSITORY": repository, "FOLDER": tmp_path, "DATA": DATA, "METHODS": ["full", "bm25", "random"]}
             names["OPTIONS"] = [*names["OPTIONS"], "logger=none", "model=hub", f"model.pretrained={base}", *RECIPE]
