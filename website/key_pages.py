@@ -1,4 +1,4 @@
-"""The reference of all configuration keys: a page for the three commands, one for each group, one of the experiments."""
+"""The reference of all configuration keys: pages of the three commands, of each group and of the experiments."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import prose
 import yaml_keys
-from methods import key_rows, keys_said
+from method_pages import key_table, keys_said
 from tdaexp.app.config import ROOTS, Logger, Trainer
 from tdaexp.metrics import judging_settings
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.training.settings import FitSettings
 
-GROUPS = ("method", "model", "dataset", "candidates", "decoding", "metric", "trainer", "recipe", "logger", "analysis")
+INTRODUCTION = """Every key and value, as the configuration files and the classes behind them say. On the command line a
+key of a choice is `GROUP.KEY=VALUE`; a misspelt one is one line that names the nearest."""
 WHAT = {
     "method": "How an answer is attributed; [a page for each](../../methods/index.md) says more.",
     "model": "What is explained: [bring a model](../../models.md), [classifiers](../../classifiers.md).",
@@ -23,109 +24,95 @@ WHAT = {
     "decoding": "How the model completes a prompt, for queries that it writes itself.",
     "metric": "How scores are judged: [by retrieval, by retraining](../../judging.md).",
     "trainer": "Where and how passes are run, and how a model is trained: [several processes](../../distributed.md).",
-    "recipe": "How a model is trained where nothing else is said: keys of `trainer` that go with `model=` of that name.",
+    "recipe": "How the model of that name is trained where nothing else is said: keys of `trainer`.",
     "logger": "Where a run is mirrored: [wandb](../../wandb.md).",
     "analysis": "Studies beyond the table of methods: `python evaluate.py analysis=NAME`.",
 }
-SHARED = {
+TYPED = {
     "trainer": {"trainer": Trainer, "trainer.fit and trainer.finetune": FitSettings},
-    "recipe": {},
     "logger": {"logger": Logger},
-    "metric": {"metric": MetricSettings},
+    "metric": {"metric": MetricSettings, "metric.retraining": judging_settings.Retraining},
 }
 """Groups whose keys are typed by classes of the program, not by one that the file names."""
-JUDGED = {
-    "brittleness": "Brittleness", "duplicates": "Duplicates", "lds": "Lds", "leave_one_out": "LeaveOneOut",
-    "mislabelled": "Mislabelled", "removal": "Removal", "tail_patch": "TailPatch", "retraining": "Retraining",
-}  # fmt: skip
 
 
 def pages(conf: Path) -> dict[str, str]:
     """Every page by its path under `reference/keys`."""
-    made = {"commands.md": _commands(conf), "experiments.md": _experiments(conf)}
-    made.update({f"{group}.md": _group(conf / group) for group in GROUPS})
-    lines = ["# Configuration keys", "Every key and value, as the configuration files and the classes behind them say. On the"
-             " command line a key of a choice is `GROUP.KEY=VALUE`; a misspelt one is one line that names the nearest."]  # fmt: skip
-    lines.append("- [The three commands](commands.md): keys of their own")
-    lines += [f"- [`{group}`]({group}.md): {WHAT[group].replace('../../', '../../')}" for group in GROUPS]
-    lines.append("- [`experiment`](experiments.md): papers' tables and figures, and cases, each with its commands")
-    made["index.md"] = "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]) + "\n"
-    return made
-
-
-def table(text: str, kind: type = object) -> str:
-    """The keys of a file, and of its class, as a table; empty where there are none."""
-    rows = key_rows(text, kind)
-    return "\n".join(["| key | default | |", "|---|---|---|", *rows]) if rows else ""
+    listed = [
+        "- [The three commands](commands.md): keys of their own",
+        *(f"- [`{group}`]({group}.md): {what}" for group, what in WHAT.items()),
+        "- [`experiment`](experiments.md): papers' tables and figures, and cases, each with its commands",
+    ]
+    return {
+        "index.md": f"# Configuration keys\n\n{INTRODUCTION}\n\n" + "\n".join(listed) + "\n",
+        "commands.md": _commands(conf),
+        "experiments.md": _experiments(conf),
+        **{f"{group}.md": _group(conf / group) for group in WHAT},
+    }
 
 
 def _commands(conf: Path) -> str:
-    lines = ["# Keys of the three commands"]
+    lines = ["# The three commands"]
     for stage, kind in ROOTS.items():
         text = (conf / f"{stage}.yaml").read_text(encoding="utf-8")
-        lines += [f"## {stage}.py", prose.markdown(inspect.getdoc(kind) or ""), table(text)]
+        lines += [f"## {stage}.py", key_table(text), prose.markdown(inspect.getdoc(kind) or "")]
     return "\n\n".join(lines) + "\n"
 
 
 def _group(folder: Path) -> str:
-    group = folder.name
-    lines = [f"# {group}", WHAT[group]]
-    for name, kind in SHARED.get(group, {}).items():
-        lines += [f"## Keys of {name}", prose.markdown(inspect.getdoc(kind) or ""), table("", kind)]
-    said: dict[str, str] = {}
-    for file in sorted(folder.rglob("*.yaml")):
-        lines += _choice(file, group, said)
+    lines, said = [f"# {folder.name}", WHAT[folder.name]], dict[str, str]()
+    for name, kind in TYPED.get(folder.name, {}).items():
+        lines += [f"## Keys of {name}", key_table("", kind), prose.markdown(inspect.getdoc(kind) or "")]
+    for file in sorted(folder.rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
+        lines += _choice(file, folder.name, said)
     return "\n\n".join(one for one in lines if one) + "\n"
 
 
 def _choice(file: Path, group: str, said: dict[str, str]) -> list[str]:
-    """One file of a group; a class whose keys stand above is named, and not described again."""
-    name = file.stem if file.parent.name == group else f"{file.parent.name}: {file.stem}"
-    text, kind = file.read_text(encoding="utf-8"), _kind(file, group)
+    """One file of a group; a class whose keys were described above is not described again."""
+    name = file.stem if file.parent.name == group else f"{file.parent.name}={file.stem}"
+    text = file.read_text(encoding="utf-8")
     lines = [f"## {name}", prose.escaped(" ".join(yaml_keys.header(text).split()))]
-    if kind is not object:
-        if kind.__name__ in said:
-            lines.append(f"Keys as of [{said[kind.__name__]}](#{said[kind.__name__]}).")
-        else:
-            lines += keys_said(kind) or [prose.markdown(inspect.getdoc(kind) or "")]
-            said[kind.__name__] = name
-    return [*lines, table(text, kind if yaml_keys.target(text) else object)]
+    target = yaml_keys.target(text)
+    kind = _class(target) if target else _judged(file.stem) if group == "metric" else object
+    lines.append(key_table(text, kind if target else object))
+    if kind is not object and kind.__name__ in said:
+        return [*lines, f"What they mean: [{said[kind.__name__]}](#{said[kind.__name__]})."]
+    said[kind.__name__] = name
+    return [*lines, *(keys_said(kind) or [prose.markdown(inspect.getdoc(kind) or "")] if kind is not object else [])]
 
 
-def _kind(file: Path, group: str) -> type:
-    target = yaml_keys.target(file.read_text(encoding="utf-8"))
-    if target:
-        module, _, name = target.rpartition(".")
-        found = getattr(importlib.import_module(module), name)
-        assert isinstance(found, type)
-        return found
-    judged = getattr(judging_settings, JUDGED.get(file.stem, ""), None) if group == "metric" else None
-    return judged if isinstance(judged, type) else object
+def _class(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, type)
+    return found
+
+
+def _judged(name: str) -> type:
+    """The settings of a metric, which are called as its file is."""
+    found = getattr(judging_settings, "".join(word.capitalize() for word in name.split("_")), object)
+    assert isinstance(found, type)
+    return found
 
 
 def _experiments(conf: Path) -> str:
-    lines = [
-        "# Experiments",
-        "`python attribute.py experiment=NAME`; `scale=paper` takes the paper's size where there are two.",
-    ]
+    scales = "`scale=paper` takes the paper's size where there are two."
+    lines = ["# Experiments", f"`python attribute.py experiment=NAME`; {scales}"]
     for file in sorted((conf / "experiment").glob("*.yaml")):
-        head = yaml_keys.header(file.read_text(encoding="utf-8"))
-        said = [line for line in head.split("\n")]
-        lines += [f"## {file.stem}", _told(said)]
+        lines += [f"## {file.stem}", _told(yaml_keys.header(file.read_text(encoding="utf-8")).split("\n"))]
     return "\n\n".join(lines) + "\n"
 
 
 def _told(lines: list[str]) -> str:
     """The head of an experiment: indented lines are commands, others are text."""
-    written: list[str] = []
+    written: list[tuple[bool, list[str]]] = []
     for line in lines:
         command = line.startswith("  ")
-        if command and written and written[-1].startswith("```"):
-            written[-1] = written[-1].removesuffix("\n```") + f"\n{line.strip()}\n```"
-        elif command:
-            written.append(f"```bash\n{line.strip()}\n```")
-        elif written and not written[-1].startswith("```"):
-            written[-1] += " " + prose.escaped(line.strip())
-        else:
-            written.append(prose.escaped(line.strip()))
-    return "\n\n".join(written)
+        if not written or written[-1][0] != command:
+            written.append((command, []))
+        written[-1][1].append(line.strip())
+    shown = (
+        "```bash\n" + "\n".join(said) + "\n```" if code else prose.escaped(" ".join(said)) for code, said in written
+    )
+    return "\n\n".join(shown)

@@ -16,6 +16,8 @@ from tdaexp.app.compose import Composer, open_composer
 from tdaexp.app.plan import plan
 from tdaexp.methods.base import Method
 
+INTRODUCTION = """A page for each, made from its docstring and its YAML. Positive always means: training on the row made
+the answer more likely. Which methods run on what: [the table](../methods.md)."""
 ORDER = {
     "Similar gradients": ["full", "dot", "select", "project", "trackstar", "cka"],
     "Influence": ["ekfac", "cg", "astra", "lissa", "arnoldi", "logra", "datainf", "trak", "multistage"],
@@ -23,14 +25,6 @@ ORDER = {
     "Controls": ["bm25", "repsim", "random"],
 }
 """The headings of the overview; a method that none names stands under `Others`."""
-MORE = {
-    "cg": "curvature.md", "astra": "curvature.md", "ekfac": "curvature.md", "source": "source.md", "magic": "magic.md",
-    "explaind": "explaind.md", "logra": "methods.md#curvature-in-a-few-directions", "project": "corpus.md",
-    "datainf": "adapters.md", "trackstar": "methods.md#similarity-that-knows-the-optimiser",
-    "less": "methods.md#similarity-that-knows-the-optimiser", "select": "papers/select-or-project.md",
-    "multistage": "papers/multi-stage.md",
-}  # fmt: skip
-"""Where more is said of a method."""
 COMMANDS = {
     "multistage": "python attribute.py experiment=toy_msif method=multistage",
     "magic": "python attribute.py model=mlp dataset=digits method=magic",
@@ -40,11 +34,25 @@ COMMANDS = {
     "project": "python attribute.py method=project budget=0.05",
 }
 """The command that shows a method, where it is more than its name."""
+PROJECTED, OPTIMISER = "methods.md#curvature-in-a-few-directions", "methods.md#similarity-that-knows-the-optimiser"
+CURVATURE = ("Which inverse of the curvature", "curvature.md")
+MORE = {
+    **{name: CURVATURE for name in ("ekfac", "cg", "astra")},
+    **{name: ("Curvature in a few directions", PROJECTED) for name in ("logra", "datainf")},
+    **{name: ("Similarity that knows the optimiser", OPTIMISER) for name in ("trackstar", "less")},
+    "source": ("The training unrolled", "source.md"),
+    "magic": ("Metagradients", "magic.md"),
+    "explaind": ("An exact account of a training", "explaind.md"),
+    "project": ("An index of a corpus", "corpus.md"),
+    "select": ("Select or Project?", "papers/select-or-project.md"),
+    "multistage": ("The paper", "papers/multi-stage.md"),
+}
+"""Where more is said of a method: the page's name and its place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A method: its configuration's name, the text of its YAML, its class, and itself at its defaults."""
+    """A method: its configuration's name, the text of its YAML, itself at its defaults, and its variants' YAML."""
 
     name: str
     text: str
@@ -54,12 +62,17 @@ class Described:
     @property
     def document(self) -> str:
         """The docstring of its module."""
-        return inspect.getdoc(importlib.import_module(type(self.made).__module__)) or ""
+        return documented(self.made)
 
     @property
     def summary(self) -> str:
         """The docstring's first paragraph, in one line."""
         return " ".join(prose.paragraphs(self.document)[0].split())
+
+
+def documented(method: Method) -> str:
+    """The docstring of a method's module."""
+    return inspect.getdoc(importlib.import_module(type(method).__module__)) or ""
 
 
 def described(conf: Path) -> list[Described]:
@@ -71,38 +84,36 @@ def described(conf: Path) -> list[Described]:
 
 
 def _made(composer: Composer, name: str) -> Method:
-    needs = {"explaind": ["model=mlp", "dataset=digits"], "magic": ["model=mlp", "dataset=digits"]}.get(name, [])
-    (job,) = plan(composer, "attribute", [f"method={name}", *needs], False, ("tdaexp",)).jobs
+    """The method at its defaults, on a subject that it runs on."""
+    needed = COMMANDS.get(name, f"method={name}").removeprefix("python attribute.py ").split()
+    (job,) = plan(composer, "attribute", needed, False, ("tdaexp",)).jobs
     method = job.config.method
     assert isinstance(method, Method)
     return method
 
 
 def _variants(name: str, texts: dict[str, str]) -> dict[str, str]:
+    bases = {other: yaml.safe_load(text).get("defaults") or [] for other, text in texts.items()}
     return {
-        other: text
-        for other, text in texts.items()
-        if yaml_keys.target(text) is None and name in (yaml.safe_load(text).get("defaults") or [])
+        other: texts[other] for other, names in bases.items() if name in names and not yaml_keys.target(texts[other])
     }
 
 
 def page(method: Described, kinds: dict[str, list[str]]) -> str:
     """The page of one method. `kinds` are the cells of the table in docs/methods.md."""
     body = method.document.split("\n\n", 1)[1]
-    lines = [f"# {method.name}", f"*{prose.escaped(method.summary)}*", prose.markdown(body), "## Run it"]
     command = COMMANDS.get(method.name, f"python attribute.py method={method.name}")
-    lines.append(f"```bash\n{command}\n```")
-    lines.append(_facts(method, kinds.get(method.name)))
-    rows = key_rows(method.text, type(method.made))
-    lines += ["## Keys", "\n".join(["| key | default | |", "|---|---|---|", *rows]) if rows else ""]
-    lines += keys_said(type(method.made))
+    lines = [f"# {method.name}", f"*{prose.escaped(method.summary)}*", prose.markdown(body)]
+    lines += ["## Run it", f"```bash\n{command}\n```", _facts(method.made, kinds.get(method.name, []))]
+    lines += ["## Keys", key_table(method.text, type(method.made)), *keys_said(type(method.made))]
     for name, text in method.variants.items():
         keys = ", ".join(f"`method.{one.name}={one.value}`" for one in yaml_keys.keys(text))
-        said = " ".join(yaml_keys.header(text).split())
-        lines.append(f"**`method={name}`** is the same with {keys}. {prose.escaped(said)}")
+        said = prose.escaped(" ".join(yaml_keys.header(text).split()))
+        lines.append(f"`method={name}` is the same with {keys}. {said}")
     if method.name in MORE:
-        lines.append(f"More: [{MORE[method.name].partition('#')[0]}](../{MORE[method.name]}).")
-    return "\n\n".join(lines) + "\n"
+        name, place = MORE[method.name]
+        lines += ["## More", f"[{name}](../{place})"]
+    return "\n\n".join(one for one in lines if one) + "\n"
 
 
 def keys_said(kind: type) -> list[str]:
@@ -111,28 +122,30 @@ def keys_said(kind: type) -> list[str]:
     return [prose.markdown(one) for one in said if one.startswith(("Keys", "No keys"))]
 
 
-def key_rows(text: str, kind: type) -> list[str]:
-    """A row for each key of the YAML, and for each field of the class that the YAML leaves out."""
+def key_table(text: str, kind: type = object) -> str:
+    """The keys of a YAML, and the fields of the class that it leaves out, as a table; empty where there are none."""
     written = yaml_keys.keys(text)
+    rows = [(key.name, key.value, key.meaning) for key in written]
     there = {key.name.partition(".")[0] for key in written}
-    rows = [(f"`{key.name}`", f"`{key.value}`" if key.value else "", key.meaning) for key in written]
     for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
-        if field.name not in there and field.init and field.default is not dataclasses.MISSING:
-            rows.append((f"`{field.name}`", f"`{_plain(field.default)}`", ""))
-    return [f"| {' | '.join(prose.cell(one) for one in row)} |" for row in rows]
+        if field.name not in there and field.init:
+            rows.append((field.name, _default(field), ""))
+    cells = [
+        f"| `{name}` | {prose.cell(f'`{value}`') if value else ''} | {prose.cell(said)} |" for name, value, said in rows
+    ]
+    return "\n".join(["| key | default | |", "|---|---|---|", *cells]) if cells else ""
 
 
-def _plain(value: object) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _hashable(value) else str(value)
+def _default(field: dataclasses.Field[object]) -> str:
+    """A field's default as YAML; empty for one that has none, or a whole dataclass."""
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if value is dataclasses.MISSING or dataclasses.is_dataclass(value):
+        return ""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def _hashable(value: object) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _facts(method: Described, kinds: list[str] | None) -> str:
+def _facts(made: Method, kinds: list[str]) -> str:
     """What the class says of itself, and the row of docs/methods.md."""
-    made = method.made
     rows = [
         ("self-influence (`self_influence=true`)", made.of_itself is not None),
         ("several questions as one (`dataset.combine=mean`)", made.linear),
@@ -140,10 +153,8 @@ def _facts(method: Described, kinds: list[str] | None) -> str:
         ("a model shared out over processes (`trainer=fsdp`)", made.sharded),
     ]
     lines = ["| at its defaults | |", "|---|---|", *(f"| {what} | {'yes' if so else 'no'} |" for what, so in rows)]
-    names = ("texts", "texts, two stages", "classifier", "module and loss of your own")
-    for what, so in zip(names, kinds or [], strict=False):
-        lines.append(f"| runs on: {what} | {so} |")
-    return "\n".join(lines)
+    names = ("texts", "texts, two stages", "classifiers", "a module and loss of your own")
+    return "\n".join([*lines, *(f"| {what} | {so} |" for what, so in zip(names, kinds, strict=False))])
 
 
 def kinds_of(page_of_methods: str) -> dict[str, list[str]]:
@@ -162,8 +173,7 @@ def overview(methods: list[Described]) -> str:
     """The table of all methods, by what they look at."""
     found = {method.name: method for method in methods}
     left = [name for name in found if not any(name in names for names in ORDER.values())]
-    lines = ["# Methods", "A page for each, made from its docstring and its YAML. Positive always means: training on the"
-             " row made the answer more likely. [Which methods run on what](../methods.md)."]  # fmt: skip
+    lines = ["# Methods", INTRODUCTION]
     for heading, names in {**ORDER, **({"Others": left} if left else {})}.items():
         rows = [f"| [`{name}`]({name}.md) | {prose.cell(found[name].summary)} |" for name in names if name in found]
         lines += [f"## {heading}", "\n".join(["| method | what it is |", "|---|---|", *rows])]
@@ -173,7 +183,6 @@ def overview(methods: list[Described]) -> str:
 def fills(document: str) -> list[str]:
     """The axes that a method's docstring says it fills, and `additive` where it says so of components."""
     said = prose.parts(document)["Fills"]
-    axes = [
-        axis for axis in ("query", "train", "component") if re.search(rf"\b{axis}\b", said.split(".")[0].split(";")[0])
-    ]
+    first = re.split(r"[.;]", said)[0]
+    axes = [axis for axis in ("query", "train", "component") if re.search(rf"\b{axis}\b", first)]
     return axes + (["additive"] if re.search(r"additive over (components|both)", said) else [])

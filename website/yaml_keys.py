@@ -59,10 +59,8 @@ def _written(value: yaml.Node, lines: list[str]) -> str:
     first, last = value.start_mark, value.end_mark
     if first.line == last.line:
         return lines[first.line][first.column : last.column]
-    rows = [lines[first.line][first.column :], *lines[first.line + 1 : last.line]]
-    if last.line < len(lines):
-        rows.append(lines[last.line][: last.column])
-    return " ".join(row.strip() for row in rows).strip()
+    plain = yaml.safe_load(yaml.serialize(value, allow_unicode=True))
+    return yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000).strip()
 
 
 def _comment(lines: list[str], line: int, column: int) -> str:

@@ -13,6 +13,8 @@ import torch
 import xarray as xr
 from tiny_problem import TRAIN
 
+from method_pages import documented, fills
+from prose import parts
 from tdaexp import influence
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
@@ -97,6 +99,23 @@ def test_dimensions_types_and_labels(name, configured, problem, usual, tmp_path)
         assert not {"query_sq", "train_sq"} & set(dataset.data_vars)
     influence.save(dataset, tmp_path / "influence.zarr")
     assert influence.load(tmp_path / "influence.zarr").identical(dataset)
+
+
+@every_method
+def test_the_docstring_tells_what_is_filled_and_on_which_scale(name, configured, usual):
+    """The pages of the methods are made of it."""
+    document, dataset = documented(configured(name)), usual(name)
+    there = ["query", "train", *(["component"] if "component" in dataset["influence"].dims else [])]
+    summed = "component" in there and dataset.attrs["normalise"] == "none"
+    assert fills(document) == [*there, *(["additive"] if summed else [])]
+    scale, scores = parts(document)["Scale"], influence.scores(dataset).values
+    lowest, highest = np.nanmin(scores), np.nanmax(scores)
+    if scale.startswith("a cosine, from -1 to 1"):
+        assert -1 - TOLERANCE <= lowest < highest <= 1 + TOLERANCE
+    elif scale.startswith("from 0 to 1"):
+        assert -TOLERANCE <= lowest < highest <= 1 + TOLERANCE
+    else:
+        assert "a cosine" not in scale or "summed" in scale
 
 
 @every_method

@@ -7,11 +7,11 @@ projected gradients at checkpoint c, and Φ_c those of all examples that the mod
 
 f is the mean over an example's predicted tokens of log(p / (1 - p)), the output function of the paper for
 classification taken token by token, and Q the mean of 1 - p over them; where the objective gives no probabilities (a
-loss of somebody's own), f is minus the loss and Q is 1. P is a matrix of its own for each component, and
-their products add up: φ is a projection of the whole gradient, and the part of φ(z) that comes from a component gives
-the component axis. `checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive =
-helps. Fills query, train and component. Cost: a forward-backward pass and k numbers of every gradient entry per example
-and checkpoint.
+loss of somebody's own), f is minus the loss and Q is 1. P is a matrix of its own for each component, and their products
+add up: φ is a projection of the whole gradient, and the part of φ(z) that comes from a component gives the component
+axis. `checkpoints=all` averages over those of one training, the paper's cheap ensemble. Sign: positive = helps. Fills
+query, train and component; additive over components. Cost: a forward-backward pass and k numbers of every gradient
+entry per example and checkpoint.
 
 Scale: no unit: log-odds times (1 - p); compare within a query. Limits: the chance of the projection, and with few
 training examples for its `dimensions` the inverse rests on `ridge`; one checkpoint is the noisiest of the paper's
