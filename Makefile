@@ -1,10 +1,11 @@
 # make demo: the main job on the embedded default, to a report that opens in a browser. make test: the test suite.
-# make peers: other programs' scores and costs beside ours, to docs/peers.md.
+# make peers: other programs' scores and costs beside ours, to docs/peers.md. make site: the pages, to build/site, every link
+# checked. make wheel: what a user installs, to build/dist, with every configuration inside.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint peers leaderboard
+.PHONY: demo test lint peers leaderboard site wheel
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
@@ -24,6 +25,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+site: $(VENV)/installed
+	$(BIN)/python website/assemble.py build/docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build # not --quiet, which keeps strict from counting warnings
+	@echo "site: build/site/index.html"
+
+wheel: $(VENV)/installed
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist . > /dev/null
+	$(BIN)/twine check --strict build/dist/*
+	$(BIN)/python -m zipfile --list build/dist/*.whl > build/dist/contents.txt
+	for file in $$(cd src/tdaexp && find conf/ -name '*.yaml'); do \
+	  grep -q "tdaexp/$$file " build/dist/contents.txt || { echo "not in the wheel: $$file"; exit 1; }; done
 
 peers: $(VENV)/installed
 	PYTHON=$(PYTHON) bash benchmarks/peers/environment.sh

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tdaexp.loops.transformers import TransformersCallback
     from tdaexp.runtime.errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _PLACES = {
     "Answer": "api",
     "InRunShapley": "loops.shapley",

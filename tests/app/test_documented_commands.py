@@ -18,10 +18,11 @@ OF_THE_READER = ("method=signs", "my_measurements")
 
 def commands(repository):
     """(stage, arguments) of every command, and where it stands; without those that leave something out (…)."""
-    places = [repository / "README.md", repository / "Makefile", *sorted((repository / "docs").glob("*.md"))]
+    places = [repository / "README.md", repository / "Makefile", *sorted((repository / "docs").rglob("*.md"))]
     found = {}
     for file in [*places, *sorted((repository / "conf").rglob("*.yaml"))]:
         text = re.sub(r"\\\n\s*#?\s*", "", file.read_text(encoding="utf-8")).replace("$(PATHS)", "")
+        text = re.sub(r"^tdaexp (train|attribute|evaluate)\b", r"python \1.py", text, flags=re.MULTILINE)
         for stage, arguments in COMMAND.findall(text):
             if "…" not in arguments and not any(name in arguments for name in OF_THE_READER):
                 found.setdefault((stage, arguments.strip()), file.name)

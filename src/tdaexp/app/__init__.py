@@ -20,6 +20,11 @@ from tdaexp.runtime.stop import INTERRUPTED, exit_code, heard
 MISTAKE = 2
 
 
+def called(program: str) -> tuple[str, ...]:
+    """The words that call a program: (`python`, `attribute.py`), (`tdaexp`, `attribute`)."""
+    return ("python", program) if program.endswith(".py") else tuple(program.split(" "))
+
+
 def main(
     stage: str,
     conf: Path,
@@ -33,7 +38,8 @@ def main(
     Args:
         stage: `train`, `attribute` or `evaluate`, a root configuration and a function in `module`.
         conf: folder with the configuration files.
-        argv: program name and arguments, `sys.argv` by default.
+        argv: program and arguments, `sys.argv` by default; a program that is no file of Python is named as it is
+            called (`tdaexp train`).
         packages: whose dataclasses a `_target_` may name.
         module: where the stages are functions `(config, folder, logger) -> metrics`.
     """
@@ -43,7 +49,7 @@ def main(
     if {"-h", "--help"} & set(arguments):
         from tdaexp.app.help import show
 
-        print(show(stage, conf))
+        print(show(stage, conf, " ".join(called(f"{stage}.py" if program.endswith(".py") else program))))
         return 0
     try:
         from tdaexp.app.program import run

@@ -47,8 +47,8 @@ FLAGS = """\
   --hydra-help       the options of Hydra itself"""
 
 
-def show(stage: str, conf: Path) -> str:
-    """Return the help text of a stage whose configuration files are in `conf`."""
+def show(stage: str, conf: Path, called: str) -> str:
+    """Return the help text of a stage whose configuration files are in `conf`, and which is `called` so."""
     import yaml
 
     root = conf / f"{stage}.yaml"
@@ -60,12 +60,12 @@ def show(stage: str, conf: Path) -> str:
     lines = [
         f"{PURPOSE[stage]}",
         "",
-        f"usage: python {stage}.py [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]",
+        f"usage: {called} [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]",
         "",
         "examples:",
     ]
     for command, meaning in EXAMPLES[stage]:
-        lines += [f"  {command}", f"      {meaning}"]
+        lines += [f"  {command.replace(f'python {stage}.py', called)}", f"      {meaning}"]
     lines += ["", "groups, the default first:"]
     for group, chosen in groups.items():
         found = sorted(file.stem for file in (conf / group).glob("*.yaml") if not file.stem.startswith("_"))

@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tdaexp.app import sweep
+from tdaexp.app import called, sweep
 from tdaexp.app.compose import Composer, open_composer
 from tdaexp.app.job import Job
 from tdaexp.app.origin import one_line
@@ -36,7 +36,7 @@ def run(stage: str, conf: Path, program: str, arguments: list[str], packages: tu
     conf, name = conf.parent / (options.config_path or conf), options.config_name or stage
     extra = Path(options.config_dir) if options.config_dir else None
     places = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in _PLACES if getattr(options, key)]
-    task = Task(stage, ("python", program, *places), packages, module)
+    task = Task(stage, (*called(program), *places), packages, module)
     if options.experimental_rerun:
         raise UserError("option --experimental-rerun: reads a pickle, which can run any code; type the command again")
     if options.info:
