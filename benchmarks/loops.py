@@ -1,8 +1,8 @@
 """CPU time of a training that observers look at over that of the same training alone.
 
 Updates of AdamW on batches of 16 x 128 tokens, by a plain loop; `InRunShapley` with validation texts of 16 tokens each,
-`KeepCheckpoints` with state, `Record` of each update. Least CPU time of several rounds in which the ways take turns, one
-thread.
+`KeepCheckpoints` with state, `Record` of each update. Least CPU time of several rounds in which the ways take turns,
+one thread.
 
     python benchmarks/loops.py
 """
