@@ -23,6 +23,7 @@ NEEDED = {
     "dataset=trex": ["dataset.hub=NAME"],
     "candidates=best": ["method=project"],
     "experiment=verses": ["dataset.path=FILE"],
+    "experiment=verses_smollm2": ["dataset.path=FILE"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],
     "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],
     **{f"experiment=msif_{name}-paper": PLAIN for name in PLAIN_TEXT},

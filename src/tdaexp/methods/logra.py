@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fisher import FisherSamples
-from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.fit import FactorSettings, fisher_note, fit_factors
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.projected import ProjectedLayer, fit_projected, leading_sides, random_sides
 from tdaexp.curvature.projected_layers import ProjectedLayers
@@ -50,7 +50,7 @@ INITS = ("ekfac", "kfac", "random")
 class LoGra(Method):
     """Keys: `init` of the projections (`ekfac` = its eigenvectors of largest curvature; `kfac` = the factors' own, a
     pass less; `random` = signs), `dimensions` k of a matrix, `damping`, `relative_damping`, `part`, `components`,
-    `measurement`, `reduction`, `relative` and `saves` as for `ekfac`, `seed` of the drawn labels and signs.
+    `measurement`, `reduction`, `relative` and `saves` and `fisher` as for `ekfac`, `seed` of what is drawn.
     """
 
     init: str = "ekfac"
@@ -63,6 +63,7 @@ class LoGra(Method):
     reduction: str = "mean"
     saves: int = 4
     relative: bool = False
+    fisher: str = "labels"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +73,9 @@ class LoGra(Method):
         if self.dimensions < 1:
             raise UserError(f"method.dimensions={self.dimensions}: must be at least 1")
         check_choices(self.part, self.measurement, self.reduction)
-        self.settings = FactorSettings("kfac" if self.init == "kfac" else "ekfac", self.seed, saves=self.saves)
+        self.settings = FactorSettings(
+            "kfac" if self.init == "kfac" else "ekfac", self.seed, 1, self.saves, self.fisher
+        )
         self.damped = Damping(self.damping, self.relative_damping)
 
     @property
@@ -82,7 +85,7 @@ class LoGra(Method):
         notes.append("" if self.dimensions == LoGra.dimensions else f"{self.dimensions} dimensions")
         notes.append(damping_note(self.damping, self.relative_damping, LoGra.relative_damping))
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
-        return with_notes(self.name, [*notes, "relative" if self.relative else ""])
+        return with_notes(self.name, [*notes, fisher_note(self.fisher), "relative" if self.relative else ""])
 
     @property
     def sharded(self) -> bool:
@@ -143,13 +146,13 @@ class LoGra(Method):
 
     def fit(self, problem: Problem, layers: Layers) -> ProjectedLayers:
         """Each matrix's projection and curvature, from the cache where they are there."""
-        samples = FisherSamples(fitted_gradients(problem, layers.map), layers, problem.compute.tokens_per_batch)
-        how, names = self.settings, layers.components.names
+        how, names, tokens = self.settings, layers.components.names, problem.compute.tokens_per_batch
+        samples = FisherSamples(fitted_gradients(problem, layers.map), layers, tokens, how.fisher)
         spectra: dict[str, Tensor | None] = {}
         if self.init == "random":
             sides = {one.name: random_sides(one, self.dimensions, self.seed) for one in layers.layers}
         else:
-            store = problem.training_store("factors", names, how.seed, how.partitions, how.saves, by=fit_factors)
+            store = problem.training_store("factors", names, *how.sampling, by=fit_factors)
             factors = fit_factors(samples, how, store=store)
             sides = {one.name: leading_sides(factors, one, self.dimensions) for one in layers.layers}
             spectra = {one.name: factors[one.name].spectrum for one in layers.layers}
@@ -194,4 +197,4 @@ class LoGra(Method):
 
     def _fitted(self, problem: Problem) -> list[object]:
         """All that projections and curvature depend on beside the model and the components."""
-        return [self.init, self.dimensions, self.seed, self.saves, problem.curvature_examples.fingerprint()]
+        return [self.init, self.dimensions, *self.settings.sampling, problem.curvature_examples.fingerprint()]
