@@ -50,8 +50,9 @@ def _read(file: Path) -> str:
 
 def _methods(root: Path) -> dict[str, str]:
     found = method_pages.described(root / "conf")
-    kinds = method_pages.kinds_of(_read(root / "docs" / "methods.md"))
-    made = {f"methods/{one.name}.md": method_pages.page(one, kinds) for one in found}
+    tables = _read(root / "docs" / "methods.md")
+    kinds, costs = method_pages.kinds_of(tables), method_pages.costs_of(tables)
+    made = {f"methods/{one.name}.md": method_pages.page(one, kinds, costs) for one in found}
     return {**made, "methods/index.md": method_pages.overview(found)}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+import links
 import prose
 import yaml_keys
 from tdaexp.app.compose import Composer, open_composer
@@ -99,12 +100,17 @@ def _variants(name: str, texts: dict[str, str]) -> dict[str, str]:
     }
 
 
-def page(method: Described, kinds: dict[str, list[str]]) -> str:
-    """The page of one method. `kinds` are the cells of the table in docs/methods.md."""
+def page(method: Described, kinds: dict[str, list[str]], costs: dict[str, str]) -> str:
+    """The page of one method. `kinds` and `costs` are the cells of the tables in docs/methods.md."""
     body = method.document.split("\n\n", 1)[1]
     command = COMMANDS.get(method.name, f"python attribute.py method={method.name}")
     lines = [f"# {method.name}", f"*{prose.escaped(method.summary)}*", prose.markdown(body)]
     lines += ["## Run it", f"```bash\n{command}\n```", _facts(method.made, kinds.get(method.name, []))]
+    lines += (
+        [f"**Measured:** {costs[method.name]} ([on what](../methods.md#commands-and-costs))"]
+        if method.name in costs
+        else []
+    )
     lines += ["## Keys", key_table(method.text, type(method.made)), *keys_said(type(method.made))]
     for name, text in method.variants.items():
         keys = ", ".join(f"`method.{one.name}={one.value}`" for one in yaml_keys.keys(text))
@@ -159,9 +165,17 @@ def _facts(made: Method, kinds: list[str]) -> str:
 
 def kinds_of(page_of_methods: str) -> dict[str, list[str]]:
     """The rows of the table in docs/methods.md, with the notes that its numbers stand for."""
-    notes = dict(re.findall(r"^(\d+)\. (.+)$", page_of_methods, re.MULTILINE))
-    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", page_of_methods, re.MULTILINE)
+    made = page_of_methods.partition("<!-- made by")[2]
+    notes = dict(re.findall(r"^(\d+)\. (.+)$", made, re.MULTILINE))
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", made, re.MULTILINE)
     return {name: [_noted(one.strip(), notes) for one in cells.split("|")] for name, cells in rows}
+
+
+def costs_of(page_of_methods: str) -> dict[str, str]:
+    """The measured costs in the table of docs/methods.md, by method; links lead there from a page of the methods."""
+    table = page_of_methods.partition("<!-- made by")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.+\| ([^|]+) \|$", table, re.MULTILINE)
+    return {name: links.moved(cost, "methods.md", "methods/one.md") for name, cost in rows}
 
 
 def _noted(text: str, notes: dict[str, str]) -> str:

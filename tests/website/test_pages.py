@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from links import moved
-from method_pages import described, key_table, kinds_of, overview, page
+from method_pages import costs_of, described, key_table, kinds_of, overview, page
 from notebook_pages import page as notebook_page
 from paper_pages import anchor, pages, sections
 from prose import PARTS, is_formula, markdown, paragraphs, parts
@@ -78,8 +78,8 @@ def test_every_key_of_a_method_is_explained(methods):
 
 
 def test_a_method_has_its_parts_its_keys_and_its_variants(methods, repository):
-    kinds = kinds_of((repository / "docs" / "methods.md").read_text(encoding="utf-8"))
-    found = {method.name: page(method, kinds) for method in methods}
+    tables = (repository / "docs" / "methods.md").read_text(encoding="utf-8")
+    found = {method.name: page(method, kinds_of(tables), costs_of(tables)) for method in methods}
     ekfac = found["ekfac"]
     assert '<div class="formula" markdown="0">I(z, q) = −∇m(q)ᵀ (G + λI)⁻¹ ∇ℓ(z)</div>' in ekfac
     assert all(f"**{part}:**" in ekfac for part in PARTS)
@@ -87,6 +87,7 @@ def test_a_method_has_its_parts_its_keys_and_its_variants(methods, repository):
     assert "`method=ekfac_mlp` is the same with `method.part=mlp`" in ekfac
     assert "| a module and loss of your own | no: a loss of your own" in ekfac
     assert "| self-influence (`self_influence=true`) | no |" in found["select"]
+    assert "](../curvature.md#cg-and-its-preconditioner)" in found["cg"].partition("**Measured:**")[2]
     assert all(f"]({method.name}.md)" in overview(methods) for method in methods)
 
 
