@@ -1,4 +1,4 @@
-"""docs/notebooks/tampered.ipynb, cell by cell, on a model, data and trainings so small that they take seconds."""
+"""docs/notebooks, cell by cell; tampered.ipynb on a model, data and trainings so small that they take seconds."""
 
 from __future__ import annotations
 
@@ -75,3 +75,26 @@ def test_the_notebook_finds_the_rows_and_the_habit_goes_with_them(repository, ba
     assert left[0] == len(names["tampered"]) == 20 and left[1] <= 4
     assert wrong[0] >= 3 and wrong[1] < wrong[0]  # of six: the habit was there, and goes
     matplotlib.pyplot.close("all")
+
+
+def run(notebook: Path, **parameters: Any) -> dict[str, Any]:
+    """The names that a notebook's cells leave, with other values in its cell of parameters."""
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        for code, tags in cells(notebook):
+            exec(compile(code, str(notebook), "exec"), names)
+            if "parameters" in tags:
+                assert parameters.keys() <= names.keys()
+                names |= parameters
+    return names
+
+
+def test_self_influence_finds_the_labels_that_were_changed(repository, tmp_path):
+    names = run(repository / "docs" / "notebooks" / "own_module.ipynb", FOLDER=tmp_path)
+    assert names["hits"] > 45 and set(names["by_layer"].index) == {"0", "2"}
+
+
+def test_the_influence_function_foretells_what_training_again_gives(repository, tmp_path):
+    names = run(repository / "docs" / "notebooks" / "judging.ipynb", FOLDER=tmp_path, SUBSETS=12)
+    judged = names["judged"]
+    assert judged["influence function"] > 0.95 > judged["trak"] > 0.4 and abs(judged["random"]) < 0.3
