@@ -51,7 +51,8 @@ def formula(block: str) -> str:
     """An indented block as a display: its lines as they stand, in a face for formulas."""
     wide = "\u2003\u2003"  # what stands far apart stays so
     lines = [html.escape(re.sub(r" {3,}", wide, line.strip())) for line in block.splitlines()]
-    return f'<div class="formula" markdown="0">{"<br>".join(lines)}</div>'
+    shown = re.sub(r"_(?:\{([^}]*)\}|(\w+))", lambda match: f"<sub>{match[1] or match[2]}</sub>", "<br>".join(lines))
+    return f'<div class="formula" markdown="0">{re.sub(r"\^\(([^)]*)\)", r"<sup>\1</sup>", shown)}</div>'
 
 
 def escaped(text: str) -> str:

@@ -94,6 +94,9 @@ def test_a_method_has_its_parts_its_keys_and_its_variants(methods, repository):
 def test_signs_of_markdown_in_a_docstring_stay_what_they_are():
     assert markdown("Source: x_i * y_j, `a_b`. Sign: <0.") == "**Source:** x\\_i \\* y\\_j, `a_b`.\n\n**Sign:** \\<0."
 
+    display = '<div class="formula" markdown="0">Σ<sub>i+1</sub> x<sub>i</sub> V<sup>−½</sup></div>'
+    assert markdown("    Σ_{i+1} x_i V^(−½)") == display
+
 
 def test_each_section_of_the_results_is_on_one_page(repository):
     results = (repository / "docs" / "results.md").read_text(encoding="utf-8")
