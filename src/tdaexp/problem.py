@@ -255,11 +255,6 @@ class Problem:
             self.overhead.add(path)
         return path
 
-    def forget(self, store: Path) -> None:
-        """No longer count a store among those of this run: what was in it is elsewhere now."""
-        self.stores.discard(store)
-        self.overhead.discard(store)
-
     def _entry(self, kind: str, parts: list[Any], by: Code, name: str = "{}") -> Path:
         place = [str(self.compute.dtype), self.compute.device.type, self.compute.tokens_per_batch]
         code = [*(by if isinstance(by, list) else [by]), type(self), type(self.objective)]

@@ -95,6 +95,8 @@ def test_a_classifier(commands):
     found, dense = (metrics(Path(name)) for name in ("found", "dense"))
     same = [name for name in found if name.endswith(("/accuracy", "/recall@5", "/random_accuracy"))]
     assert len(same) == 3 and all(found[name] == dense[name] for name in same)
+    line = commands.refused("attribute", *task[:-1], "candidates=found", "candidates.run=found")
+    assert "candidates=found: reads texts; of a classification task choose candidates=all" in line
 
 
 def test_scores_of_another_program_are_about_pairs_that_are_named(commands, tmp_path):

@@ -71,7 +71,7 @@ class Checkpoints:
         log.info("checkpoints: %d, steps %d to %d", len(found), found[0].step, found[-1].step)
         first = found[0].model
         model = load_skeleton(locate(first.pretrained, first.revision, "model.checkpoints"), first.trust_remote_code)
-        candidates = chosen_candidates(None, held_out, train)
+        candidates = chosen_candidates(None, len(held_out), len(train))
         problem = Problem(
             model=model,
             identity=fingerprint([one.identity for one in found]),

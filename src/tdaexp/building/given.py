@@ -78,7 +78,7 @@ def module_problem(
         cache_gb=trainer.cache_gb,
         seed=config.seed,
     )
-    candidates = chosen_candidates(config.candidates, made.queries, made.train)
+    candidates = chosen_candidates(config.candidates, len(made.queries), len(made.train))
     unknown = made.truth[:, :1].repeat(candidates.indices.shape[1], axis=1)
     nothing = [np.zeros(0, dtype=np.int64)] * len(made.queries)
     wanted = Wanted(config.candidates.k, nothing) if isinstance(config.candidates, Best) else None

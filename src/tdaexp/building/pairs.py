@@ -76,7 +76,7 @@ def pairs_of(config: Described) -> tuple[xr.Dataset, Texts]:
 def _of_task(config: Described) -> tuple[xr.Dataset, Texts]:
     corpus = config.dataset.load()
     names, queries = asked_of(corpus, config.dataset.query_sets, config.dataset.query_limit)
-    candidates = chosen_candidates(config.candidates, queries, corpus.train)
+    candidates = chosen_candidates(config.candidates, len(queries), len(corpus.train))
     truth = same_class(queries, corpus.train, candidates)
     known = np.ones(len(truth), dtype=bool)
     texts: Texts = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ import torch
 from tdaexp.building.settings import Trainer
 from tdaexp.data.best import Best
 from tdaexp.data.candidates import BM25, All, Candidates, Sample, top
-from tdaexp.data.found import Found, texts_by_id
 from tdaexp.data.unknown_sources import Auto
 from tdaexp.problem import Compute
 from tdaexp.runtime.device import resolve_device, resolve_dtype
@@ -32,23 +30,20 @@ def alike(order: np.ndarray, queries: int) -> Candidates:
     return Candidates(indices, np.full(indices.shape, np.nan))
 
 
-def chosen_candidates(selector: object, queries: Any, train: Any) -> Candidates:
+def chosen_candidates(selector: object, queries: int, train: int) -> Candidates:
     """Every training example for each query, or a random sample of them, the same for all queries; None: no pair.
 
-    Of lists of examples. Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does
-    `bm25`; `best` are no pairs before they are found, `found` those of another run. Errors (UserError): others.
+    Lexical candidates need words: the default, `candidates=auto`, stands for all, and so does `bm25`; `best` are no
+    pairs before they are found. Errors (UserError): others.
     """
-    count = len(train)
     if selector is None or isinstance(selector, Best):
-        return alike(np.arange(0), len(queries))
-    if isinstance(selector, Found):
-        return selector.pairs(texts_by_id(queries), texts_by_id(train))
+        return alike(np.arange(0), queries)
     if isinstance(selector, Sample):
-        order = top(np.random.default_rng(selector.seed).random(count), selector.size(train))
+        order = top(np.random.default_rng(selector.seed).random(train), selector.size(range(train)))  # type: ignore[arg-type]
     elif isinstance(selector, (All, Auto)) or type(selector) is BM25:
-        order = np.arange(count)
+        order = np.arange(train)
     else:
         kind = type(selector).__name__.lower()
         raise UserError(f"candidates={kind}: reads texts; of a classification task choose candidates=all or =sample")
-    log.info("candidates: %d of the %d training examples for each query", len(order), count)
-    return alike(order, len(queries))
+    log.info("candidates: %d of the %d training examples for each query", len(order), train)
+    return alike(order, queries)

@@ -74,7 +74,7 @@ def build_problem(
     compute = compute_of(config.trainer, dtype)
     names, queries = task.asked(config.dataset.query_sets, config.dataset.query_limit)
     train = task.corpus.train
-    candidates = chosen_candidates(selector, queries, train)
+    candidates = chosen_candidates(selector, len(queries), len(train))
     model = task.module if compute.dtype == torch.float32 else copy.deepcopy(task.module).to(compute.dtype)
     few = train.inputs[:PROBED].to(compute.device)
     turned = few.flip(0)

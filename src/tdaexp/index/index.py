@@ -183,7 +183,8 @@ class Index:
             elif ranks.current().first:
                 self._keep(block, found, part.ids, time.monotonic() - before)
                 remove(store)
-                self.problem.forget(store)
+                for asked in (self.problem.stores, self.problem.overhead):  # the block has its time
+                    asked.discard(store)
 
     def _keep(self, block: Block, found: Features, ids: list[str], seconds: float) -> None:
         """Put a block's rows in order, as they are to be kept."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tdaexp.building.parts import alike, chosen_candidates
 from tdaexp.data.best import Best
-from tdaexp.data.found import Found
 from tdaexp.data.tensors import TensorExamples
 from tdaexp.models.components import ComponentMap
 from tdaexp.models.discovery import discovered
@@ -143,12 +142,11 @@ class TaskWork:
         objective, train, model = Classes(), self.examples, self.model
         self.rehearsal.watch(model)
         batch = objective.batch(train, range(min(2, len(train)))).to(DEVICE)
-        found = self.selector if isinstance(self.selector, Best) else None
         with unheard():
-            if isinstance(self.selector, (Best, Found)):  # so many as there will be
-                candidates = alike(np.arange(self.selector.size(range(self.train))), self.queries)
-            else:
-                candidates = chosen_candidates(self.selector, range(self.queries), train)
+            candidates = chosen_candidates(self.selector, self.queries, len(train))
+        found = self.selector if isinstance(self.selector, Best) else None
+        if found is not None:
+            candidates = alike(np.arange(found.size(range(self.train))), self.queries)
         with aside():
             parts = discovered(model, lambda: objective.outputs(model, batch), len(batch.ids))
         queries = train.select(np.arange(self.queries) % len(train))
