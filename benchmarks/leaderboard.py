@@ -27,11 +27,11 @@ process, by
 make leaderboard
 ```
 
-which can be stopped and goes on where it was. It took two hours and twenty minutes, with other work beside it. Methods
-that came after that commit are not in it.
+which can be stopped and goes on where it was. It took {took}, with other work beside it.
 
-- Brackets are 95 % intervals: over subsets and queries for one seed, over seeds for several. Models with a start of
-  their own are the same ones whatever the seed: intervals of own starts are those of the explained models alone.
+- Brackets are 95 % intervals: over subsets and queries for one seed, over seeds for several.
+- Read *how smooth the training is* before a subject's other tables: where the exact derivative (`magic`) misses most of
+  a real change, or itself has a low LDS, no method that follows derivatives can be ranked. Its LDS is their ceiling.
 - The best of several settings is chosen by the same numbers that stand here, so that it is a little flattered; the
   defaults are not.
 - Cost: seconds of a run without training or loading the model. More than both cores were busy, so that they compare
@@ -48,13 +48,15 @@ def main() -> None:
     """Read, write, and copy the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--took", default="some hours", help="how long it took, in words")
+    told = parser.parse_args()
+    folder = told.folder
     table = pd.read_csv(folder / "leaderboard.csv", keep_default_na=False, na_values=[""]).fillna({"setting": ""})
     cells = pd.read_csv(folder / "cells.csv", dtype={"setting": str, "failed": str})
     cells = cells.fillna({"setting": "", "failed": ""})
     made = datetime.date.fromtimestamp((folder / "leaderboard.csv").stat().st_mtime)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["analysis"]
-    lines = [HEAD.format(date=made.isoformat(), commit=(git_commit() or "unknown")[:10])]
+    lines = [HEAD.format(date=made.isoformat(), commit=(git_commit() or "unknown")[:10], took=told.took)]
     lines += ["## Subjects", "", "| subject | keys | judged | seeds |", "|---|---|---|---|"]
     for name, one in config["subjects"].items():
         seeds = len(one.get("seeds", [0]))

@@ -1,7 +1,8 @@
 """CPU time of a training that observers look at over that of the same training alone.
 
 Updates of AdamW on batches of 16 x 128 tokens, by a plain loop; `InRunShapley` with validation texts of 16 tokens each,
-`KeepCheckpoints` with state. Least CPU time of several rounds in which the ways take turns, one thread.
+`KeepCheckpoints` with state, `Record` of each update. Least CPU time of several rounds in which the ways take turns,
+one thread.
 
     python benchmarks/loops.py
 """
@@ -54,7 +55,7 @@ def train(model: OlmoForCausalLM, rows: list[dict[str, torch.Tensor]], observer:
     loader = DataLoader(rows, BATCH)
     around: Any = contextlib.nullcontext()
     if observer is not None:
-        around = tdaexp.Loop(model, optimizer, observer, loader=loader, tokenizer=Tokenizer())
+        around = tdaexp.Loop(model, optimizer, observer, loader=loader, tokenizer=Tokenizer(), steps=UPDATES + 1)
     with around:
         batches: Iterator[Any] = iter(loader)
         update(model, optimizer, next(batches))  # warms up, and is checked
@@ -85,7 +86,14 @@ def ways(vocabulary: int, folder: Path) -> dict[str, Callable[[], Observer | Non
         f"KeepCheckpoints, once in {UPDATES} updates": lambda: tdaexp.KeepCheckpoints(
             folder / str(next(count)), UPDATES
         ),
+        "Record": lambda: tdaexp.Record(folder / str(next(count)), losses),
     }
+
+
+def losses(model: OlmoForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean negative log-likelihood of each text [B]."""
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.mT, batch["labels"][:, 1:], reduction="none").mean(1)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ NEEDED = {
     "candidates=best": ["method=project"],
     "candidates=found": ["candidates.run=FOLDER"],
     "experiment=verses": ["dataset.path=FILE"],
+    "experiment=verses_smollm2": ["dataset.path=FILE"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],
     "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],
     **{f"experiment=msif_{name}-paper": PLAIN for name in PLAIN_TEXT},

@@ -194,6 +194,7 @@ entries:
   dot: {keys: [method=dot]}
   signs: {keys: [method=signs], sweep: {method.above: [0.5]}}
   words: {keys: [method=bm25]}
+  magic: {keys: [method=magic]}
 """
 
 
@@ -204,7 +205,11 @@ def test_the_pages_method_stands_in_the_leaderboard(commands, signs):
     for again in range(2):
         commands.done("evaluate", signs, "analysis=mine", "logger=none", "hydra.run.dir=page")
         table, cells = (pd.read_csv(f"page/{name}.csv") for name in ("leaderboard", "cells"))
-        assert set(table["method"]) == {"dot", "signs", "random"} and (table["metric"] == "lds_same").all()
+        smooth = table["metric"] == "linearity"
+        said = json.loads(Path("board/digits/seed=0/magic/metrics.json").read_text(encoding="utf-8"))
+        assert table[smooth][["method", "value"]].values.tolist() == [["magic", said["trust/linearity"]]]
+        table = table[~smooth]
+        assert set(table["method"]) == {"dot", "signs", "magic", "random"} and (table["metric"] == "lds_same").all()
         dot = table.set_index("method").loc["dot"]
         assert dot["value"] > 0.5 > dot["value"] - dot["low"] and dot["cost_seconds"] > 0
         seconds = json.loads(Path("board/digits/seed=0/dot/cost.json").read_text(encoding="utf-8"))
@@ -216,7 +221,7 @@ def test_the_pages_method_stands_in_the_leaderboard(commands, signs):
         assert "compares words" in failed["digits", "words"]
         assert (failed["elsewhere"] == "needs a file: analysis.paths.far=PATH").all()
         consoles = [file.read_text(encoding="utf-8") for file in Path("board").rglob("console.log")]
-        assert sum("finished before" in text for text in consoles) == 3 * again
+        assert sum("finished before" in text for text in consoles) == 4 * again
     page = Path("page/report.html").read_text(encoding="utf-8")
     assert "digits: words" in page and "Leaderboard" in page
 

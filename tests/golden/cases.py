@@ -102,6 +102,7 @@ ekfac-kfac: method=ekfac method.mode=kfac
 ekfac-diagonal: method=ekfac method.mode=diagonal
 ekfac-identity: method=ekfac method.mode=identity
 ekfac-mlp: method=ekfac_mlp
+ekfac-signs: method=ekfac method.fisher=signs
 ekfac-joint: method=ekfac method.curvature_blocks=joint method.block_samples=16
 ekfac-layer: method=ekfac method.curvature_blocks=layer method.block_samples=16
 ekfac-sum: method=ekfac method.reduction=sum method.part=attention method.damping=0.1

@@ -109,6 +109,47 @@ def test_methods_read_it(tmp_path):
     assert told["influence"].sizes["train"] == 11
 
 
+def answers(start, trajectory, asked, weight):
+    """What the queries' likelihood is after the recorded AdamW steps in float64, each row `weight` [N] times."""
+    values = [one.detach().double() for one in start.parameters()]
+    names = [name for name, _ in start.named_parameters()]
+    first, second = ([torch.zeros_like(one) for one in values] for _ in range(2))
+    values = [one.requires_grad_() for one in values]
+    wide = copy.deepcopy(start).double()
+
+    def losses(values, inputs, targets):
+        found = torch.func.functional_call(wide, dict(zip(names, values, strict=True)), (inputs.double(),))
+        return nn.functional.cross_entropy(found, targets, reduction="none")
+
+    for count, step in enumerate(trajectory.steps, start=1):
+        ids, shares = trajectory.batch(step)
+        mine = losses(values, DATA.inputs[ids], DATA.targets[ids])
+        gradient = torch.autograd.grad(
+            mine @ (torch.from_numpy(shares).double() * weight[ids]), values, create_graph=True
+        )
+        first = [0.9 * m + 0.1 * g for m, g in zip(first, gradient, strict=True)]
+        second = [0.999 * v + 0.001 * g * g for v, g in zip(second, gradient, strict=True)]
+        rooted = [(v / (1 - 0.999**count)).sqrt() + 1e-8 for v in second]
+        values = [
+            p * (1 - 0.02 * 0.01) - 0.02 * m / (1 - 0.9**count) / r
+            for p, m, r in zip(values, first, rooted, strict=True)
+        ]
+    return -losses(values, asked.inputs, asked.targets)
+
+
+def test_magic_reads_it(tmp_path):
+    """Derivatives by each row's weight, against autograd through the training in float64."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    start, asked = copy.deepcopy(model), Pairs(2, seed=9)
+    trajectory = train(model, tmp_path / "recorded", torch.optim.AdamW(model.parameters(), 0.02))
+    keys = {"loss": class_losses, "history": tmp_path / "recorded", "cache": tmp_path / "cache", "trust": False}
+    found = tdaexp.attribute(model, DATA, asked, "magic", **keys).dataset["influence"].sum("component").values
+    wanted = torch.autograd.functional.jacobian(
+        lambda weight: answers(start, trajectory, asked, weight), torch.ones(len(DATA), dtype=torch.float64)
+    ).numpy()
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()  # the recording is of float32
+
+
 def test_a_recording_of_something_else_is_refused(tmp_path):
     model = net()
     train(model, tmp_path / "recorded", torch.optim.SGD(model.parameters(), 0.1))

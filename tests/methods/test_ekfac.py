@@ -67,6 +67,19 @@ def test_a_training_example_that_is_there_twice_helps_its_query_most(make_proble
     np.testing.assert_allclose(*scores[truth], rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["ekfac", "logra"])
+def test_random_signs_whatever_the_batches(make_problem, compose, tmp_path, method):
+    """Each example's are its own, whatever stands beside it; and not what drawn labels give."""
+    keys = (f"method={method}", "method.fisher=signs")
+    one, all_at_once = (
+        compose(*keys).attribute(make_problem(tmp_path / str(tokens), tokens_per_batch=tokens))["influence"].values
+        for tokens in (1, 100_000)
+    )
+    assert np.abs(one - all_at_once).max() < 1e-4 * np.abs(one).max()  # float32
+    drawn = compose(keys[0]).attribute(make_problem(tmp_path / "1", tokens_per_batch=1))["influence"].values
+    assert np.abs(one - drawn).max() > 1e-3 * np.abs(drawn).max()
+
+
 def test_the_mlp_alone(wide, compose):
     found = compose("method=ekfac_mlp").attribute(wide)
     assert list(found["component"].values) == [f"layers.{k}.mlp.{p}" for k in (0, 1) for p in ("gate", "up", "down")]

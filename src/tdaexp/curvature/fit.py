@@ -20,23 +20,40 @@ from tdaexp.objectives.base import ExampleList
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError, unknown
 
+FISHERS = ("labels", "signs")
+
 
 @dataclass(frozen=True)
 class FactorSettings:
-    """How factors are fitted: `mode`, `seed` of the drawn labels, `partitions` of the layers, `saves` of the data."""
+    """How factors are fitted: `mode`, `seed` of what is drawn, `partitions` of the layers, `saves` of the data;
+    `fisher`: what they are fitted to, gradients of drawn `labels` or of random `signs`.
+    """
 
     mode: str = "ekfac"
     seed: int = 0
     partitions: int = 1
     saves: int = 4
+    fisher: str = "labels"
 
     def __post_init__(self) -> None:
         """Refuse unknown modes and counts below one."""
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES, "method.mode")
+        if self.fisher not in FISHERS:
+            raise unknown("fisher", self.fisher, FISHERS, "method.fisher")
         for name in ("partitions", "saves"):
             if getattr(self, name) < 1:
                 raise UserError(f"method.{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def sampling(self) -> list[object]:
+        """What stored phases depend on; modes share them."""
+        return [self.seed, self.partitions, self.saves, self.fisher]
+
+
+def fisher_note(fisher: str) -> str:
+    """What a label says where it is not usual."""
+    return "" if fisher == FactorSettings.fisher else fisher
 
 
 def fit_factors(source: FisherSamples, settings: FactorSettings, *, store: Path) -> Factors:
@@ -67,8 +84,9 @@ def problem_factors(
     Errors (UserError): as `fit_factors`.
     """
     gradients = fitted_gradients(problem, layers.map)
-    own: list[object] = [layers.components.names, settings.seed, settings.partitions, settings.saves]
+    own: list[object] = [layers.components.names, *settings.sampling]
     if examples is not None:
         gradients, own = replace(gradients, examples=examples), [*own, examples.fingerprint()]
     store = problem.training_store("factors", *own, by=fit_factors)
-    return fit_factors(FisherSamples(gradients, layers, problem.compute.tokens_per_batch), settings, store=store)
+    samples = FisherSamples(gradients, layers, problem.compute.tokens_per_batch, settings.fisher)
+    return fit_factors(samples, settings, store=store)

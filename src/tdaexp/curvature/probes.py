@@ -2,32 +2,29 @@
 
     u_i = Σ_t J_itᵀ R_it ξ_it,   R Rᵀ = H,   ξ standard normal:   E[u_i u_iᵀ] = Σ_t J_itᵀ H_it J_it
 
-with J the Jacobian and H the loss Hessian of the logits at position t. For cross-entropy R = diag(√p) (I - √p √pᵀ). A
-label that is drawn from a model that is sure of itself gives a gradient near zero most of the time and a large one
-seldom: the mean of many is the same, but the spread of a few hundred is not. Each example's noise is a function of the
-seed and its id. Cost: a forward and a backward pass per example.
+with J the Jacobian and H the loss Hessian of the logits at position t, R its root (`hessian_root`). A label that is
+drawn from a model that is sure of itself gives a gradient near zero most of the time and a large one seldom: the mean
+of many is the same, but the spread of a few hundred is not. Each example's noise is a function of the seed and its id.
+Cost: a forward and a backward pass per example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tdaexp.curvature.chosen_examples import by_hash
+from tdaexp.curvature.hessian_root import root_of
 from tdaexp.gradients.capture import capture
 from tdaexp.gradients.factors import Factors
 from tdaexp.gradients.passes import Gradients
 from tdaexp.gradients.vectors import VectorSpace
 from tdaexp.models.components import Component
-from tdaexp.objectives.base import Objective
-from tdaexp.objectives.numbers import Numbers
 from tdaexp.runtime.deferred import send
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.fingerprint import fingerprint
 from tdaexp.runtime.rehearsal import padded, sampled
 
@@ -72,26 +69,6 @@ def _probed(gradients: Gradients, members: list[int], drawn: str) -> Tensor:
     noise = send(_normals(inputs.ids, drawn, logits.shape[1:]), logits.device, logits.dtype)
     real = (inputs.weights > 0).to(logits.dtype)  # padding carries no loss
     return ((logits * root_of(objective)(logits.detach(), noise)).sum(-1) * real).sum(1)
-
-
-def root_of(objective: Objective[Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """R as a function of logits and noise [..., V]."""
-    for hessian, root in ((Objective.hessian, _cross_entropy), (Numbers.hessian, _identity)):
-        if type(objective).hessian is hessian:
-            return root
-    raise UserError(
-        f"the objective {type(objective).__name__} has a loss Hessian of its own, of which no root is known here; take "
-        "method.curvature_blocks=matrix"
-    )
-
-
-def _cross_entropy(logits: Tensor, noise: Tensor) -> Tensor:
-    root = torch.softmax(logits, dim=-1).sqrt()
-    return root * (noise - root * (root * noise).sum(-1, keepdim=True))
-
-
-def _identity(_: Tensor, noise: Tensor) -> Tensor:
-    return noise
 
 
 def _normals(ids: Sequence[str], drawn: str, shape: Sequence[int]) -> Tensor:

@@ -55,8 +55,8 @@ class FittedSegment:
     def _factors(self) -> Factors:
         moments, problem, settings = self.segment.moments, self.problem, self.settings
         gradients = fitted_gradients(problem, self.layers.map)
-        samples = SegmentSamples(moments, gradients, self.layers, problem.compute.tokens_per_batch)
-        fitted = [self.layers.components.names, settings.seed, settings.partitions, settings.saves]
+        samples = SegmentSamples(moments, gradients, self.layers, problem.compute.tokens_per_batch, settings.fisher)
+        fitted = [self.layers.components.names, *settings.sampling]
         by = fit_scaled if self.states else fit_factors
         states = [[one.identity, one.eps] for one in self.states]
         store = problem.training_store(

@@ -27,9 +27,16 @@ class SegmentSamples(FisherSamples):
     One model is in memory at a time, beside that of `gradients`.
     """
 
-    def __init__(self, moments: Sequence[Moment], gradients: Gradients, layers: Layers, tokens_per_batch: int) -> None:
+    def __init__(
+        self,
+        moments: Sequence[Moment],
+        gradients: Gradients,
+        layers: Layers,
+        tokens_per_batch: int,
+        fisher: str = "labels",
+    ) -> None:
         """Batches of one moment follow those of another. Errors (UserError): an example without loss."""
-        super().__init__(gradients, layers, tokens_per_batch)
+        super().__init__(gradients, layers, tokens_per_batch, fisher)
         self.moments, self.examples, self._at = list(moments), len(gradients), -1
         places, once, size = range(len(self.moments)), self.batches, self.size
         self.batches = [[place * self.examples + index for index in batch] for place in places for batch in once]

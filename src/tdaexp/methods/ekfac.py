@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.factors_store import Factors
-from tdaexp.curvature.fit import FactorSettings, problem_factors
+from tdaexp.curvature.fit import FactorSettings, fisher_note, problem_factors
 from tdaexp.curvature.gradient_index import GradientIndex, indexed_scores
 from tdaexp.curvature.joint_blocks import JointSettings, sampled_inverse
 from tdaexp.curvature.layer_blocks import scores_by_blocks
@@ -57,8 +57,9 @@ class EKFAC(Method):
     the square root of the training example's self-influence: RelatIF, Barshan et al. 2020; a pass more over each
     training example, as a query and as a candidate), `per_token` (for each query's so many best candidates, which
     tokens their scores come from), `curvature_blocks` (what is inverted together: `matrix`; `joint`: q, k, v and o, and
-    an MLP's matrices; `layer`: a whole layer; see `curvature.joint_blocks`) of `block_samples` M, `seed` of the drawn
-    labels.
+    an MLP's matrices; `layer`: a whole layer; see `curvature.joint_blocks`) of `block_samples` M, `fisher` (what the
+    factors are fitted to: gradients of labels that are drawn from the model, or of random `signs`, which spread less;
+    `curvature.hessian_root`), `seed` of the drawn labels or signs.
     """
 
     mode: str = "ekfac"
@@ -77,6 +78,7 @@ class EKFAC(Method):
     per_token: int = 0
     curvature_blocks: str = "matrix"
     block_samples: int = 512
+    fisher: str = "labels"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class EKFAC(Method):
         self.joint = JointSettings(self.curvature_blocks, self.block_samples, self.seed)
         if self.joint.blocks != "matrix":
             self._check_joint()
-        self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves)
+        self.settings = FactorSettings(self.mode, self.seed, self.partitions, self.saves, self.fisher)
         self.damped = Damping(self.damping, self.relative_damping)
 
     def _check_joint(self) -> None:
@@ -121,7 +123,7 @@ class EKFAC(Method):
         notes = ["" if self.mode == "ekfac" else self.mode, self.joint.note]
         notes += [damping_note(self.damping, self.relative_damping, EKFAC.relative_damping)] if damped else []
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
-        notes.append("relative" if self.relative else "")
+        notes += [fisher_note(self.fisher), "relative" if self.relative else ""]
         return with_notes(self.name, [*notes, f"rank {self.query_rank}" if self.query_rank else ""])
 
     @property

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.fisher import FisherSamples
-from tdaexp.curvature.fit import FactorSettings, fit_factors
+from tdaexp.curvature.fit import FactorSettings, fisher_note, fit_factors
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.projected import ProjectedLayer, fit_projected, leading_sides, random_sides
 from tdaexp.curvature.projected_layers import ProjectedLayers, component_sketches
@@ -48,8 +48,8 @@ INITS = ("ekfac", "kfac", "random")
 class LoGra(Method):
     """Keys: `init` of the projections (`ekfac` = its eigenvectors of largest curvature; `kfac` = the factors' own, a
     pass less; `random` = signs), `dimensions` k of a matrix, `damping`, `relative_damping`, `part`, `components`,
-    `measurement`, `reduction`, `relative` and `saves` as for `ekfac`, `seed` of the drawn labels and signs,
-    `storage` of the index's rows: null = as they are computed, `float16`, `int8`.
+    `measurement`, `reduction`, `relative`, `saves` and `fisher` as for `ekfac`, `seed` of what is drawn, `storage` of
+    the index's rows: null = as they are computed, `float16`, `int8`.
     """
 
     init: str = "ekfac"
@@ -62,6 +62,7 @@ class LoGra(Method):
     reduction: str = "mean"
     saves: int = 4
     relative: bool = False
+    fisher: str = "labels"
     seed: int = 0
     storage: str | None = None
 
@@ -73,7 +74,9 @@ class LoGra(Method):
             raise UserError(f"method.dimensions={self.dimensions}: must be at least 1")
         check_choices(self.part, self.measurement, self.reduction)
         check_storage(self.storage)
-        self.settings = FactorSettings("kfac" if self.init == "kfac" else "ekfac", self.seed, saves=self.saves)
+        self.settings = FactorSettings(
+            "kfac" if self.init == "kfac" else "ekfac", self.seed, 1, self.saves, self.fisher
+        )
         self.damped = Damping(self.damping, self.relative_damping)
 
     @property
@@ -83,7 +86,8 @@ class LoGra(Method):
         notes.append("" if self.dimensions == LoGra.dimensions else f"{self.dimensions} dimensions")
         notes.append(damping_note(self.damping, self.relative_damping, LoGra.relative_damping))
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
-        return with_notes(self.name, [*notes, "relative" if self.relative else "", self.storage or ""])
+        more = [fisher_note(self.fisher), "relative" if self.relative else "", self.storage or ""]
+        return with_notes(self.name, [*notes, *more])
 
     @property
     def sharded(self) -> bool:
@@ -173,7 +177,8 @@ class LoGra(Method):
         return ProjectedLayers(layers, projected)
 
     def _samples(self, problem: Problem, layers: Layers) -> FisherSamples:
-        return FisherSamples(fitted_gradients(problem, layers.map), layers, problem.compute.tokens_per_batch)
+        tokens = problem.compute.tokens_per_batch
+        return FisherSamples(fitted_gradients(problem, layers.map), layers, tokens, self.settings.fisher)
 
     def _projections(
         self, problem: Problem, layers: Layers
@@ -182,8 +187,7 @@ class LoGra(Method):
         if self.init == "random":
             return {one.name: random_sides(one, self.dimensions, self.seed) for one in layers.layers}, {}
         how = self.settings
-        depends_on = layers.components.names, how.seed, how.partitions, how.saves
-        store = problem.training_store("factors", *depends_on, by=fit_factors)
+        store = problem.training_store("factors", layers.components.names, *how.sampling, by=fit_factors)
         factors = fit_factors(self._samples(problem, layers), how, store=store)
         sides = {one.name: leading_sides(factors, one, self.dimensions) for one in layers.layers}
         return sides, {one.name: factors[one.name].spectrum for one in layers.layers}
@@ -232,4 +236,4 @@ class LoGra(Method):
 
     def _fitted(self, problem: Problem) -> list[object]:
         """All that projections and curvature depend on beside the model and the components."""
-        return [self.init, self.dimensions, self.seed, self.saves, problem.curvature_examples.fingerprint()]
+        return [self.init, self.dimensions, *self.settings.sampling, problem.curvature_examples.fingerprint()]

@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from tdaexp.curvature.fit import FactorSettings
+from tdaexp.curvature.fit import FactorSettings, fisher_note
 from tdaexp.curvature.layer_blocks import scores_by_blocks
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.score import LayerPairs
@@ -53,8 +53,8 @@ class Source(Method):
     """Keys: `segments` of about as many checkpoints each, or cut at the steps `boundaries`; `checkpoints` of a segment
     that stand for it, at most; `finetuned_segments` of a second training stage; `form` (`sgd` = plain steps, `adam` =
     steps scaled by AdamW's second moment, which needs checkpoints with its state; `auto` = that of the training's
-    optimiser); `part`, `components`, `strict`, `measurement`, `reduction`, `partitions`, `saves`, `seed` as for
-    `ekfac`. A run that trains its model keeps what it needs by itself.
+    optimiser); `part`, `components`, `strict`, `measurement`, `reduction`, `partitions`, `saves`, `fisher`,
+    `seed` as for `ekfac`. A run that trains its model keeps what it needs by itself.
     """
 
     segments: int = 3
@@ -69,6 +69,7 @@ class Source(Method):
     reduction: str = "mean"
     partitions: int = 1
     saves: int = 4
+    fisher: str = "labels"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Source(Method):
             if getattr(self, name) < 1:
                 raise UserError(f"method.{name}={getattr(self, name)}: must be at least 1")
         check_boundaries(self.boundaries or [])
-        self.settings = FactorSettings("ekfac", self.seed, self.partitions, self.saves)
+        self.settings = FactorSettings("ekfac", self.seed, self.partitions, self.saves, self.fisher)
 
     @property
     def label(self) -> str:
@@ -91,6 +92,7 @@ class Source(Method):
         else:
             notes.append("" if self.segments == Source.segments else f"segments {self.segments}")
         notes.append("" if self.checkpoints == Source.checkpoints else f"checkpoints {self.checkpoints}")
+        notes.append(fisher_note(self.fisher))
         later = self.finetuned_segments
         notes.append("" if later == Source.finetuned_segments else f"fine-tuning segments {later}")
         return with_notes(

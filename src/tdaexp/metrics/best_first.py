@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-LOWER = ("brittleness_same", "brittleness_own", "duplicates_apart")
+LOWER = ("brittleness_same", "brittleness_own", "duplicates_apart", "linearity")
 """Metrics of which a lower value is the better one."""
 
 

@@ -18,6 +18,7 @@ TITLES = {
     "mislabelled_found": "faulty rows among the first looked at",
     "duplicate_found": "queries whose best row is their own copy",
     "duplicates_apart": "scores of copies apart",
+    "linearity": "how smooth the training is: share of a real change that the exact derivative misses",
 }
 """What each metric is called for people."""
 OWN_START = "The same with models that have starts and batches of their own, whose doing is noise to every score."

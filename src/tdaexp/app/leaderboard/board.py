@@ -34,7 +34,10 @@ from tdaexp.report.leaderboard import leaderboard_findings
 from tdaexp.runtime.cache import at_work
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.progress import track
+from tdaexp.trust.check import FILE, from_json
 
+SMOOTH = "linearity"
+"""The check that says how smooth a training is."""
 PATIENCE = 10.0
 """Seconds in which a process may stop by itself."""
 COLUMNS = ["subject", "seed", "method", "setting", "metric", "query_set", "value", "low", "high", "queries",
@@ -113,7 +116,13 @@ class Leaderboard(Analysis):
             failed |= dict.fromkeys(stores, str(error))
         of_label = {cell.label: cell for cell in mine}
         rows = [{**common, **_named(of_label[label]), "failed": why} for label, why in failed.items()]
-        return rows + [{**common, **_told(one, of_label.get(one.label))} for one in judged]
+        rows += [{**common, **_told(one, of_label.get(one.label))} for one in judged]
+        return rows + [
+            {**common, **row}
+            for cell in mine
+            if cell.label in stores
+            for row in _smooth(cell, stores[cell.label].sizes["query"])
+        ]
 
 
 def _end(processes: list[BaseProcess], patience: float = PATIENCE) -> None:
@@ -134,6 +143,14 @@ def _told(one: Judged, cell: Cell | None) -> dict[str, Any]:
     interval = {"value": one.interval.value, "low": one.interval.low, "high": one.interval.high}
     place = {"metric": one.metric, "query_set": one.query_set, "queries": one.queries}
     return {**named, **interval, **place, "cost_seconds": cost, "failed": ""}
+
+
+def _smooth(cell: Cell, queries: int) -> Iterator[dict[str, Any]]:
+    """Of a method that has tried real trainings, how much of them its derivative misses: is the subject smooth?"""
+    for check in from_json(beside(cell.store, FILE), str(cell.store.parent / FILE)):
+        if check.name == SMOOTH and check.value is not None:
+            place = {"metric": SMOOTH, "query_set": "every", "queries": queries}
+            yield {**_named(cell), "value": check.value, **place, "cost_seconds": _seconds(cell), "failed": ""}
 
 
 def _seconds(cell: Cell) -> float:
