@@ -50,10 +50,10 @@ def files_of(path: Path) -> list[Path]:
         if not one.is_dir() and kind_of(one) not in KINDS:
             kinds = (*KINDS, *(f".jsonl{ending}" for ending in COMPRESSED))
             raise unknown("kind of file", one.suffix or one.name, kinds, str(one))
-    if len(kinds := sorted({kind_of(one) for one in found})) > 1:
+    if len(several := sorted({kind_of(one) for one in found})) > 1:
         raise UserError(
-            f"{path}: holds files of several kinds ({', '.join(kinds)}); name those of one, e.g. "
-            f"'{path if path.is_dir() else path.parent}/*{kinds[0]}'"
+            f"{path}: holds files of several kinds ({', '.join(several)}); name those of one, e.g. "
+            f"'{path if path.is_dir() else path.parent}/*{several[0]}'"
         )
     return found
 

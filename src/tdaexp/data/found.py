@@ -56,7 +56,7 @@ class Found:
         self._check("query", queries, queries)
         place = {name: number for number, name in enumerate(train)} | {"": -1}
         wanted = influence.of_queries(self._store, np.array([rows[name] for name in queries], dtype=np.int64))
-        found = [np.zeros((0, self._store.sizes["candidate"]), dtype=np.int64)]
+        found: list[np.ndarray] = [np.zeros((0, self._store.sizes["candidate"]), dtype=np.int64)]
         for part in influence.blocks(wanted):
             names = part["train"].values
             strange = next((name for name in names.ravel() if name not in place), None)
