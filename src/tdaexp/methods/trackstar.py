@@ -128,7 +128,7 @@ class TrackStar(Method):
         """Project all gradients, find R, and take cosines of the pairs."""
         components = chosen(problem.components(), self.part, self.components)
         log.info("%s: %s", self.name, components.coverage_line())
-        work = self._work(problem)
+        work = self._work(problem, told=problem.wanted is None)  # where pairs were found it was said before
         train, queries = work.built, work.of(work.queries)
         change = self._whitening(work, queries)
         products = feature_products(
@@ -159,14 +159,14 @@ class TrackStar(Method):
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, before R."""
-        work = self._work(problem)
+        work = self._work(problem, told=False)
         train = work.index.making.gradients
         return Sketched(train, work.queries, problem.pairs, lambda: (work.of(work.queries), work.built))
 
-    def _work(self, problem: Problem) -> Projecting:
-        """The gradients of both sides, and what makes projections of them."""
+    def _work(self, problem: Problem, *, told: bool = True) -> Projecting:
+        """The gradients of both sides, and what makes projections of them; `told`: say what V is."""
         components = chosen(problem.components(), self.part, self.components)
-        scale, settings = self._scale(problem, components)
+        scale, settings = self._scale(problem, components, log.info if told else log.debug)
         sketches = {
             one.name: make_sketch("factorised", one.name, one.matrix, self.dimensions, self.seed)
             for one in components.components
@@ -185,7 +185,9 @@ class TrackStar(Method):
         moments = mixed_second_moments(fitted, queries, self.mix, problem.compute.cache_gb)
         return partial(whitened, queries.columns, whiteners(moments, self.relative_damping))
 
-    def _scale(self, problem: Problem, components: ComponentMap) -> tuple[Scale | None, list[object]]:
+    def _scale(
+        self, problem: Problem, components: ComponentMap, say: Callable[..., None]
+    ) -> tuple[Scale | None, list[object]]:
         """V^(−½), and what projections depend on beside model and components; the first says what V is."""
         settings: list[object] = [self.reduction, self.dimensions, self.seed]
         if self.precondition == "none":
@@ -198,9 +200,9 @@ class TrackStar(Method):
             except UserError as reason:
                 if self.precondition == "adamw":
                     raise
-                log.info("V is estimated from the training examples' gradients: %s", reason)
+                say("V is estimated from the training examples' gradients: %s", reason)
             else:
-                log.info("V is AdamW's v̂ at step %d", moment.step)
+                say("V is AdamW's v̂ at step %d", moment.step)
                 factors = {name: 1 / state.divisor(one) for name, one in squares.items()}
                 return Scale(factors), ["adamw", *identity_of(moment, state), *settings]
         fitted = replace(train_gradients(problem, components, self.reduction), examples=problem.curvature_examples)
