@@ -52,7 +52,8 @@ def formula(block: str) -> str:
     wide = "\u2003\u2003"  # what stands far apart stays so
     lines = [html.escape(re.sub(r" {3,}", wide, line.strip())) for line in block.splitlines()]
     shown = re.sub(r"_(?:\{([^}]*)\}|(\w+))", lambda match: f"<sub>{match[1] or match[2]}</sub>", "<br>".join(lines))
-    return f'<div class="formula" markdown="0">{re.sub(r"\^\(([^)]*)\)", r"<sup>\1</sup>", shown)}</div>'
+    shown = re.sub(r"\^\(([^)]*)\)", r"<sup>\1</sup>", shown)
+    return f'<div class="formula" markdown="0">{shown}</div>'
 
 
 def escaped(text: str) -> str:

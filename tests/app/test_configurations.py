@@ -22,6 +22,7 @@ NEEDED = {
     "dataset=text": ["dataset.path=FILE", "dataset.text_column=text"],
     "dataset=trex": ["dataset.hub=NAME"],
     "candidates=best": ["method=project"],
+    "candidates=found": ["candidates.run=FOLDER"],
     "experiment=verses": ["dataset.path=FILE"],
     "experiment=verses_smollm2": ["dataset.path=FILE"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],

@@ -11,7 +11,7 @@ from test_factors import EXACT, drawn, fit, layers
 
 from tdaexp.curvature.damping import Damping
 from tdaexp.curvature.projected import ProjectedLayer, fit_projected, leading_sides, random_sides
-from tdaexp.curvature.projected_layers import ProjectedLayers
+from tdaexp.curvature.projected_layers import ProjectedLayers, component_sketches
 from tdaexp.runtime.errors import UserError
 
 DIMENSIONS = 12
@@ -68,9 +68,8 @@ def test_the_parts_of_a_fused_matrix_add_up(models):
     one = ProjectedLayer(fused, side, 2 * torch.eye(side.dim, dtype=torch.float64), 9, None)
     part = ProjectedLayers(whole.part([fused.name]), [one])
     gradient = torch.randn(2, fused.outputs, fused.inputs, dtype=torch.float64)
-    sketched = {
-        name: part.sketches[name].project_gradient(gradient[:, rows].flatten(1)) for name, rows in fused.members
-    }
+    sketches = component_sketches(part.layers, part.sides)
+    sketched = {name: sketches[name].project_gradient(gradient[:, rows].flatten(1)) for name, rows in fused.members}
     total = sum(sketched.values())
     torch.testing.assert_close(total, side.project_gradient(gradient.flatten(1)))
     columns = {name: slice(k * side.dim, (k + 1) * side.dim) for k, name in enumerate(sketched)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -172,3 +173,50 @@ def test_bad_questions_are_left_out_too(tmp_path) -> None:
     corpus = Text(path=str(train), query_path=str(asked), skip_bad=True).load()
     assert [query.id for query in corpus.queries["q"]] == ["1/q"]
     assert [one.where.row for one in corpus.skipped] == [1, 3]
+
+
+def test_files_of_lines_may_be_compressed(tmp_path) -> None:
+    text = "".join(json.dumps({"text": f"naïve {k}"}, ensure_ascii=False) + "\n" for k in range(3)).encode("utf-8-sig")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text[:40]) + gzip.compress(text[40:]))  # as cat makes them
+    frames = [pa.compress(part, codec="zstd", asbytes=True) for part in (text[:40], text[40:])]
+    (tmp_path / "rows.jsonl.zst").write_bytes(b"".join(frames))
+    for name in ("rows.jsonl.gz", "rows.jsonl.zst"):
+        found = read_rows(tmp_path / name)
+        assert [row.values["text"] for row in found] == ["naïve 0", "naïve 1", "naïve 2"]
+        assert found[1].where == Place(str(tmp_path / name), 2)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_damaged_compressed_files_are_one_line(tmp_path, kind: str) -> None:
+    path, text = tmp_path / f"rows.jsonl.{kind}", b'{"text": "a"}\n' * 2000
+    path.write_bytes(b"no such thing")
+    with pytest.raises(UserError, match=rf"rows.jsonl.{kind}: is no {kind} file, or damaged"):
+        read_rows(path)
+    whole = gzip.compress(text) if kind == "gz" else pa.compress(text, codec="zstd", asbytes=True)
+    path.write_bytes(whole[: len(whole) - 4])
+    with pytest.raises(UserError, match=rf"rows.jsonl.{kind}: is no {kind} file, or damaged"):
+        read_rows(path)
+
+
+def test_several_files_are_read_one_after_the_other(tmp_path, caplog) -> None:
+    import pyarrow.parquet as pq
+
+    for name, some in (("b", ROWS[1:]), ("a", ROWS[:1])):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / "deep" / name / "rows.parquet")
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / f"{name}.parquet")
+    (tmp_path / "README.md").write_text("of what is here", encoding="utf-8")
+    for path in (tmp_path, tmp_path / "*.parquet", tmp_path / "deep" / "**" / "*.parquet"):
+        with caplog.at_level(logging.INFO):
+            train = Text(path=str(path), query_sets=[]).load().train
+        assert [one.id for one in train] == ["1", "2"] and train[1].where.row == 1
+    assert f"{tmp_path}: 2 files, a.parquet to b.parquet" in caplog.messages
+    with pytest.raises(UserError, match="the training id '1' stands twice"):
+        Text(path=str(tmp_path / "**" / "*.parquet"), query_sets=[]).load()
+    (tmp_path / "questions.jsonl").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"holds files of several kinds \(.jsonl, .parquet\); name those of one"):
+        read_rows(tmp_path)
+    with pytest.raises(UserError, match="no file fits this pattern"):
+        read_rows(tmp_path / "*.arrow")
+    with pytest.raises(UserError, match=r"unknown kind of file '\.md'"):
+        read_rows(tmp_path / "*.md")

@@ -49,6 +49,16 @@ def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_o
         assert ours[f"paraphrased/{name}"] == whole[f"paraphrased/{name}"]
     first = json.loads(Path("first/top.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["helpful"] and first["harmful"]
+    again = ("method=dot", own, "dataset.query_sets=[paraphrased]", "metric.plots=false", "trust=false")
+    commands.done("attribute", *TINY, *again, "candidates=found", "candidates.run=first", "hydra.run.dir=second")
+    commands.done("attribute", *TINY, *again, "candidates=all", "hydra.run.dir=dots")
+    dots, second = (influence.load(Path(name) / "influence.zarr") for name in ("dots", "second"))
+    assert second["train"].values.tolist() == found["train"].values.tolist()
+    np.testing.assert_array_equal(second["truth"].values, found["truth"].values)
+    theirs, scores = dots["train"].values, influence.scores(dots).values
+    for row, mine in enumerate(influence.scores(second).values):
+        of = dict(zip(theirs[row], scores[row], strict=True))
+        np.testing.assert_allclose(mine, [of[name] for name in found["train"].values[row]], rtol=1e-4, atol=1e-7)
     said = commands.done("attribute", *BEST, own, "dataset.query_sets=[generated]")
     assert "blocks are there" in said and "no pass over them" in said and "to be built" not in said
 
@@ -85,6 +95,8 @@ def test_a_classifier(commands):
     found, dense = (metrics(Path(name)) for name in ("found", "dense"))
     same = [name for name in found if name.endswith(("/accuracy", "/recall@5", "/random_accuracy"))]
     assert len(same) == 3 and all(found[name] == dense[name] for name in same)
+    line = commands.refused("attribute", *task[:-1], "candidates=found", "candidates.run=found")
+    assert "candidates=found: reads texts; of a classification task choose candidates=all" in line
 
 
 def test_scores_of_another_program_are_about_pairs_that_are_named(commands, tmp_path):

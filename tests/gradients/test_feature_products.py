@@ -7,7 +7,7 @@ import pytest
 
 from tdaexp.gradients import feature_products as module
 from tdaexp.gradients.feature_products import feature_products
-from tdaexp.gradients.features import Features
+from tdaexp.gradients.features import Features, pieces
 from tdaexp.runtime.blockstore import BlockStore
 
 DIMS = {"embed": 300, "layers.0.attn.q": 1, "layers.0.mlp.up": 47, "norms": 2}
@@ -62,8 +62,8 @@ def test_pairs_and_rows_are_taken_a_few_at_a_time(tmp_path, monkeypatch):
     train, _ = stored(tmp_path / "t", TRAIN, 2, "float32")
     whole = products(queries, train, PAIRS["candidates"], store=tmp_path / "a")
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
-    pieces = products(queries, train, PAIRS["candidates"], store=tmp_path / "b")
-    assert all(whole[name].tobytes() == pieces[name].tobytes() for name in whole)
+    few = products(queries, train, PAIRS["candidates"], store=tmp_path / "b")
+    assert all(whole[name].tobytes() == few[name].tobytes() for name in whole)
 
 
 @pytest.mark.parametrize("file_bytes", [1, 3000, 1 << 22])
@@ -72,7 +72,7 @@ def test_rows_come_in_the_order_that_was_asked_for(file_bytes, tmp_path, monkeyp
     monkeypatch.setattr("tdaexp.gradients.features.FILE_BYTES", file_bytes)
     wanted = np.array([5, 22, 0, 7, 6, 5])
     np.testing.assert_array_equal(train.rows(train.place[wanted])[:, train.columns["norms"]], known["norms"][wanted])
-    numbers, rows = zip(*train.pieces(3 * train.row_bytes), strict=True)
+    numbers, rows = zip(*pieces(train, 3 * train.row_bytes), strict=True)
     assert max(map(len, rows)) == 3 and sorted(np.concatenate(numbers)) == list(range(TRAIN))
     np.testing.assert_array_equal(
         np.concatenate(rows)[:, train.columns["embed"]], known["embed"][np.concatenate(numbers)]

@@ -30,6 +30,16 @@ from tdaexp.problem import Wanted
 from tdaexp.runtime.errors import UserError
 
 SIDE = ("method=project", "method.side=4")
+EACH = {
+    "project": SIDE,
+    "logra": ("method=logra", "method.dimensions=16"),
+    "trackstar": ("method=trackstar", "method.dimensions=16"),
+}
+GROWING = EACH | {
+    "logra": (*EACH["logra"], "method.init=random"),
+    "trackstar": (*EACH["trackstar"], "method.precondition=none"),
+}
+"""Rows that rest on no other training example."""
 ONE = {"paraphrased": [PARAPHRASED[1]]}
 """A question whose source is the first example."""
 
@@ -76,16 +86,27 @@ def passes(monkeypatch):
     return seen
 
 
-def test_found_pairs_are_the_first_and_the_last_of_a_dense_answer(make_problem, compose, small_blocks, tmp_path):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        SIDE,
+        ("method=logra", "method.dimensions=16"),
+        ("method=logra", "method.dimensions=16", "method.init=random", "method.relative=true"),
+        ("method=trackstar", "method.dimensions=16"),
+        ("method=trackstar", "method.dimensions=16", "method.precondition=none", "method.storage=float16"),
+    ],
+    ids=["project", "logra", "logra relative", "trackstar", "trackstar in 16 bits"],
+)
+def test_found_pairs_are_the_first_and_the_last_of_a_dense_answer(make_problem, compose, small_blocks, tmp_path, keys):
     problem = make_problem(tmp_path, dtype=torch.float64, candidates=len(TRAIN))
-    method = compose(*SIDE)
+    method = compose(*keys)
     dense, found = method.attribute(problem), asked(method, problem)
     assert found.sizes["candidate"] == 6 and found.attrs["searched"] == len(TRAIN)
     for part, whole in zip(influence.blocks(found), influence.blocks(dense), strict=True):
         order = np.argsort(-influence.scores(whole).values, axis=1)
         names = np.take_along_axis(whole["train"].values, order, axis=1)
         assert part["train"].values.tolist() == np.concatenate([names[:, :3], names[:, -3:]], axis=1).tolist()
-        for name in ("influence", "train_sq"):
+        for name in {"influence", "train_sq"} & set(found):
             all_of = np.take_along_axis(whole[name].values, order[:, :, None], axis=1)
             wanted = np.concatenate([all_of[:, :3], all_of[:, -3:]], axis=1)
             np.testing.assert_allclose(part[name].values, wanted, rtol=1e-9, atol=1e-12 * np.abs(wanted).max())
@@ -133,10 +154,11 @@ def test_fewer_bits_rank_alike(make_problem, compose, small_blocks, tmp_path, st
     assert short.attrs["dimensions"] == whole.attrs["dimensions"]
 
 
+@pytest.mark.parametrize("keys", EACH.values(), ids=EACH)
 def test_another_question_takes_no_pass_over_the_training_examples(
-    make_problem, compose, small_blocks, passes, caplog, tmp_path
+    make_problem, compose, small_blocks, passes, caplog, tmp_path, keys
 ):
-    method = compose(*SIDE)
+    method = compose(*keys)
     asked(method, make_problem(tmp_path, queries={"paraphrased": PARAPHRASED}))
     assert sorted(set(passes)) == sorted(record.id for record in (*TRAIN, *PARAPHRASED))
     passes.clear()
@@ -154,8 +176,9 @@ def test_candidates_that_are_named_are_sketched_once_for_all_questions(make_prob
     assert sorted(passes) == sorted(record.id for record in GENERATED)
 
 
-def test_documents_that_are_added_change_no_block_before_them(make_problem, compose, small_blocks, tmp_path):
-    method = compose(*SIDE)
+@pytest.mark.parametrize("keys", GROWING.values(), ids=GROWING)
+def test_documents_that_are_added_change_no_block_before_them(make_problem, compose, small_blocks, tmp_path, keys):
+    method = compose(*keys)
     first = method.index(make_problem(tmp_path / "grown", train=TRAIN[:7], queries=ONE))
     assert first.build() == 2
     grown, at_once = (method.index(make_problem(tmp_path / name)) for name in ("grown", "at once"))
@@ -166,8 +189,9 @@ def test_documents_that_are_added_change_no_block_before_them(make_problem, comp
     assert kept == files(tmp_path / "at once")
 
 
-def test_shares_in_any_order_and_number_leave_the_same_bits(make_problem, compose, small_blocks, tmp_path):
-    method = compose(*SIDE, "method.storage=int8")
+@pytest.mark.parametrize("keys", GROWING.values(), ids=GROWING)
+def test_shares_in_any_order_and_number_leave_the_same_bits(make_problem, compose, small_blocks, tmp_path, keys):
+    method = compose(*keys, "method.storage=int8")
     method.index(make_problem(tmp_path / "whole")).build()
     expected = files(tmp_path / "whole")
     assert len(expected) == 9
@@ -323,6 +347,8 @@ def test_a_second_stage_has_an_index_of_its_own(make_problem, compose, tmp_path)
         (("method=project", "method.side=4", "budget=0.1"), "method.side=4: .* and so does budget=0.1"),
         (("method=project_paper", "method.side=4"), "and so does method.rule=paper"),
         (("method=project", "method.storage=float8"), "unknown storage 'float8'"),
+        (("method=logra", "method.storage=float8"), "unknown storage 'float8'"),
+        (("method=trackstar", "method.storage=float8"), "unknown storage 'float8'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_runs(compose, keys, message):
@@ -347,3 +373,5 @@ def test_the_methods_that_are_named_are_those_that_keep_an_index():
 def test_labels(compose):
     assert compose(*SIDE).label == "project (factorised, 4 x 4 each)"
     assert compose(*SIDE, "method.storage=int8").label == "project (factorised, 4 x 4 each, int8)"
+    assert compose("method=logra", "method.storage=int8").label == "logra (int8)"
+    assert compose("method=trackstar", "method.storage=int8").label == "trackstar (int8)"

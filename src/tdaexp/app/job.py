@@ -7,6 +7,7 @@ import functools
 import itertools
 import re
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tdaexp.runtime.own_module import look_in
 
 SUBJECT = ("model", "dataset")
 FILES = (
-    *("path", "query_path", "finetune_path", "paraphrases", "sentences", "facts", "questions", "partition"),
+    *("run", "path", "query_path", "finetune_path", "paraphrases", "sentences", "facts", "questions", "partition"),
     *("pretrained", "tokenizer", "adapter", "checkpoints", "encoder", "products", "scores", "selection", "leaderboard"),
 )
 """Keys that may name a file or a folder, or several."""
@@ -124,14 +125,17 @@ def subject(values: dict[str, Any]) -> str:
 
 
 def _contents(values: dict[str, Any]) -> dict[str, str]:
-    """What the files hold that the values name: another content makes another job. Folders count by sizes and times."""
+    """What the files hold that the values name: another content makes another job.
+
+    Folders and patterns count by sizes and times.
+    """
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
         elif key in FILES:
             named = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
-            found |= {f"{key}={one}": _content(Path(one)) for one in named if Path(one).exists()}
+            found |= {f"{key}={one}": _content(Path(one)) for one in named if Path(one).exists() or has_magic(one)}
         elif key == "measurement" and isinstance(value, str) and ":" in value:
             from tdaexp.objectives.measurements import sources
 
@@ -150,8 +154,10 @@ def _classes(config: Any) -> list[type]:
 def _content(path: Path) -> str:
     if path.is_file():
         return file_fingerprint(path)
-    states = ((file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file())
-    return fingerprint([[str(file.relative_to(path)), state.st_size, state.st_mtime_ns] for file, state in states])
+    within = path.rglob("*") if path.is_dir() else map(Path, glob(str(path), recursive=True))
+    states = ((file, file.stat()) for file in sorted(within) if file.is_file())
+    root = path if path.is_dir() else Path()
+    return fingerprint([[str(file.relative_to(root)), state.st_size, state.st_mtime_ns] for file, state in states])
 
 
 def slug(text: str) -> str:

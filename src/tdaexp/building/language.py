@@ -16,6 +16,7 @@ from tdaexp.data.best import Best
 from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.dataset import GENERATED, query_id
+from tdaexp.data.found import Found, texts_by_id
 from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
 from tdaexp.data.records import Corpus, Record
 from tdaexp.data.unknown_sources import settled, tell
@@ -62,15 +63,18 @@ class Texts:
 def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, successor: LoadedModel | None) -> Problem:
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names, records = asked_records(config, corpus)
-    candidates = chosen(config, records, corpus.train)
+    classes = (successor or loaded).classes
     train = tokenised(config, corpus.train, loaded, loaded.classes)
+    queries = tokenised(config, records, loaded, classes, trained_on=False)
     belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
     documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
         [position[name] for name in belongs[DOCUMENT]]
     )  # fmt: skip
-    candidates = of_pieces(candidates, documents)
+    if isinstance(config.candidates, Found):  # which names pieces, where texts were cut
+        candidates = config.candidates.pairs(texts_by_id(queries), texts_by_id(train))
+    else:
+        candidates = of_pieces(chosen(config, records, corpus.train), documents)
     own = [np.flatnonzero(np.isin(documents, [position[source] for source in record.truth])) for record in records]
-    classes = (successor or loaded).classes
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
@@ -83,7 +87,7 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
         map=checked_map(loaded),
         objective=NextToken(),
         train=train,
-        queries=tokenised(config, records, loaded, classes, trained_on=False),
+        queries=queries,
         query_set=names,
         candidates=candidates,
         truth=np.array(
@@ -109,8 +113,11 @@ def asked_records(config: Described, corpus: Corpus) -> tuple[list[str], list[Re
 
 
 def chosen(config: Described, queries: list[Record], train: list[Record]) -> Candidates:
-    """The configured candidates of every query, kept in the cache; none where they are to be found."""
-    if isinstance(config.candidates, Best):
+    """The configured candidates of every query, kept in the cache; none where they are to be found.
+
+    Those that another run found are read from there.
+    """
+    if isinstance(config.candidates, (Best, Found)):
         return config.candidates.select(queries, train)
     selector = settled(config.candidates, queries)
     tell(config.candidates, queries, len(train))

@@ -18,6 +18,11 @@ FEW = 16
 """Matrices of which each has a line of its own."""
 
 
+def component_sketches(layers: Layers, sides: Mapping[str, TwoSidedSketch]) -> dict[str, TwoSidedSketch]:
+    """The layers' sketches by component: of a fused matrix that of its rows, and those of all its components add up."""
+    return {name: sides[one.name].of_rows(rows) for one in layers.layers for name, rows in one.members}
+
+
 class ProjectedLayers:
     """A model's `layers` in their sketches."""
 
@@ -26,9 +31,9 @@ class ProjectedLayers:
         self.layers, self.projected = layers, projected
 
     @property
-    def sketches(self) -> dict[str, TwoSidedSketch]:
-        """By component: of a fused matrix that of its rows, and the sketches of all its components add up."""
-        return {name: one.side.of_rows(rows) for one in self.projected for name, rows in one.layer.members}
+    def sides(self) -> dict[str, TwoSidedSketch]:
+        """Each layer's projection."""
+        return {one.layer.name: one.side for one in self.projected}
 
     def preconditioned(self, columns: Mapping[str, slice], damping: Damping, rows: np.ndarray) -> np.ndarray:
         """Sketches [n, entries] of queries, times (F + λI)⁻¹; `columns` are the entries of each component.

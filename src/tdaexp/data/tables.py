@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tdaexp.data.columnar import FOLDER_OF_TABLES, TABLES, first_line, hub_values, is_saved, table_values
+from tdaexp.data.columnar import first_line, hub_values, table_values
+from tdaexp.data.files import files_of, kind_of, opened_text
 from tdaexp.data.lines import READERS, Values
 from tdaexp.data.records import Place, Record, Skipped
 from tdaexp.runtime.errors import UserError, unknown
@@ -68,30 +69,32 @@ class Row:
 
 
 def scan(path: Path, unit: str = "line", split: str = "train") -> list[Row | Skipped]:
-    """Every row of a file of one of the kinds in `READERS` or `TABLES`, or of a folder that `datasets` saved.
+    """Every row of the files that a path names (`files.files_of`), one file after the other.
 
     A row that cannot be read is there as what is wrong with it. `unit` is what a row of a `.txt` file is, `split` the
     part of a folder that has several.
 
     Raises:
-        UserError: the file is missing, empty, of another kind, or damaged as a whole.
+        UserError: a file is missing, empty, of another kind, or damaged as a whole.
     """
-    kinds = [*READERS, *TABLES]
     try:
-        if path.is_dir() and not is_saved(path):
-            raise UserError(f"{path}: is a folder; name a file in it ({', '.join(kinds)}), or {FOLDER_OF_TABLES}")
-        if not path.is_dir() and path.suffix not in kinds:
-            raise unknown("kind of file", path.suffix or path.name, kinds, str(path))
-        if not path.exists():
-            raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
-        if path.suffix in READERS and not path.is_dir():
-            # bytes that are no text become halves of surrogate pairs, which the readers look for
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-                found = placed(READERS[path.suffix](stream, str(path), unit), str(path))
-        else:
-            found = placed(enumerate(table_values(path, split), start=1), str(path))
+        files = files_of(path)
+        if len(files) > 1:
+            log.info("%s: %d files, %s to %s", path, len(files), files[0].name, files[-1].name)
+        return [row for file in files for row in _rows(file, unit, split)]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the name and its permissions") from error
+
+
+def _rows(path: Path, unit: str, split: str) -> list[Row | Skipped]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
+    kind = kind_of(path)
+    if kind in READERS and not path.is_dir():
+        with opened_text(path) as stream:
+            found = placed(READERS[kind](stream, str(path), unit), str(path))
+    else:
+        found = placed(enumerate(table_values(path, split), start=1), str(path))
     if not found:
         raise UserError(f"{path}: the file holds no record; give a file with at least one row")
     return found

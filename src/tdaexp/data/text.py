@@ -24,7 +24,8 @@ UNITS = ("line", "paragraph")
 class Text(Dataset):
     """Records from a file or from the hub, and questions about them (docs/data.md).
 
-    path: a `.txt`, `.jsonl`, `.json`, `.tsv`, `.csv`, `.parquet` or `.arrow` file, or a folder saved by `datasets`; or
+    path: a `.txt`, `.jsonl`, `.json`, `.tsv`, `.csv`, `.parquet` or `.arrow` file, a folder saved by `datasets`, or a
+        folder or pattern (`rows/*.jsonl.zst`) of several files of a kind; lines also as `.gz` and `.zst`; or
     hub: a hub data set, with `hub_config` (null: its only one).
     split: of a hub data set or a folder.
     unit: what a record of a `.txt` file is, `line` or `paragraph`.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from tdaexp.gradients.features import Features
+from tdaexp.gradients.features import Features, pieces
 from tdaexp.runtime.errors import UserError
 
 Piece = tuple[np.ndarray, np.ndarray]
@@ -15,15 +15,15 @@ Piece = tuple[np.ndarray, np.ndarray]
 
 def parts(features: Features, components: int, cache_gb: float) -> Iterator[Piece]:
     """Numbers [n] and projected gradients [n, K, k] of all examples, in pieces that fit the cache."""
-    for numbers, rows in features.pieces(cache_gb * 1e9):
+    for numbers, rows in pieces(features, cache_gb * 1e9):
         yield numbers, rows.reshape(len(rows), components, -1)
 
 
 def whole(features: Features, components: int, cache_gb: float) -> np.ndarray:
     """Projected whole gradients [N, k]: the sum over components."""
-    pieces = [(numbers, rows.sum(1)) for numbers, rows in parts(features, components, cache_gb)]
-    back = np.argsort(np.concatenate([numbers for numbers, _ in pieces]))
-    return np.concatenate([rows for _, rows in pieces])[back]
+    summed = [(numbers, rows.sum(1)) for numbers, rows in parts(features, components, cache_gb)]
+    back = np.argsort(np.concatenate([numbers for numbers, _ in summed]))
+    return np.concatenate([rows for _, rows in summed])[back]
 
 
 def kernel(

@@ -94,28 +94,45 @@ class Features:
             start = stop
         return found
 
-    def pieces(self, most: float = PIECE_BYTES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All sketches in pieces of at most so many bytes: numbers of examples [n], and their rows [n, entries]."""
-        order, step = np.argsort(self.place), max(1, int(min(most, PIECE_BYTES) // self.row_bytes))
-        for start in range(0, len(order), step):
-            stop = min(start + step, len(order))
-            yield order[start:stop], self.rows(np.arange(start, stop))
-
 
 @dataclass(frozen=True, eq=False)
-class ChangedFeatures(Features):
+class Changed:
     """Sketches whose rows [n, entries] are read through `change`, which keeps their shape and type."""
 
+    sketches: Sketches
     change: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def place(self) -> np.ndarray:
+        """Rows [N]."""
+        return self.sketches.place
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Which entries of a row belong to a component."""
+        return self.sketches.columns
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the entries."""
+        return self.sketches.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one example's sketches."""
+        return self.sketches.row_bytes
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows as they are after the change."""
-        return self.change(super().rows(numbers))
+        return self.change(self.sketches.rows(numbers))
 
 
-def changed(features: Features, change: Callable[[np.ndarray], np.ndarray]) -> ChangedFeatures:
-    """The same sketches, read through `change`."""
-    return ChangedFeatures(features.store, features.place, features.columns, change)
+def pieces(sketches: Sketches, most: float = PIECE_BYTES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All sketches in pieces of at most so many bytes: numbers of examples [n], and their rows [n, entries]."""
+    order, step = np.argsort(sketches.place), max(1, int(min(most, PIECE_BYTES) // sketches.row_bytes))
+    for start in range(0, len(order), step):
+        stop = min(start + step, len(order))
+        yield order[start:stop], sketches.rows(np.arange(start, stop))
 
 
 def project(factors: Factors, sketch: Sketch) -> Tensor:

@@ -19,6 +19,8 @@ CHUNK_BYTES = 1 << 28
 """Explicit gradients that are in memory at a time; a constant, because results may depend on it in the last bits."""
 SAVES = 4
 """How often the pass is saved."""
+ROUNDING = 1e-4
+"""Of a component's root mean squared gradient: what an entry's may be by rounding alone."""
 
 
 def second_moment(gradients: Gradients, *, store: Path, tokens_per_batch: int) -> Tensor:
@@ -43,6 +45,16 @@ def second_moment(gradients: Gradients, *, store: Path, tokens_per_batch: int) -
     for number in range(1, len(parts)):
         whole = whole + torch.from_numpy(kept[number])
     return whole / len(gradients)
+
+
+def inverse_root(squares: Tensor) -> Tensor:
+    """1 / (√V + ε) of one component's mean squared gradients, ε a share of their root mean.
+
+    A gradient that is zero but for rounding stays so. An entry in which no training example has one adds to no product,
+    and must not fill the norms: 0.
+    """
+    roots = squares.sqrt() + ROUNDING * squares.mean().sqrt()
+    return torch.where(squares > 0, 1 / roots, torch.zeros_like(roots))
 
 
 Form = Callable[[list[int]], Tensor]

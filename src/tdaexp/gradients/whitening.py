@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tdaexp.gradients.features import Features
+from tdaexp.gradients.features import Sketches, pieces
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rehearsal import arithmetic
 
@@ -15,7 +15,7 @@ Matrices = dict[str, np.ndarray]
 """A symmetric matrix [k, k] float64 for each component."""
 
 
-def mixed_second_moments(first: Features, second: Features, share: float, cache_gb: float) -> Matrices:
+def mixed_second_moments(first: Sketches, second: Sketches, share: float, cache_gb: float) -> Matrices:
     """`share` E[φ φᵀ] over the first examples and the rest over the second, by component."""
     found: Matrices = {}
     for side, weight in ((first, share), (second, 1 - share)):
@@ -24,10 +24,10 @@ def mixed_second_moments(first: Features, second: Features, share: float, cache_
     return found
 
 
-def _second_moments(features: Features, cache_gb: float) -> Matrices:
+def _second_moments(features: Sketches, cache_gb: float) -> Matrices:
     widths = {name: column.stop - column.start for name, column in features.columns.items()}
     found = {name: np.zeros((width, width)) for name, width in widths.items()}
-    for _, rows in features.pieces(cache_gb * 1e9):
+    for _, rows in pieces(features, cache_gb * 1e9):
         for name, column in features.columns.items():
             own = rows[:, column].astype(np.float64)
             arithmetic(2.0 * own.size * own.shape[1])

@@ -100,10 +100,10 @@ class Index:
             return list(among)
         return ranks.from_first([n for n in among if not self.blocks[n].there()] if ranks.current().first else [])
 
-    def build(self, share: Share | None = None) -> int:
+    def build(self, share: Share | None = None, *, told: bool = True) -> int:
         """Compute the blocks that are missing, or those of a task's share; returns how many these were.
 
-        Errors (UserError): NaN or Inf in a gradient.
+        `told`: say so where none is missing. Errors (UserError): NaN or Inf in a gradient.
         """
         wanted = self.missing(share)
         rows = sum(len(self.blocks[number]) for number in wanted)
@@ -112,7 +112,7 @@ class Index:
                 "index: %d of %d blocks are to be built, %s of %s training examples; all of them take %.3g GB",
                 len(wanted), len(self.blocks), f"{rows:,}", f"{len(self.place):,}", self.stored_bytes / 1e9,
             )  # fmt: skip
-        elif share is None:
+        elif share is None and told:
             log.info(
                 "index: all %d blocks are there, %s training examples; no pass over them",
                 len(self.blocks), f"{len(self.place):,}",
@@ -174,13 +174,17 @@ class Index:
                 return
             before, store = time.monotonic(), self._path(members, COMPUTING)
             part = replace(self.making.gradients, examples=self._examples(members))
-            tokens = self.problem.compute.tokens_per_batch
+            tokens, rehearsal = self.problem.compute.tokens_per_batch, current()
+            known = rehearsal is not None and store in rehearsal.stores
             found = component_features(part, self.making.sketches, store=store, tokens_per_batch=tokens)
-            if current() is not None:
-                self._rehearsed(found, len(block))
+            if rehearsal is not None:
+                if not known:
+                    self._rehearsed(found, len(block))
             elif ranks.current().first:
                 self._keep(block, found, part.ids, time.monotonic() - before)
                 remove(store)
+                for asked in (self.problem.stores, self.problem.overhead):  # the block has its time
+                    asked.discard(store)
 
     def _keep(self, block: Block, found: Features, ids: list[str], seconds: float) -> None:
         """Put a block's rows in order, as they are to be kept."""

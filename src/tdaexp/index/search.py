@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdaexp.gradients.features import Changed, Sketches
 from tdaexp.index.index import Index
 from tdaexp.influence import EPSILON
+from tdaexp.problem import Problem
 from tdaexp.runtime import ranks
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.rehearsal import current
@@ -21,6 +23,8 @@ from tdaexp.runtime.rows import Rows
 
 Norms = Callable[[Tensor], Tensor]
 """Of rows [n, D] what their products are divided by [n], float64."""
+Change = Callable[[np.ndarray], np.ndarray]
+"""Of rows [n, D] what is met in their place [n, D]."""
 SCORE_BYTES = 1 << 25
 """Of products at a time, in float64."""
 
@@ -31,41 +35,76 @@ def euclidean(rows: Tensor) -> Tensor:
     return found
 
 
+def found(
+    index: Index,
+    queries: Sketches,
+    *,
+    norms: Norms | None = None,
+    change: Change | None = None,
+    weights: Callable[[], np.ndarray] | None = None,
+) -> Problem:
+    """The index's problem about the pairs that are wanted, from sketches of its queries; all blocks are there.
+
+    Keys as for `extremes`; `change` is of both sides.
+    """
+    problem = index.problem
+    asked = queries if change is None else Changed(queries, change)
+    rows = Rows((len(asked.place), index.making.width), asked.dtype, lambda some: asked.rows(asked.place[some]))
+    k = 0 if problem.wanted is None else problem.wanted.k
+    cache_gb = problem.compute.cache_gb
+    return problem.having(extremes(index, rows, k, norms=norms, change=change, weights=weights, cache_gb=cache_gb))
+
+
 def extremes(
-    index: Index, queries: np.ndarray | Rows, k: int, *, norms: Norms | None = None, cache_gb: float = 2.0
+    index: Index,
+    queries: np.ndarray | Rows,
+    k: int,
+    *,
+    norms: Norms | None = None,
+    change: Change | None = None,
+    weights: Callable[[], np.ndarray] | None = None,
+    cache_gb: float = 2.0,
 ) -> np.ndarray:
     """Numbers [Q, min(2 k, N)] of each query's k best examples and its k worst ones, in order of falling score.
 
-    `queries` [Q, D] are met with the N rows of the index; where there are `norms` the products are divided by those of
-    both sides, as `influence.cosine` does. `cache_gb` (10^9 bytes) bounds the queries that are held at a
-    time; for the others the index is read again.
+    `queries` [Q, D] are met with the N rows of the index, or with what `change` makes of these; where there are `norms`
+    the products are divided by those of both sides, as `influence.cosine` does, and where there are `weights` [N] those
+    of an example are multiplied by its own. `cache_gb` (10^9 bytes) bounds the queries that are held at a time; for the
+    others the index is read again.
     """
     device, count = index.problem.compute.device, len(index.place)
     if current() is not None:
         return _rehearsed(index, len(queries), min(2 * k, count))
     step = max(1, int(cache_gb * 1e9 / 2 // (2 * index.row_bytes)))
-    found = []
+    own = None if weights is None else torch.from_numpy(weights()).to(device)
+    numbers = []
     if ranks.current().first:
         for start in range(0, len(queries), step):
             held = torch.from_numpy(queries[start : start + step]).to(device)
-            found.append(_of_some(index, held, k, norms))
-    return ranks.from_first(np.concatenate(found) if found else np.zeros((0, min(2 * k, count)), dtype=np.int64))
+            numbers.append(_of_some(index, held, k, norms, change, own))
+    return ranks.from_first(np.concatenate(numbers) if numbers else np.zeros((0, min(2 * k, count)), dtype=np.int64))
 
 
-def _of_some(index: Index, queries: Tensor, k: int, norms: Norms | None) -> np.ndarray:
-    count = len(index.place)
+def _of_some(
+    index: Index, queries: Tensor, k: int, norms: Norms | None, change: Change | None, weights: Tensor | None
+) -> np.ndarray:
+    count, device = len(index.place), queries.device
     # All of a small corpus are on one side.
     best = Running(count if count <= 2 * k else k, queries)
     worst = Running(0 if count <= 2 * k else k, queries, late=True)
     own = torch.empty(0) if norms is None else norms(queries)[:, None]
     pieces = index.pieces(max(1, SCORE_BYTES // (8 * len(queries))))
     for block, some in track(pieces, "search in the index", len(pieces), stoppable=True):
-        rows = index.read(block, some, queries.device).to(queries.dtype)
+        rows, first = index.read(block, some, device).to(queries.dtype), block.start + some.start
+        if change is not None:
+            rows = torch.from_numpy(change(rows.cpu().numpy())).to(device)
         scores = (queries @ rows.T).double()
         if norms is not None:
             scores /= own * norms(rows) + EPSILON
-        best.meet(scores, block.start + some.start)
-        worst.meet(-scores, block.start + some.start)
+        if weights is not None:
+            scores *= weights[first : first + len(rows)]
+        best.meet(scores, first)
+        worst.meet(-scores, first)
     return torch.cat([best.numbers, worst.numbers.flip(1)], dim=1).cpu().numpy()
 
 

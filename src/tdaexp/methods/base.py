@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,7 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.rows import Rows, rows_of
 from tdaexp.trust.sketch import Sketched
 
-INDEXED = "project"
+INDEXED = "project, logra or trackstar"
 """The methods that keep an index, for people."""
 DEFAULT_BUDGET = 0.05
 """Budget of a run that sets none: a fraction of the parameters, or of the dimensions."""
@@ -166,6 +166,11 @@ class Method(ABC):
         ℓ-RelatIF of Barshan et al. 2020: examples of large loss do not come first for every query. Stays additive over
         components. An example without any gradient has influence 0.
         """
+        scale = self.over_itself(problem)
+        return rows_of(values).map(lambda found, rows: found * scale()[problem.pairs[rows]][..., None], np.float64)
+
+    def over_itself(self, problem: Problem) -> Callable[[], np.ndarray]:
+        """What reads 1 over the square root of each training example's self-influence [N]; 0 where that is none."""
         own = self.self_influence(problem)["self_influence"]
 
         @functools.cache
@@ -174,7 +179,7 @@ class Method(ABC):
             found: np.ndarray = np.divide(1.0, np.sqrt(total), out=np.zeros(len(total)), where=total > 0)
             return found
 
-        return rows_of(values).map(lambda found, rows: found * scale()[problem.pairs[rows]][..., None], np.float64)
+        return scale
 
     def from_products(self, products: xr.Dataset) -> xr.Dataset:
         """Answer from stored component products alone, without a model; most methods cannot."""

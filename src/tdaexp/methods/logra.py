@@ -8,8 +8,8 @@ over matrices
 where φ(q) is of −m. P_o and P_i are EK-FAC's leading eigenvectors, or random. Where the paper averages F over training
 losses, labels are drawn from the model here, as for `ekfac`, whose λ this shares too. Sign: as `ekfac`. Fills query,
 train and component; additive over components. Cost: one or two passes over the training set for the projections
-(`init=random`: none), one for F, and one that leaves an index of k numbers a matrix for every training example, which
-serves any query. `curvature.projected` says when k is too small.
+(`init=random`: none), one for F, and one that leaves an index of k numbers a matrix for every training example
+(`tdaexp.index`), which serves any query. `curvature.projected` says when k is too small.
 
 Scale: as `ekfac`. Limits: what lies outside the projections is lost; where d_eff(λ) = Σ σ / (σ + λ) exceeds k, the
 inverse is not the one that λ asks for, and the run says so.
@@ -18,7 +18,7 @@ inverse is not the one that λ asks for, and the run says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,13 +31,18 @@ from tdaexp.curvature.fisher import FisherSamples
 from tdaexp.curvature.fit import FactorSettings, fisher_note, fit_factors
 from tdaexp.curvature.layers import Layers, layers_of
 from tdaexp.curvature.projected import ProjectedLayer, fit_projected, leading_sides, random_sides
-from tdaexp.curvature.projected_layers import ProjectedLayers
+from tdaexp.curvature.projected_layers import ProjectedLayers, component_sketches
 from tdaexp.gradients.feature_products import feature_products
-from tdaexp.gradients.features import Features, changed, component_features
+from tdaexp.gradients.features import Changed, Features, component_features
 from tdaexp.gradients.passes import Gradients, fitted_gradients, query_gradients, train_gradients
+from tdaexp.gradients.sketch_factorised import TwoSidedSketch
+from tdaexp.index.index import Index, Making
+from tdaexp.index.search import found
+from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import Method
 from tdaexp.objectives.measurements import sources
 from tdaexp.problem import Problem
+from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.selection.parts import check_choices, choice_notes, chosen, damping_note, with_notes
 from tdaexp.trust.sketch import Sketched
@@ -50,7 +55,8 @@ INITS = ("ekfac", "kfac", "random")
 class LoGra(Method):
     """Keys: `init` of the projections (`ekfac` = its eigenvectors of largest curvature; `kfac` = the factors' own, a
     pass less; `random` = signs), `dimensions` k of a matrix, `damping`, `relative_damping`, `part`, `components`,
-    `measurement`, `reduction`, `relative` and `saves` and `fisher` as for `ekfac`, `seed` of what is drawn.
+    `measurement`, `reduction`, `relative`, `saves` and `fisher` as for `ekfac`, `seed` of what is drawn, `storage` of
+    the index's rows: null = as they are computed, `float16`, `int8`.
     """
 
     init: str = "ekfac"
@@ -65,6 +71,7 @@ class LoGra(Method):
     relative: bool = False
     fisher: str = "labels"
     seed: int = 0
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and impossible numbers."""
@@ -73,6 +80,7 @@ class LoGra(Method):
         if self.dimensions < 1:
             raise UserError(f"method.dimensions={self.dimensions}: must be at least 1")
         check_choices(self.part, self.measurement, self.reduction)
+        check_storage(self.storage)
         self.settings = FactorSettings(
             "kfac" if self.init == "kfac" else "ekfac", self.seed, 1, self.saves, self.fisher
         )
@@ -85,11 +93,17 @@ class LoGra(Method):
         notes.append("" if self.dimensions == LoGra.dimensions else f"{self.dimensions} dimensions")
         notes.append(damping_note(self.damping, self.relative_damping, LoGra.relative_damping))
         notes += choice_notes(self.part, self.components, self.measurement, self.reduction)
-        return with_notes(self.name, [*notes, fisher_note(self.fisher), "relative" if self.relative else ""])
+        more = [fisher_note(self.fisher), "relative" if self.relative else "", self.storage or ""]
+        return with_notes(self.name, [*notes, *more])
 
     @property
     def sharded(self) -> bool:
         """Yes: it sees activations and their gradients alone."""
+        return True
+
+    @property
+    def indexed(self) -> bool:
+        """Its rows of training examples have no query in them."""
         return True
 
     @property
@@ -109,18 +123,31 @@ class LoGra(Method):
         fitted = self.fit(problem, layers)
         fitted.tell(self.damped)
         queries, train = self._features(problem, fitted)
-        names, settings = layers.components.names, [self._fitted(problem), self.damped, self._query()]
-        found = feature_products(
-            changed(queries, partial(fitted.preconditioned, queries.columns, self.damped)),
+        names, settings = layers.components.names, [self._fitted(problem), self.damped, self._query(), self.storage]
+        products = feature_products(
+            self._solved(fitted, queries),
             train,
             problem.pairs,
             store=problem.store("logra-influence", names, self.reduction, *settings, by=LoGra),
             cache_gb=problem.compute.cache_gb,
             squares=False,
         )
-        scores = self.relative_to_self(problem, found["dot"]) if self.relative else found["dot"]
+        scores = self.relative_to_self(problem, products["dot"]) if self.relative else products["dot"]
         labelled = problem.label(scores, layers.components).assign(fitted.notes(self.damped))
         return labelled.assign_attrs(init=self.init, dimensions=self.dimensions)
+
+    def index(self, problem: Problem) -> Index:
+        """Of projected gradients of all training examples, before the inverse."""
+        layers = self._layers(problem)
+        return self._index(problem, layers, self._projections(problem, layers)[0])
+
+    def found(self, problem: Problem) -> Problem:
+        """By the influence, all matrices together."""
+        fitted = self.fit(problem, self._layers(problem))
+        index = self._index(problem, fitted.layers, fitted.sides)
+        index.build()
+        weights = (lambda: self.over_itself(problem)()) if self.relative else None
+        return found(index, self._solved(fitted, self._queries(problem, fitted)), weights=weights)
 
     @property
     def fixed_damping(self) -> str | None:
@@ -135,8 +162,8 @@ class LoGra(Method):
         there = there.reshape(*pairs.shape, -1)
         damped = [self.damped.times(factor) for factor in factors]
         solved = [fitted.preconditioned(queries.columns, one, asked) for one in damped]
-        found = np.einsum("fnk,nck->fnc", np.stack(solved).astype(np.float64), there)
-        return np.where(pairs < 0, np.nan, found)
+        scores = np.einsum("fnk,nck->fnc", np.stack(solved).astype(np.float64), there)
+        return np.where(pairs < 0, np.nan, scores)
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side."""
@@ -146,23 +173,31 @@ class LoGra(Method):
 
     def fit(self, problem: Problem, layers: Layers) -> ProjectedLayers:
         """Each matrix's projection and curvature, from the cache where they are there."""
-        how, names, tokens = self.settings, layers.components.names, problem.compute.tokens_per_batch
-        samples = FisherSamples(fitted_gradients(problem, layers.map), layers, tokens, how.fisher)
-        spectra: dict[str, Tensor | None] = {}
-        if self.init == "random":
-            sides = {one.name: random_sides(one, self.dimensions, self.seed) for one in layers.layers}
-        else:
-            store = problem.training_store("factors", names, *how.sampling, by=fit_factors)
-            factors = fit_factors(samples, how, store=store)
-            sides = {one.name: leading_sides(factors, one, self.dimensions) for one in layers.layers}
-            spectra = {one.name: factors[one.name].spectrum for one in layers.layers}
-        store = problem.training_store("projected", names, self._fitted(problem), by=LoGra)
+        sides, spectra = self._projections(problem, layers)
+        samples = self._samples(problem, layers)
+        store = problem.training_store("projected", layers.components.names, self._fitted(problem), by=LoGra)
         fishers = fit_projected(samples, sides, self.seed, self.saves, store)
-        found = [
+        projected = [
             ProjectedLayer(one, sides[one.name], fishers[one.name], len(samples.ids), spectra.get(one.name))
             for one in layers.layers
         ]
-        return ProjectedLayers(layers, found)
+        return ProjectedLayers(layers, projected)
+
+    def _samples(self, problem: Problem, layers: Layers) -> FisherSamples:
+        tokens = problem.compute.tokens_per_batch
+        return FisherSamples(fitted_gradients(problem, layers.map), layers, tokens, self.settings.fisher)
+
+    def _projections(
+        self, problem: Problem, layers: Layers
+    ) -> tuple[dict[str, TwoSidedSketch], dict[str, Tensor | None]]:
+        """Of each matrix P_o and P_i, and the spectrum of its whole curvature where that is fitted for them."""
+        if self.init == "random":
+            return {one.name: random_sides(one, self.dimensions, self.seed) for one in layers.layers}, {}
+        how = self.settings
+        store = problem.training_store("factors", layers.components.names, *how.sampling, by=fit_factors)
+        factors = fit_factors(self._samples(problem, layers), how, store=store)
+        sides = {one.name: leading_sides(factors, one, self.dimensions) for one in layers.layers}
+        return sides, {one.name: factors[one.name].spectrum for one in layers.layers}
 
     def _layers(self, problem: Problem) -> Layers:
         return layers_of(chosen(problem.components(), self.part, self.components))
@@ -175,21 +210,32 @@ class LoGra(Method):
             "train": train_gradients(problem, components, self.reduction),
         }
 
-    def _features(self, problem: Problem, fitted: ProjectedLayers) -> tuple[Features, Features]:
+    def _index(self, problem: Problem, layers: Layers, sides: Mapping[str, TwoSidedSketch]) -> Index:
+        """Random sides rest on no example, so that an index with them grows with the corpus."""
+        drawn: list[object] = ["logra", self.init, self.dimensions, self.seed]
+        fitted = [] if self.init == "random" else self._fitted(problem)
+        made_by: list[Work] = [fit_factors, leading_sides, component_sketches, fitted_gradients]
+        train = self._sides(problem, layers)["train"]
+        making = Making(train, component_sketches(layers, sides), [*drawn, *fitted], self.storage, made_by)
+        return Index(problem, making)
+
+    def _solved(self, fitted: ProjectedLayers, queries: Features) -> Changed:
+        """Projected gradients of queries, times the damped inverse."""
+        return Changed(queries, partial(fitted.preconditioned, queries.columns, self.damped))
+
+    def _queries(self, problem: Problem, fitted: ProjectedLayers) -> Features:
+        """Projected gradients of queries, by component."""
+        queries = self._sides(problem, fitted.layers)["queries"]
+        sketches = component_sketches(fitted.layers, fitted.sides)
+        settings = [fitted.layers.components.names, self.reduction, self._fitted(problem), self._query()]
+        store = problem.examples_store("logra-queries", queries.examples, *settings, by=LoGra)
+        return component_features(queries, sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch)
+
+    def _features(self, problem: Problem, fitted: ProjectedLayers) -> tuple[Features, Index]:
         """Projected gradients of queries and of all training examples, by component."""
-        names, sides = fitted.layers.components.names, self._sides(problem, fitted.layers)
-        settings = [names, self.reduction, self._fitted(problem)]
-        stores = {
-            "queries": problem.store("logra-queries", *settings, self._query(), by=LoGra),
-            "train": problem.training_store("logra", *settings, problem.train.fingerprint(), by=LoGra),
-        }
-        found = {
-            role: component_features(
-                sides[role], fitted.sketches, store=store, tokens_per_batch=problem.compute.tokens_per_batch
-            )
-            for role, store in stores.items()
-        }
-        return found["queries"], found["train"]
+        index = self._index(problem, fitted.layers, fitted.sides)
+        index.build(told=False)
+        return self._queries(problem, fitted), index
 
     def _query(self) -> list[object]:
         """What a query's gradient depends on beside the model."""

@@ -27,14 +27,13 @@ from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import Sketch
 from tdaexp.index.index import Index, Making
-from tdaexp.index.search import euclidean, extremes
+from tdaexp.index.search import euclidean, found
 from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import DEFAULT_BUDGET, InMetric, Method
 from tdaexp.models.components import ComponentMap
 from tdaexp.problem import Problem
 from tdaexp.runtime.code import Work
 from tdaexp.runtime.errors import UserError, unknown
-from tdaexp.runtime.rows import Rows
 from tdaexp.selection.parts import check_part, chosen, metric_note, part_note, with_notes
 from tdaexp.trust.sketch import Sketched
 
@@ -116,9 +115,9 @@ class Project(InMetric):
         components = chosen(problem.components(), self.part, self.components, "all")
         sketches = self.sketches(components)
         store = problem.store("sketches", "products", *self._settings(problem, sketches), self.storage, by=Project)
-        found = feature_products(queries, train, pairs, store=store, cache_gb=problem.compute.cache_gb)
+        products = feature_products(queries, train, pairs, store=store, cache_gb=problem.compute.cache_gb)
         dims = sum(sketch.dim for sketch in sketches.values())
-        labelled = problem.label(found["dot"], components, found["query_sq"], found["train_sq"])
+        labelled = problem.label(products["dot"], components, products["query_sq"], products["train_sq"])
         return labelled.assign_attrs(projection=self.projection, dimensions=dims, share=dims / components.sizes.sum())
 
     def index(self, problem: Problem) -> Index:
@@ -132,11 +131,7 @@ class Project(InMetric):
         """By the cosine of whole sketches, all components one after the other."""
         index = self.index(problem)
         index.build()
-        queries = self._features(problem, self._sides(problem)[0]["queries"])
-        shape = len(queries.place), index.making.width
-        rows = Rows(shape, queries.dtype, lambda places: queries.rows(queries.place[places]))
-        k = 0 if problem.wanted is None else problem.wanted.k
-        return problem.having(extremes(index, rows, k, norms=euclidean, cache_gb=problem.compute.cache_gb))
+        return found(index, self._features(problem, self._sides(problem)[0]["queries"]), norms=euclidean)
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, of the candidates."""

@@ -11,6 +11,7 @@ import torch
 from tdaexp.building.texts import drawn, text_template
 from tdaexp.data.best import Best
 from tdaexp.data.dataset import GENERATED, as_query
+from tdaexp.data.found import Found
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, COUNTED, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
@@ -149,6 +150,8 @@ def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int
         if not config.method.decomposes:  # which looks at no pair
             asked = [one for name in names for one in corpus.queries[own if name == GENERATED else name]]
             selector = settled(selector, asked)
+    if isinstance(selector, Found):  # which has pieces, where texts are cut
+        return selector.size(range(train))
     return min(train, math.ceil(int(selector.size(range(records))) * train / records))
 
 
