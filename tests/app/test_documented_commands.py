@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -12,6 +13,7 @@ from tdaexp.app.plan import plan
 from tdaexp.runtime.errors import UserError
 
 COMMAND = re.compile(r"(?:python3?|\$\(BIN\)/python) (train|attribute|evaluate)\.py((?: [^`#\n]*)?)")
+VARIABLE = re.compile(r'^([A-Z]+)="([^"]*)"', re.MULTILINE)
 OF_THE_READER = ("method=signs", "my_measurements")
 """What a page tells its reader to write first."""
 
@@ -23,10 +25,21 @@ def commands(repository):
     for file in [*places, *sorted((repository / "conf").rglob("*.yaml"))]:
         text = re.sub(r"\\\n\s*#?\s*", "", file.read_text(encoding="utf-8")).replace("$(PATHS)", "")
         text = re.sub(r"^tdaexp (train|attribute|evaluate)\b", r"python \1.py", text, flags=re.MULTILINE)
-        for stage, arguments in COMMAND.findall(text):
+        for match in COMMAND.finditer(text):
+            stage, arguments = match[1], _expanded(match[2], text[: match.start()])
             if "…" not in arguments and not any(name in arguments for name in OF_THE_READER):
                 found.setdefault((stage, arguments.strip()), file.name)
     return found
+
+
+def _expanded(arguments, before):
+    """The arguments as a shell hands them over, where the page has it put something in; `before` has its variables."""
+    if "$" not in arguments or "${" in arguments:  # ${…} is the configuration's own
+        return arguments
+    known = "".join(f"{name}={shlex.quote(value)};" for name, value in VARIABLE.findall(before))
+    return subprocess.run(
+        ["bash", "-c", f"{known} printf '%q ' {arguments}"], capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.long
