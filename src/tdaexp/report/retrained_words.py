@@ -61,4 +61,8 @@ EXPLAINED = {
     "duplicates_apart": (
         "How far scores of a row and its repetition are apart, as a share of how far those of random rows are."
     ),
+    "linearity": (
+        "What the sums of the exact derivative's scores miss of the change of real trainings without some of the "
+        "examples, as a share of it. The nearer to 0 the smoother the training is; beyond 1, zeros would foretell better."
+    ),
 }
