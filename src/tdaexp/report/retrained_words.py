@@ -63,6 +63,6 @@ EXPLAINED = {
     ),
     "linearity": (
         "What the sums of the exact derivative's scores miss of the change of real trainings without some of the "
-        "examples, as a share of it. The nearer to 0 the smoother the training is; beyond 1, zeros would foretell better."
+        "examples, as a share of it. The nearer to 0 the smoother is the training; beyond 1, zeros foretell better."
     ),
 }
