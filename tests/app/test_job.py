@@ -49,3 +49,18 @@ def test_each_of_several_checkpoints_counts(tmp_path):
     before = fingerprint(values)
     places[1].write_text("other weights")
     assert fingerprint(values) != before
+
+
+@pytest.mark.parametrize("pattern", ["rows/*.jsonl", "*/a.jsonl", "**/*.jsonl"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_another_content_of_what_fits_a_pattern_makes_another_job(tmp_path, monkeypatch, pattern, absolute):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rows" / "a.jsonl"
+    file.parent.mkdir()
+    named, found = str(tmp_path / pattern) if absolute else pattern, []
+    for content in ("one", "another"):
+        file.write_text(content)
+        found.append(fingerprint({"dataset": {"path": named}}))
+    (tmp_path / "rows" / "b").write_text("of another kind")
+    found.append(fingerprint({"dataset": {"path": named}}))
+    assert found[0] != found[1] == found[2]

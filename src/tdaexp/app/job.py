@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import re
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -154,10 +155,10 @@ def _classes(config: Any) -> list[type]:
 def _content(path: Path) -> str:
     if path.is_file():
         return file_fingerprint(path)
+    root = path if path.is_dir() else path.parent  # names within it: another place is not another content
     within = path.rglob("*") if path.is_dir() else map(Path, glob(str(path), recursive=True))
     states = ((file, file.stat()) for file in sorted(within) if file.is_file())
-    root = path if path.is_dir() else Path()
-    return fingerprint([[str(file.relative_to(root)), state.st_size, state.st_mtime_ns] for file, state in states])
+    return fingerprint([[os.path.relpath(file, root), state.st_size, state.st_mtime_ns] for file, state in states])
 
 
 def slug(text: str) -> str:
