@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -39,6 +40,45 @@ from tdaexp.runtime.progress import doing
 from tdaexp.trust.check import Check
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Stores by label, judged: the `groups` that are one row each, the `table` of these and that of single `runs`, what
+    is known of the components of the `reference`, and the flat `metrics`.
+    """
+
+    datasets: dict[str, xr.Dataset]
+    groups: dict[str, list[str]]
+    reference: xr.Dataset | None
+    studies: dict[str, ComponentStudy]
+    table: pd.DataFrame
+    runs: pd.DataFrame
+    metrics: dict[str, float]
+
+
+def compared(datasets: dict[str, xr.Dataset], settings: MetricSettings, over: Sequence[str] = ()) -> Comparison:
+    """Judge the stores; those that differ in the keys `over` alone are one row, their mean (`metrics.averaging`).
+
+    Components are studied of single runs only. With one store, metrics are named `<query set>/<metric>`; with several,
+    the store's label stands before.
+    """
+    datasets = {label: influence.scored(dataset) for label, dataset in datasets.items()}
+    groups = groups_of(datasets, over) if over else {label: [label] for label in datasets}
+    reference = None if over else reference_of(datasets, settings)
+    studies = {} if reference is None else selection.study(reference, settings)
+    judged = judge_all(datasets, settings)
+    table = runs = tabulate(datasets, judged, settings)
+    if over:
+        table = average(runs, datasets, groups, settings.confidence)
+        table.attrs["over"] = list(over)
+    # What selection can reach is a property of the products, so one store of several carries it.
+    flat = {
+        label: flat_metrics(judged[label], settings, studies if dataset is reference else {})
+        for label, dataset in datasets.items()
+    }
+    metrics = _named(flat, groups if over else None, settings.confidence)
+    return Comparison(datasets, groups, reference, studies, table, runs, metrics)
+
+
 def write_report(
     folder: Path,
     datasets: dict[str, xr.Dataset],
@@ -51,70 +91,63 @@ def write_report(
     over: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Judge the stores, write everything into `folder`, print the table, and return the flat metrics.
+    """Judge the stores (`compared`), write everything into `folder`, print the table, and return the flat metrics.
 
     Files: `report.html`, `metrics.json`, `table.csv` and `table.tex`, `components.csv` (where a store has products),
-    and the figures as `plots/*.png` and `plots/*.svg`. With one store, metrics are named `<query set>/<metric>`;
-    with several, the store's label stands before. `texts` maps query and
-    training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells how
-    near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
+    `runs.csv` (where rows are means: each run), and the figures as `plots/*.png` and `plots/*.svg`. `texts` maps query
+    and training ids to texts (None: the page shows none). `logger` mirrors metrics, figures and tables. `near` tells
+    how near the checkpoints of two training stages are (`metrics.proximity`), and is written to `proximity.csv`;
     `judged_again` how the stores fare where models are trained again (`retrained.frame`), to `retrained.csv`. `trust`
-    has the checks of the stores by label. Stores that differ in the keys `over` alone are one row, their mean
-    (`metrics.averaging`); `runs.csv` has each, and components are studied of single runs only. `missing` are jobs
-    without a result, in words: the table is partial.
+    has the checks of the stores by label. `missing` are jobs without a result, in words: the table is partial.
     """
     logger = logger or RunLogger()
     doing("judging the scores")
-    datasets = {label: influence.scored(dataset) for label, dataset in datasets.items()}
-    groups = groups_of(datasets, over) if over else {label: [label] for label in datasets}
-    reference = None if over else reference_of(datasets, settings)
-    studies = {} if reference is None else selection.study(reference, settings)
-    judged = judge_all(datasets, settings)
-    table = runs = tabulate(datasets, judged, settings)
-    if over:
-        write_text(folder / "runs.csv", frame_csv(runs))
-        table = average(runs, datasets, groups, settings.confidence)
-        table.attrs["over"] = list(over)
-    # What selection can reach is a property of the products, so one store of several carries it.
-    flat = {
-        label: flat_metrics(judged[label], settings, studies if dataset is reference else {})
-        for label, dataset in datasets.items()
-    }
-    metrics = _named(flat, groups if over else None, settings.confidence)
-    if near is not None:
-        metrics |= flat_proximity(near)
-        write_text(folder / "proximity.csv", frame_csv(near))
-    if judged_again is not None:
-        metrics |= flat_retrained(judged_again)
-        write_text(folder / "retrained.csv", frame_csv(judged_again))
+    found = compared(datasets, settings, over)
+    metrics = found.metrics | ({} if near is None else flat_proximity(near))
+    metrics |= {} if judged_again is None else flat_retrained(judged_again)
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "table.csv", frame_csv(table))
-    write_text(folder / "table.tex", table_tex(table, settings, missing))
-    if studies:
-        write_text(folder / "components.csv", frame_csv(component_table(studies)))
+    write_text(folder / "table.tex", table_tex(found.table, settings, missing))
+    for name, table in _files(found, near, judged_again).items():
+        write_text(folder / f"{name}.csv", frame_csv(table))
     doing("drawing figures")
-    drawn = drawn_rows(table, next((label for label, one in datasets.items() if one is reference), None))
-    pictures = draw(folder, studies, drawn, near, axes_of(datasets, groups), judged_again) if settings.plots else []
-    first = next(iter(datasets.values()))
-    told = {label: dataset for label, dataset in datasets.items() if _beside(dataset, first)}
+    drawn = drawn_rows(
+        found.table, next((label for label, one in found.datasets.items() if one is found.reference), None)
+    )
+    axes = axes_of(found.datasets, found.groups)
+    pictures = draw(folder, found.studies, drawn, near, axes, judged_again) if settings.plots else []
     doing("writing the page")
+    first = next(iter(found.datasets.values()))
+    told = {label: dataset for label, dataset in found.datasets.items() if _beside(dataset, first)}
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
     page = methods_page(
-        datasets, groups, table, studies, pictures, queries, list(told), settings, trust, judged_again, missing
+        *(found.datasets, found.groups, found.table, found.studies),
+        *(pictures, queries, list(told), settings, trust, judged_again, missing),
     )
     write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, pictures)
-    of_texts, of_methods = _tables(datasets)
-    logger.log_table(of_methods, table)
+    of_texts, of_methods = _tables(found.datasets)
+    logger.log_table(of_methods, found.table)
     if texts:
         logger.log_table(of_texts, _top_texts(told, texts if logger.texts else None, settings.top_k))
-    print_table(table)
+    print_table(found.table)
     if judged_again is not None:
         logger.log_table(RETRAINED, judged_again)
         print_retrained(judged_again)
     print_missing(missing)
     return metrics
+
+
+def _files(found: Comparison, near: pd.DataFrame | None, judged_again: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """The tables that are written as CSV, by name."""
+    tables = {
+        "table": found.table,
+        "runs": None if found.runs is found.table else found.runs,
+        "components": component_table(found.studies) if found.studies else None,
+        "proximity": near,
+        "retrained": judged_again,
+    }
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _named(
