@@ -119,10 +119,8 @@ def write_report(
     first = next(iter(found.datasets.values()))
     told = {label: dataset for label, dataset in found.datasets.items() if _beside(dataset, first)}
     queries = shown_queries(told, texts, settings.top_k) if texts else {}
-    page = methods_page(
-        *(found.datasets, found.groups, found.table, found.studies),
-        *(pictures, queries, list(told), settings, trust, judged_again, missing),
-    )
+    judged = found.datasets, found.groups, found.table, found.studies
+    page = methods_page(*judged, pictures, queries, list(told), settings, trust, judged_again, missing)
     write_text(folder / "report.html", page)
     doing("mirroring the run")
     _mirror(logger, folder, metrics, pictures)
