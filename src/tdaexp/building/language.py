@@ -19,6 +19,7 @@ from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.found import Found, texts_by_id
 from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
 from tdaexp.data.records import Corpus, Record
+from tdaexp.data.text import Text
 from tdaexp.data.unknown_sources import settled, tell
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
@@ -40,7 +41,9 @@ class Texts:
     def corpus(self) -> Corpus:
         """All records, with at most `query_limit` queries of each set."""
         config = self.config
-        return drawn(config.dataset.load(), config.dataset, config.seed)
+        data = config.dataset
+        loaded = data.load_kept(Path(config.cache_dir)) if isinstance(data, Text) else data.load()
+        return drawn(loaded, data, config.seed)
 
     def problem(self, clock: Clock) -> Problem:
         """The models before and after the second stage, what the last one completes, and the pairs."""

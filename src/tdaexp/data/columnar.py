@@ -14,6 +14,8 @@ TABLES = (".parquet", ".arrow")
 FOLDER_OF_TABLES = "a folder that `datasets` saved (save_to_disk)"
 PARTS, WHOLE = "dataset_dict.json", "state.json"
 """What a saved folder has: one of several splits, and one of one."""
+AT_ONCE = 1024
+"""Rows that are made of columns at a time."""
 INSTALL = "pip install 'tdaexp[hub]'"
 
 
@@ -41,12 +43,13 @@ def _file_values(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}: needs the package 'pyarrow'; {INSTALL}") from error
     try:
         if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches():
+            for batch in pq.ParquetFile(path).iter_batches(AT_ONCE):
                 yield from batch.to_pylist()
             return
         with pa.memory_map(str(path)) as source:
-            for batch in opened_arrow(source).read_all().to_batches():
-                yield from batch.to_pylist()
+            for batch in batches_of(opened_arrow(source)):
+                for start in range(0, len(batch), AT_ONCE):
+                    yield from batch.slice(start, AT_ONCE).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: is no {path.suffix[1:]} file, or damaged ({reason(error)}); write it again"
@@ -61,6 +64,13 @@ def opened_arrow(source: Any) -> Any:
         return pa.ipc.open_stream(source)
     except pa.ArrowInvalid:
         return pa.ipc.open_file(source)
+
+
+def batches_of(reader: Any) -> Iterator[Any]:
+    """The batches of an arrow file's reader, one at a time."""
+    if hasattr(reader, "num_record_batches"):  # of the file's format
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return iter(reader)
 
 
 def saved_values(path: Path, split: str) -> Iterable[dict[str, Any]]:

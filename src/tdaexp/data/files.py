@@ -6,7 +6,7 @@ import glob
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO, cast
@@ -18,6 +18,8 @@ from tdaexp.runtime.reading import reason
 
 COMPRESSED = (".gz", ".zst")
 KINDS = (*READERS, *TABLES)
+LARGE_BYTES = 1 << 20
+"""Of files together, from which on reading and tokenising them again takes longer than the rest of a small run."""
 
 
 def kind_of(path: Path) -> str:
@@ -56,6 +58,19 @@ def files_of(path: Path) -> list[Path]:
             f"'{path if path.is_dir() else path.parent}/*{several[0]}'"
         )
     return found
+
+
+def large(files: Sequence[Path]) -> bool:
+    """Whether all these files are there and have so many bytes that what they hold is better not kept in memory."""
+    return (
+        bool(files) and all(one.is_file() for one in files) and sum(one.stat().st_size for one in files) >= LARGE_BYTES
+    )
+
+
+def all_files(path: Path) -> list[Path]:
+    """The files that hold the bytes of what a path names: of a folder that `datasets` saved, all that are in it."""
+    return [one for found in files_of(path) for one in (sorted(found.rglob("*")) if found.is_dir() else [found])
+            if not one.is_dir()]  # fmt: skip
 
 
 @contextmanager

@@ -70,6 +70,9 @@ class Handed(Text):
     train: list[Row] = field(default_factory=list, init=False)
     queries: list[Row] = field(default_factory=list, init=False)
 
+    def _files(self) -> list[Path]:
+        return []
+
     def _rows(self) -> list[Row | Skipped]:
         return [*self.train]
 

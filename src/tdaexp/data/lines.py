@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
@@ -100,7 +101,7 @@ def _lines(stream: Iterable[str]) -> Iterator[tuple[int, Values]]:
 def _paragraphs(stream: Iterable[str]) -> Iterator[tuple[int, Values]]:
     lines: list[str] = []
     start = 1
-    for number, line in enumerate((*stream, ""), start=1):
+    for number, line in enumerate(itertools.chain(stream, [""]), start=1):
         if line.strip():
             start = start if lines else number
             lines.append(line.rstrip())

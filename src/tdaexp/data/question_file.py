@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ class Asking:
 def questions(
     rows: Sequence[Row | Skipped],
     asking: Asking,
-    known: set[str],
+    known: Collection[str],
     beyond: set[str],
     fraction: float = 0.0,
     skip_bad: bool = False,
@@ -59,7 +59,7 @@ def questions(
         )  # fmt: skip
         for source in sources:
             if source not in known and source not in beyond:
-                raise unknown("training id", source, known | beyond, str(row.where))
+                raise unknown("training id", source, [*known, *beyond], str(row.where))
         kept = tuple(source for source in sources if source in known)
         if sources and not kept:
             return None

@@ -6,8 +6,9 @@ whole numbers too. Nothing else is turned into text: NaN, booleans and fractions
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from tdaexp.data.records import Place, Record, Skipped
 from tdaexp.runtime.errors import UserError, unknown
 from tdaexp.runtime.reading import as_name, as_text, reason
 
-__all__ = ["Row", "first_line", "hub_rows", "made_of", "read_rows", "scan", "second_stage"]
+__all__ = ["Row", "first_line", "hub_rows", "made_of", "read_rows", "rows_in", "scan", "second_stage"]
 log = logging.getLogger(__name__)
 SHOWN = 20
 """Rows that are named, of those that cannot be read."""
@@ -68,8 +69,8 @@ class Row:
         return self.values[column]
 
 
-def scan(path: Path, unit: str = "line", split: str = "train") -> list[Row | Skipped]:
-    """Every row of the files that a path names (`files.files_of`), one file after the other.
+def rows_in(path: Path, unit: str = "line", split: str = "train") -> Iterator[Row | Skipped]:
+    """The rows of the files that a path names (`files.files_of`), one file after the other, as they are read.
 
     A row that cannot be read is there as what is wrong with it. `unit` is what a row of a `.txt` file is, `split` the
     part of a folder that has several.
@@ -81,57 +82,85 @@ def scan(path: Path, unit: str = "line", split: str = "train") -> list[Row | Ski
         files = files_of(path)
         if len(files) > 1:
             log.info("%s: %d files, %s to %s", path, len(files), files[0].name, files[-1].name)
-        return [row for file in files for row in _rows(file, unit, split)]
+        for file in files:
+            yield from _rows(file, unit, split)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the name and its permissions") from error
 
 
-def _rows(path: Path, unit: str, split: str) -> list[Row | Skipped]:
+def scan(path: Path, unit: str = "line", split: str = "train") -> list[Row | Skipped]:
+    """As `rows_in`, all of them at once."""
+    return list(rows_in(path, unit, split))
+
+
+def _rows(path: Path, unit: str, split: str) -> Iterator[Row | Skipped]:
     if not path.exists():
         raise UserError(f"{path}: no such file; relative paths start at the folder the command runs in")
-    kind = kind_of(path)
-    if kind in READERS and not path.is_dir():
-        with opened_text(path) as stream:
-            found = placed(READERS[kind](stream, str(path), unit), str(path))
-    else:
-        found = placed(enumerate(table_values(path, split), start=1), str(path))
-    if not found:
+    kind, empty = kind_of(path), True
+    with contextlib.ExitStack() as opened:
+        if kind in READERS and not path.is_dir():
+            found = placed(READERS[kind](opened.enter_context(opened_text(path)), str(path), unit), str(path))
+        else:
+            found = placed(enumerate(table_values(path, split), start=1), str(path))
+        for row in found:
+            empty = False
+            yield row
+    if empty:
         raise UserError(f"{path}: the file holds no record; give a file with at least one row")
-    return found
 
 
-def placed(numbered: Iterable[tuple[int, Values]], source: str) -> list[Row | Skipped]:
+def placed(numbered: Iterable[tuple[int, Values]], source: str) -> Iterator[Row | Skipped]:
     """Rows of a source from their numbers and values; a text in place of values says what is wrong."""
-    return [
-        Skipped(Place(source, number), values) if isinstance(values, str) else Row(values, Place(source, number))
-        for number, values in numbered
-    ]
+    for number, values in numbered:
+        where = Place(source, number)
+        yield Skipped(where, values) if isinstance(values, str) else Row(values, where)
+
+
+def each_made(found: Iterable[Row | Skipped], make: Callable[[Row, int], T]) -> Iterator[T | Skipped]:
+    """What `make` makes of each row and its number from 0; a row that cannot be read is there as what is wrong."""
+    for number, row in enumerate(found):
+        if isinstance(row, Skipped):
+            yield row
+            continue
+        try:
+            made = make(row, number)
+        except UserError as error:
+            yield Skipped(row.where, str(error).removeprefix(f"{row.where}: "))
+        else:
+            yield made
 
 
 def made_of(
     found: Sequence[Row | Skipped], make: Callable[[Row, int], T], skip_bad: bool = False
 ) -> tuple[list[T], list[Skipped]]:
-    """What `make` makes of each row and its number from 0, and the rows that cannot be read.
+    """What `make` makes of the rows, and the rows that cannot be read.
 
     Raises:
         UserError: there are such rows, all named; with `skip_bad`, nothing else is left.
     """
-    made, bad = [], []
-    for number, row in enumerate(found):
-        if isinstance(row, Skipped):
-            bad.append(row)
-            continue
-        try:
-            made.append(make(row, number))
-        except UserError as error:
-            bad.append(Skipped(row.where, str(error).removeprefix(f"{row.where}: ")))
-    if bad and not (skip_bad and made):
-        raise UserError(_told(bad, len(found)))
+    made: list[T] = []
+    bad: list[Skipped] = []
+    for one in each_made(found, make):
+        if isinstance(one, Skipped):
+            bad.append(one)
+        else:
+            made.append(one)
+    tell_bad(bad, len(found), skip_bad)
+    return made, bad
+
+
+def tell_bad(bad: list[Skipped], total: int, skip_bad: bool) -> None:
+    """Say which of so many rows cannot be read and were left out.
+
+    Raises:
+        UserError: there are such rows; with `skip_bad`, nothing else is left.
+    """
+    if bad and not (skip_bad and len(bad) < total):
+        raise UserError(_told(bad, total))
     for where, why in bad[:SHOWN]:
         log.warning("left out: %s: %s", where, why)
     if bad:
-        log.warning("dataset.skip_bad: %d of %d rows could not be read and were left out", len(bad), len(found))
-    return made, bad
+        log.warning("dataset.skip_bad: %d of %d rows could not be read and were left out", len(bad), total)
 
 
 def _told(bad: list[Skipped], total: int) -> str:
@@ -157,14 +186,14 @@ def read_rows(path: Path, unit: str = "line") -> list[Row]:
     return made_of(scan(path, unit), lambda row, _: row)[0]
 
 
-def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
+def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> Iterator[Row]:
     """Download (or take from the hub's cache) one split of a hub data set; `revision` is a branch, tag or commit.
 
     Raises:
         UserError: `datasets` is not installed, or the data set cannot be reached or does not exist.
     """
-    values = hub_values(name, config, split, revision)
-    return [Row(dict(one), Place(name, number)) for number, one in enumerate(values, start=1)]
+    for number, one in enumerate(hub_values(name, config, split, revision), start=1):
+        yield Row(dict(one), Place(name, number))
 
 
 def second_stage(path: str | None, limit: int | None) -> list[Record]:

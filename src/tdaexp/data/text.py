@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+from tdaexp.data.columnar import hub_values
 from tdaexp.data.columns import Columns
 from tdaexp.data.dataset import GENERATED, Dataset
+from tdaexp.data.files import all_files, files_of, large
 from tdaexp.data.limits import check_limits
 from tdaexp.data.question_file import Asking, questions
-from tdaexp.data.records import Record, Skipped
-from tdaexp.data.tables import Row, hub_rows, scan, second_stage
-from tdaexp.data.training_file import Pair, ids_of, training_pairs, without_held_out
+from tdaexp.data.record_store import RecordStore, StoredCorpus, kept_records
+from tdaexp.data.records import Corpus, Record, Skipped
+from tdaexp.data.tables import Row, hub_rows, rows_in, scan, second_stage
+from tdaexp.data.training_file import Pair, ids_of, records_in, training_pairs, without_held_out
 from tdaexp.runtime.errors import UserError, unknown
 
 UNITS = ("line", "paragraph")
@@ -91,6 +95,7 @@ class Text(Dataset):
         if self.query_sets is None:
             self.query_sets = list(self.QUERY_SETS) if self.query_path is None else [self.own_set]
         super().__post_init__()
+        self._store: RecordStore | None = None
         if self.own_set != "paraphrased" and {self.own_set, "paraphrased"} <= set(self.query_sets):
             raise UserError(
                 f"dataset.query_sets={self.query_sets}: '{self.own_set}' and 'paraphrased' are both the questions of "
@@ -148,6 +153,35 @@ class Text(Dataset):
         named = self.query_path is None or "paraphrased" in (self.query_sets or ())
         return "paraphrased" if named else self.own_set
 
+    def load_kept(self, cache: Path) -> Corpus:
+        """As `load`; the training records of large files are kept in a cache, and read from there a few at a time.
+
+        Where something is asked of all of them together (`held_out`, paraphrases in columns), they lie in memory.
+        """
+        files, alone = self._files(), self.paraphrase_column is None and self.paraphrase_completion_column is None
+        if self.held_out or self.paraphrase is not None or not alone or not large(files):
+            return self.load()
+        named = replace(self._columns, rejected=None)
+        self._store = kept_records(
+            cache,
+            files,
+            [str(self.hub)] if self.path is None else [str(file) for file in files_of(Path(self.path))],
+            lambda: records_in(lambda: islice(self._rows(), self.limit), named, self.prompt_fraction),
+            self.skip_bad,
+            [self.unit, self.split, self.limit, self.prompt_fraction, named],
+            by=type(self),
+        )
+        asked = {self.generated_from, GENERATED} & set(self.query_sets or ())
+        queries = {self.generated_from: self._paraphrased(self._store)} if asked else {}  # type: ignore[arg-type]
+        return StoredCorpus(self._store, queries, self.finetune_records(), self.skipped_rows())  # type: ignore[arg-type]
+
+    def _files(self) -> list[Path]:
+        """The files that hold the training rows, none where that is not known."""
+        if self.path is not None:
+            return all_files(Path(self.path))
+        rows = hub_values(str(self.hub), self.hub_config, self.split)
+        return [Path(one["filename"]) for one in getattr(rows, "cache_files", ())]
+
     def train_records(self) -> list[Record]:
         """Return the first `limit` records of the file or hub data set, less those that are held out."""
         return [record for record, _ in self._split[0]]
@@ -163,12 +197,15 @@ class Text(Dataset):
     def skipped_rows(self) -> list[Skipped]:
         """Return the rows of both files that could not be read."""
         asked = self.query_path is not None and {self.generated_from, GENERATED} & set(self.query_sets or ())
-        return [*self._read[1], *(self._asked[1] if asked else [])]
+        own = self._read[1] if self._store is None else self._store.skipped
+        return [*own, *(self._asked[1] if asked else [])]
 
     def own_paraphrases(self, train: Sequence[Record]) -> list[Record] | None:
         """Return the queries of the paraphrase columns or of `query_path`; None where neither is named."""
         if self.query_path is not None:
             return self._asked[0]
+        if self._store is not None:
+            return None
         return [query for _, query in self._split[0] if query is not None] or None
 
     @property
@@ -185,11 +222,11 @@ class Text(Dataset):
             source=self.source_column,
         )
 
-    def _rows(self) -> list[Row | Skipped]:
+    def _rows(self) -> Iterable[Row | Skipped]:
         """All rows, whatever the limit."""
         if self.path is not None:
-            return scan(Path(self.path), self.unit, self.split)
-        return list(hub_rows(str(self.hub), self.hub_config, self.split))
+            return rows_in(Path(self.path), self.unit, self.split)
+        return hub_rows(str(self.hub), self.hub_config, self.split)
 
     def _query_rows(self) -> list[Row | Skipped]:
         """All rows of `query_path`."""
@@ -204,7 +241,7 @@ class Text(Dataset):
             prompt=() if own is None else (own,),
             completion=self.paraphrase_completion_column,
         )
-        rows, named = self._rows()[: self.limit], replace(self._columns, rejected=None)
+        rows, named = list(islice(self._rows(), self.limit)), replace(self._columns, rejected=None)
         return training_pairs(rows, named, paraphrase, self.prompt_fraction, self.skip_bad)
 
     @cached_property
@@ -215,9 +252,12 @@ class Text(Dataset):
     @cached_property
     def _asked(self) -> tuple[list[Record], list[Skipped]]:
         """The questions of `query_path`, and rows that are left out."""
-        known, beyond = {record.id for record, _ in self._split[0]}, set()
+        known: Collection[str] = (
+            {record.id for record, _ in self._split[0]} if self._store is None else self._store.names
+        )
+        beyond: set[str] = set()
         if self.limit is not None and self.truth_column is not None:
-            beyond = ids_of(self._rows(), replace(self._columns, rejected=None)) - known
+            beyond = ids_of(list(self._rows()), replace(self._columns, rejected=None)).difference(known)
         answered = self.query_sets != [GENERATED]
         asking = Asking(self._columns, self.truth_column, self.label_column, self.generated_from, answered)
         return questions(self._query_rows(), asking, known, beyond, self.prompt_fraction, self.skip_bad)

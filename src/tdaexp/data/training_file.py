@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tdaexp.data.columns import Columns
 from tdaexp.data.dataset import query_id
 from tdaexp.data.groups import groups_of, stratified
 from tdaexp.data.records import Record, Skipped
-from tdaexp.data.tables import Row, made_of
+from tdaexp.data.tables import Row, each_made, made_of
 from tdaexp.data.usual import columns_of
 
 Pair = tuple[Record, Record | None]
@@ -33,6 +33,14 @@ def training_pairs(
         return record, replace(query, id=query_id(record.id, "paraphrased"), truth=(record.id,))
 
     return made_of(rows, make, skip_bad)
+
+
+def records_in(
+    rows: Callable[[], Iterable[Row | Skipped]], named: Columns, fraction: float
+) -> Iterator[Record | Skipped]:
+    """As the records of `training_pairs`, one after the other: rows are gone through twice, first for their columns."""
+    columns = columns_of(rows(), named)
+    yield from each_made(rows(), lambda row, number: columns.record(row, number, fraction))
 
 
 def without_held_out(pairs: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:

@@ -25,7 +25,7 @@ KEYS = "dataset.messages_column, text_column, or completion_column and prompt_co
 
 
 def columns_of(
-    rows: Sequence[Row | Skipped],
+    rows: Iterable[Row | Skipped],
     named: Columns,
     *,
     questions: bool = False,
@@ -41,24 +41,30 @@ def columns_of(
     Raises:
         UserError: a named column does not exist, or nothing has a usual name.
     """
-    read = [row for row in rows if isinstance(row, Row)]
-    if not read:
+    first, count = None, 0
+    counts: Counter[str] = Counter()
+    nested: set[str] = set()
+    for row in rows:
+        if isinstance(row, Row):
+            first, count = first or row, count + 1
+            counts.update(row.values.keys())
+            nested.update(name for name, value in row.values.items() if isinstance(value, (list, dict)))
+    if first is None:
         return named
-    counts = Counter(name for row in read for name in row.values)
     names = list(counts)
     for column in [named.rejected] if questions else named.used:
         if column is not None and column not in names:
-            raise unknown("column", column, map(str, names), str(read[0].where))
+            raise unknown("column", column, map(str, names), str(first.where))
     if questions:
         named = _there(named, names)
-    usually = {name for name in names if 2 * counts[name] >= len(read)}  # a row of another form changes none
+    usually = {name for name in names if 2 * counts[name] >= count}  # a row of another form changes none
     found = _completed(names, usually, named, questions)
-    if named.source is None and any(isinstance(row.values.get(str(found.source)), (list, dict)) for row in read):
+    if named.source is None and found.source in nested:
         found = replace(found, source=None)  # it describes something, and names nothing
     if found.dialogue is found.text is found.completion is None and (answered or not found.prompt):
-        raise _unusual(read[0], names, found, questions)
+        raise _unusual(first, names, found, questions)
     if told and names != ["text"]:
-        log.info("%s: %s", read[0].where.file, _told(found, names))
+        log.info("%s: %s", first.where.file, _told(found, names))
     return found
 
 

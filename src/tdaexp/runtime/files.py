@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from filelock import FileLock
 
 from tdaexp.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
 SELF_INFLUENCE = "self_influence.zarr"
 CHECKPOINTS = "checkpoints.json"
 """What a training leaves in its run folder: a list of the folders that hold its weights."""
@@ -123,6 +125,19 @@ def cached_folder(path: Path, build: Callable[[Path], None]) -> Path:
                 build(temporary)
                 seal(temporary)
     return path
+
+
+def mended_folder(path: Path, build: Callable[[Path], None]) -> Path:
+    """As `cached_folder`; one that does not read as it was written is named, and built again."""
+    from tdaexp.runtime import seal
+
+    broken = seal.damage(path) if path.exists() else None
+    if broken is not None:
+        log.warning("%s: damaged (%s), and is made again", path, broken)
+        with locked(path), writing(path):
+            if path.exists() and seal.damage(path) is not None:  # nobody has made it meanwhile
+                remove(path)
+    return cached_folder(path, build)
 
 
 def remove(path: Path) -> None:
