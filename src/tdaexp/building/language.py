@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tdaexp.building.corpora import trained_on
 from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Described
@@ -17,7 +18,7 @@ from tdaexp.data.candidate_cache import cached_candidates
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.found import Found, texts_by_id
-from tdaexp.data.pieces import DOCUMENT, labels_of, of_pieces
+from tdaexp.data.pieces import of_pieces
 from tdaexp.data.records import Corpus, Record
 from tdaexp.data.text import Text
 from tdaexp.data.unknown_sources import settled, tell
@@ -67,17 +68,13 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
     """Tokenise, choose the pairs, and put everything that a method may look at together."""
     names, records = asked_records(config, corpus)
     classes = (successor or loaded).classes
-    train = tokenised(config, corpus.train, loaded, loaded.classes)
-    queries = tokenised(config, records, loaded, classes, trained_on=False)
-    belongs, position = labels_of(corpus.train, train), {one.id: row for row, one in enumerate(corpus.train)}
-    documents = np.arange(len(train)) if DOCUMENT not in belongs else np.array(
-        [position[name] for name in belongs[DOCUMENT]]
-    )  # fmt: skip
+    trained = trained_on(config, corpus.train, loaded)
+    train, queries = trained.examples, tokenised(config, records, loaded, classes, trained_on=False)
     if isinstance(config.candidates, Found):  # which names pieces, where texts were cut
         candidates = config.candidates.pairs(texts_by_id(queries), texts_by_id(train))
     else:
-        candidates = of_pieces(chosen(config, records, corpus.train), documents)
-    own = [np.flatnonzero(np.isin(documents, [position[source] for source in record.truth])) for record in records]
+        candidates = of_pieces(chosen(config, records, corpus.train), trained.documents)
+    own = [trained.of(record.truth) for record in records]
     second = None
     if successor is not None:
         examples = tokenised(config, corpus.finetune, successor, classes)
@@ -103,7 +100,7 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
         seed=config.seed,
         finetuned=second,
         truth_known=np.array([bool(record.truth) for record in records]),
-        belongs=belongs,
+        belongs=trained.belongs,
         wanted=Wanted(config.candidates.k, own) if isinstance(config.candidates, Best) else None,
     )
 

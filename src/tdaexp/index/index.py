@@ -76,8 +76,7 @@ class Index:
     """Rows of N examples, in their order, on disk; read as `gradients.features.Features` are."""
 
     def __init__(self, problem: Problem, making: Making) -> None:
-        """Look for the blocks of the training examples. Errors (UserError): an example without loss."""
-        making.gradients.check(range(len(making.gradients)), "training")
+        """Look for the blocks of the training examples."""
         self.problem, self.making, self.columns = problem, making, making.columns
         self.dtype = np.dtype(making.gradients.kind)
         self.row_bytes = making.width * self.dtype.itemsize
@@ -103,9 +102,11 @@ class Index:
     def build(self, share: Share | None = None, *, told: bool = True) -> int:
         """Compute the blocks that are missing, or those of a task's share; returns how many these were.
 
-        `told`: say so where none is missing. Errors (UserError): NaN or Inf in a gradient.
+        `told`: say so where none is missing. Errors (UserError): an example without loss, NaN or Inf in a gradient.
         """
         wanted = self.missing(share)
+        for block in (self.blocks[number] for number in wanted if current() is None):
+            self.making.gradients.check(range(block.start, block.stop), "training")
         rows = sum(len(self.blocks[number]) for number in wanted)
         if wanted:
             log.info(

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tdaexp.data.examples import Examples
+from tdaexp.data.pieces import DOCUMENT
 from tdaexp.data.records import Record
 from tdaexp.problem import Problem
 from tdaexp.runtime.errors import UserError
@@ -36,22 +39,30 @@ ROLES = ("query", "train", "document")
 """What texts are of: queries, training examples, and records that are no example themselves but were cut into some."""
 
 
-def texts_of(problem: Problem, records: Sequence[Record] = ()) -> Texts:
+def texts_of(problem: Problem, records: Sequence[Record] = (), found: np.ndarray | None = None) -> Texts:
     """The texts of a problem's queries and training examples, and of those of the `records` that were cut into pieces.
 
-    Those of anybody's own lists may have no prompts.
+    Where pairs were `found` (numbers of training examples), of the training examples those in one of them. Those of
+    anybody's own lists may have no prompts.
     """
-    found: Texts = {}
-    for name, side in (("query", problem.queries), ("train", problem.train)):
+    known: Texts = {}
+    train, places = problem.train, None if found is None else np.unique(found[found >= 0])
+    if places is not None:
+        train = train.select(places)
+    for name, side in (("query", problem.queries), ("train", train)):
         prompts = getattr(side, "prompts", None) or [""] * len(side.ids)
         parts = zip(side.ids, prompts, side.texts, strict=True)
-        found[name] = {one: _apart(prompt.lstrip(), text) for one, prompt, text in parts}
+        known[name] = {one: _apart(prompt.lstrip(), text) for one, prompt, text in parts}
     for one in problem.queries if isinstance(problem.queries, Examples) else ():
         if one.rejected is not None:
             other = _apart(one.rejected.prompt.lstrip(), one.rejected.text).completion
-            found["query"][one.id] = replace(found["query"][one.id], rejected=other)
-    cut = [record for record in records if record.id not in found["train"]]
-    return found | ({"document": {one.id: _apart(one.prompt.lstrip(), one.text) for one in cut}} if cut else {})
+            known["query"][one.id] = replace(known["query"][one.id], rejected=other)
+    named = problem.belongs.get(DOCUMENT)
+    if places is not None and named is not None:
+        wanted = {named[place] for place in places}
+        records = [record for record in records if record.id in wanted]
+    cut = [record for record in records if record.id not in known["train"]] if named is not None else []
+    return known | ({"document": {one.id: _apart(one.prompt.lstrip(), one.text) for one in cut}} if cut else {})
 
 
 def texts_of_records(queries: Sequence[Record], train: Sequence[Record]) -> Texts:

@@ -102,7 +102,8 @@ def answered(config: AttributeConfig, problem: Problem, corpus: Corpus | None, c
     clock.stop("trust")
     cost |= {"trust": clock.seconds["trust"]} if trust else {}
     near = _second_stage(problem, store) if store is not None and ranks.current().first else None
-    texts = texts_of(problem, corpus.train if problem.belongs and corpus is not None else ())
+    found = seen.pairs if seen.wanted is not None and itself is None else None
+    texts = texts_of(problem, corpus.train if problem.belongs and corpus is not None else (), found)
     if combine is not None and store is not None:
         store, texts = mean_query(store), as_one(texts, problem.query_set, problem.queries.ids, combine)
     return Answer(store, cost, texts, near, [] if corpus is None else corpus.skipped, itself, trust)
