@@ -313,7 +313,7 @@ def test_a_document_without_a_token_of_loss_is_named(make_problem, compose, tmp_
     problem = make_problem(tmp_path, train=TRAIN[:3], queries=ONE)
     silent = replace(problem.train[2], loss_mask=np.zeros_like(problem.train[2].loss_mask))
     with pytest.raises(UserError, match=f"'{silent.id}'"):
-        compose(*SIDE).index(replace(problem, train=Examples([*problem.train.items[:2], silent])))
+        compose(*SIDE).index(replace(problem, train=Examples([*problem.train.items[:2], silent]))).build()
 
 
 def test_self_influence_beside_found_pairs(make_problem, compose, tmp_path):

@@ -16,6 +16,7 @@ from tdaexp.models.components import ComponentMap, component_map
 from tdaexp.models.loaded import LoadedModel, head
 from tdaexp.models.sharded import units_of
 from tdaexp.objectives.tokens import NextToken
+from tdaexp.planning.blank import Blank
 from tdaexp.planning.rehearsed import Pass, RehearsedHistory, pass_of
 from tdaexp.problem import Compute, Problem, Stage, Wanted
 from tdaexp.runtime.fake_device import DEVICE
@@ -115,7 +116,7 @@ class TextWork:
             identity="model",
             map=self.every,
             objective=NextToken(),
-            train=self.train.examples("t"),
+            train=Blank(self.train, "t"),
             queries=self.queries.examples("q"),
             query_set=[str(number) for number, count in enumerate(self.query_sets) for _ in range(count)],
             candidates=Candidates(self.pairs, np.zeros(self.pairs.shape)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tdaexp.building.texts import drawn, text_template
 from tdaexp.data.best import Best
 from tdaexp.data.dataset import GENERATED, as_query
 from tdaexp.data.found import Found
+from tdaexp.data.record_store import RecordStore
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, COUNTED, Sizes, sizes_of
 from tdaexp.data.unknown_sources import settled
@@ -20,6 +22,7 @@ from tdaexp.models.empty import empty_model
 from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
+from tdaexp.planning.stored import sizes_of_stored
 from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
@@ -38,8 +41,8 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
         corpus = _read_held_out(dataset) if simulated else read(dataset)
-    records = [] if corpus is None else [record.text for record in corpus.train]
-    shape, tokenizer = config.model.planned(records)
+    read_by_model = corpus is not None and config.model.needs_training  # whose tokenizer is made of them
+    shape, tokenizer = config.model.planned([one.text for one in corpus.train] if corpus and read_by_model else [])
     longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
     longest = longest or getattr(shape, "max_position_embeddings", None) or FALLBACK_LENGTH
     longest, assumed = min(longest, dataset.max_length), []
@@ -53,7 +56,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
         if tokenizer is None:
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
-        elif len(corpus.train) > COUNTED and dataset.chunk is None:
+        elif len(corpus.train) > COUNTED and (dataset.chunk is None or isinstance(corpus.train, RecordStore)):
             assumed.append(f"lengths of all training examples from {COUNTED:,} of them, half of these the longest")
     if getattr(config.model, "quantised", None):
         assumed.append("the base's matrices in full precision, of which nf4 takes about an eighth and int8 a quarter")
@@ -139,7 +142,10 @@ def _sizes(config: Any, corpus: Corpus, tokenizer: Any, longest: int) -> tuple[S
 
     finetune = sized(corpus.finetune, dataset.chunk) if corpus.finetune else None
     sets = {name: sized(records) for name, records in corpus.queries.items()}
-    return sized(corpus.train, dataset.chunk), sets, finetune
+    train = partial(sized, chunk=dataset.chunk)
+    if isinstance(corpus.train, RecordStore):
+        return sizes_of_stored(corpus.train, train), sets, finetune
+    return train(corpus.train), sets, finetune
 
 
 def _candidates(config: Any, corpus: Corpus | None, names: list[str], train: int) -> int:
