@@ -150,7 +150,7 @@ def row_table(
     """Each training row in the data's order: `mean`, `highest` and `lowest` score over the queries that it was scored
     for, their number `queries`, `self_influence` where it is given (by id), and `text`.
 
-    A row that is a candidate of no query has NaN and 0 queries.
+    A row that is a candidate of no query has NaN and 0 queries; where pairs were found, no such row is there.
     """
     places = {row: number for number, row in enumerate(texts["train"] if texts else ())}
     total, count, highest, lowest = (np.zeros(0) for _ in range(4))
