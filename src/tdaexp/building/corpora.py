@@ -37,7 +37,8 @@ class TrainedOn:
 
     def of(self, names: Iterable[str]) -> np.ndarray:
         """Numbers of the examples that are of some records, by these records' ids."""
-        return np.flatnonzero(np.isin(self.documents, [self.place(name) for name in names]))
+        places = [place for name in names if (place := self.place(name)) is not None]
+        return np.flatnonzero(np.isin(self.documents, places))
 
 
 def trained_on(config: Named, records: list[Record] | RecordStore, loaded: LoadedModel) -> TrainedOn:

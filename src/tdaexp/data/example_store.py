@@ -121,7 +121,7 @@ class StoredExamples(Examples):
         return found
 
     @property
-    def contrastive(self) -> bool:  # type: ignore[override]
+    def contrastive(self) -> bool:
         """No training record compares two answers."""
         return False
 

@@ -55,7 +55,7 @@ class Blank(BlankExamples):
         return self.sizes.tokens[self.places]
 
     @property
-    def contrastive(self) -> bool:  # type: ignore[override]
+    def contrastive(self) -> bool:
         """No."""
         return False
 
