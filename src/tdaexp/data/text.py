@@ -158,8 +158,8 @@ class Text(Dataset):
 
         Where something is asked of all of them together (`held_out`, paraphrases in columns), they lie in memory.
         """
-        files, alone = self._files(), self.paraphrase_column is None and self.paraphrase_completion_column is None
-        if self.held_out or self.paraphrase is not None or not alone or not large(files):
+        files = self.kept_files()
+        if not files:
             return self.load()
         named = replace(self._columns, rejected=None)
         self._store = kept_records(
@@ -174,6 +174,14 @@ class Text(Dataset):
         asked = {self.generated_from, GENERATED} & set(self.query_sets or ())
         queries = {self.generated_from: self._paraphrased(self._store)} if asked else {}  # type: ignore[arg-type]
         return StoredCorpus(self._store, queries, self.finetune_records(), self.skipped_rows())  # type: ignore[arg-type]
+
+    def kept_files(self) -> list[Path]:
+        """The files whose records are kept in a store: none where these lie in memory."""
+        columns = (self.paraphrase_column, self.paraphrase_completion_column, self.paraphrase)
+        if self.held_out or any(one is not None for one in columns):
+            return []
+        files = self._files()
+        return files if large(files) else []
 
     def _files(self) -> list[Path]:
         """The files that hold the training rows, none where that is not known."""

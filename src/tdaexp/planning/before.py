@@ -6,6 +6,7 @@ from typing import Any
 
 from tdaexp.data.sizes import Sizes
 from tdaexp.planning.rehearsed import RUNTIME_BYTES
+from tdaexp.planning.stored import stored_bytes
 from tdaexp.planning.task_work import TaskWork
 from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.costs import StageCost
@@ -18,6 +19,9 @@ LOOKED_AT = 2000  # examples of a batch where the loss of a classifier is looked
 def of_texts(config: Any, work: TextWork) -> list[StageCost]:
     """Stages before a method on a language model."""
     stages, prompts = [], work.prompts
+    if kept := stored_bytes(config.dataset, work.train, work.model.get_input_embeddings().weight.shape[0]):
+        note = "records and tokens of the training texts, kept once; other runs find them in the cache"
+        stages.append(StageCost("texts", disk=kept, host=RUNTIME_BYTES, note=note))
     if config.model.needs_training:
         stages.append(_training("training", config.trainer.fit, work, work.train))
     if work.finetune is not None and config.model.finetuned is None:

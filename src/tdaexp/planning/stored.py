@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from tdaexp.data.files import COMPRESSED
 from tdaexp.data.record_store import RecordStore
 from tdaexp.data.records import Record
 from tdaexp.data.sizes import COUNTED, Sizes
+from tdaexp.data.text import Text
+
+PACKED = 4.0
+"""How much longer texts are than the files that they are packed in."""
+RECORD_BYTES = 60.0
+"""Of a record beside its text, and of its example beside its tokens: id, place, hashes, ends."""
 
 
 def sizes_of_stored(records: RecordStore, sized: Callable[[list[Record]], Sizes]) -> Sizes:
@@ -24,3 +32,14 @@ def sizes_of_stored(records: RecordStore, sized: Callable[[list[Record]], Sizes]
     known, others = (sized([records[int(place)] for place in places]) for places in (longest, some))
     count = round(len(others) * len(rest) / len(some))
     return Sizes.joined([known, Sizes(np.resize(others.tokens, count), np.resize(others.predicted, count))])
+
+
+def stored_bytes(dataset: Any, train: Sizes, vocabulary: int) -> float:
+    """Bytes on disk of the training records and their tokens, where they are kept there and not in memory; else 0."""
+    files = dataset.kept_files() if isinstance(dataset, Text) and dataset.at_hand else []
+    if not files:
+        return 0.0
+    packed = (*COMPRESSED, ".parquet")
+    texts = sum(file.stat().st_size * (PACKED if file.suffix in packed else 1.0) for file in files)
+    token = (2 if vocabulary <= 1 << 16 else 4) + 1 / 8
+    return texts + RECORD_BYTES * len(train) + token * float(train.tokens.sum())
