@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny_problem import GENERATED, PARAPHRASED, TRAIN
+from tiny_problem import TRAIN
 
 from method_pages import documented, fills
 from prose import parts
@@ -28,9 +28,6 @@ BLIND = {"random"}  # does not look at the examples, so resemblance means nothin
 WHOLE = {"arnoldi": ["method.steps=50", "method.rank=40"]}  # a projection to few dimensions need not know an example
 BATCHES = {"tokens_per_batch": 150}  # several blocks of several passes
 TOLERANCE = 1e-4  # float32, relative to the largest value of the same kind and component
-FEW = TRAIN[:8]
-ASKED = {name: [one for one in records if one.truth[0] in {record.id for record in FEW}][:3]
-         for name, records in (("paraphrased", PARAPHRASED), ("generated", GENERATED))}  # fmt: skip
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -62,12 +59,6 @@ def assert_same_bits(one: xr.Dataset, two: xr.Dataset) -> None:
     assert one.identical(two)
     for name in one.data_vars:
         assert one[name].values.tobytes() == two[name].values.tobytes(), name
-
-
-@pytest.fixture(scope="module")
-def make_problem(make_problem) -> Callable[..., Problem]:
-    """Of fewer records, as every method runs on it again and again."""
-    return functools.partial(make_problem, train=FEW, queries=ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +239,7 @@ def test_the_same_bits_again_also_after_kills_and_the_model_is_left_as_it_was(
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in BLIND])
 def test_positive_is_helpful(name, configured, make_problem, tmp_path):
     """A query that is one training example, word for word, has no better explanation than that example."""
-    copies = [dataclasses.replace(record, id=f"copy of {record.id}", truth=(record.id,)) for record in FEW]
+    copies = [dataclasses.replace(record, id=f"copy of {record.id}", truth=(record.id,)) for record in TRAIN]
     problem = make_problem(tmp_path, queries={"copies": copies}, candidates=len(copies))
     scores = influence.scores(configured(name, *WHOLE.get(name, [])).attribute(problem)).values
     own = scores[problem.truth]
