@@ -27,7 +27,7 @@ from tdaexp.gradients.factors import (
 )
 from tdaexp.gradients.pairs import Pairs, products_of_rows
 from tdaexp.runtime.accumulation import wide_bmm
-from tdaexp.runtime.rehearsal import alike
+from tdaexp.runtime.rehearsal import alike, current
 
 FORMED_BYTES = 1 << 27
 """Memory for the output rows of explicit gradients that are multiplied in one step; a constant like `CHUNK_BYTES`."""
@@ -38,6 +38,8 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
 
     Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
     """
+    if current() is None:
+        return _pair_dots(left, right, pairs)
     same = tuple(a is b for a, b in zip(left, right, strict=True))
     return alike((_form(left), _form(right), same, pairs.form), partial(_pair_dots, left, right, pairs))
 
