@@ -37,7 +37,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: it need not be searched for garbage again and again, nor all else as often as usual."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(700, 10, 50)
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from tdaexp.app.compose import open_composer
 from tdaexp.app.plan import plan
@@ -42,10 +43,18 @@ def _expanded(arguments, before):
     ).stdout
 
 
+def telling(batches):
+    """The jobs of a sweep with each value once; of very many the first two and the last."""
+    seen, jobs = set(), [job for batch in batches for job in batch]
+    new = [job for job in jobs if not seen.issuperset(job) and (seen.update(job) or True)]
+    return new if len(new) < 20 else [*new[:2], new[-1]]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["train", "attribute", "evaluate"])
-def test_every_documented_command_passes_the_checks(stage, repository):
-    refused, count = [], 0
+def test_every_documented_command_passes_the_checks(stage, repository, monkeypatch):
+    refused, count, split = [], 0, BasicSweeper.split_arguments
+    monkeypatch.setattr(BasicSweeper, "split_arguments", lambda *given: [telling(split(*given))])
     with open_composer(stage, repository / "conf") as composer:
         for (name, arguments), file in commands(repository).items():
             if name == stage:

@@ -21,14 +21,14 @@ def test_a_dry_run_prints_the_script_of_a_job_array(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["plan=true", "-m", "budget=0.1,0.2,0.3", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", *TINY,
+    arguments = ["plan=true", "-m", "budget=0.1,0.2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", *TINY,
                  "hydra.launcher.timeout_min=90", "hydra.launcher.array_parallelism=2",
                  "+hydra.launcher.additional_parameters={mail-type: FAIL}"]  # fmt: skip
     code = main("attribute", REPOSITORY / "conf", ["attribute.py", *arguments])
     out, err = capsys.readouterr()
     assert code == 0, err
     script = out[out.index("#!/bin/bash") :]
-    for line in ("--array=0-2%2", "--partition=gpu", "--time=90", "--mem=64GB", "--gpus-per-node=1", "--nodes=1",
+    for line in ("--array=0-1%2", "--partition=gpu", "--time=90", "--mem=64GB", "--gpus-per-node=1", "--nodes=1",
                  "--signal=USR2@120", "--mail-type=FAIL", "--requeue"):  # fmt: skip
         assert f"#SBATCH {line}" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

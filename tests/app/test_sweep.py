@@ -240,14 +240,13 @@ def test_a_row_that_cannot_be_read_counts_as_not_done(tmp_path):
 
 @pytest.mark.long
 def test_a_sweep_is_one_group_of_offline_wandb_runs(program):
-    done = program.process("method=select,project", "-m", "budget=0.01,0.05")
+    done = program.process("method=project", "-m", "budget=0.01,0.05")
     assert done.returncode == 0, done.stderr
     runs = sorted(program.folder.glob("multirun/*/*/wandb/offline-run-*/*.wandb"))
-    assert len(runs) == 4 and len({run.parents[2] for run in runs}) == 4
+    assert len(runs) == 2 and len({run.parents[2] for run in runs}) == 2
     told = [read_mirrored(run.parents[2]) for run in runs]
-    assert {one.group for one in told} == {"attribute method=select,project budget=0.01,0.05"}
-    names = [f"{name} budget={budget}" for name in ("select", "project") for budget in (0.01, 0.05)]
-    assert [one.name for one in told] == names
+    assert {one.group for one in told} == {"attribute budget=0.01,0.05 method=project"}
+    assert [one.name for one in told] == ["project budget=0.01", "project budget=0.05"]
     assert not (program.folder / "wandb").exists()
 
 

@@ -19,7 +19,8 @@ from tdaexp.models.scratch import Scratch
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 DATA = ("dataset.people=6", "metric.plots=false", "metric.bootstrap=10", "model.expected_components=null")
-REMOTE = ("model=olmo1b", "model.pretrained=tdaexp-no-such-owner/model", *DATA)
+ONE_LAYER = "model.shape.num_hidden_layers=1"  # of the plan that is told before the hub is asked
+REMOTE = ("model=olmo1b", "model.pretrained=tdaexp-no-such-owner/model", ONE_LAYER, *DATA)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from commands import TINY, only
 
-MANY_BLOCKS = ("trainer.tokens_per_batch=256", "trainer.cache_gb=0.0005", "dataset.people=24", "metric.plots=false")
+MANY_BLOCKS = ("trainer.tokens_per_batch=256", "trainer.cache_gb=0.0003", "dataset.people=14", "metric.plots=false")
 """Many small blocks of work, so that the moments fall between different ones."""
 PATIENCE_S = 300
 

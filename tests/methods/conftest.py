@@ -42,8 +42,8 @@ SHORTER = {
         *("method.relative_damping=300", "method.queries=null", "method.iterations=30", "method.tolerance=1e-6"),
         *("method.preconditioner=ekfac", "method.examples=8"),
     ],
-    "astra": ["method.relative_damping=300", "method.queries=null", "method.steps=8", "method.batch_size=5"],
-    "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=8", "method.batch_size=5"],
+    "astra": ["method.relative_damping=300", "method.queries=null", "method.steps=5", "method.batch_size=5"],
+    "lissa": ["method.relative_damping=300", "method.queries=null", "method.depth=5", "method.batch_size=5"],
     "arnoldi": ["method.relative_damping=300", "method.steps=16", "method.rank=12"],
     "source": ["method.segments=2"],
     "trackstar": ["method.mix=1"],  # else other queries change an answer, as they should

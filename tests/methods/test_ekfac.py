@@ -16,10 +16,10 @@ from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
 
 
-@pytest.fixture
-def wide(make_problem, tmp_path):
-    """A problem in float64."""
-    return make_problem(tmp_path / "cache", dtype=torch.float64)
+@pytest.fixture(scope="module")
+def wide(make_problem, tmp_path_factory):
+    """A problem in float64; its cache is common, so that what several tests look at is fitted once."""
+    return make_problem(tmp_path_factory.mktemp("cache"), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -193,10 +193,10 @@ def test_the_answer_says_how_many_parameters_the_model_has(problem, compose):
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_blocks_of_layers_give_the_same_scores_and_hold_less(count, wide, compose, monkeypatch):
+def test_blocks_of_layers_give_the_same_scores_and_hold_less(count, wide, compose, tmp_path, monkeypatch):
     from tdaexp.curvature.score import Scoring
 
-    held = []
+    wide, held = dataclasses.replace(wide, cache=tmp_path), []
     usual = Scoring.held_bytes
     monkeypatch.setattr(Scoring, "held_bytes", lambda self: held.append(usual(self)) or held[-1])
     whole = compose("method=ekfac").attribute(wide)

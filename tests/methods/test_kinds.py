@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_problem import course, made_up
+from tiny_problem import PARAPHRASED, TRAIN, course, made_up
 from torch import nn
 
 from tdaexp import influence
@@ -93,7 +93,7 @@ def own(cache: Path) -> Problem:
 
 @pytest.fixture
 def problems(make_problem, tmp_path) -> dict[str, Problem]:
-    two = make_problem(tmp_path / "texts")
+    two = make_problem(tmp_path / "texts", TRAIN[:6], {"paraphrased": PARAPHRASED[:2]}, candidates=3)
     return {
         "texts": two.after("pretrained"),
         "texts, two stages": two,

@@ -11,7 +11,7 @@ from tdaexp.models.components import ComponentMap
 
 
 def dense_ggn(model: PreTrainedModel, components: ComponentMap, examples: Examples) -> torch.Tensor:
-    """1/N Σ_i Σ_t Jᵀ (diag(p) - p pᵀ) J over the tokens with loss, one example and one logit at a time."""
+    """1/N Σ_i Σ_t Jᵀ (diag(p) - p pᵀ) J over the tokens with loss, one token at a time."""
     space = VectorSpace(model, components)
     names = list(space.parameters())
     values = [dict(model.named_parameters())[name] for name in names]
@@ -23,9 +23,9 @@ def dense_ggn(model: PreTrainedModel, components: ComponentMap, examples: Exampl
         for t in range(1, example.length):
             if not example.loss_mask[t]:
                 continue
-            rows = [torch.autograd.grad(one, values, retain_graph=True) for one in logits[t - 1]]
-            columns = zip(names, zip(*rows, strict=True), strict=True)
-            jacobian = space.vectors({name: torch.stack(row) for name, row in columns})
+            each = torch.eye(logits.shape[1], dtype=logits.dtype)
+            rows = torch.autograd.grad(logits[t - 1], values, each, retain_graph=True, is_grads_batched=True)
+            jacobian = space.vectors(dict(zip(names, rows, strict=True)))
             p = torch.softmax(logits[t - 1].detach(), dim=0)
             total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
     for value in values:

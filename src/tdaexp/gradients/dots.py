@@ -11,7 +11,8 @@ function of shapes and pairs alone: the same batches give the same bits whenever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from tdaexp.gradients.factors import (
 )
 from tdaexp.gradients.pairs import Pairs, products_of_rows
 from tdaexp.runtime.accumulation import wide_bmm
+from tdaexp.runtime.rehearsal import alike, current
 
 FORMED_BYTES = 1 << 27
 """Memory for the output rows of explicit gradients that are multiplied in one step; a constant like `CHUNK_BYTES`."""
@@ -36,6 +38,20 @@ def pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -
 
     Pass the same list twice for products within a batch. Returns float32, or float64 for float64 factors.
     """
+    if current() is None:
+        return _pair_dots(left, right, pairs)
+    same = tuple(a is b for a, b in zip(left, right, strict=True))
+    return alike((_form(left), _form(right), same, pairs.form), partial(_pair_dots, left, right, pairs))
+
+
+def _form(factors: Sequence[Factors]) -> Hashable:
+    """All that the work with these factors depends on."""
+    tensors = [tuple((part.shape, part.dtype, part.device) for part in one.tensors) for one in factors]
+    kinds = [(type(one), one.size) for one in factors]
+    return tuple(tensors), tuple(kinds), tuple(map(tuple, shared_inputs(factors)))
+
+
+def _pair_dots(left: Sequence[Factors], right: Sequence[Factors], pairs: Pairs) -> Tensor:
     columns: list[Tensor] = [torch.empty(0, device="cpu")] * len(left)
     for group in shared_inputs(left):
         lefts = [one for k in group if isinstance(one := left[k], LinearFactors)]
@@ -90,11 +106,12 @@ def linear_gram(left: Sequence[LinearFactors], right: Sequence[LinearFactors], p
     """Gram form [P, n] for n linear components that share their inputs."""
     t, u = left[0].inputs.shape[1], right[0].inputs.shape[1]
     widest = max(left[0].inputs.shape[2], *(one.deltas.shape[2] for one in left))
-    rows = []
-    for chunk in pairs.chunks(8 * ((t + u) * widest + 2 * t * u), left[0].deltas.device):
+
+    def products(chunk: Pairs) -> Tensor:
         shared = _gram(left[0].inputs, right[0].inputs, chunk)
-        rows.append(torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1))
-    return torch.cat(rows)
+        return torch.stack([_contract(shared, a, b, chunk) for a, b in zip(left, right, strict=True)], dim=1)
+
+    return pairs.by_chunks(8 * ((t + u) * widest + 2 * t * u), left[0].deltas.device, products)
 
 
 def _contract(shared: Tensor, left: LinearFactors, right: LinearFactors, pairs: Pairs) -> Tensor:
@@ -144,13 +161,14 @@ def _explicit(factors: VectorFactors | LinearFactors) -> Tensor:
 def embedding_dots(left: EmbeddingFactors, right: EmbeddingFactors, pairs: Pairs) -> Tensor:
     """Σ over the positions that hold the same token of δ_t·δ'_t' [P]; P T T' O multiply-adds."""
     t, u = left.ids.shape[1], right.ids.shape[1]
-    values = []
-    for chunk in pairs.chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u), left.ids.device):
+
+    def products(chunk: Pairs) -> Tensor:
         lefts, rights = chunk.on(left.ids.device)
         match = left.ids[lefts][:, :, None] == right.ids[rights][:, None, :]
         gram = _gram(left.deltas, right.deltas, chunk)
-        values.append(_sum_of_products(gram, match.to(gram.dtype)))
-    return torch.cat(values)
+        return _sum_of_products(gram, match.to(gram.dtype))
+
+    return pairs.by_chunks(8 * ((t + u) * left.deltas.shape[2] + 3 * t * u), left.ids.device, products)
 
 
 def tied_dots(left: TiedFactors, right: TiedFactors, pairs: Pairs) -> Tensor:
@@ -168,14 +186,15 @@ def cross_dots(embedding: EmbeddingFactors, head: LinearFactors, pairs: Pairs) -
     """E·H' = Σ_{t,l} δ'_l[token_t] (δ_t·a'_l) [P], for `pairs.left` in `embedding` and `pairs.right` in `head`."""
     t, l = embedding.ids.shape[1], head.inputs.shape[1]
     places = torch.arange(l, device=head.inputs.device)[None, None, :]
-    values = []
-    for chunk in pairs.chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l), embedding.ids.device):
+
+    def products(chunk: Pairs) -> Tensor:
         lefts, rights = chunk.on(embedding.ids.device)
         tokens = embedding.ids[lefts][:, :, None]
         outputs = head.deltas[rights[:, None, None], places, tokens]
         gram = _gram(embedding.deltas, head.inputs, chunk)
-        values.append(_sum_of_products(gram, outputs.to(gram.dtype)))
-    return torch.cat(values)
+        return _sum_of_products(gram, outputs.to(gram.dtype))
+
+    return pairs.by_chunks(8 * ((t + l) * head.inputs.shape[2] + 3 * t * l), embedding.ids.device, products)
 
 
 def _gram(left: Tensor, right: Tensor, pairs: Pairs) -> Tensor:

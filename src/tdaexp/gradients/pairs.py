@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tdaexp.runtime.deferred import send
+from tdaexp.runtime.rehearsal import alike
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 27}
 """Memory for one step's temporaries of pairs: what a processor keeps near, what keeps a GPU busy. Constants, because
@@ -55,6 +56,11 @@ class Pairs:
         return self._parts
 
     @cached_property
+    def form(self) -> tuple[int, ...]:
+        """All that the work with these pairs depends on: how many there are, and the rows of each side in each part."""
+        return len(self), *(len(side.left) for part in [self, *self.dense] for side in (part.lefts, part.rights))
+
+    @cached_property
     def _parts(self) -> list[Pairs]:
         return list(self.split(DENSE))
 
@@ -65,10 +71,12 @@ class Pairs:
             sent = {device: (left[part], right[part]) for device, (left, right) in self._sent.items()}
             yield Pairs(self.left[part], self.right[part], sent)
 
-    def chunks(self, bytes_per_pair: int, device: torch.device) -> Iterator[Pairs]:
-        """Consecutive pairs whose temporaries on a device fit in `CHUNK_BYTES`."""
+    def by_chunks(self, bytes_per_pair: int, device: torch.device, run: Callable[[Pairs], Tensor]) -> Tensor:
+        """What `run` gives of consecutive pairs, as many at a time as have temporaries on a device in `CHUNK_BYTES`."""
         limit = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-        return self.split(max(1, limit // max(bytes_per_pair, 1)))
+        work = object()  # chunks of this call that are as long are alike
+        chunks = self.split(max(1, limit // max(bytes_per_pair, 1)))
+        return torch.cat([alike((work, len(chunk)), partial(run, chunk)) for chunk in chunks])
 
 
 def _distinct(rows: Tensor) -> Pairs:
