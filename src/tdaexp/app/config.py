@@ -11,7 +11,7 @@ from typing import Any
 
 from tdaexp.app import foreign
 from tdaexp.app.found import Found
-from tdaexp.data.best import Best
+from tdaexp.data.best import EXACT, Best
 from tdaexp.index.shares import share_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
@@ -217,6 +217,11 @@ class AttributeConfig:
         found = isinstance(self.candidates, Best)
         if found and self.products is None:
             self.method.check_indexed("candidates=best")
+            if self.candidates.search != EXACT and self.method.exact_only:
+                raise UserError(
+                    f"candidates.search={self.candidates.search}: of method={self.method.name} "
+                    f"{self.method.exact_only}, so nothing of faiss would serve the next ones; take search=exact"
+                )
             if getattr(self.dataset, "combine", None) is not None:
                 raise UserError("dataset.combine: questions that are one need the same candidates; take candidates=all")
         if self.shard is None:
