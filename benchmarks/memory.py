@@ -5,7 +5,8 @@ and of a whole run of `full` over all pairs.
 150,000 numbers, 30 components, on disk. As many training examples as queries, float32, one thread, a process of its own
 for each. Prints the peak above that before the call, the stated cache (`trainer.cache_gb`), and what the table of
 results takes. `all`: 60 and 600 queries × 20,000 short texts, `candidates=all`, one layer (8 components), with the CPU
-seconds of scoring and of the report; it takes several minutes.
+seconds of scoring and of the report; it takes several minutes. `components`: the same of `dot` with 16 layers (113
+components), whose store takes 5.4 GB.
 
     python benchmarks/memory.py
 """
@@ -26,6 +27,7 @@ import numpy as np
 
 CACHE_GB, TOKENS_PER_BATCH, CANDIDATES = 0.1, 512, 5
 TEXTS, ALL_GB = 20_000, 2.0  # of a run over all pairs, and its stated cache
+LAYERS = {"all": 1, "components": 16}
 ENTRIES, COMPONENTS = 150_000, 30  # of a sketch
 
 
@@ -93,49 +95,58 @@ def measure_sketches(count: int) -> dict[str, float]:
         return peak(lambda: feature_products(queries, train, pairs, store=Path(folder) / "products", cache_gb=CACHE_GB))
 
 
-def measure_all(count: int) -> dict[str, float]:
-    """As `measure`, of a run of `full` from its command to its report; `scoring` and `report` are CPU seconds."""
+def measure_all(count: int, kind: str = "all", rows: int = TEXTS) -> dict[str, float]:
+    """As `measure`, of a run of `full`, or `dot`, from its command to its report; CPU seconds of `scoring`, of
+    `writing` the store, and of the `report`.
+    """
     from tdaexp.app import main as run
-    from tdaexp.app.stages import commands
+    from tdaexp.app.stages import answering
+    from tdaexp.methods.dot import Dot
     from tdaexp.methods.full import Full
 
     spent: dict[str, float] = {}
 
     def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(*arguments: Any) -> Any:
+        def inner(*arguments: Any, **more: Any) -> Any:
             start = time.process_time()
-            found = work(*arguments)
+            found = work(*arguments, **more)
             spent[name] = time.process_time() - start
             return found
 
         return inner
 
     def texts(number: int, prompt: str, step: int) -> str:
-        places = np.arange(number) * step % TEXTS
-        rows = [(f"r{k}", prompt.format(k), f" the river {k % 977} runs past town {k * 7 % 1301}") for k in places]
-        return "".join(json.dumps(dict(zip(("id", "prompt", "completion"), row, strict=True))) + "\n" for row in rows)
+        places = np.arange(number) * step % rows
+        made = [(f"r{k}", prompt.format(k), f" the river {k % 977} runs past town {k * 7 % 1301}") for k in places]
+        return "".join(json.dumps(dict(zip(("id", "prompt", "completion"), row, strict=True))) + "\n" for row in made)
 
-    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}
+    layers, method = LAYERS[kind], {"all": Full, "components": Dot}[kind]
+    width = 32 if kind == "all" else 16
+    small = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 2 * width}
+    small |= {} if kind == "all" else {"num_attention_heads": 2}
     with (
         tempfile.TemporaryDirectory() as place,
-        mock.patch.multiple(commands, write_report=timed("report", commands.write_report)),
-        mock.patch.multiple(Full, attribute=timed("scoring", Full.attribute)),
+        mock.patch.multiple(answering, write_report=timed("report", answering.write_report)),
+        mock.patch.multiple(answering.influence, save=timed("writing", answering.influence.save)),
+        mock.patch.multiple(method, attribute=timed("scoring", method.attribute)),
     ):
         folder = Path(place)
-        (folder / "rows.jsonl").write_text(texts(TEXTS, "Where is mill {}?", 1))
+        (folder / "rows.jsonl").write_text(texts(rows, "Where is mill {}?", 1))
         (folder / "questions.jsonl").write_text(texts(count, "Tell me where mill {} is.", 31))
         arguments = [
             "dataset=text", "dataset.id_column=id", "dataset.prompt_column=prompt",
             "dataset.completion_column=completion",
             f"dataset.path={folder}/rows.jsonl", f"dataset.query_path={folder}/questions.jsonl",
-            "dataset.truth_column=id", "dataset.query_sets=[paraphrased]", "candidates=all", "method=full",
+            "dataset.truth_column=id", "dataset.query_sets=[paraphrased]", "candidates=all",
+            f"method={method.__name__.lower()}",
             "candidates.index_with=bm25s", "trainer.fit.steps=20", "trainer.fit.warmup=2", f"trainer.cache_gb={ALL_GB}",
             *(f"model.config.{key}={value}" for key, value in small.items()),
             "logger=none", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run",
         ]  # fmt: skip
         conf = Path(__file__).resolve().parents[1] / "conf"
         found = peak(lambda: {} if run("attribute", conf, ["attribute.py", *arguments]) == 0 else sys.exit(1))
-    return found | spent | {"results": count * TEXTS * 8 * 2 * 4 / 1e6}
+    kept = 2 if kind == "all" else 1  # products, and those of examples with themselves
+    return found | spent | {"results": count * rows * (7 * layers + 1) * kept * 4 / 1e6}
 
 
 def peak(work: Callable[[], dict[str, Any]]) -> dict[str, float]:
@@ -154,21 +165,24 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    kinds = {"select": measure, "project": measure_sketches, "all": measure_all}
+    kinds = {"select": measure, "project": measure_sketches, "all": measure_all, "components": measure_all}
     if len(sys.argv) > 1:
-        print(json.dumps(kinds[(*sys.argv, "select")[2]](int(sys.argv[1]))))
+        kind = (*sys.argv, "select")[2]
+        more = (kind, *map(int, sys.argv[3:])) if kind in LAYERS else ()
+        print(json.dumps(kinds[kind](int(sys.argv[1]), *more)))
         return
     print("| | queries | peak above what was there | stated cache | table of results | CPU seconds |")
     print("|---|---|---|---|---|---|")
-    counts = {"all": (60, 600)}
+    counts = {"all": (60, 600), "components": (600,)}
     for kind, count in ((one, count) for one in kinds for count in counts.get(one, (200, 2000))):
         done = subprocess.run([sys.executable, __file__, str(count), kind], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        cache = 1000 * (ALL_GB if kind == "all" else CACHE_GB)
+        cache = 1000 * (ALL_GB if kind in LAYERS else CACHE_GB)
         sizes = [f"{value:.0f} MB" for value in (found["peak"], cache, found["results"])]
         seconds = f"{found['seconds']:.0f}"
         if "report" in found:
-            seconds += f" ({found['scoring']:.0f} scoring, {found['report']:.0f} report)"
+            parts = ("scoring", "writing", "report")
+            seconds += f" ({', '.join(f'{found[part]:.0f} {part}' for part in parts)})"
         print("| " + " | ".join([f"`{kind}`", f"{count:,}", *sizes, seconds]) + " |")
 
 

@@ -78,10 +78,10 @@ class Approximate:
 
     @property
     def kind(self) -> str:
-        """What is kept, in words of `faiss.index_factory`."""
+        """What is kept, in words of `faiss.index_factory`; np: no codes for Hamming distances, which take minutes."""
         if self.best.search == "ivf":
             return f"IVF{self.lists},SQ8"
-        return "Flat" if self.best.search == "flat" else f"PQ{self._parts}"
+        return "Flat" if self.best.search == "flat" else f"PQ{self._parts}np"
 
     @property
     def width(self) -> int:

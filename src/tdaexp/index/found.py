@@ -122,7 +122,7 @@ def recall_of(numbers: np.ndarray, exact: np.ndarray) -> Recall:
     half = (exact.shape[1] + 1) // 2
     sides = {"helpful": slice(0, half), "harmful": slice(half, None)}
     shares = {
-        name: [np.isin(right[side], own[side]).mean() for own, right in zip(numbers, exact, strict=True)]
+        name: [np.isin(right[side], own[side]) for own, right in zip(numbers, exact, strict=True)]
         for name, side in sides.items()
         if exact[:, side].size
     }
