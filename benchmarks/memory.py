@@ -5,8 +5,8 @@ and of a whole run of `full` over all pairs.
 150,000 numbers, 30 components, on disk. As many training examples as queries, float32, one thread, a process of its own
 for each. Prints the peak above that before the call, the stated cache (`trainer.cache_gb`), and what the table of
 results takes. `all`: 60 and 600 queries × 20,000 short texts, `candidates=all`, one layer (8 components), with the CPU
-seconds of scoring and of the report; it takes several minutes. `components`: the same of `dot` with 16 layers (113
-components), whose store takes 5.4 GB.
+seconds of scoring and of the report; it takes several minutes. `store`: 600 queries × 20,000 × 113 components, numbers
+without a model behind them, as a run's store that `evaluate.py` judges and reports on, 5.4 GB of disk.
 
     python benchmarks/memory.py
 """
@@ -27,7 +27,6 @@ import numpy as np
 
 CACHE_GB, TOKENS_PER_BATCH, CANDIDATES = 0.1, 512, 5
 TEXTS, ALL_GB = 20_000, 2.0  # of a run over all pairs, and its stated cache
-LAYERS = {"all": 1, "components": 16}
 ENTRIES, COMPONENTS = 150_000, 30  # of a sketch
 
 
@@ -95,13 +94,10 @@ def measure_sketches(count: int) -> dict[str, float]:
         return peak(lambda: feature_products(queries, train, pairs, store=Path(folder) / "products", cache_gb=CACHE_GB))
 
 
-def measure_all(count: int, kind: str = "all", rows: int = TEXTS) -> dict[str, float]:
-    """As `measure`, of a run of `full`, or `dot`, from its command to its report; CPU seconds of `scoring`, of
-    `writing` the store, and of the `report`.
-    """
+def measure_all(count: int) -> dict[str, float]:
+    """As `measure`, of a run of `full` from its command to its report; `scoring` and `report` are CPU seconds."""
     from tdaexp.app import main as run
     from tdaexp.app.stages import answering
-    from tdaexp.methods.dot import Dot
     from tdaexp.methods.full import Full
 
     spent: dict[str, float] = {}
@@ -116,37 +112,72 @@ def measure_all(count: int, kind: str = "all", rows: int = TEXTS) -> dict[str, f
         return inner
 
     def texts(number: int, prompt: str, step: int) -> str:
-        places = np.arange(number) * step % rows
-        made = [(f"r{k}", prompt.format(k), f" the river {k % 977} runs past town {k * 7 % 1301}") for k in places]
-        return "".join(json.dumps(dict(zip(("id", "prompt", "completion"), row, strict=True))) + "\n" for row in made)
+        places = np.arange(number) * step % TEXTS
+        rows = [(f"r{k}", prompt.format(k), f" the river {k % 977} runs past town {k * 7 % 1301}") for k in places]
+        return "".join(json.dumps(dict(zip(("id", "prompt", "completion"), row, strict=True))) + "\n" for row in rows)
 
-    layers, method = LAYERS[kind], {"all": Full, "components": Dot}[kind]
-    width = 32 if kind == "all" else 16
-    small = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 2 * width}
-    small |= {} if kind == "all" else {"num_attention_heads": 2}
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}
     with (
         tempfile.TemporaryDirectory() as place,
         mock.patch.multiple(answering, write_report=timed("report", answering.write_report)),
-        mock.patch.multiple(answering.influence, save=timed("writing", answering.influence.save)),
-        mock.patch.multiple(method, attribute=timed("scoring", method.attribute)),
+        mock.patch.multiple(Full, attribute=timed("scoring", Full.attribute)),
     ):
         folder = Path(place)
-        (folder / "rows.jsonl").write_text(texts(rows, "Where is mill {}?", 1))
+        (folder / "rows.jsonl").write_text(texts(TEXTS, "Where is mill {}?", 1))
         (folder / "questions.jsonl").write_text(texts(count, "Tell me where mill {} is.", 31))
         arguments = [
             "dataset=text", "dataset.id_column=id", "dataset.prompt_column=prompt",
             "dataset.completion_column=completion",
             f"dataset.path={folder}/rows.jsonl", f"dataset.query_path={folder}/questions.jsonl",
-            "dataset.truth_column=id", "dataset.query_sets=[paraphrased]", "candidates=all",
-            f"method={method.__name__.lower()}",
+            "dataset.truth_column=id", "dataset.query_sets=[paraphrased]", "candidates=all", "method=full",
             "candidates.index_with=bm25s", "trainer.fit.steps=20", "trainer.fit.warmup=2", f"trainer.cache_gb={ALL_GB}",
             *(f"model.config.{key}={value}" for key, value in small.items()),
             "logger=none", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/run",
         ]  # fmt: skip
         conf = Path(__file__).resolve().parents[1] / "conf"
         found = peak(lambda: {} if run("attribute", conf, ["attribute.py", *arguments]) == 0 else sys.exit(1))
-    kept = 2 if kind == "all" else 1  # products, and those of examples with themselves
-    return found | spent | {"results": count * rows * (7 * layers + 1) * kept * 4 / 1e6}
+    return found | spent | {"results": count * TEXTS * 8 * 2 * 4 / 1e6}
+
+
+def measure_store(count: int, texts: int = TEXTS, components: int = 113) -> dict[str, float]:
+    """As `measure`, of a store that is written from generated rows, and of `evaluate.py` about it; CPU seconds of
+    `writing` and of the `report`, peaks of both.
+    """
+    from tdaexp import influence
+    from tdaexp.app import main as run
+    from tdaexp.runtime.rows import Rows
+
+    names = np.array([f"r{k}" for k in range(texts)], dtype=object)
+    own = np.arange(count) * 31 % texts
+
+    def values(places: np.ndarray) -> np.ndarray:
+        """Noise, and more of it where the row is the question's own."""
+        found = np.empty((len(places), texts, components), dtype=np.float32)
+        for one, place in zip(found, places, strict=True):
+            np.random.default_rng(int(place)).standard_normal(out=one, dtype=np.float32)
+            one[own[place]] += 0.3
+        return found
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        store = influence.build(
+            Rows((count, texts, components), np.float32, values),
+            query=[f"q{k}" for k in range(count)],
+            query_set=["paraphrased"] * count,
+            train=Rows((count, texts), object, lambda places: np.tile(names, (len(places), 1))),
+            truth=own[:, None] == np.arange(texts),
+            component=[f"layers.{k // 7}.{k % 7}" for k in range(components)],
+            size=np.full(components, 256),
+            attrs={"method": "dot", "label": "dot", "study": "generated"},
+        )
+        written = peak(lambda: influence.save(store, folder / "run" / "influence.zarr") or {})
+        arguments = [f"runs=[{folder}/run]", "logger=none", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/page"]
+        conf = Path(__file__).resolve().parents[1] / "conf"
+        found = peak(lambda: {} if run("evaluate", conf, ["evaluate.py", *arguments]) == 0 else sys.exit(1))
+    results = count * texts * components * 4 / 1e6
+    parts = {"writing": written["seconds"], "written": written["peak"], "report": found["seconds"], "scoring": 0.0}
+    return {"peak": max(written["peak"], found["peak"]), "seconds": parts["writing"] + parts["report"],
+            "judged": found["peak"], "results": results} | parts  # fmt: skip
 
 
 def peak(work: Callable[[], dict[str, Any]]) -> dict[str, float]:
@@ -165,24 +196,22 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    kinds = {"select": measure, "project": measure_sketches, "all": measure_all, "components": measure_all}
+    kinds = {"select": measure, "project": measure_sketches, "all": measure_all, "store": measure_store}
     if len(sys.argv) > 1:
-        kind = (*sys.argv, "select")[2]
-        more = (kind, *map(int, sys.argv[3:])) if kind in LAYERS else ()
-        print(json.dumps(kinds[kind](int(sys.argv[1]), *more)))
+        print(json.dumps(kinds[(*sys.argv, "select")[2]](int(sys.argv[1]))))
         return
     print("| | queries | peak above what was there | stated cache | table of results | CPU seconds |")
     print("|---|---|---|---|---|---|")
-    counts = {"all": (60, 600), "components": (600,)}
+    counts = {"all": (60, 600), "store": (600,)}
     for kind, count in ((one, count) for one in kinds for count in counts.get(one, (200, 2000))):
         done = subprocess.run([sys.executable, __file__, str(count), kind], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        cache = 1000 * (ALL_GB if kind in LAYERS else CACHE_GB)
+        cache = 1000 * (ALL_GB if kind == "all" else CACHE_GB)
         sizes = [f"{value:.0f} MB" for value in (found["peak"], cache, found["results"])]
         seconds = f"{found['seconds']:.0f}"
         if "report" in found:
             parts = ("scoring", "writing", "report")
-            seconds += f" ({', '.join(f'{found[part]:.0f} {part}' for part in parts)})"
+            seconds += f" ({', '.join(f'{found[part]:.0f} {part}' for part in parts if found.get(part))})"
         print("| " + " | ".join([f"`{kind}`", f"{count:,}", *sizes, seconds]) + " |")
 
 

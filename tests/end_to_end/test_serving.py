@@ -101,7 +101,7 @@ def test_a_page_that_answers_as_the_command_does(commands, run, monkeypatch):
     assert {name: status for name, (status, _, _) in replies.items() if status != 200} == {
         "long": 400, "nothing": 400, "elsewhere": 403, "foreign": 403, "lost": 404,
     }  # fmt: skip
-    status, page, headers = replies["page"]
+    _, page, headers = replies["page"]
     assert "<form" in page and "<script" not in page and "src=" not in page and "href=" not in page
     assert headers["Content-Security-Policy"].startswith("default-src 'none'")
     answer = json.loads(replies["answer"][1])
