@@ -3,7 +3,8 @@ exact search, of numpy's product with the same memory-mapped rows, and of faiss 
 
 Rows are generated, as blocks of an index, in one of two kinds: `noise` has no structure at all, which is the worst case
 of an approximate search; `topics` is a mixture of 1,000 topics with a falling spectrum. Each way is a process of its
-own on one thread and asked twice, of which the second time counts; what faiss needs is made first. It takes 16 GB of disk and half an hour.
+own on one thread and asked twice, of which the second time counts; what faiss needs is made first. It takes 16 GB of
+disk and an hour.
 
     python benchmarks/search.py FOLDER [ROWS]
 """

@@ -85,7 +85,8 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
 
     `pairs` [Q, C] int64 index the training examples, -1 for no candidate. `store` is a folder named after all that the
     result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds what is held, and,
-    of pairs of gradients, a block's result with it. The whole result stays in the store: rows of it are read when they are asked for.
+    of pairs of gradients, a block's result with it. The whole result stays in the store: rows of it are read when they
+    are asked for.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), work.plan(pairs, cache_gb * 1e9))
