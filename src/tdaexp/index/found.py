@@ -60,7 +60,10 @@ def by_faiss(approximate: Approximate, queries: Rows) -> tuple[np.ndarray, dict[
     index, best = approximate.index, approximate.best
     if current() is not None:
         return _rehearsed(approximate, len(queries)), {}
-    answer = _searched(approximate, queries) if ranks.current().first and len(queries) else None
+    answer = None
+    if ranks.current().first and len(queries):
+        with ranks.acting_as(ranks.ALONE):  # the others wait for the answer
+            answer = _searched(approximate, queries)
     numbers, told = ranks.from_first(answer) or (np.zeros((0, best.size(index.place)), dtype=np.int64), {})
     return numbers, told
 
