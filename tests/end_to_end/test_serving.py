@@ -120,7 +120,9 @@ def test_a_page_that_answers_as_the_command_does(commands, run, monkeypatch):
 def test_what_cannot_be_served(commands, run):
     line = commands.refused("evaluate", "serve=true")
     assert "asks the index of one run of attribute.py, and runs=[] names 0" in line
-    changed(run, "dot", method={"_target_": "tdaexp.methods.dot.Dot"})
+    changed(
+        run, "dot", method={"_target_": "tdaexp.methods.dot.Dot"}, candidates={"_target_": "tdaexp.data.candidates.All"}
+    )
     assert "serve=true: method=dot keeps no index" in commands.refused("evaluate", "serve=true", "runs=[dot]", "port=0")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     changed(run, "other", method=config["method"] | {"seed": 7})
