@@ -98,3 +98,10 @@ def test_the_influence_function_foretells_what_training_again_gives(repository, 
     names = run(repository / "docs" / "notebooks" / "judging.ipynb", FOLDER=tmp_path, SUBSETS=12)
     judged = names["judged"]
     assert judged["influence function"] > 0.95 > judged["trak"] > 0.4 and abs(judged["random"]) < 0.3
+
+
+def test_an_answer_goes_with_the_rows_that_are_named(repository, tmp_path):
+    names = run(repository / "docs" / "notebooks" / "quickstart.ipynb", FOLDER=tmp_path, STEPS=250, TRIED=1)
+    everything, best, chance = names["result"].iloc[0]
+    assert everything > 0.5 > 0.2 > best and chance > 0.5
+    assert (tmp_path / "answer" / "report.html").is_file()

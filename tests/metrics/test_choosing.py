@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tdaexp import influence
-from tdaexp.metrics.choosing import ALL, PEAK, Evidence, alone, choices, interval, ldss, orders, overlap, resampled
+from tdaexp.metrics.choosing import ALL, PEAK, Evidence, alone, choices, ldss, orders, overlap, resampled
+from tdaexp.metrics.intervals import around
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.runtime.errors import UserError
 from tdaexp.selection.trials import LDS
@@ -70,14 +71,14 @@ def test_a_prediction_comes_from_a_choice_that_saw_neither_its_query_nor_its_mod
     assert not np.array_equal(one[~mine], two[~mine])
 
 
-def test_intervals_hold_the_value_and_share_their_resamples():
+def test_resamples_are_about_the_value_and_shared():
     known = Evidence.of(store(), SETTINGS)
     found = choices(known, (LDS,), [0.1])
     draws = [resampled(known, one.foretold) for one in found]
     for one, drawn in zip(found, draws, strict=True):
         value = ldss(known, one.foretold).mean()
-        told = interval(value, drawn, SETTINGS)
-        assert told.low < value < told.high
+        told = around(value, drawn, SETTINGS)
+        assert 0 < told.high - told.low < 1 and abs(np.median(drawn) - value) < (told.high - told.low) / 2
     np.testing.assert_array_equal(draws[0], resampled(known, found[0].foretold))
 
 

@@ -40,6 +40,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 47 <= held <= 60  # 54 ± 3 standard deviations
 
 
+def test_intervals_of_strong_correlations_hold_them():
+    """Of normal pairs with ρ = 0.99 the 95 % interval holds 6/π asin(ρ/2) nearly as often, and always its own value."""
+    generator, truth, held = np.random.default_rng(7), 6 / np.pi * np.arcsin(0.495), 0
+    for _ in range(60):
+        first, noise = generator.standard_normal((2, 4, 60))
+        one = spearman_interval(first, 0.99 * first + np.sqrt(1 - 0.99**2) * noise, MetricSettings(bootstrap=200))
+        held += one.low <= truth <= one.high
+        assert one.low < one.value < one.high < 1
+    assert held >= 51  # percentiles that are not moved hold it 20 times
+
+
 def test_scores_that_foretell_nothing_count_zero():
     found = np.random.default_rng(0).standard_normal((2, 30))
     foretold = np.stack([found[0], np.ones(30)])

@@ -184,18 +184,30 @@ def test_fingerprint_follows_every_dependency_and_nothing_else(config, records, 
     assert of(checkpoint_every=1, keep="all") == of()
 
 
-def test_another_optimiser_schedule_and_cut_of_batches(start, examples, tmp_path, weights, config, records):
-    settings = FitSettings(steps=5, batch_size=4, lr=1e-2, warmup=0, clip=0, optimizer="sgd", momentum=0.9,
-                           weight_decay=0.1, decay="all", schedule="constant", batches="epochs")  # fmt: skip
+@pytest.mark.parametrize("kind", ["sgd", "rooted"])
+def test_another_optimiser_schedule_and_cut_of_batches(start, examples, tmp_path, weights, config, records, kind):
+    """Rooted: AdamW with an ε inside its root so large that its steps are momentum's, (1 − β) / √ε_r at a time."""
+    own = {"optimizer": "sgd", "momentum": 0.9} if kind == "sgd" else {"betas": [0.9, 0.0], "eps": 0.0, "eps_root": 1e8}
+    rate = 1e-2 if kind == "sgd" else 10.0
+    settings = FitSettings(steps=5, batch_size=4, lr=rate, warmup=0, clip=0, weight_decay=0.01 / rate, decay="all",
+                           schedule="constant", batches="epochs", **own)  # fmt: skip
     model = config.start([record.text for record in records]).model.requires_grad_(True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1)
+    momenta = {name: torch.zeros_like(one) for name, one in model.named_parameters()}
     for step in range(5):
         indices = epoch_batch(step, seed=3, examples=10, batch_size=4)
         loss = causal_loss(model, collate([examples[int(i)] for i in indices], start.tokenizer.pad_token_id))
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
-        optimizer.step()
-    found = weights(fit(start, examples, settings, folder=tmp_path / "sgd", seed=3))
+        with torch.no_grad():
+            for name, one in model.named_parameters():
+                decay = 0.01 / rate * one
+                if kind == "sgd":
+                    momenta[name].mul_(0.9).add_(one.grad + decay)
+                    one.sub_(rate * momenta[name])
+                else:
+                    momenta[name].mul_(0.9).add_(0.1 * one.grad)
+                    one.sub_(rate * (momenta[name] / (1 - 0.9 ** (step + 1)) / 1e4 + decay))
+    found = weights(fit(start, examples, settings, folder=tmp_path / kind, seed=3))
     expected = dict(model.named_parameters())
     for name in found:
         torch.testing.assert_close(found[name], expected[name].detach(), rtol=1e-6, atol=1e-7)

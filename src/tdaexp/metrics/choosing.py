@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from tdaexp import influence
-from tdaexp.metrics.intervals import Interval
+from tdaexp.metrics.intervals import Interval, around
 from tdaexp.metrics.rank_correlation import spearman
 from tdaexp.metrics.resampled_ranks import weighted_spearman
 from tdaexp.metrics.settings import MetricSettings
@@ -149,13 +149,6 @@ def resampled(evidence: Evidence, foretold: np.ndarray) -> np.ndarray:
     return total
 
 
-def interval(value: float, draws: np.ndarray, settings: MetricSettings) -> Interval:
-    """A value with the percentiles of its resamples."""
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
-
-
 def _halves(evidence: Evidence) -> list[np.ndarray]:
     return [evidence.half == half for half in range(HALVES)]
 
@@ -173,7 +166,7 @@ def alone(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, Interval]:
     ranks = spearman((accuracy @ picked.T / count).T, draws.T)  # the same resamples of queries as `resampled` has
     means, foretold = accuracy.mean(1), np.array([ldss(evidence, one).mean() for one in sums])
     both = float(spearman(means[None], foretold[None])[0])
-    return means, foretold, interval(both, np.nan_to_num(ranks), settings)
+    return means, foretold, around(both, np.nan_to_num(ranks), settings)
 
 
 def overlap(one: Choice, other: Choice) -> float:

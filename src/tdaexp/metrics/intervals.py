@@ -53,6 +53,18 @@ def _intervals(values: np.ndarray, means: np.ndarray, settings: MetricSettings) 
     return [Interval(float(m), float(a), float(b)) for m, a, b in zip(values, low, high, strict=True)]
 
 
+def around(value: float, resamples: np.ndarray, settings: MetricSettings) -> Interval:
+    """A rank correlation with percentiles of its resamples [R], moved so that the value is their median.
+
+    Trials that a resample has twice are tied with themselves, and others it lacks: its correlation is nearer to 0. Of
+    60 normal trials with ρ = 0.99 the 95 % percentiles hold the truth in a third of cases, moved in 95 %. NaN do not
+    count.
+    """
+    tail = (1 - settings.confidence) / 2
+    low, middle, high = np.nanquantile(resamples, [tail, 0.5, 1 - tail])
+    return Interval(value, max(-1.0, float(value + low - middle)), min(1.0, float(value + high - middle)))
+
+
 def versus(difference: Interval) -> str:
     """Say what a paired difference shows: + (better), − (worse), ≈ (the interval holds 0), "" (not known)."""
     if np.isnan(difference.value):

@@ -10,7 +10,7 @@ import logging
 
 import numpy as np
 
-from tdaexp.metrics.intervals import Interval
+from tdaexp.metrics.intervals import Interval, around
 from tdaexp.metrics.rank_correlation import spearman
 from tdaexp.metrics.settings import MetricSettings
 
@@ -35,7 +35,7 @@ def correlations(foretold: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def spearman_interval(foretold: np.ndarray, found: np.ndarray, settings: MetricSettings) -> Interval:
-    """The mean of `correlations` over queries with a percentile interval; rows [Q, S], no `found` constant."""
+    """The mean of `correlations` over queries with its interval (`around`); rows [Q, S], no `found` constant."""
     rng, (queries, trials) = np.random.default_rng(settings.seed), foretold.shape
     weights = rng.multinomial(trials, np.full(trials, 1 / trials), settings.bootstrap).T.astype(np.float32)
     picked = rng.multinomial(queries, np.full(queries, 1 / queries), settings.bootstrap)  # [R, Q]
@@ -44,9 +44,7 @@ def spearman_interval(foretold: np.ndarray, found: np.ndarray, settings: MetricS
         silent = np.ptp(foretold[row]) == 0
         rho = np.zeros(settings.bootstrap) if silent else weighted_spearman(foretold[row], found[row], weights)
         total += np.where(picked[:, row] > 0, rho * picked[:, row], 0)
-    tail = (1 - settings.confidence) / 2
-    low, high = np.nanquantile(total / queries, [tail, 1 - tail])
-    return Interval(float(correlations(foretold, found).mean()), float(low), float(high))
+    return around(float(correlations(foretold, found).mean()), total / queries, settings)
 
 
 def weighted_spearman(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -19,13 +19,12 @@ from tdaexp.metrics.choosing import (
     Evidence,
     alone,
     choices,
-    interval,
     ldss,
     orders,
     overlap,
     resampled,
 )
-from tdaexp.metrics.intervals import Interval, bootstrap
+from tdaexp.metrics.intervals import Interval, around, bootstrap
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.metrics.stores import by_query_set
 from tdaexp.papers import base
@@ -121,7 +120,7 @@ def _row(
     settings, everything = known.settings, _find(found, ALL, "")
     mine, other = (float(ldss(known, each.foretold).mean()) for each in (one, everything))
     own, whole = draws[one.objective, one.stop], draws[ALL, ""]
-    pair = [interval(mine, own, settings), interval(mine - other, own - whole, settings)]
+    pair = [around(mine, own, settings), around(mine - other, own - whole, settings)]
     pair += bootstrap(np.stack([one.found, one.found - everything.found]), settings)
     row: dict[str, object] = {"chosen by": one.objective, "stop": one.stop,
                               "components": float(one.chosen.sum(1).mean()),
@@ -145,7 +144,7 @@ def _apart(known: Evidence, found: list[Choice], draws: dict[tuple[str, str], np
     """One sentence on what choosing by retraining gains over choosing by retrieval, on the same queries and models."""
     by_accuracy, by_lds = (_find(found, by, stop) for by in BY)
     gained = ldss(known, by_lds.foretold).mean() - ldss(known, by_accuracy.foretold).mean()
-    foretold = interval(float(gained), draws[LDS, stop] - draws["accuracy", stop], known.settings)
+    foretold = around(float(gained), draws[LDS, stop] - draws["accuracy", stop], known.settings)
     retrieved = bootstrap((by_lds.found - by_accuracy.found)[None], known.settings)[0]
     return f"By LDS less by accuracy: LDS {_told(foretold)}, accuracy {_told(retrieved)}."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,12 +64,15 @@ class RootedAdamW(torch.optim.AdamW):
         self.eps_root = eps_root
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update, of the parameters that have a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update, of the parameters that have a gradient once `closure` has run; returns what that returns."""
+        found = None
         if closure is not None:
-            raise RuntimeError("this optimiser takes no closure")
+            with torch.enable_grad():
+                found = closure()
         for group in self.param_groups:
             self._update(group)
+        return found
 
     def _update(self, group: dict[str, Any]) -> None:
         rate, (first, second) = float(group["lr"]), group["betas"]
