@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     if config.cache is not None:
         return look_after(Path(config.cache_dir), config.cache)
     if config.serve:
-        return serve(config, folder)
+        return serve(config)
     if config.drop is not None:
         doing("leaving rows out of the training file")
         metrics = drop_rows(config, folder)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 
 
-def serve(config: EvaluateConfig, folder: Path) -> dict[str, float]:
+def serve(config: EvaluateConfig) -> dict[str, float]:
     """Serve until the run is asked to end; returns how many questions were asked.
 
     Errors (UserError): not one run, a method without an index, a task without texts, blocks that are missing, a port
