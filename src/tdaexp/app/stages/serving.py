@@ -32,6 +32,7 @@ from tdaexp.runtime.reading import read_text
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
+WAITING = "waiting for questions"
 
 
 def serve(config: EvaluateConfig) -> dict[str, float]:
@@ -45,7 +46,7 @@ def serve(config: EvaluateConfig) -> dict[str, float]:
     server = Loopback(config.port)
     asker = Asker(run, asked, config.metric.top_k)
     log.info("serving the index of %s on %s for this machine alone, until Ctrl-C", run, server.url)
-    doing("waiting for questions")
+    doing(WAITING)
     count = server.serve(asker.reply)
     log.info("%d questions were asked", count)
     return {"serve/questions": float(count)}
@@ -92,6 +93,8 @@ class Asker:
             (found,) = questions(influence.scored(store), texts, self.k)
         except UserError as error:
             return _as_json({"error": str(error)}, 400) if plain else Reply(asked_page(replace(page, error=str(error))))
+        finally:
+            doing(WAITING)
         if plain:
             return _as_json(as_json(found), 200)
         took = time.monotonic() - begun
