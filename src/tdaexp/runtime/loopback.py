@@ -86,7 +86,10 @@ class Loopback:
             return sent
         finally:
             self._server.shutdown()
-            self._server.server_close()
+
+    def close(self) -> None:
+        """Leave the port to others."""
+        self._server.server_close()
 
 
 def _answered(answer: Answer, path: str, fields: dict[str, str]) -> Reply:

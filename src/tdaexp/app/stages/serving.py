@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def serve(config: EvaluateConfig) -> dict[str, float]:
     """
     run = _run(config.runs)
     asked = _configured(run)
-    server = Loopback(config.port)
-    asker = Asker(run, asked, config.metric.top_k)
-    log.info("serving the index of %s on %s for this machine alone, until Ctrl-C", run, server.url)
-    doing(WAITING)
-    count = server.serve(asker.reply)
+    with closing(Loopback(config.port)) as server:
+        asker = Asker(run, asked, config.metric.top_k)
+        log.info("serving the index of %s on %s for this machine alone, until Ctrl-C", run, server.url)
+        doing(WAITING)
+        count = server.serve(asker.reply)
     log.info("%d questions were asked", count)
     return {"serve/questions": float(count)}
 
