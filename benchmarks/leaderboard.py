@@ -20,8 +20,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAD = """# Leaderboard
 
 Methods judged by models that are trained again: the linear datamodeling score (LDS), for each method its best
-setting of a small sweep beside its defaults. Made on {date} at commit {commit}, on two cores with one thread for each
-process, by
+setting of a small sweep beside its defaults. Made on {date} at commit {commit}, on two cores with one
+thread for each process, by
 
 ```bash
 make leaderboard
@@ -30,8 +30,10 @@ make leaderboard
 which can be stopped and goes on where it was. It took {took}, with other work beside it.
 
 - Brackets are 95 % intervals: over subsets and queries for one seed, over seeds for several.
-- Read *how smooth the training is* before a subject's other tables: where the exact derivative (`magic`) misses most of
-  a real change, or itself has a low LDS, no method that follows derivatives can be ranked. Its LDS is their ceiling.
+- Read *how smooth the training is* before a subject's other tables. Where the exact derivative (`magic`) misses little
+  of a real change, it is the best that there is, and others are judged by how near they come. Where it misses more than
+  all of it (beyond 1), a training is a rough function of its examples' weights: the exact slope at one point tells
+  little about leaving 5 % out, and methods that take a mean of the training, as influence functions do, foretell more.
 - The best of several settings is chosen by the same numbers that stand here, so that it is a little flattered; the
   defaults are not.
 - Cost: seconds of a run without training or loading the model. More than both cores were busy, so that they compare
@@ -48,6 +50,7 @@ def main() -> None:
     """Read, write, and copy the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--commit", default=(git_commit() or "unknown")[:10], help="of the code that ran")
     parser.add_argument("--took", default="some hours", help="how long it took, in words")
     told = parser.parse_args()
     folder = told.folder
@@ -56,7 +59,7 @@ def main() -> None:
     cells = cells.fillna({"setting": "", "failed": ""})
     made = datetime.date.fromtimestamp((folder / "leaderboard.csv").stat().st_mtime)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["analysis"]
-    lines = [HEAD.format(date=made.isoformat(), commit=(git_commit() or "unknown")[:10], took=told.took)]
+    lines = [HEAD.format(date=made.isoformat(), commit=told.commit, took=told.took)]
     lines += ["## Subjects", "", "| subject | keys | judged | seeds |", "|---|---|---|---|"]
     for name, one in config["subjects"].items():
         seeds = len(one.get("seeds", [0]))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, BboxBase
 from scipy import stats
 
 from tdaexp.metrics.best_first import LOWER, best_first
@@ -19,9 +20,11 @@ from tdaexp.report.tables import number, seconds, with_interval
 
 PLACE = ["subject", "query_set", "metric"]
 MAIN = "lds_same"
+ASIDE = {(5, 4): "left", (5, -10): "left", (-5, 4): "right", (-5, -10): "right", (0, 9): "center", (0, -15): "center"}
+"""Where a point's name may stand, in points from it."""
 CAPTION = (
     "Linear datamodeling score (same start) against what a method's run took, each method at its best setting. "
-    "Dashed: the methods that no other beats in both."
+    "Dashed: the methods that no other beats in both; names for which there is no room are in the table."
 )
 
 
@@ -92,24 +95,47 @@ def pareto(table: pd.DataFrame) -> Figure:
     with grid(math.ceil(len(subjects) / columns), columns, 5.4, 4.0) as (figure, panels):
         for axes in panels.flat[len(subjects) :]:
             axes.set_visible(False)
+        parts = []
         for axes, (subject, query_set) in zip(panels.flat, subjects, strict=False):
             part = mine[(mine["subject"] == subject) & (mine["query_set"] == query_set)].dropna(subset="cost_seconds")
-            _panel(axes, part)
+            parts.append(_panel(axes, part))
             axes.set_title(f"{subject} · {query_set}")
+        figure.draw_without_rendering()  # panels lie where they will
+        for axes, (names, points) in zip(panels.flat, parts, strict=False):
+            _name(axes, names, points)
         return figure
 
 
-def _panel(axes: Axes, part: pd.DataFrame) -> None:
+def _panel(axes: Axes, part: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """Draw a panel; returns the methods and their points [N, 2], those of the front first."""
     cost, value = part["cost_seconds"].to_numpy(dtype=float).clip(1e-3), part["value"].to_numpy(dtype=float)
     errors = np.stack([value - part["low"], part["high"] - value]).clip(0)
     axes.errorbar(cost, value, yerr=errors, fmt="o", color=PALETTE[0], ecolor=GREY, markersize=4, capsize=2)
     best = front(cost, value)
     axes.plot(cost[best], value[best], color=INK, linestyle="--", linewidth=1, zorder=1)
-    for place, (x, y, name) in enumerate(zip(cost, value, part["method"], strict=True)):
-        axes.annotate(str(name), (x, y), (5, 4 if place % 2 else -10), textcoords="offset points", fontsize=8)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(xscale="log", xlabel="seconds of the run, training aside", ylabel=TITLES[MAIN])
     axes.margins(x=0.15)
+    order = [*best, *sorted(set(range(len(part))) - set(best))]
+    return [str(name) for name in part["method"].iloc[order]], np.column_stack([cost, value])[order]
+
+
+def _name(axes: Axes, names: list[str], points: np.ndarray) -> None:
+    """Name points [N, 2] in this order, each beside itself where there is room: no name lies on another, or a point."""
+    taken: list[Bbox] = []
+    places = axes.transData.transform(points)
+    for name, point in zip(names, points, strict=True):
+        for aside, side in ASIDE.items():
+            text = axes.annotate(name, tuple(point), aside, textcoords="offset points", fontsize=8, ha=side)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and not box.count_contains(places) and _within(box, axes.bbox):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def _within(box: Bbox, panel: BboxBase) -> bool:
+    return bool(panel.x0 <= box.x0 and box.x1 <= panel.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1)
 
 
 def markdown(table: pd.DataFrame) -> str:

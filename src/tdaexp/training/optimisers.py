@@ -64,7 +64,7 @@ class RootedAdamW(torch.optim.AdamW):
         self.eps_root = eps_root
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update, of the parameters that have a gradient once `closure` has run; returns what that returns."""
         found = None
         if closure is not None:
