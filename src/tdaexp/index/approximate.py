@@ -120,7 +120,7 @@ class Approximate:
         if broken is not None:
             log.warning("%s: damaged (%s), made again", path, broken)
             remove(path)
-        found = faiss.read_index(str(cached_folder(path, self._make) / FILE), faiss.IO_FLAG_MMAP)
+        found: Any = faiss.read_index(str(cached_folder(path, self._make) / FILE), faiss.IO_FLAG_MMAP)
         if self.best.search == "ivf":
             found.nprobe = self.probes
         return found
@@ -139,7 +139,7 @@ class Approximate:
 
         begun, count = time.monotonic(), len(self.index.place)
         log.info("index: %s by faiss of %s rows is made, %.3g GB", self.kind, f"{count:,}", self.size / 1e9)
-        made = faiss.index_factory(self.width, self.kind, faiss.METRIC_INNER_PRODUCT)
+        made: Any = faiss.index_factory(self.width, self.kind, faiss.METRIC_INNER_PRODUCT)
         if self.best.search == "pq":
             made.pq.cp.niter = ROUNDS
         if not made.is_trained:

@@ -64,7 +64,7 @@ def by_faiss(approximate: Approximate, queries: Rows) -> tuple[np.ndarray, dict[
     if ranks.current().first and len(queries):
         with ranks.acting_as(ranks.ALONE):  # the others wait for the answer
             answer = _searched(approximate, queries)
-    numbers, told = ranks.from_first(answer) or (np.zeros((0, best.size(index.place)), dtype=np.int64), {})
+    numbers, told = ranks.from_first(answer) or (np.zeros((0, best.size(range(len(index.place)))), dtype=np.int64), {})
     return numbers, told
 
 
@@ -74,7 +74,7 @@ def _searched(approximate: Approximate, queries: Rows) -> tuple[np.ndarray, dict
     for start in range(0, len(queries), AT_ONCE):
         held = torch.from_numpy(queries[start : start + AT_ONCE])
         finds = approximate.finds(opened, held)
-        lacking = [row for row, own in enumerate(finds) if len(own) < best.size(index.place)]
+        lacking = [row for row, own in enumerate(finds) if len(own) < best.size(range(len(index.place)))]
         short += len(lacking)
         for row in lacking:  # its lists hold fewer rows than are wanted
             finds[row] = np.unique(extremes(index, held[row : row + 1].numpy(), best.k, approximate.meeting))
@@ -84,7 +84,7 @@ def _searched(approximate: Approximate, queries: Rows) -> tuple[np.ndarray, dict
     if short:
         log.warning(
             "search by faiss: the lists of %d questions hold fewer than %d rows, so these were searched exactly; "
-            "take more candidates.probes", short, best.size(index.place),
+            "take more candidates.probes", short, best.size(range(len(index.place))),
         )  # fmt: skip
     every = np.concatenate(numbers)
     recall = _recall(approximate, queries, every)

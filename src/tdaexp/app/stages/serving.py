@@ -104,7 +104,8 @@ class Asker:
     def answer(self, problem: Problem) -> xr.Dataset:
         """The method's answer about the pairs that it finds."""
         method = self.config.method
-        return method.attribute(method.found(problem))
+        found: xr.Dataset = method.attribute(method.found(problem))
+        return found
 
 
 def _as_json(value: object, status: int) -> Reply:
