@@ -5,7 +5,8 @@ and of a whole run of `full` over all pairs.
 150,000 numbers, 30 components, on disk. As many training examples as queries, float32, one thread, a process of its own
 for each. Prints the peak above that before the call, the stated cache (`trainer.cache_gb`), and what the table of
 results takes. `all`: 60 and 600 queries × 20,000 short texts, `candidates=all`, one layer (8 components), with the CPU
-seconds of scoring and of the report; it takes several minutes.
+seconds of scoring and of the report; it takes several minutes. `store`: 600 queries × 20,000 × 113 components, numbers
+without a model behind them, as a run's store that `evaluate.py` judges and reports on, 5.4 GB of disk.
 
     python benchmarks/memory.py
 """
@@ -96,15 +97,15 @@ def measure_sketches(count: int) -> dict[str, float]:
 def measure_all(count: int) -> dict[str, float]:
     """As `measure`, of a run of `full` from its command to its report; `scoring` and `report` are CPU seconds."""
     from tdaexp.app import main as run
-    from tdaexp.app.stages import commands
+    from tdaexp.app.stages import answering
     from tdaexp.methods.full import Full
 
     spent: dict[str, float] = {}
 
     def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(*arguments: Any) -> Any:
+        def inner(*arguments: Any, **more: Any) -> Any:
             start = time.process_time()
-            found = work(*arguments)
+            found = work(*arguments, **more)
             spent[name] = time.process_time() - start
             return found
 
@@ -118,7 +119,7 @@ def measure_all(count: int) -> dict[str, float]:
     small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}
     with (
         tempfile.TemporaryDirectory() as place,
-        mock.patch.multiple(commands, write_report=timed("report", commands.write_report)),
+        mock.patch.multiple(answering, write_report=timed("report", answering.write_report)),
         mock.patch.multiple(Full, attribute=timed("scoring", Full.attribute)),
     ):
         folder = Path(place)
@@ -138,6 +139,47 @@ def measure_all(count: int) -> dict[str, float]:
     return found | spent | {"results": count * TEXTS * 8 * 2 * 4 / 1e6}
 
 
+def measure_store(count: int, texts: int = TEXTS, components: int = 113) -> dict[str, float]:
+    """As `measure`, of a store that is written from generated rows, and of `evaluate.py` about it; CPU seconds of
+    `writing` and of the `report`, peaks of both.
+    """
+    from tdaexp import influence
+    from tdaexp.app import main as run
+    from tdaexp.runtime.rows import Rows
+
+    names = np.array([f"r{k}" for k in range(texts)], dtype=object)
+    own = np.arange(count) * 31 % texts
+
+    def values(places: np.ndarray) -> np.ndarray:
+        """Noise, and more of it where the row is the question's own."""
+        found = np.empty((len(places), texts, components), dtype=np.float32)
+        for one, place in zip(found, places, strict=True):
+            np.random.default_rng(int(place)).standard_normal(out=one, dtype=np.float32)
+            one[own[place]] += 0.3
+        return found
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        store = influence.build(
+            Rows((count, texts, components), np.float32, values),
+            query=[f"q{k}" for k in range(count)],
+            query_set=["paraphrased"] * count,
+            train=Rows((count, texts), object, lambda places: np.tile(names, (len(places), 1))),
+            truth=own[:, None] == np.arange(texts),
+            component=[f"layers.{k // 7}.{k % 7}" for k in range(components)],
+            size=np.full(components, 256),
+            attrs={"method": "dot", "label": "dot", "study": "generated"},
+        )
+        written = peak(lambda: influence.save(store, folder / "run" / "influence.zarr") or {})
+        arguments = [f"runs=[{folder}/run]", "logger=none", f"cache_dir={folder}/cache", f"hydra.run.dir={folder}/page"]
+        conf = Path(__file__).resolve().parents[1] / "conf"
+        found = peak(lambda: {} if run("evaluate", conf, ["evaluate.py", *arguments]) == 0 else sys.exit(1))
+    results = count * texts * components * 4 / 1e6
+    parts = {"writing": written["seconds"], "written": written["peak"], "report": found["seconds"], "scoring": 0.0}
+    return {"peak": max(written["peak"], found["peak"]), "seconds": parts["writing"] + parts["report"],
+            "judged": found["peak"], "results": results} | parts  # fmt: skip
+
+
 def peak(work: Callable[[], dict[str, Any]]) -> dict[str, float]:
     """Peak resident memory above that before the work, size of what it returns, both in MB; CPU seconds."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
@@ -154,13 +196,13 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    kinds = {"select": measure, "project": measure_sketches, "all": measure_all}
+    kinds = {"select": measure, "project": measure_sketches, "all": measure_all, "store": measure_store}
     if len(sys.argv) > 1:
         print(json.dumps(kinds[(*sys.argv, "select")[2]](int(sys.argv[1]))))
         return
     print("| | queries | peak above what was there | stated cache | table of results | CPU seconds |")
     print("|---|---|---|---|---|---|")
-    counts = {"all": (60, 600)}
+    counts = {"all": (60, 600), "store": (600,)}
     for kind, count in ((one, count) for one in kinds for count in counts.get(one, (200, 2000))):
         done = subprocess.run([sys.executable, __file__, str(count), kind], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
@@ -168,7 +210,8 @@ def main() -> None:
         sizes = [f"{value:.0f} MB" for value in (found["peak"], cache, found["results"])]
         seconds = f"{found['seconds']:.0f}"
         if "report" in found:
-            seconds += f" ({found['scoring']:.0f} scoring, {found['report']:.0f} report)"
+            parts = ("scoring", "writing", "report")
+            seconds += f" ({', '.join(f'{found[part]:.0f} {part}' for part in parts if found.get(part))})"
         print("| " + " | ".join([f"`{kind}`", f"{count:,}", *sizes, seconds]) + " |")
 
 

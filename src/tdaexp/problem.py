@@ -6,7 +6,7 @@ A language model, a classifier, a recorded training and somebody's own module wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import xarray as xr
 from torch import nn
 
 from tdaexp import influence
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import Candidates
 from tdaexp.history import History
 from tdaexp.models.components import ComponentMap
@@ -76,13 +77,15 @@ class TrainedAgain(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Pairs that nobody has named: each query's `k` most helpful and `k` most harmful training examples are looked for.
+    """Pairs that nobody has named: each query's most helpful and most harmful training examples are looked for.
 
-    `sources` [Q] are numbers of training examples: what is known of where each query comes from.
+    `best` says how many, and how. `sources` [Q] are numbers of training examples: what is known of where each query
+    comes from. `told` is what a search said of itself, for the store's attributes.
     """
 
-    k: int
+    best: Best
     sources: list[np.ndarray]
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,16 +187,20 @@ class Problem:
             candidates=Candidates(self.candidates.indices[places], self.candidates.bm25[places]),
             truth=self.truth[places],
             truth_known=None if self.truth_known is None else self.truth_known[places],
-            wanted=self.wanted and Wanted(self.wanted.k, [self.wanted.sources[row] for row in places]),
+            wanted=self.wanted and replace(self.wanted, sources=[self.wanted.sources[row] for row in places]),
         )
 
-    def having(self, pairs: np.ndarray) -> Problem:
-        """The problem about pairs [Q, C] that were found where they were `wanted`: numbers of training examples."""
+    def having(self, pairs: np.ndarray, told: Mapping[str, Any]) -> Problem:
+        """The problem about pairs [Q, C] that were found where they were `wanted`: numbers of training examples.
+
+        `told`: what the search says of itself.
+        """
         if self.wanted is None:
             raise ValueError("pairs were named before")
         known = zip(pairs, self.wanted.sources, strict=True)
         truth = np.array([np.isin(row, own) for row, own in known], dtype=bool).reshape(pairs.shape)
-        return replace(self, candidates=Candidates(pairs, np.full(pairs.shape, np.nan)), truth=truth)
+        found = Candidates(pairs, np.full(pairs.shape, np.nan))
+        return replace(self, candidates=found, truth=truth, wanted=replace(self.wanted, told=told))
 
     def with_itself(self) -> Problem:
         """The problem in which each training example is asked about itself alone, as a query of its own."""
@@ -294,7 +301,10 @@ class Problem:
 
         return influence.build(
             values.map(real, np.result_type(values.dtype, np.float16)),
-            attrs=None if components is None else {"parameters": components.total},
+            attrs={
+                **({} if components is None else {"parameters": components.total}),
+                **({} if self.wanted is None else self.wanted.told),
+            },
             query=self.queries.ids,
             query_set=self.query_set,
             train=Rows(self.pairs.shape, object, lambda rows: ids[self.pairs[rows]]),

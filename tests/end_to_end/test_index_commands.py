@@ -59,6 +59,16 @@ def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_o
     for row, mine in enumerate(influence.scores(second).values):
         of = dict(zip(theirs[row], scores[row], strict=True))
         np.testing.assert_allclose(mine, [of[name] for name in found["train"].values[row]], rtol=1e-4, atol=1e-7)
+    said = commands.done("attribute", *BEST, own, PARAPHRASED[0], "candidates.search=flat", "hydra.run.dir=flat")
+    assert (
+        "Flat by faiss of" in said and "recall 100.0 % of the 4 most helpful and 100.0 % of the 4 most harmful" in said
+    )
+    by_faiss = influence.load(Path("flat/influence.zarr"))
+    assert by_faiss["train"].values.tolist() == found["train"].values.tolist()
+    assert (
+        by_faiss.attrs["search"] == "Flat, 20 rows a side scored again"
+        and metrics(Path("flat"))["trust/search_recall"] == 1
+    )
     said = commands.done("attribute", *BEST, own, "dataset.query_sets=[generated]")
     assert "blocks are there" in said and "no pass over them" in said and "to be built" not in said
 
@@ -97,6 +107,15 @@ def test_a_classifier(commands):
     assert len(same) == 3 and all(found[name] == dense[name] for name in same)
     line = commands.refused("attribute", *task[:-1], "candidates=found", "candidates.run=found")
     assert "candidates=found: reads texts; of a classification task choose candidates=all" in line
+
+
+def test_searches_that_are_refused_before_a_block_is_built(commands):
+    line = commands.refused("attribute", *BEST, "candidates.search=ivf", "candidates.lists=4")
+    assert "candidates.search=ivf: 4 centroids are fitted to at least 156 rows, and there are 20" in line
+    trackstar = (*TINY, "method=trackstar", "candidates=best", "candidates.search=flat")
+    assert "method=trackstar rows are whitened by R, in which the questions have a part" in commands.refused(
+        "attribute", *trackstar
+    )
 
 
 def test_scores_of_another_program_are_about_pairs_that_are_named(commands, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.gradients import products as products_module
-from tdaexp.gradients.products import component_products
+from tdaexp.gradients.products import Products, component_products
 from tdaexp.models.components import component_map
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.errors import UserError
@@ -120,6 +120,16 @@ def test_a_finished_store_is_read_without_the_model(models, data, tmp_path, monk
     monkeypatch.setattr(products_module.Products, "hold", lambda *arguments: pytest.fail("computed again"))
     second = run(model, *data, PAIRS, tmp_path / "s")
     assert all(first[name].tobytes() == second[name].tobytes() for name in NAMES)
+
+
+def test_a_blocks_answers_count_in_its_memory(models, data):
+    """Of many candidates they are most of it: 3 of 5 queries fit, or all without candidates."""
+    work = Products(*(gradients_of(models("olmo-tied", torch.float32), side) for side in data), tokens_per_batch=100)
+    many = np.tile(np.arange(6), (5, 20_000))
+    answers = 2 * 4 * many.shape[1] * work.width  # dot and train_sq
+    memory = 3 * (answers + work.held_bytes().max()) + 1
+    assert sorted(len(block.members) for block in work.plan(many, memory)) == [2, 3]
+    assert [len(block.members) for block in work.plan(many[:, :6], memory)] == [5]
 
 
 def test_each_example_runs_once_when_memory_allows(models, data, tmp_path, caplog):

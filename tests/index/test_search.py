@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdaexp.index import search
-from tdaexp.index.search import Running, euclidean, extremes
+from tdaexp.index.meeting import Meeting, euclidean
+from tdaexp.index.running import Running
+from tdaexp.index.search import extremes
 
 
 @dataclass
@@ -49,29 +51,31 @@ def test_the_first_and_the_last_of_all(monkeypatch, cosine, rows, k, step):
     rng = np.random.default_rng(rows + k)
     table, queries = rng.normal(size=(rows, 6)) * rng.lognormal(size=(rows, 1)), rng.normal(size=(11, 6))
     expected = by_hand(queries, table, k, cosine)
-    assert extremes(Held(table, step), queries, k, norms=euclidean if cosine else None).tolist() == expected.tolist()
+    assert extremes(Held(table, step), queries, k, Meeting(euclidean if cosine else None)).tolist() == expected.tolist()
     monkeypatch.setattr(search, "SCORE_BYTES", 8 * 11 * 3)  # three rows at a time
-    few = extremes(Held(table, step), queries, k, norms=euclidean if cosine else None, cache_gb=5e-7)  # and two queries
+    few = extremes(
+        Held(table, step), queries, k, Meeting(euclidean if cosine else None), cache_gb=5e-7
+    )  # and two queries
     assert few.tolist() == expected.tolist()
 
 
 def test_at_equal_scores_the_earlier_example_comes_first():
     one = Running(2, torch.zeros(1, 3))
     for first in (0, 2, 4):
-        one.meet(torch.tensor([[1.0, 1.0]]), first)
+        one.meet(torch.tensor([[1.0, 1.0]]), torch.tensor([first, first + 1]))
     assert one.numbers.tolist() == [[0, 1]]
-    one.meet(torch.tensor([[0.5, 2.0]]), 6)
+    one.meet(torch.tensor([[0.5, 2.0]]), torch.tensor([6, 7]))
     assert one.numbers.tolist() == [[7, 0]] and one.scores.tolist() == [[2.0, 1.0]]
     late = Running(2, torch.zeros(1, 3), late=True)
     for first in (0, 2, 4):
-        late.meet(torch.tensor([[1.0, 1.0]]), first)
+        late.meet(torch.tensor([[1.0, 1.0]]), torch.tensor([first, first + 1]))
     assert late.numbers.tolist() == [[5, 4]]
 
 
 def test_no_question_and_no_gradient():
-    assert extremes(Held(np.ones((5, 2)), 2), np.zeros((0, 2)), 1, norms=euclidean).shape == (0, 2)
+    assert extremes(Held(np.ones((5, 2)), 2), np.zeros((0, 2)), 1, Meeting(euclidean)).shape == (0, 2)
     for step in (1, 2, 5):
-        found = extremes(Held(np.zeros((5, 2)), step), np.ones((1, 2)), 2, norms=euclidean)  # all alike
+        found = extremes(Held(np.zeros((5, 2)), step), np.ones((1, 2)), 2, Meeting(euclidean))  # all alike
         assert found.tolist() == [[0, 1, 3, 4]]
 
 

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from tiny_problem import GENERATED, PARAPHRASED, TRAIN
 
 from tdaexp import influence, methods
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.examples import Examples
 from tdaexp.gradients.passes import Gradients
@@ -50,7 +51,7 @@ def wanting(problem, k):
     asked = [*PARAPHRASED, *GENERATED][: len(problem.queries)]
     own = [np.array([names.index(source) for source in record.truth if source in names], int) for record in asked]
     pairs = Candidates(nothing.astype(np.int64), nothing)
-    return replace(problem, candidates=pairs, truth=nothing.astype(bool), wanted=Wanted(k, own))
+    return replace(problem, candidates=pairs, truth=nothing.astype(bool), wanted=Wanted(Best(k), own))
 
 
 def asked(method, problem, k=3):

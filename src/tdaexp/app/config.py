@@ -11,7 +11,7 @@ from typing import Any
 
 from tdaexp.app import foreign
 from tdaexp.app.found import Found
-from tdaexp.data.best import Best
+from tdaexp.data.best import EXACT, Best
 from tdaexp.index.shares import share_of
 from tdaexp.metrics.settings import MetricSettings
 from tdaexp.models.task import TaskModel
@@ -217,6 +217,11 @@ class AttributeConfig:
         found = isinstance(self.candidates, Best)
         if found and self.products is None:
             self.method.check_indexed("candidates=best")
+            if self.candidates.search != EXACT and self.method.exact_only:
+                raise UserError(
+                    f"candidates.search={self.candidates.search}: of method={self.method.name} "
+                    f"{self.method.exact_only}, so nothing of faiss would serve the next ones; take search=exact"
+                )
             if getattr(self.dataset, "combine", None) is not None:
                 raise UserError("dataset.combine: questions that are one need the same candidates; take candidates=all")
         if self.shard is None:
@@ -264,6 +269,9 @@ class EvaluateConfig:
     `dashboard` makes a view in wandb of the comparison: a `workspace` of the runs, or a `report` of the methods; of a
     `leaderboard`, a CSV file (columns: `report.dashboards.leaderboard`), the report alone, and nothing is compared.
 
+    `serve` shows a page on this machine's `port` (0: any that is free) that asks the index of the one run in
+    `runs`, and does nothing else.
+
     `found` are the stores and what is missing; whoever runs the stage fills it in.
     """
 
@@ -285,6 +293,8 @@ class EvaluateConfig:
     drop_by: str = "harmful"
     dashboard: str | None = None
     leaderboard: str | None = None
+    serve: bool = False
+    port: int = 8765
     cache: str | None = None
     cache_dir: str = "cache"
     found: Found = field(default_factory=Found, init=False)
@@ -297,6 +307,8 @@ class EvaluateConfig:
         if self.cache is not None:
             _choice("cache", self.cache, ("list", "prune", "verify"))
         self._check_dashboard()
+        if self.serve:
+            self._check_serve()
         _settle_precision(self, download=False)
         _choice("drop_by", self.drop_by, tuple(COLUMN))
         if self.drop is not None and not (0 < self.drop < 1 or (self.drop >= 1 and self.drop == int(self.drop))):
@@ -325,6 +337,16 @@ class EvaluateConfig:
                 f"analysis={name}: is about a classification task, and the configured model and dataset are of texts; "
                 "name those of the runs, e.g. model=mnist_cnn dataset=digits or model=grokking dataset=modular_addition"
             )
+
+    def _check_serve(self) -> None:
+        """Refuse what compares or does something else beside; nothing of what is typed goes to a mirror."""
+        others = [
+            key for key in ("analysis", "drop", "cache", "dashboard", "leaderboard") if getattr(self, key) is not None
+        ]
+        others += [key for key in ("over", "scores") if getattr(self, key)]
+        if others:
+            raise UserError(f"serve=true: serves a page and does nothing else; leave {others[0]} out")
+        self.logger = Logger(kind="none")
 
     def _check_dashboard(self) -> None:
         """Refuse a dashboard without a mirror in wandb or beside what compares nothing, and a leaderboard without."""

@@ -158,7 +158,7 @@ class Task:
             "drop",
             "leaderboard",
         )  # whoever drops rows of a run, perhaps one without questions, finds them
-        if any(getattr(job.config, key) is not None for key in alone):
+        if job.config.serve or any(getattr(job.config, key) is not None for key in alone):
             return Found()
         if analysis is not None and not analysis.needs_runs and not given:
             return Found()

@@ -81,5 +81,5 @@ def module_problem(
     candidates = chosen_candidates(config.candidates, len(made.queries), len(made.train))
     unknown = made.truth[:, :1].repeat(candidates.indices.shape[1], axis=1)
     nothing = [np.zeros(0, dtype=np.int64)] * len(made.queries)
-    wanted = Wanted(config.candidates.k, nothing) if isinstance(config.candidates, Best) else None
+    wanted = Wanted(config.candidates, nothing) if isinstance(config.candidates, Best) else None
     return replace(made, candidates=candidates, truth=unknown, wanted=wanted)

@@ -101,7 +101,7 @@ def build_problem(config: Described, corpus: Corpus, loaded: LoadedModel, succes
         finetuned=second,
         truth_known=np.array([bool(record.truth) for record in records]),
         belongs=trained.belongs,
-        wanted=Wanted(config.candidates.k, own) if isinstance(config.candidates, Best) else None,
+        wanted=Wanted(config.candidates, own) if isinstance(config.candidates, Best) else None,
     )
 
 

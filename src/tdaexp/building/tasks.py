@@ -95,7 +95,7 @@ def build_problem(
         cache=Path(config.cache_dir),
         seed=config.seed,
         history=RecordedSteps(model, task.trajectory, task.held_out) if config.trainer.fit.record else None,
-        wanted=Wanted(selector.k, of_classes(queries, train)) if isinstance(selector, Best) else None,
+        wanted=Wanted(selector, of_classes(queries, train)) if isinstance(selector, Best) else None,
     )
 
 

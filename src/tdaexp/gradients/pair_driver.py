@@ -84,8 +84,9 @@ def meet_pairs(work: PairWork[H], pairs: np.ndarray, *, store: Path, cache_gb: f
     """Everything that `work` computes of the pairs, in the queries' order; NaN where there is no pair.
 
     `pairs` [Q, C] int64 index the training examples, -1 for no candidate. `store` is a folder named after all that the
-    result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds what is held, beside
-    a block's result. The whole result stays in the store: rows of it are read when they are asked for.
+    result depends on; what it already holds is not computed again. `cache_gb` (10^9 bytes) bounds what is held, and,
+    of pairs of gradients, a block's result with it. The whole result stays in the store: rows of it are read when they
+    are asked for.
     """
     pairs = np.asarray(pairs, dtype=np.int64)
     plan = kept_plan(store.with_name(store.name + ".plan.json"), work.plan(pairs, cache_gb * 1e9))
@@ -159,7 +160,7 @@ class _Meeting:
 
 @dataclass
 class GradientPairs(PairWork[H]):
-    """The work on pairs of two sides of gradients: blocks are bounded by what one query's take."""
+    """The work on pairs of two sides of gradients: blocks are bounded by what one query's take, and its answers."""
 
     train: Gradients
     queries: Gradients
@@ -185,7 +186,8 @@ class GradientPairs(PairWork[H]):
         """Queries in an order that lets them share candidates; batches of similar length."""
         check_pairs(pairs, self.train, self.queries)
         lengths = self.queries.lengths, self.train.lengths
-        return plan_blocks(pairs, *lengths, self.held_bytes(), self.tokens_per_batch, memory)
+        answers = list(self.arrays.values()).count("pair") * pairs.shape[1] * self.width * np.dtype(self.kind).itemsize
+        return plan_blocks(pairs, *lengths, self.held_bytes() + answers, self.tokens_per_batch, memory)
 
     @contextlib.contextmanager
     def ready(self):  # type: ignore[no-untyped-def]

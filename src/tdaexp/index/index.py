@@ -76,7 +76,11 @@ class Index:
     """Rows of N examples, in their order, on disk; read as `gradients.features.Features` are."""
 
     def __init__(self, problem: Problem, making: Making) -> None:
-        """Look for the blocks of the training examples."""
+        """Look for the blocks of the training examples. Errors (UserError): fewer examples than the search that is asked
+        for can do with.
+        """
+        if problem.wanted is not None:
+            problem.wanted.best.check_rows(len(making.gradients))
         self.problem, self.making, self.columns = problem, making, making.columns
         self.dtype = np.dtype(making.gradients.kind)
         self.row_bytes = making.width * self.dtype.itemsize
@@ -148,7 +152,18 @@ class Index:
             for start in range(0, len(block), step)
         ]
 
-    def read(self, block: Block, some: slice, device: torch.device) -> Tensor:
+    def pieces_of(self, numbers: np.ndarray, most: int) -> list[tuple[Block, np.ndarray]]:
+        """Some rows, by rising number, at most so many at a time: places of a block."""
+        step = max(1, min(most, PIECE_BYTES // self.row_bytes))
+        cuts = np.searchsorted(numbers, [block.start for block in self.blocks[1:]])
+        own = zip(self.blocks, np.split(numbers, cuts), strict=True)
+        return [
+            (block, mine[start : start + step] - block.start)
+            for block, mine in own
+            for start in range(0, len(mine), step)
+        ]
+
+    def read(self, block: Block, some: slice | np.ndarray, device: torch.device) -> Tensor:
         """Rows [n, D] of a piece, on a device."""
         kept, scale = block.read(some)
         return self._unpacked(kept.to(device), None if scale is None else scale.to(device))

@@ -143,6 +143,11 @@ class Method(ABC):
                 "the pairs (candidates=all, bm25 or sample)"
             )
 
+    @property
+    def exact_only(self) -> str | None:
+        """Why faiss cannot keep what queries meet in place of the index's rows; None: it can."""
+        return None
+
     def self_influence(self, problem: Problem) -> xr.Dataset:
         """What each training example does for itself [train, component] (`influence.itself`), positive = supports it.
 

@@ -36,8 +36,9 @@ from tdaexp.gradients.feature_products import feature_products
 from tdaexp.gradients.features import Changed, Features, component_features
 from tdaexp.gradients.passes import Gradients, fitted_gradients, query_gradients, train_gradients
 from tdaexp.gradients.sketch_factorised import TwoSidedSketch
+from tdaexp.index.found import found
 from tdaexp.index.index import Index, Making
-from tdaexp.index.search import found
+from tdaexp.index.meeting import Meeting
 from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import Method
 from tdaexp.objectives.measurements import sources
@@ -147,7 +148,7 @@ class LoGra(Method):
         index = self._index(problem, fitted.layers, fitted.sides)
         index.build()
         weights = (lambda: self.over_itself(problem)()) if self.relative else None
-        return found(index, self._solved(fitted, self._queries(problem, fitted)), weights=weights)
+        return found(index, self._solved(fitted, self._queries(problem, fitted)), Meeting(weights=weights))
 
     @property
     def fixed_damping(self) -> str | None:

@@ -26,8 +26,9 @@ from tdaexp.gradients.features import Features, Sketches, component_features
 from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import RULES, check_kind, dimensions, drawn_by, make_sketch
 from tdaexp.gradients.sketch import Sketch
+from tdaexp.index.found import found
 from tdaexp.index.index import Index, Making
-from tdaexp.index.search import euclidean, found
+from tdaexp.index.meeting import Meeting, euclidean
 from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import DEFAULT_BUDGET, InMetric, Method
 from tdaexp.models.components import ComponentMap
@@ -131,7 +132,7 @@ class Project(InMetric):
         """By the cosine of whole sketches, all components one after the other."""
         index = self.index(problem)
         index.build()
-        return found(index, self._features(problem, self._sides(problem)[0]["queries"]), norms=euclidean)
+        return found(index, self._features(problem, self._sides(problem)[0]["queries"]), Meeting(euclidean))
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, of the candidates."""

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import xarray as xr
 
 from tdaexp.gradients.adamw import Scale, by_component, identity_of, last_moment
@@ -31,9 +30,10 @@ from tdaexp.gradients.passes import Gradients, query_gradients, train_gradients
 from tdaexp.gradients.projection import make_sketch
 from tdaexp.gradients.second_moment import inverse_root, second_moment
 from tdaexp.gradients.vectors import VectorSpace
-from tdaexp.gradients.whitening import mixed_second_moments, whitened, whiteners
+from tdaexp.gradients.whitening import Matrices, mixed_second_moments, whitened, whiteners
+from tdaexp.index.found import found
 from tdaexp.index.index import Index, Making
-from tdaexp.index.search import euclidean, found
+from tdaexp.index.meeting import Meeting, euclidean
 from tdaexp.index.storage import check_storage
 from tdaexp.methods.base import Method
 from tdaexp.models.components import ComponentMap
@@ -127,13 +127,22 @@ class TrackStar(Method):
         """Its rows of training examples have no query in them."""
         return True
 
+    @property
+    def exact_only(self) -> str | None:
+        """Where the queries have a part in R."""
+        if self.mix == 1:
+            return None
+        return (
+            f"rows are whitened by R, in which the questions have a part (method.mix={self.mix:g}; 1: they have none)"
+        )
+
     def attribute(self, problem: Problem) -> xr.Dataset:
         """Project all gradients, find R, and take cosines of the pairs."""
         components = chosen(problem.components(), self.part, self.components)
         log.info("%s: %s", self.name, components.coverage_line())
         work = self._work(problem, told=problem.wanted is None)  # where pairs were found it was said before
         train, queries = work.built, work.of(work.queries)
-        change = self._whitening(work, queries)
+        change = partial(whitened, queries.columns, self._whiteners(work, queries))
         products = feature_products(
             Changed(queries, change),
             Changed(train, change),
@@ -158,7 +167,10 @@ class TrackStar(Method):
         work = self._work(problem)
         work.index.build()
         queries = work.of(work.queries)
-        return found(work.index, queries, change=self._whitening(work, queries), norms=euclidean)
+        matrices = self._whiteners(work, queries)
+        return found(
+            work.index, queries, Meeting(euclidean, partial(whitened, queries.columns, matrices), settings=[matrices])
+        )
 
     def sketched(self, problem: Problem) -> Sketched:
         """Side by side, before R."""
@@ -180,13 +192,13 @@ class TrackStar(Method):
         making = Making(train, sketches, ["trackstar", *settings], self.storage, made_by)
         return Projecting(queries, Index(problem, making), settings)
 
-    def _whitening(self, work: Projecting, queries: Features) -> Callable[[np.ndarray], np.ndarray]:
-        """R^(−½) of rows [n, D], R mixed from the examples that curvature is averaged over and the queries."""
+    def _whiteners(self, work: Projecting, queries: Features) -> Matrices:
+        """R^(−½) by component, R mixed from the examples that curvature is averaged over and the queries."""
         problem, train = work.index.problem, work.index.making.gradients
         beside = problem.curvature_examples is not problem.train
         fitted = work.of(replace(train, examples=problem.curvature_examples)) if beside else work.built
         moments = mixed_second_moments(fitted, queries, self.mix, problem.compute.cache_gb)
-        return partial(whitened, queries.columns, whiteners(moments, self.relative_damping))
+        return whiteners(moments, self.relative_damping)
 
     def _scale(
         self, problem: Problem, components: ComponentMap, say: Callable[..., None]

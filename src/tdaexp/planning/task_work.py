@@ -164,5 +164,5 @@ class TaskWork:
             cache=Path(),
             seed=seed,
             history=RehearsedHistory(model, self.fit.steps if self.fit.record else 1),
-            wanted=None if found is None else Wanted(found.k, [np.zeros(0, dtype=np.int64)] * self.queries),
+            wanted=None if found is None else Wanted(found, [np.zeros(0, dtype=np.int64)] * self.queries),
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tdaexp.data.best import Best
 from tdaexp.data.candidates import Candidates
 from tdaexp.data.sizes import Sizes
 from tdaexp.models.components import ComponentMap, component_map
@@ -36,7 +37,7 @@ class TextWork:
     `pairs` [Q, C] stand for the candidates: their number is right, which they are is drawn. `finetune` is there where
     the data has a second stage; `query_sets` are the sets' sizes. `checkpoints`: how many the training keeps; `batch`:
     the examples of a step. `shares`: into how many the model is shared out. `prompts`: what the model completes.
-    `k`: pairs are found, so many on each side.
+    `best`: pairs are found, and how.
     """
 
     model: PreTrainedModel
@@ -53,7 +54,7 @@ class TextWork:
     batch: int = 0
     shares: int = 1
     prompts: Sizes | None = None
-    k: int | None = None
+    best: Best | None = None
 
     @cached_property
     def every(self) -> ComponentMap:
@@ -126,5 +127,5 @@ class TextWork:
             seed=seed,
             history=history,
             finetuned=second,
-            wanted=None if self.k is None else Wanted(self.k, list(self.pairs[:, :1])),
+            wanted=None if self.best is None else Wanted(self.best, list(self.pairs[:, :1])),
         )

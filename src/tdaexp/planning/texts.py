@@ -86,7 +86,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         config.trainer.fit.batch_size,
         processes(config.trainer) if config.trainer.strategy == "fsdp" else 1,
         sets[dataset.generated_from] if GENERATED in names else None,
-        config.candidates.k if isinstance(config.candidates, Best) else None,
+        config.candidates if isinstance(config.candidates, Best) else None,
     )
     return work, assumed
 

@@ -37,7 +37,7 @@ def write_answer(
     ):
         csv.write(csv_line(TOP_COLUMNS))
         for one in questions(dataset, texts, k):
-            jsonl.write(json.dumps(_as_json(one), ensure_ascii=False) + "\n")
+            jsonl.write(json.dumps(as_json(one), ensure_ascii=False) + "\n")
             for line in lines(one):
                 ids = json.dumps(line[near], ensure_ascii=False) if line[near] else ""
                 csv.write(csv_line((*line[:near], ids, *line[near + 1 :])))
@@ -54,7 +54,8 @@ def _of_documents(dataset: xr.Dataset, texts: Texts | None) -> Texts | None:
     return {**texts, "train": {name: known[name] for name in names}}
 
 
-def _as_json(one: Question) -> dict[str, Any]:
+def as_json(one: Question) -> dict[str, Any]:
+    """A question as a line of `top.jsonl`."""
     found: dict[str, Any] = {"query": one.query, "query_set": one.query_set, **_parts(one.text)}
     for side, entries in one.sides.items():
         found[side] = [

@@ -14,6 +14,7 @@ from tdaexp.trust.check import BAD, GOOD, OPEN, Bounds, Check, NotMeasured, judg
 
 COMPLETE = Bounds(1e-2, 0.1)
 LINEAR = Bounds(0.3, 1.0)
+RECALL = Bounds(0.95, 0.8)
 LEFT_OUT = 0.05
 """Share of a model's parameters that may be missing."""
 
@@ -98,3 +99,22 @@ def linearity(store: xr.Dataset) -> Check:
     )
     how = "trainings from the same start in the same batches, against minus the sum of the scores: norms over queries"
     return judged("linearity", value, LINEAR, says, how)
+
+
+def search_recall(store: xr.Dataset) -> Check:
+    """Of the extremes among all rows of an index, how many an approximate search has found."""
+    sides = {name.removeprefix("search_recall_"): float(value) for name, value in store.attrs.items()
+             if name.startswith("search_recall_")}  # fmt: skip
+    if not sides:
+        raise NotMeasured("candidates.measured=0, and nobody has measured this search before")
+    found = " and ".join(f"{100 * value:.1f} % of the most {name} ones" for name, value in sides.items())
+    value = min(sides.values())
+    more = "" if RECALL.verdict(value) == GOOD else (
+        "; more of candidates.probes (ivf) or candidates.rescored find more, candidates.search=exact all of them"
+    )  # fmt: skip
+    says = f"Of the training examples that an exact search of the index gives, faiss found {found}{more}."
+    how = (
+        f"{store.attrs['search_questions']:.0f} questions were searched exactly, too, these or the first ones "
+        f"that this index was asked; faiss: {store.attrs['search']}"
+    )
+    return judged("search_recall", value, RECALL, says, how, sides)

@@ -17,7 +17,7 @@ from tdaexp.runtime.oom_split import out_of_memory
 from tdaexp.trust.check import ABSENT, BAD, Check, NotMeasured, absent
 from tdaexp.trust.damping import damping_curve
 from tdaexp.trust.drift import batch_drift, precision_drift
-from tdaexp.trust.known import completeness, coverage, linearity, self_check, solver
+from tdaexp.trust.known import completeness, coverage, linearity, search_recall, self_check, solver
 from tdaexp.trust.probe import Allowance, probe_of
 from tdaexp.trust.sketch import sketch_ceiling
 from tdaexp.trust.stability import rank_stability
@@ -47,6 +47,8 @@ def checks_of(
     with torch.random.fork_rng(devices=[]), np.errstate(divide="ignore", invalid="ignore"):
         found += _of_passes(method, problem, store, k, allowance, sharded)
     found.append(_made("rank_stability", lambda: rank_stability(store, k)))
+    if "search" in store.attrs:
+        found.append(_made("search_recall", lambda: search_recall(store)))
     if "tolerance" in store.attrs:
         found.append(_made("solver_residual", lambda: solver(store)))
     if "linear_error" in store.attrs:

@@ -21,6 +21,7 @@ from tdaexp.app.stages.comparing import compared
 from tdaexp.app.stages.dashboard import show_leaderboard
 from tdaexp.app.stages.dropping import drop_rows
 from tdaexp.app.stages.indexing import build_share
+from tdaexp.app.stages.serving import serve
 from tdaexp.app.stages.trained_again import trained_again
 from tdaexp.app.sweep import read_row
 from tdaexp.building.build import builder_of, built, trainings
@@ -100,6 +101,8 @@ def evaluate(config: EvaluateConfig, folder: Path, logger: RunLogger) -> dict[st
     """Compare the influence stores of `runs`, and another program's scores, in a report; or analyse them."""
     if config.cache is not None:
         return look_after(Path(config.cache_dir), config.cache)
+    if config.serve:
+        return serve(config)
     if config.drop is not None:
         doing("leaving rows out of the training file")
         metrics = drop_rows(config, folder)
