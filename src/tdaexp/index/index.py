@@ -76,9 +76,7 @@ class Index:
     """Rows of N examples, in their order, on disk; read as `gradients.features.Features` are."""
 
     def __init__(self, problem: Problem, making: Making) -> None:
-        """Look for the blocks of the training examples. Errors (UserError): fewer examples than the search that is asked
-        for can do with.
-        """
+        """Look for the blocks of the training examples. Errors (UserError): fewer than the search can do with."""
         if problem.wanted is not None:
             problem.wanted.best.check_rows(len(making.gradients))
         self.problem, self.making, self.columns = problem, making, making.columns

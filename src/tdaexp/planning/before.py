@@ -19,7 +19,8 @@ LOOKED_AT = 2000  # examples of a batch where the loss of a classifier is looked
 def of_texts(config: Any, work: TextWork) -> list[StageCost]:
     """Stages before a method on a language model."""
     stages, prompts = [], work.prompts
-    if kept := stored_bytes(config.dataset, work.train, work.model.get_input_embeddings().weight.shape[0]):
+    embedded: Any = work.model.get_input_embeddings()
+    if kept := stored_bytes(config.dataset, work.train, int(embedded.weight.shape[0])):
         note = "records and tokens of the training texts, kept once; other runs find them in the cache"
         stages.append(StageCost("texts", disk=kept, host=RUNTIME_BYTES, note=note))
     if config.model.needs_training:
