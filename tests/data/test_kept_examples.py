@@ -26,8 +26,7 @@ DIALOGUES = [{"id": f"c{k}", "messages": TURNS * (1 + k % 3)} for k in range(7)]
 def few_at_a_time(monkeypatch):
     monkeypatch.setattr(files, "LARGE_BYTES", 1)
     monkeypatch.setattr(kept_examples, "AT_ONCE", 6)
-    for module in (kept_examples, example_store):
-        monkeypatch.setattr(module, "BLOCK", 8)
+    monkeypatch.setattr(example_store, "BLOCK", 8)
 
 
 @pytest.fixture

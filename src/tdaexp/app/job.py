@@ -22,6 +22,7 @@ from tdaexp.app.config import REPLACED_BY_PRODUCTS, ROOTS
 from tdaexp.app.gate import check_secrets
 from tdaexp.app.origin import Origin, one_line
 from tdaexp.app.values import check_values, expanded
+from tdaexp.data.token_file import sidecar_of
 from tdaexp.metrics.labels import GROUPS
 from tdaexp.runtime.code import code_identity
 from tdaexp.runtime.errors import UserError, nearest
@@ -30,7 +31,8 @@ from tdaexp.runtime.own_module import look_in
 
 SUBJECT = ("model", "dataset")
 FILES = (
-    *("run", "path", "query_path", "finetune_path", "paraphrases", "sentences", "facts", "questions", "partition"),
+    *("run", "path", "offsets", "query_path", "finetune_path"),
+    *("paraphrases", "sentences", "facts", "questions", "partition"),
     *("pretrained", "tokenizer", "adapter", "checkpoints", "encoder", "products", "scores", "selection", "leaderboard"),
 )
 """Keys that may name a file or a folder, or several."""
@@ -136,6 +138,7 @@ def _contents(values: dict[str, Any]) -> dict[str, str]:
             found |= {f"{key}.{name}": text for name, text in _contents(value).items()}
         elif key in FILES:
             named = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+            named += [str(beside) for one in named if (beside := sidecar_of(Path(one))) is not None]
             found |= {f"{key}={one}": _content(Path(one)) for one in named if Path(one).exists() or has_magic(one)}
         elif key == "measurement" and isinstance(value, str) and ":" in value:
             from tdaexp.objectives.measurements import sources

@@ -1,4 +1,4 @@
-"""The training records of a language model as it reads them, in memory or in stores, and which record each is of."""
+"""A language model's corpus, and its training records as it reads them, in memory or in stores; whose each one is."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from tdaexp.data.examples import Examples
 from tdaexp.data.kept_examples import kept_examples
 from tdaexp.data.pieces import DOCUMENT, SOURCE, labels_of
 from tdaexp.data.record_store import RecordStore
-from tdaexp.data.records import Record
+from tdaexp.data.records import Corpus, Record
+from tdaexp.data.text import Text
+from tdaexp.data.token_examples import token_examples
+from tdaexp.data.token_records import TokenRecords
 from tdaexp.models.loaded import LoadedModel, check_tokens
 from tdaexp.runtime.cache import entry
+from tdaexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,43 @@ class TrainedOn:
         return np.flatnonzero(np.isin(self.documents, places))
 
 
-def trained_on(config: Named, records: list[Record] | RecordStore, loaded: LoadedModel) -> TrainedOn:
+def corpus_of(config: Named) -> Corpus:
+    """All records of the data set."""
+    data = config.dataset
+    if not isinstance(data, Text):
+        found: Corpus = data.load()
+        return found
+    return token_corpus(config) if data.in_tokens else data.load_kept(Path(config.cache_dir))
+
+
+def token_corpus(config: Named) -> Corpus:
+    """The corpus of a file of tokens, which the model's tokenizer tells apart.
+
+    Errors (UserError): the model is not there yet, or its tokenizer is not on this disk.
+    """
+    data, model = config.dataset, config.model
+    if model.needs_training:
+        raise UserError(
+            f"dataset.path={data.path}: holds tokens, and a model that is trained here is trained on texts; name one "
+            "that has weights (model=hub model.pretrained=FOLDER), or give the texts"
+        )
+    shape, tokenizer = model.planned([])
+    if tokenizer is None:
+        raise UserError(
+            f"dataset.path={data.path}: holds tokens, which the model's tokenizer must tell apart before the model is "
+            "loaded; name a folder that has it (model.pretrained=FOLDER or model.tokenizer=FOLDER)"
+        )
+    return data.load_tokens(Path(config.cache_dir), tokenizer, int(shape.get_text_config().vocab_size))
+
+
+def trained_on(config: Named, records: list[Record] | RecordStore | TokenRecords, loaded: LoadedModel) -> TrainedOn:
     """The training records as a model reads them; those of a store are tokenised once, and read from a store then."""
-    if isinstance(records, RecordStore) and loaded.classes is None:
-        stored = _stored(config, records, loaded)
+    if isinstance(records, TokenRecords) and loaded.classes is not None:
+        raise UserError(
+            f"dataset.path={config.dataset.path}: holds tokens, and this model classifies texts; give those"
+        )
+    if isinstance(records, (RecordStore, TokenRecords)) and loaded.classes is None:
+        stored = (_stored if isinstance(records, RecordStore) else _of_tokens)(config, records, loaded)
         return TrainedOn(stored, stored.store.documents, _labels(stored), records.names.place)
     listed = list(records)
     examples = tokenised(config, listed, loaded, loaded.classes)
@@ -58,9 +95,20 @@ def _stored(config: Named, records: RecordStore, loaded: LoadedModel) -> StoredE
     how = replace(tokenisation(config), max_length=min(config.dataset.max_length, loaded.max_length))
     parts = [records.path.name, loaded.fingerprint, how]
     path = entry(Path(config.cache_dir), "tokens", *parts, by=[kept_examples])
+    check = partial(check_tokens, loaded.model)
+    return kept_examples(path, records, loaded.tokenizer, _known(loaded), check, **asdict(how))
+
+
+def _of_tokens(config: Named, records: TokenRecords, loaded: LoadedModel) -> StoredExamples:
+    longest = min(config.dataset.max_length, loaded.max_length)
+    cache, chunk = Path(config.cache_dir), config.dataset.chunk
+    return token_examples(cache, records, _known(loaded), max_length=longest, chunk=chunk)
+
+
+def _known(loaded: LoadedModel) -> int:
+    """How many tokens the model embeds."""
     embeddings: Any = loaded.model.get_input_embeddings()
-    known = int(embeddings.weight.shape[0])
-    return kept_examples(path, records, loaded.tokenizer, known, partial(check_tokens, loaded.model), **asdict(how))
+    return int(embeddings.weight.shape[0])
 
 
 def _labels(stored: StoredExamples) -> dict[str, list[str]]:

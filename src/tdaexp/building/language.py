@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdaexp.building.corpora import trained_on
+from tdaexp.building.corpora import corpus_of, trained_on
 from tdaexp.building.covered import checked_map
 from tdaexp.building.parts import compute_of
 from tdaexp.building.settings import Described
@@ -20,7 +20,6 @@ from tdaexp.data.dataset import GENERATED, query_id
 from tdaexp.data.found import Found, texts_by_id
 from tdaexp.data.pieces import of_pieces
 from tdaexp.data.records import Corpus, Record
-from tdaexp.data.text import Text
 from tdaexp.data.unknown_sources import settled, tell
 from tdaexp.models.generate import generated_queries
 from tdaexp.models.loaded import LoadedModel
@@ -41,10 +40,7 @@ class Texts:
     @cached_property
     def corpus(self) -> Corpus:
         """All records, with at most `query_limit` queries of each set."""
-        config = self.config
-        data = config.dataset
-        loaded = data.load_kept(Path(config.cache_dir)) if isinstance(data, Text) else data.load()
-        return drawn(loaded, data, config.seed)
+        return drawn(corpus_of(self.config), self.config.dataset, self.config.seed)
 
     def problem(self, clock: Clock) -> Problem:
         """The models before and after the second stage, what the last one completes, and the pairs."""

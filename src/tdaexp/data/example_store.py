@@ -13,19 +13,43 @@ KEY is a fingerprint of the records, the model with its tokenizer, how texts bec
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.flat import Flat, FlatTexts, ends_of, span
 from tdaexp.data.record_store import RecordStore
+from tdaexp.data.token_records import TokenRecords
 
 BLOCK = 1024
 """Examples whose fingerprint is kept: those of a block of an index, where rows are not long."""
+
+
+class Store(Protocol):
+    """Examples [N] by number: their `ids`, where each one's tokens end (`ends` [N]), the numbers of their records
+    (`documents` [N]), and whether texts were `cut` into pieces.
+    """
+
+    @property
+    def records(self) -> RecordStore | TokenRecords:
+        """What they are of."""
+
+    ends: np.ndarray
+    documents: np.ndarray
+    ids: Sequence[str]
+    cut: bool
+
+    def example(self, row: int) -> Example:
+        """The example of a number."""
+
+    def fingerprint(self, rows: range) -> str | None:
+        """That of some examples that follow each other, where it is kept."""
 
 
 class ExampleStore:
@@ -33,7 +57,7 @@ class ExampleStore:
 
     def __init__(self, path: Path, records: RecordStore) -> None:
         self.path, self.records = path, records
-        self.note = json.loads((path / "note.json").read_text(encoding="utf-8"))
+        self.note = note_in(path)
         self.ends = ends_of(path / "tokens")
         self._tokens, self._mask = Flat(path / "tokens.bin", self.note["dtype"]), Flat(path / "mask.bin", np.uint8)
         self.cut = (path / "documents.npy").exists()
@@ -58,10 +82,61 @@ class ExampleStore:
 
     def fingerprint(self, rows: range) -> str | None:
         """That of some examples that follow each other, where it is kept."""
-        if rows == range(len(self.ends)):
-            return str(self.note["fingerprint"])
-        whole = rows.start % BLOCK == 0 and rows.stop == min(rows.start + BLOCK, len(self.ends)) and rows.step == 1
-        return str(self.note["blocks"][rows.start // BLOCK]) if whole else None
+        return fingerprint_of(self.note, rows, len(self.ends))
+
+
+def note_in(path: Path) -> dict[str, Any]:
+    """What is noted of a store of examples."""
+    found: dict[str, Any] = json.loads((path / "note.json").read_text(encoding="utf-8"))
+    return found
+
+
+def fingerprint_of(note: dict[str, Any], rows: range, count: int) -> str | None:
+    """The fingerprint of `rows` of `count` examples, where it is noted."""
+    if rows == range(count):
+        return str(note["fingerprint"])
+    whole = rows.start % BLOCK == 0 and rows.stop == min(rows.start + BLOCK, count) and rows.step == 1
+    return str(note["blocks"][rows.start // BLOCK]) if whole else None
+
+
+class _Fingerprint:
+    """`Examples.fingerprint` of examples that are met one after the other."""
+
+    def __init__(self) -> None:
+        self.count, self._digest = 0, hashlib.blake2b(b"[[", digest_size=8)
+
+    def add(self, example: Example) -> None:
+        """Meet one, as `runtime.fingerprint` writes it down."""
+        arrays = [
+            ["array", str(one.dtype), list(one.shape), hashlib.blake2b(one.tobytes()).hexdigest()]
+            for one in (example.tokens, example.loss_mask)
+        ]
+        self._digest.update((", " if self.count else "").encode() + json.dumps([example.id, *arrays]).encode())
+        self.count += 1
+
+    def value(self) -> str:
+        """Of those that were met."""
+        whole = self._digest.copy()
+        whole.update(b"]]")
+        return whole.hexdigest()
+
+
+class Fingerprints:
+    """Those of examples that are met one after the other, and of each `BLOCK` of them."""
+
+    def __init__(self) -> None:
+        self._whole, self._blocks = _Fingerprint(), [_Fingerprint()]
+
+    def add(self, example: Example) -> None:
+        """Meet one."""
+        if self._blocks[-1].count == BLOCK:
+            self._blocks.append(_Fingerprint())
+        self._whole.add(example)
+        self._blocks[-1].add(example)
+
+    def note(self) -> dict[str, Any]:
+        """Of all that were met."""
+        return {"fingerprint": self._whole.value(), "blocks": [one.value() for one in self._blocks]}
 
 
 class StoredExamples(Examples):
@@ -70,7 +145,7 @@ class StoredExamples(Examples):
     Everything is as of examples in memory, bit for bit.
     """
 
-    def __init__(self, store: ExampleStore, rows: range | np.ndarray | None = None) -> None:
+    def __init__(self, store: Store, rows: range | np.ndarray | None = None) -> None:
         self.store, self.rows = store, range(len(store.ends)) if rows is None else rows
 
     def __len__(self) -> int:

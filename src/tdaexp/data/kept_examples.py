@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tdaexp.data.example_store import BLOCK, ExampleStore, StoredExamples
-from tdaexp.data.examples import Example, Examples
+from tdaexp.data.example_store import ExampleStore, Fingerprints, StoredExamples
+from tdaexp.data.examples import Examples
 from tdaexp.data.flat import Writer
 from tdaexp.data.record_store import AT_ONCE, RecordStore
 from tdaexp.data.records import Record
@@ -74,7 +72,7 @@ class _Writing(contextlib.ExitStack):
         self.mask = self.enter_context((folder / "mask.bin").open("wb"))
         self.rest = np.zeros(0, dtype=bool)  # of the mask: less than a byte
         self.documents: list[np.ndarray] = []
-        self.whole, self.blocks = _Fingerprint(), [_Fingerprint()]
+        self.fingerprints = Fingerprints()
         if chunk is not None:
             self.ids, self.texts = (self.enter_context(Writer(folder / name)) for name in ("ids", "texts"))
 
@@ -86,10 +84,7 @@ class _Writing(contextlib.ExitStack):
         self.mask.write(np.packbits(bits[:whole]).tobytes())
         self.rest = bits[whole:]
         for one in examples:
-            if self.blocks[-1].count == BLOCK:
-                self.blocks.append(_Fingerprint())
-            self.whole.add(one)
-            self.blocks[-1].add(one)
+            self.fingerprints.add(one)
         if self.chunk is not None:
             self._add_pieces(start, records, examples)
 
@@ -111,29 +106,5 @@ class _Writing(contextlib.ExitStack):
             self.mask.write(np.packbits(self.rest).tobytes())
             if self.chunk is not None:
                 np.save(self.folder / "documents.npy", np.concatenate(self.documents))
-            blocks = [one.value() for one in self.blocks]
-            note = {"dtype": self.dtype.name, "fingerprint": self.whole.value(), "blocks": blocks}
-            write_json(self.folder / "note.json", note)
+            write_json(self.folder / "note.json", {"dtype": self.dtype.name, **self.fingerprints.note()})
         return bool(super().__exit__(*error))
-
-
-class _Fingerprint:
-    """`Examples.fingerprint` of examples that are met one after the other."""
-
-    def __init__(self) -> None:
-        self.count, self._digest = 0, hashlib.blake2b(b"[[", digest_size=8)
-
-    def add(self, example: Example) -> None:
-        """Meet one, as `runtime.fingerprint` writes it down."""
-        arrays = [
-            ["array", str(one.dtype), list(one.shape), hashlib.blake2b(one.tobytes()).hexdigest()]
-            for one in (example.tokens, example.loss_mask)
-        ]
-        self._digest.update((", " if self.count else "").encode() + json.dumps([example.id, *arrays]).encode())
-        self.count += 1
-
-    def value(self) -> str:
-        """Of those that were met."""
-        whole = self._digest.copy()
-        whole.update(b"]]")
-        return whole.hexdigest()

@@ -28,6 +28,7 @@ from tdaexp.data.flat import FlatTexts, Writer
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Place, Record, Skipped
 from tdaexp.data.tables import tell_bad
+from tdaexp.data.token_records import TokenRecords
 from tdaexp.runtime import stop
 from tdaexp.runtime.cache import entry
 from tdaexp.runtime.code import Work
@@ -129,9 +130,9 @@ class Names(Collection[str]):
 
 
 class StoredCorpus(Corpus):
-    """A corpus whose training records are in a store; their ids were compared when they were put there."""
+    """A corpus whose training records are in a store, or in a file of tokens; their ids are known to be distinct."""
 
-    train: RecordStore  # type: ignore[assignment]
+    train: RecordStore | TokenRecords  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Refuse repeated ids of questions, and a truth that is not in the training set."""

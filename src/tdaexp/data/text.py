@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tdaexp.data.columnar import hub_values
 from tdaexp.data.columns import Columns
@@ -18,10 +18,17 @@ from tdaexp.data.question_file import Asking, questions
 from tdaexp.data.record_store import RecordStore, StoredCorpus, kept_records
 from tdaexp.data.records import Corpus, Record, Skipped
 from tdaexp.data.tables import Row, hub_rows, rows_in, scan, second_stage
+from tdaexp.data.token_file import ENDING, check_keys, documents_of
+from tdaexp.data.token_records import TokenRecords
 from tdaexp.data.training_file import Pair, ids_of, records_in, training_pairs, without_held_out
 from tdaexp.runtime.errors import UserError, unknown
 
 UNITS = ("line", "paragraph")
+NEED_TEXTS = (
+    *("held_out", "source_column", "group_column", "paraphrase"),
+    *("paraphrase_column", "paraphrase_prompt_column", "paraphrase_completion_column"),
+)
+"""Keys that a file of tokens has no rows for."""
 
 
 @dataclass
@@ -29,8 +36,12 @@ class Text(Dataset):
     """Records from a file or from the hub, and questions about them (docs/data.md).
 
     path: a `.txt`, `.jsonl`, `.json`, `.tsv`, `.csv`, `.parquet` or `.arrow` file, a folder saved by `datasets`, or a
-        folder or pattern (`rows/*.jsonl.zst`) of several files of a kind; lines also as `.gz` and `.zst`; or
+        folder or pattern (`rows/*.jsonl.zst`) of several files of a kind; lines also as `.gz` and `.zst`; or a file of
+        tokens, `.bin`, uint16 or uint32 (`data.token_file`), which are then read as they are; or
     hub: a hub data set, with `hub_config` (null: its only one).
+    offsets: of a `.bin` file, a `.npy` file of where its documents end [N] int64, counted in tokens (null: NAME.idx.npy
+        beside NAME.bin, or else each ends with the end-of-text token).
+    token_type: of a `.bin` file, `uint16` or `uint32` (null: uint16 where the model's vocabulary fits).
     split: of a hub data set or a folder.
     unit: what a record of a `.txt` file is, `line` or `paragraph`.
     limit: take the first N records (null: all).
@@ -58,6 +69,8 @@ class Text(Dataset):
     """
 
     path: str | None = None
+    offsets: str | None = None
+    token_type: str | None = None
     hub: str | None = None
     hub_config: str | None = None
     split: str = "train"
@@ -95,7 +108,7 @@ class Text(Dataset):
         if self.query_sets is None:
             self.query_sets = list(self.QUERY_SETS) if self.query_path is None else [self.own_set]
         super().__post_init__()
-        self._store: RecordStore | None = None
+        self._store: RecordStore | TokenRecords | None = None
         if self.own_set != "paraphrased" and {self.own_set, "paraphrased"} <= set(self.query_sets):
             raise UserError(
                 f"dataset.query_sets={self.query_sets}: '{self.own_set}' and 'paraphrased' are both the questions of "
@@ -111,6 +124,7 @@ class Text(Dataset):
         if self.held_out < 0:
             raise UserError(f"dataset.held_out={self.held_out}: must be at least 0")
         check_limits(self, "limit", "finetune_limit")
+        check_keys(self, NEED_TEXTS)
 
     def _check_columns(self) -> None:
         kinds = [
@@ -135,6 +149,11 @@ class Text(Dataset):
     def at_hand(self) -> bool:
         """Whether the text is in a file."""
         return self.path is not None
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether the training records are in a file of tokens (`load_tokens`)."""
+        return Path(str(self.path)).suffix == ENDING
 
     @property
     def own_set(self) -> str:
@@ -162,7 +181,7 @@ class Text(Dataset):
         if not files:
             return self.load()
         named = replace(self._columns, rejected=None)
-        self._store = kept_records(
+        store = kept_records(
             cache,
             files,
             [str(self.hub)] if self.path is None else [str(file) for file in files_of(Path(self.path))],
@@ -171,14 +190,26 @@ class Text(Dataset):
             [self.unit, self.split, self.limit, self.prompt_fraction, named],
             by=type(self),
         )
+        return self._stored(store)
+
+    def load_tokens(self, cache: Path, tokenizer: Any, known: int) -> Corpus:
+        """The corpus of a file of tokens, for a model that knows so many and this tokenizer."""
+        offsets = None if self.offsets is None else Path(self.offsets)
+        eos = None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        documents = documents_of(cache, Path(str(self.path)), offsets, self.token_type, known, eos)
+        self._total = len(documents)
+        return self._stored(TokenRecords(documents.first(self.limit), tokenizer))
+
+    def _stored(self, store: RecordStore | TokenRecords) -> Corpus:
+        self._store = store
         asked = {self.generated_from, GENERATED} & set(self.query_sets or ())
-        queries = {self.generated_from: self._paraphrased(self._store)} if asked else {}  # type: ignore[arg-type]
-        return StoredCorpus(self._store, queries, self.finetune_records(), self.skipped_rows())  # type: ignore[arg-type]
+        queries = {self.generated_from: self._paraphrased(store)} if asked else {}  # type: ignore[arg-type]
+        return StoredCorpus(store, queries, self.finetune_records(), self.skipped_rows())  # type: ignore[arg-type]
 
     def kept_files(self) -> list[Path]:
         """The files whose records are kept in a store: none where these lie in memory."""
         columns = (self.paraphrase_column, self.paraphrase_completion_column, self.paraphrase)
-        if self.held_out or any(one is not None for one in columns):
+        if self.held_out or self.in_tokens or any(one is not None for one in columns):
             return []
         files = self._files()
         return files if large(files) else []
@@ -232,6 +263,11 @@ class Text(Dataset):
 
     def _rows(self) -> Iterable[Row | Skipped]:
         """All rows, whatever the limit."""
+        if self.in_tokens:
+            raise UserError(
+                f"{self.path}: holds tokens, and this reads its training texts without a model at hand, or as rows; "
+                "give the texts themselves"
+            )
         if self.path is not None:
             return rows_in(Path(self.path), self.unit, self.split)
         return hub_rows(str(self.hub), self.hub_config, self.split)
@@ -257,6 +293,12 @@ class Text(Dataset):
         """Records to train on, and those held out."""
         return without_held_out(self._read[0], self.held_out)
 
+    def _every_id(self) -> set[str]:
+        """The training ids, whatever the limit."""
+        if isinstance(self._store, TokenRecords):
+            return set(map(str, range(self._total)))
+        return ids_of(list(self._rows()), replace(self._columns, rejected=None))
+
     @cached_property
     def _asked(self) -> tuple[list[Record], list[Skipped]]:
         """The questions of `query_path`, and rows that are left out."""
@@ -265,7 +307,7 @@ class Text(Dataset):
         )
         beyond: set[str] = set()
         if self.limit is not None and self.truth_column is not None:
-            beyond = ids_of(list(self._rows()), replace(self._columns, rejected=None)).difference(known)
+            beyond = self._every_id().difference(known)
         answered = self.query_sets != [GENERATED]
         asking = Asking(self._columns, self.truth_column, self.label_column, self.generated_from, answered)
         return questions(self._query_rows(), asking, known, beyond, self.prompt_fraction, self.skip_bad)

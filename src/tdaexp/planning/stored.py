@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from tdaexp.data.encoding import begins_with
 from tdaexp.data.files import COMPRESSED
 from tdaexp.data.record_store import RecordStore
 from tdaexp.data.records import Record
 from tdaexp.data.sizes import COUNTED, Sizes
 from tdaexp.data.text import Text
+from tdaexp.data.token_examples import Cuts
+from tdaexp.data.token_records import TokenRecords
 
 PACKED = 4.0
 """How much longer texts are than the files that they are packed in."""
@@ -32,6 +35,18 @@ def sizes_of_stored(records: RecordStore, sized: Callable[[list[Record]], Sizes]
     known, others = (sized([records[int(place)] for place in places]) for places in (longest, some))
     count = round(len(others) * len(rest) / len(some))
     return Sizes.joined([known, Sizes(np.resize(others.tokens, count), np.resize(others.predicted, count))])
+
+
+def in_tokens(dataset: Any) -> bool:
+    """Whether a data set's training records are in a file of tokens."""
+    return isinstance(dataset, Text) and dataset.in_tokens
+
+
+def sizes_of_tokens(records: TokenRecords, tokenizer: Any, longest: int, chunk: int | None) -> Sizes:
+    """Sizes of the examples of documents, all of them: as if each began with a bos token where texts do."""
+    lengths = records.documents.lengths
+    tokens = Cuts(lengths, longest, chunk, np.full(len(lengths), bool(begins_with(tokenizer)))).lengths
+    return Sizes(tokens, tokens - 1)
 
 
 def stored_bytes(dataset: Any, train: Sizes, vocabulary: int) -> float:

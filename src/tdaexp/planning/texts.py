@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdaexp.building.corpora import token_corpus
 from tdaexp.building.texts import drawn, text_template
 from tdaexp.data.best import Best
 from tdaexp.data.dataset import GENERATED, as_query
@@ -16,13 +17,14 @@ from tdaexp.data.found import Found
 from tdaexp.data.record_store import RecordStore
 from tdaexp.data.records import HELD_OUT, Corpus, Record
 from tdaexp.data.sizes import CHARACTERS_PER_TOKEN, COUNTED, Sizes, sizes_of
+from tdaexp.data.token_records import TokenRecords
 from tdaexp.data.unknown_sources import settled
 from tdaexp.methods.explaind import Explaind
 from tdaexp.models.empty import empty_model
 from tdaexp.models.empty_adapter import put_empty_on
 from tdaexp.models.pretrained import FALLBACK_LENGTH, Pretrained
 from tdaexp.planning.rehearsed import on_device
-from tdaexp.planning.stored import sizes_of_stored
+from tdaexp.planning.stored import in_tokens, sizes_of_stored, sizes_of_tokens
 from tdaexp.planning.text_work import TextWork
 from tdaexp.runtime.device import resolve_dtype
 from tdaexp.runtime.errors import UserError
@@ -40,7 +42,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
-        corpus = _read_held_out(dataset) if simulated else read(dataset)
+        corpus = _read_held_out(dataset) if simulated else token_corpus(config) if in_tokens(dataset) else read(dataset)
     read_by_model = corpus is not None and config.model.needs_training  # whose tokenizer is made of them
     shape, tokenizer = config.model.planned([one.text for one in corpus.train] if corpus and read_by_model else [])
     longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
@@ -56,7 +58,11 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
         train, sets, finetune = _sizes(config, corpus, tokenizer, longest)
         if tokenizer is None:
             assumed.append(f"lengths from characters, {CHARACTERS_PER_TOKEN:g} a token: the tokenizer is not at hand")
-        elif len(corpus.train) > COUNTED and (dataset.chunk is None or isinstance(corpus.train, RecordStore)):
+        elif (
+            len(corpus.train) > COUNTED
+            and (dataset.chunk is None or isinstance(corpus.train, RecordStore))
+            and not in_tokens(dataset)
+        ):
             assumed.append(f"lengths of all training examples from {COUNTED:,} of them, half of these the longest")
     if getattr(config.model, "quantised", None):
         assumed.append("the base's matrices in full precision, of which nf4 takes about an eighth and int8 a quarter")
@@ -145,6 +151,8 @@ def _sizes(config: Any, corpus: Corpus, tokenizer: Any, longest: int) -> tuple[S
     train = partial(sized, chunk=dataset.chunk)
     if isinstance(corpus.train, RecordStore):
         return sizes_of_stored(corpus.train, train), sets, finetune
+    if isinstance(corpus.train, TokenRecords):
+        return sizes_of_tokens(corpus.train, tokenizer, longest, dataset.chunk), sets, finetune
     return train(corpus.train), sets, finetune
 
 
