@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_texts(commands, corpus, tmp_path):
     np.save("ends.npy", np.cumsum(corpus.lengths) - 1)
     said = commands.refused("attribute", *run, "dataset.path=rows.bin", "dataset.offsets=ends.npy")
     assert "ends.npy: the last document ends at token" in said
-    said = commands.refused("attribute", "dataset=text", "dataset.path=rows.bin", "dataset.query_sets=[]")
+    said = commands.refused("attribute", "dataset=text", "dataset.path=rows.bin", "dataset.query_path=ask.jsonl")
     assert "dataset.path=rows.bin: holds tokens, and a model that is trained here is trained on texts" in said
 
 
@@ -60,5 +60,4 @@ def test_an_index_of_pieces(commands, corpus):
     said = commands.done("attribute", *run, "dataset.path=rows.bin", "hydra.run.dir=tokens")
     assert "no pass over them" in said and files("tokens") == files("lines")
     assert '"document"' in files("tokens")[0]
-    said = commands.done("attribute", *run, "dataset.path=rows.bin", "plan=true")
-    assert f"{sum(len(one) for one in [corpus])}" and "plan: model" in said
+    commands.done("attribute", *run, "dataset.path=rows.bin", "plan=true")

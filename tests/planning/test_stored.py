@@ -13,8 +13,9 @@ from tdaexp.data import files
 from tdaexp.data.kept_examples import kept_examples
 from tdaexp.data.sizes import sizes_of
 from tdaexp.data.text import Text
+from tdaexp.data.token_examples import token_examples
 from tdaexp.planning.blank import Blank
-from tdaexp.planning.stored import sizes_of_stored, stored_bytes
+from tdaexp.planning.stored import in_tokens, sizes_of_stored, sizes_of_tokens, stored_bytes
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,19 @@ def test_the_plan_counts_what_the_stores_take(data, tokenizer, tmp_path) -> None
     assert len(kept) == len(sizes) and taken <= stored_bytes(data, sizes, 3) <= 1.5 * taken
     data.held_out = 3
     assert stored_bytes(data, sizes, 3) == 0
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_sizes_of_a_file_of_tokens_are_those_of_its_examples(tokenizer, tmp_path, chunk) -> None:
+    lengths = 2 + np.arange(40) % 33
+    (tmp_path / "rows.bin").write_bytes(np.ones(lengths.sum(), dtype="<u2").tobytes())
+    np.save(tmp_path / "rows.idx.npy", np.cumsum(lengths))
+    data = Text(path=str(tmp_path / "rows.bin"), query_sets=[])
+    records = data.load_tokens(tmp_path / "cache", tokenizer, 3).train
+    found = sizes_of_tokens(records, tokenizer, 20, chunk)
+    known = token_examples(tmp_path / "cache", records, 3, max_length=20, chunk=chunk)
+    assert found.tokens.tolist() == known.lengths.tolist() and len(found) == (40 if chunk is None else 83)
+    assert in_tokens(data) and stored_bytes(data, found, 3) == 0
 
 
 def test_blank_examples_are_those_of_their_sizes(data, tokenizer) -> None:
