@@ -59,7 +59,8 @@ def token_corpus(config: Named) -> Corpus:
 
     Errors (UserError): the model is not there yet, or its tokenizer is not on this disk.
     """
-    data, model = config.dataset, config.model
+    data: Text = config.dataset
+    model = config.model
     if model.needs_training:
         raise UserError(
             f"dataset.path={data.path}: holds tokens, and a model that is trained here is trained on texts; name one "
@@ -80,8 +81,12 @@ def trained_on(config: Named, records: list[Record] | RecordStore | TokenRecords
         raise UserError(
             f"dataset.path={config.dataset.path}: holds tokens, and this model classifies texts; give those"
         )
-    if isinstance(records, (RecordStore, TokenRecords)) and loaded.classes is None:
-        stored = (_stored if isinstance(records, RecordStore) else _of_tokens)(config, records, loaded)
+    stored = None
+    if isinstance(records, TokenRecords):
+        stored = _of_tokens(config, records, loaded)
+    elif isinstance(records, RecordStore) and loaded.classes is None:
+        stored = _stored(config, records, loaded)
+    if stored is not None and not isinstance(records, list):
         return TrainedOn(stored, stored.store.documents, _labels(stored), records.names.place)
     listed = list(records)
     examples = tokenised(config, listed, loaded, loaded.classes)

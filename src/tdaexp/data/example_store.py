@@ -32,17 +32,20 @@ BLOCK = 1024
 
 
 class Store(Protocol):
-    """Examples [N] by number: their `ids`, where each one's tokens end (`ends` [N]), the numbers of their records
-    (`documents` [N]), and whether texts were `cut` into pieces.
+    """Examples [N] by number: where each one's tokens end (`ends` [N]), the numbers of their records (`documents` [N]),
+    and whether texts were `cut` into pieces.
     """
 
     @property
     def records(self) -> RecordStore | TokenRecords:
         """What they are of."""
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """Their ids."""
+
     ends: np.ndarray
     documents: np.ndarray
-    ids: Sequence[str]
     cut: bool
 
     def example(self, row: int) -> Example:
@@ -175,7 +178,7 @@ class StoredExamples(Examples):
     def ids(self) -> list[str]:
         """Ids in order, in memory: they are looked up one by one."""
         if isinstance(self.rows, range) and self.rows.step == 1:
-            return self.store.ids[self.rows.start : self.rows.stop]
+            return list(self.store.ids[self.rows.start : self.rows.stop])
         return [self.store.ids[int(row)] for row in self.rows]
 
     @property

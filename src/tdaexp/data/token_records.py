@@ -22,7 +22,7 @@ class Decoded(Record):
         self.__dict__["_decode"] = decode
 
     @cached_property
-    def completion(self) -> str:  # type: ignore[override]
+    def completion(self) -> str:
         """The document's text."""
         return str(self.__dict__["_decode"]())
 
@@ -38,7 +38,7 @@ class DecodedExample(Example):
         self.__dict__["_decode"] = decode
 
     @cached_property
-    def text(self) -> str:  # type: ignore[override]
+    def text(self) -> str:
         """The text of the whole document, or of a piece of it."""
         return str(self.__dict__["_decode"]()).strip()
 
