@@ -23,6 +23,7 @@ from tdaexp.models.lora import Lora
 from tdaexp.models.quantised import LINEAR as QUANTISED_LINEAR
 from tdaexp.models.source import Source, first_line
 from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,8 @@ def quiet_peft() -> Iterator[None]:
 def require_peft(what: str) -> None:
     """Refuse in one line where peft is not installed; `what` is the key that needs it."""
     try:
-        import peft  # noqa: F401
+        with quiet("bitsandbytes"):  # peft brings it, and it tells of a kernel that nothing here needs
+            import peft  # noqa: F401
     except ImportError as error:
         raise UserError(f"{what}: adapters need the package peft; pip install 'tdaexp[adapters]'") from error
 
