@@ -77,23 +77,20 @@ def token_corpus(config: Named) -> Corpus:
 
 def trained_on(config: Named, records: list[Record] | RecordStore | TokenRecords, loaded: LoadedModel) -> TrainedOn:
     """The training records as a model reads them; those of a store are tokenised once, and read from a store then."""
-    if isinstance(records, TokenRecords) and loaded.classes is not None:
-        raise UserError(
-            f"dataset.path={config.dataset.path}: holds tokens, and this model classifies texts; give those"
-        )
-    stored = None
     if isinstance(records, TokenRecords):
-        stored = _of_tokens(config, records, loaded)
-    elif isinstance(records, RecordStore) and loaded.classes is None:
-        stored = _stored(config, records, loaded)
-    if stored is not None and not isinstance(records, list):
-        return TrainedOn(stored, stored.store.documents, _labels(stored), records.names.place)
+        return _in_store(_of_tokens(config, records, loaded))
+    if isinstance(records, RecordStore) and loaded.classes is None:
+        return _in_store(_stored(config, records, loaded))
     listed = list(records)
     examples = tokenised(config, listed, loaded, loaded.classes)
     belongs, places = labels_of(listed, examples), {one.id: row for row, one in enumerate(listed)}
     names = belongs.get(DOCUMENT)
     documents = np.arange(len(examples)) if names is None else np.array([places[name] for name in names])
     return TrainedOn(examples, documents, belongs, places.get)
+
+
+def _in_store(stored: StoredExamples) -> TrainedOn:
+    return TrainedOn(stored, stored.store.documents, _labels(stored), stored.store.records.names.place)
 
 
 def _stored(config: Named, records: RecordStore, loaded: LoadedModel) -> StoredExamples:
@@ -105,6 +102,10 @@ def _stored(config: Named, records: RecordStore, loaded: LoadedModel) -> StoredE
 
 
 def _of_tokens(config: Named, records: TokenRecords, loaded: LoadedModel) -> StoredExamples:
+    if loaded.classes is not None:
+        raise UserError(
+            f"dataset.path={config.dataset.path}: holds tokens, and this model classifies texts; give those"
+        )
     longest = min(config.dataset.max_length, loaded.max_length)
     cache, chunk = Path(config.cache_dir), config.dataset.chunk
     return token_examples(cache, records, _known(loaded), max_length=longest, chunk=chunk)
