@@ -11,6 +11,7 @@ NAMED = [
     ("model", "adapter"),
     ("model", "tokenizer"),
     ("dataset", "path"),
+    ("dataset", "offsets"),
     ("dataset", "query_path"),
     ("dataset", "finetune_path"),
     ("dataset", "paraphrases"),
@@ -39,6 +40,16 @@ def test_another_content_of_a_file_makes_another_job(tmp_path, group, key, folde
         file.write_text(content)
         found.append(fingerprint({group: {key: str(named)}}))
     assert found[0] != found[1] == fingerprint({group: {key: str(named)}})
+
+
+def test_the_ends_beside_a_file_of_tokens_count(tmp_path):
+    (tmp_path / "a.bin").write_text("tokens")
+    found = [fingerprint({"dataset": {"path": str(tmp_path / "a.bin")}})]
+    for content in ("one", "another"):
+        (tmp_path / "a.idx.npy").write_text(content)
+        found.append(fingerprint({"dataset": {"path": str(tmp_path / "a.bin")}}))
+    assert len(set(found)) == 3
+    assert fingerprint({"dataset": {"path": ""}}) != fingerprint({"dataset": {"path": "b"}})
 
 
 def test_each_of_several_checkpoints_counts(tmp_path):

@@ -110,8 +110,10 @@ def documents_of(
 
 def sidecar_of(path: Path) -> Path | None:
     """The file of ends beside a file of tokens; None where there is none."""
+    if path.suffix != ENDING:
+        return None
     file = path.with_suffix(SIDECAR)
-    return file if path.suffix == ENDING and file.exists() else None
+    return file if file.exists() else None
 
 
 def _count(path: Path, dtype: np.dtype) -> int:
