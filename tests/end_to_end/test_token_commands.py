@@ -50,6 +50,8 @@ def test_scores_are_those_of_the_texts(commands, corpus, tmp_path):
     np.save("ends.npy", np.cumsum(corpus.lengths) - 1)
     said = commands.refused("attribute", *run, "dataset.path=rows.bin", "dataset.offsets=ends.npy")
     assert "ends.npy: the last document ends at token" in said
+    said = commands.refused("attribute", *run, "dataset.path=rows.bin", "model.pretrained=nobody/nothing")
+    assert "dataset.path=rows.bin: holds tokens, which the model's tokenizer must tell apart" in said
     said = commands.refused("attribute", "dataset=text", "dataset.path=rows.bin", "dataset.query_path=ask.jsonl")
     assert "dataset.path=rows.bin: holds tokens, and a model that is trained here is trained on texts" in said
 

@@ -66,8 +66,8 @@ def token_corpus(config: Named) -> Corpus:
             f"dataset.path={data.path}: holds tokens, and a model that is trained here is trained on texts; name one "
             "that has weights (model=hub model.pretrained=FOLDER), or give the texts"
         )
-    shape, tokenizer = model.planned([])
-    if tokenizer is None:
+    shape, tokenizer = model.planned([]) if model.stated else (None, None)
+    if shape is None or tokenizer is None:
         raise UserError(
             f"dataset.path={data.path}: holds tokens, which the model's tokenizer must tell apart before the model is "
             "loaded; name a folder that has it (model.pretrained=FOLDER or model.tokenizer=FOLDER)"
