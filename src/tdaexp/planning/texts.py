@@ -42,7 +42,10 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
-        corpus = _read_held_out(dataset) if simulated else token_corpus(config) if in_tokens(dataset) else read(dataset)
+        if in_tokens(dataset) and not simulated:
+            corpus = token_corpus(config)
+        else:
+            corpus = _read_held_out(dataset) if simulated else read(dataset)
     read_by_model = corpus is not None and config.model.needs_training  # whose tokenizer is made of them
     shape, tokenizer = config.model.planned([one.text for one in corpus.train] if corpus and read_by_model else [])
     longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
