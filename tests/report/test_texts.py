@@ -24,7 +24,7 @@ def test_a_text_is_cut_behind_its_prompt():
         Record("d", "x", "x"),
     ]
     own = SimpleNamespace(ids=["t"], texts=["anybody's"])
-    found = texts_of(SimpleNamespace(queries=Examples(list(map(example, records))), train=own))
+    found = texts_of(SimpleNamespace(belongs={}, queries=Examples(list(map(example, records))), train=own))
     assert found["query"] == {
         "a": Passage("Why?", "Because."), "b": Passage("", "Bare"), "c": Passage("", "Blank"), "d": Passage("x", "x"),
     }  # fmt: skip
@@ -37,7 +37,7 @@ def test_a_rejected_answer_stands_beside_the_completion():
     queries = Examples([
         replace(asked, rejected=example(Record("a", "Why?", "No idea."))), example(Record("b", "", "Bare"))
     ])  # fmt: skip
-    found = texts_of(SimpleNamespace(queries=queries, train=SimpleNamespace(ids=[], texts=[])))
+    found = texts_of(SimpleNamespace(belongs={}, queries=queries, train=SimpleNamespace(ids=[], texts=[])))
     assert found["query"] == {"a": Passage("Why?", "Because.", "No idea."), "b": Passage("", "Bare")}
     assert found["query"]["a"].whole == "Why?\nBecause.\n(rather than: No idea.)"
     assert as_json(found)["query"] == {"a": ["Why?", "Because.", "No idea."], "b": "Bare"}
