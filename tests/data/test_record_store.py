@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import gzip
 import json
 import shutil
@@ -13,6 +15,7 @@ import pytest
 from datasets import Dataset
 
 from tdaexp.data import files, record_store
+from tdaexp.data.flat import FlatTexts, Writer
 from tdaexp.data.record_store import RecordStore
 from tdaexp.data.text import Text
 from tdaexp.runtime.errors import UserError
@@ -181,6 +184,7 @@ def test_a_damaged_store_is_named_and_made_again(tmp_path, caplog) -> None:
     (store / "records.bin").write_bytes(whole.replace(b"Frage", b"Fragx"))
     found = Text(path=path, query_sets=[]).load_kept(tmp_path / "cache").train
     assert f"{store}: damaged (records.bin: its checksum is wrong), and is made again" in caplog.text
+    assert "as they were read before" not in caplog.text
     assert list(found) == Text(path=path, query_sets=[]).load().train
     assert (store / "records.bin").read_bytes() == whole
 
@@ -215,3 +219,13 @@ def test_a_build_that_ends_early_leaves_nothing_and_starts_again(tmp_path, monke
     monkeypatch.setattr(record_store, "_plain", plain)
     found = Text(path=path, query_sets=[]).load_kept(tmp_path / "cache").train
     assert list(found) == Text(path=path, query_sets=[]).load().train
+
+
+def test_a_copy_opens_its_file_anew(tmp_path) -> None:
+    with Writer(tmp_path / "texts") as written:
+        written.texts(["one", "two"])
+    texts = FlatTexts(tmp_path / "texts")
+    other = copy.deepcopy(texts)
+    del texts
+    gc.collect()
+    assert list(other) == ["one", "two"]

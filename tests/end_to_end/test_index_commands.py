@@ -141,3 +141,19 @@ def test_killed_while_an_index_is_built(commands, tmp_path):
     commands.done("attribute", *BEST, *KILLED, own, "hydra.run.dir=killed-run")
     assert files(tmp_path / "killed") == files(tmp_path / "straight")
     assert not list((tmp_path / "killed").glob("index/[!.]*-passes"))
+
+
+def test_rows_of_a_run_that_found_its_pairs_are_dropped(commands, tmp_path):
+    """The found rows alone are known to the run; one of them that has changed is named."""
+    lines = [json.dumps({"id": f"r{number}", "text": f"the {number} birds of a feather"}) for number in range(12)]
+    Path("rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    Path("ask.jsonl").write_text(json.dumps({"text": "the 3 birds of a feather"}), encoding="utf-8")
+    data = ("dataset=text", "dataset.path=rows.jsonl", "dataset.query_path=ask.jsonl")
+    own = [one for one in SIDE if not one.startswith("dataset.")]
+    commands.done("attribute", *own, *data, "candidates=best", "candidates.k=2", "hydra.run.dir=run")
+    commands.done("evaluate", "runs=[run]", "drop=1", "drop_by=helpful", "logger=none", "hydra.run.dir=dropped")
+    gone = Path("dropped/dropped.csv").read_text(encoding="utf-8").splitlines()[1].split(",")[0]
+    assert gone in Path("run/rows.csv").read_text(encoding="utf-8")
+    assert f'"{gone}"' not in Path("dropped/rows-kept.jsonl").read_text(encoding="utf-8")
+    Path("rows.jsonl").write_text("\n".join(lines).replace("birds", "wolves"), encoding="utf-8")
+    assert "its training data changed since" in commands.refused("evaluate", "runs=[run]", "drop=1", "logger=none")

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import threading
 from html import escape
 from pathlib import Path
@@ -86,6 +88,17 @@ def test_a_page_that_answers_as_the_command_does(commands, run, monkeypatch):
             replies["elsewhere"] = ask(port, "/", None, Host="example.org")
             replies["foreign"] = ask(port, "/", typed, Origin="http://example.org")
             replies["lost"] = ask(port, "/favicon.ico")
+            with socket.create_connection(("127.0.0.1", port)) as gone:  # goes away before its answer
+                form = b"completion=moon"
+                gone.sendall(
+                    b"POST / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n%b" % (port, len(form), form)
+                )
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with socket.create_connection(("127.0.0.1", port)) as short:
+                short.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 99\r\n\r\nprompt=" % port)
+                short.shutdown(socket.SHUT_WR)
+                assert b" 400 " in short.recv(1000)
+            replies["after"] = ask(port)
             with pytest.raises(UserError, match=f"port={port}: cannot be listened to"):
                 Loopback(port)
         finally:
@@ -96,8 +109,9 @@ def test_a_page_that_answers_as_the_command_does(commands, run, monkeypatch):
     visitor.start()
     said = commands.done("evaluate", *SERVE)
     visitor.join()
-    assert f"http://127.0.0.1:{opened[0].port}/ for this machine alone" in said and "5 questions were asked" in said
-    assert said.count("no pass over them") == 3 and "to be built" not in said
+    assert f"http://127.0.0.1:{opened[0].port}/ for this machine alone" in said and "6 questions were asked" in said
+    assert "Traceback" not in said and "a request failed" not in said and replies["after"][0] == 200
+    assert said.count("no pass over them") == 4 and "to be built" not in said
     assert {name: status for name, (status, _, _) in replies.items() if status != 200} == {
         "long": 400, "nothing": 400, "elsewhere": 403, "foreign": 403, "lost": 404,
     }  # fmt: skip
@@ -129,4 +143,7 @@ def test_what_cannot_be_served(commands, run):
     line = commands.refused("evaluate", "serve=true", "runs=[other]", "port=0")
     assert "other: 1 of the 1 blocks of its index are not in" in line
     assert "port=70000: must be from 0" in commands.refused("evaluate", "serve=true", "runs=[run]", "port=70000")
+    (changed(run, "damaged") / "config.yaml").write_text("method: [", encoding="utf-8")
+    line = commands.refused("evaluate", "serve=true", "runs=[damaged]", "port=0")
+    assert "damaged/config.yaml: is damaged as YAML" in line
     assert "leave scores out" in commands.refused("evaluate", *SERVE, "scores=file.json")

@@ -31,9 +31,17 @@ ENDS = {
 }
 
 
+@pytest.fixture
+def hangup():
+    """What is executed would inherit that nohup ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="nurseries are for Linux")
 @pytest.mark.parametrize("end", ENDS)
-def test_a_forked_program_is_as_one_that_is_executed(end, tmp_path):
+def test_a_forked_program_is_as_one_that_is_executed(end, tmp_path, hangup):
     line, code = ENDS[end]
     (tmp_path / "program.py").write_text(SCRIPT + line + "\n", encoding="utf-8")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

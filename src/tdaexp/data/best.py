@@ -79,7 +79,9 @@ class Best:
         centroids = {"ivf": self.lists or 1, "pq": CODES}.get(self.search, 0)
         if count < PER_CENTROID * centroids:
             fewer = (
-                f"candidates.lists={count // PER_CENTROID} or fewer, " if self.lists and count >= PER_CENTROID else ""
+                f"candidates.lists={count // PER_CENTROID} or fewer, or "
+                if self.lists and count >= PER_CENTROID
+                else ""
             )
             raise UserError(
                 f"candidates.search={self.search}: {centroids} centroids are fitted to at least "

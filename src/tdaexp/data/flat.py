@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, overload
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,7 +27,14 @@ class Flat:
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
         self.path, self.dtype = path, np.dtype(dtype)
-        self._file = os.open(path, os.O_RDONLY)
+        self._open()
+
+    def __reduce__(self) -> tuple[type[Flat], tuple[Path, np.dtype[Any]]]:
+        """A copy, here or in another process, opens the file anew."""
+        return Flat, (self.path, self.dtype)
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:

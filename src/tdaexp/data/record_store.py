@@ -158,16 +158,17 @@ def kept_records(
     """
     known = [(kind_of(file), digest(file)) for file in files]
     path = entry(cache, "records", known, *decide, skip_bad, by=[by])
-    there = path.exists()
+    made: list[Path] = []
 
     def build(folder: Path) -> None:
+        made.append(folder)
         _write(folder, sources, read(), skip_bad)
         for file, (_, before) in zip(files, known, strict=True):
             if digest(file) != before:
                 raise UserError(f"{file}: changed while it was read; run again when it is at rest")
 
     found = RecordStore(mended_folder(path, build), sources)
-    if there:
+    if not made:
         log.info("%s training records, as they were read before (%s)", f"{len(found):,}", path)
         tell_bad(found.skipped, len(found) + len(found.skipped), skip_bad)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ HOST = "127.0.0.1"
 LONGEST = 1 << 20
 """Bytes of what is sent to it."""
 LOOK_S = 0.2
+USUAL = 80
+"""The port that browsers do not name."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
     "X-Frame-Options": "DENY",
@@ -107,6 +110,13 @@ class _Server(ThreadingHTTPServer):
         self.asked: queue.Queue[tuple[str, dict[str, str], Future[Reply]]] = queue.Queue()
         super().__init__(*where)  # type: ignore[arg-type]
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever goes away during an answer is no fault of the program."""
+        error = sys.exception()
+        if isinstance(error, ConnectionError | TimeoutError):
+            return log.debug("%s went away: %s", client_address, error)
+        log.error("a request failed", exc_info=error)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
@@ -123,7 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not length.isdecimal() or int(length) > LONGEST:
             self.close_connection = True
             return self._reply(Reply(f"a form of at most {LONGEST} bytes is wanted", "text/plain", 413))
-        content = self.rfile.read(int(length)).decode("utf-8", errors="replace")
+        sent = self.rfile.read(int(length))
+        if len(sent) < int(length):
+            self.close_connection = True
+            return self._reply(Reply("the form ended before its length", "text/plain", 400))
+        content = sent.decode("utf-8", errors="replace")
         fields = {
             name: values[0].replace("\r\n", "\n") for name, values in parse_qs(content, keep_blank_values=True).items()
         }
@@ -137,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _wrong_host(self) -> Reply | None:
         """A page from elsewhere may not ask by a name of its own that leads here."""
         port = self.server.server_address[1]
-        ours = {f"{name}:{port}" for name in (HOST, "localhost")}
+        names = (HOST, "localhost")
+        ours = {f"{name}:{port}" for name in names} | (set(names) if port == USUAL else set())
         origin = self.headers.get("Origin", "")
         if self.headers.get("Host") in ours and (not origin or origin.removeprefix("http://") in ours):
             return None

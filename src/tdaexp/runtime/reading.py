@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tdaexp.runtime.errors import UserError
 
 LONGEST_TEXT = 1_000_000
@@ -30,6 +32,17 @@ def read_text(path: Path, where: str | None = None) -> str:
         raise UserError(f"{where}: not UTF-8 text ({undecodable(path)}); convert it first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({reason(error)}); check the name and its permissions") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file. Errors (UserError): it cannot be read, is damaged, or holds something else."""
+    try:
+        found = yaml.safe_load(read_text(path)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is damaged as YAML ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no keys and values")
+    return found
 
 
 def undecodable(path: Path) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from tdaexp import influence
 from tdaexp.app.check import Checker
 from tdaexp.app.config import EvaluateConfig
 from tdaexp.app.stages.answering import texts_beside
+from tdaexp.data.best import Best
 from tdaexp.data.handed import Handed
 from tdaexp.data.records import Record
 from tdaexp.data.rewriting import rewritten, written
@@ -26,7 +26,7 @@ from tdaexp.report.texts import Passage
 from tdaexp.runtime.csvs import csv_text
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import SELF_INFLUENCE, write_json, write_text
-from tdaexp.runtime.reading import read_text
+from tdaexp.runtime.reading import read_settings
 
 log = logging.getLogger(__name__)
 STORE, CONFIG = "influence.zarr", "config.yaml"
@@ -90,7 +90,7 @@ def _dataset(run: Path) -> Any:
     file = run / CONFIG
     if not file.exists():
         raise UserError(f"{run}: has no {CONFIG}, so its training file is not known; name a folder that a run left")
-    values = yaml.safe_load(read_text(file)) or {}
+    values = read_settings(file)
     node = None if values.get("products") is not None else values.get("dataset")
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{file}: names no data set whose rows could be dropped")
@@ -110,10 +110,17 @@ def _dataset(run: Path) -> Any:
 
 
 def _check_same(run: Path, records: list[Record]) -> None:
-    """Refuse training data that changed since the run: its rows would go by other scores."""
+    """Refuse training data that changed since the run: its rows would go by other scores.
+
+    Of a run that found its pairs among all rows (`candidates=best`) the found ones alone are known.
+    """
     texts = texts_beside(run / STORE)
     known = {**texts.get("train", {}), **texts.get("document", {})}
-    changed = [one.id for one in records if known.get(one.id, Passage("", "")).whole.strip() != one.text]
+    some = read_settings(run / CONFIG).get("candidates", {}).get("_target_") == f"{Best.__module__}.{Best.__qualname__}"
+    looked_at = [one for one in records if one.id in known or not (some and not (run / SELF_INFLUENCE).exists())]
+    changed = [one.id for one in looked_at if known.get(one.id, Passage("", "")).whole.strip() != one.text]
+    if not looked_at:
+        changed = [next(iter(known))]
     if changed:
         raise UserError(
             f"{run}: its training data changed since (e.g. row '{changed[0]}'), so its scores are not about the rows "

@@ -10,8 +10,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
-import yaml
 
 from tdaexp import influence
 from tdaexp.app.check import Checker, places
@@ -29,7 +29,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.loopback import Loopback, Reply
 from tdaexp.runtime.progress import doing
-from tdaexp.runtime.reading import read_text
+from tdaexp.runtime.reading import read_settings
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
@@ -64,17 +64,21 @@ class Asker:
         self.config, self.k = config, k
         self.problem = builder.problem(Clock()).after(config.stage)
         self.question = Question(config, self.problem)
-        index = config.method.index(self.problem)
-        missing = index.missing()
-        if missing:
-            raise UserError(
-                f"{run}: {len(missing)} of the {len(index.blocks)} blocks of its index are not in {config.cache_dir}; "
-                f"build them first: attribute.py with the run's keys, candidates=best and shard=1/1"
-            )
+        self.run, self.index = run, config.method.index(self.problem)
+        self.check()
         first = builder.corpus.train[0].completion
         self.blanks = first[: len(first) - len(first.lstrip())]
-        self.about = Asked(run.name, config.method.label, config.model.name, len(index.place), k, "", "")
-        self.texts = texts_of(self.problem, builder.corpus.train if self.problem.belongs else ())
+        self.about = Asked(run.name, config.method.label, config.model.name, len(self.index.place), k, "", "")
+        self.records = builder.corpus.train if self.problem.belongs else ()
+
+    def check(self) -> None:
+        """Refuse (UserError) an index with missing blocks: nobody who asks waits for a pass over the corpus."""
+        if missing := self.index.missing():
+            raise UserError(
+                f"{self.run}: {len(missing)} of the {len(self.index.blocks)} blocks of its index are not in "
+                f"{self.config.cache_dir}; build them first: attribute.py with the run's keys, "
+                "candidates=best and shard=1/1"
+            )
 
     def reply(self, path: str, fields: dict[str, str]) -> Reply:
         """The page, with an answer where a question was sent; the answer alone, as JSON, at /answer.json."""
@@ -89,8 +93,10 @@ class Asker:
             begun = time.monotonic()
             # where the data writes " Paris", so is a typed answer meant
             said = self.blanks + completion if prompt and completion == completion.lstrip() else completion
-            store = self.answer(self.question.problem(prompt, said))
-            texts = {**self.texts, "query": {self.question.id: Passage(prompt, completion)}}
+            self.check()
+            store, places = self.answer(self.question.problem(prompt, said))
+            texts = texts_of(self.problem, self.records, places)
+            texts["query"] = {self.question.id: Passage(prompt, completion)}
             (found,) = questions(influence.scored(store), texts, self.k)
         except UserError as error:
             return _as_json({"error": str(error)}, 400) if plain else Reply(asked_page(replace(page, error=str(error))))
@@ -101,11 +107,11 @@ class Asker:
         took = time.monotonic() - begun
         return Reply(asked_page(replace(page, sides=found.sides, seconds=took, search=store.attrs.get("search"))))
 
-    def answer(self, problem: Problem) -> xr.Dataset:
-        """The method's answer about the pairs that it finds."""
+    def answer(self, problem: Problem) -> tuple[xr.Dataset, np.ndarray]:
+        """The method's answer about the pairs that it finds, and the numbers of their training examples [1, C]."""
         method = self.config.method
-        found: xr.Dataset = method.attribute(method.found(problem))
-        return found
+        seen = method.found(problem)
+        return method.attribute(seen), seen.pairs
 
 
 def _as_json(value: object, status: int) -> Reply:
@@ -127,8 +133,8 @@ def _run(patterns: list[str]) -> Path:
 def _configured(run: Path) -> AttributeConfig:
     """What the run was asked, with candidates that are found and without questions, in one process."""
     file = run / CONFIG
-    values = yaml.safe_load(read_text(file)) or {}
-    if not isinstance(values, dict) or "method" not in values:
+    values = read_settings(file)
+    if "method" not in values:
         raise UserError(f"{run}: is no run of attribute.py; name one that was asked with candidates=best")
     if values.get("products") is not None:
         raise UserError(f"{run}: is about stored products, which have no index; name a run of a model")
