@@ -1,16 +1,21 @@
-# make demo: the main job on the embedded default, to a report that opens in a browser. make test: the test suite.
+# make demo: the main job on the embedded default, to a report that opens in a browser. make demo-real: a real pretrained model,
+# fine-tuned on tampered rows, and who finds them (docs/tampered.md). make test: the test suite.
 # make peers: other programs' scores and costs beside ours, to docs/peers.md. make site: the pages, to build/site, every link
 # checked. make wheel: what a user installs, to build/dist, with every configuration inside.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint peers leaderboard site wheel
+.PHONY: demo demo-real test lint peers leaderboard site wheel
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
 	$(BIN)/python attribute.py method=select,project -m budget=0.01,0.05
 	$(BIN)/python evaluate.py
+
+demo-real: $(VENV)/installed
+	$(BIN)/python attribute.py experiment=tampered_short -m method=full,repsim,bm25,random
+	$(BIN)/python evaluate.py experiment=tampered_short
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
