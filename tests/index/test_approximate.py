@@ -153,7 +153,7 @@ def test_what_cannot_be_searched_so(monkeypatch, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             Best(**keys)
-    with pytest.raises(UserError, match=r"39,936 rows, and there are 600; take candidates.lists=15 or fewer, cand"):
+    with pytest.raises(UserError, match=r"39,936 rows, and there are 600; take candidates.lists=15 or fewer, or cand"):
         Best(search="ivf", lists=1024).check_rows(ROWS)
     with pytest.raises(UserError, match="256 centroids are fitted to at least 9,984 rows"):
         Best(search="pq").check_rows(ROWS)
