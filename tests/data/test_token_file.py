@@ -104,6 +104,16 @@ def test_types(tmp_path, plain_tokenizer) -> None:
         assert [found.read(row).tolist() for row in range(len(found))] == [one.tolist() for one in whole]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_file_of_uint32_is_not_read_as_uint16(tmp_path, plain_tokenizer, ends) -> None:
+    """Its tokens would be every other one, with zeros between them."""
+    eos = plain_tokenizer.eos_token_id
+    path = written(tmp_path, [np.array([7, 8, eos]), np.array([9, 10, 11, eos])], "<u4", ends)
+    with pytest.raises(UserError, match=r"every other number is 0 .* \(dataset\.token_type=uint32 or uint16"):
+        corpus(path, plain_tokenizer)
+    assert len(corpus(path, plain_tokenizer, token_type="uint32").train) == 2
+
+
 def test_what_stands_behind_the_last_end_of_text_is_a_document(tmp_path) -> None:
     path = written(tmp_path, [np.array([5, 6, 1, 7, 8])])
     found = documents_of(tmp_path / "cache", path, None, None, 400, 1)
@@ -199,6 +209,7 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path, plain_tokenizer, chunk) ->
         ({"path": "a.bin", "token_type": "int32"}, "unknown type 'int32'"),
         ({"path": "a.bin", "held_out": 3}, r"dataset\.held_out: needs rows of text, and a\.bin is a file of tokens"),
         ({"path": "a.bin", "group_column": "x"}, r"dataset\.group_column: needs rows of text"),
+        ({"path": "a.bin", "prompt_fraction": 0.5}, r"dataset\.prompt_fraction: needs rows of text"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys, message) -> None:

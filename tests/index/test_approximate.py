@@ -97,7 +97,13 @@ def test_what_is_missed_is_measured_told_and_remembered(caplog, tmp_path):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         again = asked(index, best, questions=QUESTIONS[:2])
-    assert again[0].tolist() == numbers[:2].tolist() and again[1] == told
+        assert again[0].tolist() == numbers[:2].tolist() and again[1]["search_questions"] == 11  # few are not enough
+        together = (np.sum(hits, axis=0) + np.sum(hits[:2], axis=0)) / 11
+        assert again[1]["search_recall_helpful"] == pytest.approx(together[0], rel=1e-12)
+        assert again[1]["search_recall_harmful"] == pytest.approx(together[1], rel=1e-12)
+        enough = asked(index, best)[1]
+        assert enough["search_questions"] == 20 and "as measured before" not in caplog.text
+        assert asked(index, best, questions=QUESTIONS[:2])[1] == enough
     assert "as measured before" in caplog.text and "is made" not in caplog.text
     assert asked(index, replace(best, measured=2))[1]["search_questions"] == 2
     assert "search_recall_helpful" not in asked(index, replace(best, measured=0, rescored=3))[1]
@@ -132,7 +138,7 @@ def test_further_blocks_and_damage(caplog, tmp_path):
     file.unlink()
     file.write_bytes(content)
     whole.opened()
-    assert f"{whole.path}: damaged (rows.faiss: its checksum is wrong), made again" in caplog.text
+    assert f"{whole.path}: damaged (rows.faiss: its checksum is wrong), and is made again" in caplog.text
     content[-5] ^= 1
     assert file.read_bytes() == bytes(content)
 

@@ -22,7 +22,7 @@ from tdaexp.report.loggers import RunLogger
 from tdaexp.report.texts import Texts
 from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import SELF_INFLUENCE, write_text
-from tdaexp.runtime.reading import read_text
+from tdaexp.runtime.reading import read_settings
 from tdaexp.trust.check import table
 
 STORE, CONFIG = "influence.zarr", "config.yaml"
@@ -129,7 +129,7 @@ def load(folder: str | Path) -> Answer | SelfInfluence:
     place = Path(folder)
     store = place if place.suffix == ".zarr" else place / STORE
     own, file = store.parent / SELF_INFLUENCE, store.parent / CONFIG
-    config = (yaml.safe_load(read_text(file)) if file.exists() else None) or {}
+    config = read_settings(file) if file.exists() else {}
     texts = texts_beside(store)
     itself = influence.load(own) if own.exists() else None
     found = influence.load(store) if store.exists() or itself is None else None

@@ -41,8 +41,8 @@ class Best:
     lists: null = the square root of the number of rows. probes: null = an eighth of the lists.
     code_bytes: of a row; null = 64.
     rescored: so many times k are scored again on each side; null = 10.
-    measured: so many of the questions are searched exactly, too, to tell what was missed; null = 20 where nobody has
-        measured this search before, else none.
+    measured: so many of the questions are searched exactly, too, to tell what was missed; null = the first 20 that this
+        search is asked, in however many runs, whose mean is remembered.
     """
 
     k: int = 100

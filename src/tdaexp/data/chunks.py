@@ -9,7 +9,7 @@ enough stays whole, with its own id; pieces of a longer one are called `ID#1`, `
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,25 @@ LEAST_CHUNK = 3
 """Tokens of a piece at least: a bos token, one that is read, and one that is predicted."""
 
 
+def check_chunk(chunk: int | None, max_length: int) -> None:
+    """Refuse (UserError) pieces that the model cannot read, or that leave nothing to predict; None: nothing is cut."""
+    if chunk is not None and not LEAST_CHUNK <= chunk <= max_length:
+        raise UserError(
+            f"dataset.chunk={chunk}: must be at least {LEAST_CHUNK} and at most {max_length} tokens, the most that the "
+            "model reads (its context, or dataset.max_length)"
+        )
+
+
+def check_names(pieces: Iterable[Example], names: Container[str], chunk: int) -> None:
+    """Refuse (UserError) a piece that would have the id of a whole record; `names` are those of all records."""
+    for piece in pieces:
+        if piece.id != piece.document and piece.id in names:
+            raise UserError(
+                f"dataset.chunk={chunk}: a piece of '{piece.document}' would be called '{piece.id}', which is another "
+                "record's id; rename that one"
+            )
+
+
 def cut_into_chunks(examples: Sequence[Example], chunk: int, kept: int, tokenizer: Any) -> Examples:
     """Pieces of all examples, in order; each names its `document`. The first `kept` tokens (bos) begin each piece.
 
@@ -30,12 +49,7 @@ def cut_into_chunks(examples: Sequence[Example], chunk: int, kept: int, tokenize
     """
     found = [piece for example in examples for piece in _pieces(example, chunk, kept, tokenizer)]
     names = {example.id for example in examples}
-    for piece in found:
-        if piece.id != piece.document and piece.id in names:
-            raise UserError(
-                f"dataset.chunk={chunk}: a piece of '{piece.document}' would be called '{piece.id}', which is another "
-                "record's id; rename that one"
-            )
+    check_names(found, names, chunk)
     log.info("dataset.chunk=%d: %d texts in %d pieces", chunk, len(examples), len(found))
     return Examples(found)
 

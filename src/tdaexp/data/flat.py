@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tdaexp.data.lazy import Lazy
 from tdaexp.runtime.errors import UserError
 
 
@@ -63,7 +64,7 @@ def span(ends: np.ndarray, row: int) -> tuple[int, int]:
     return (int(ends[row - 1]) if row else 0), int(ends[row])
 
 
-class FlatTexts(Sequence[str]):
+class FlatTexts(Lazy[str]):
     """The texts [N] of a file."""
 
     def __init__(self, stem: Path) -> None:
@@ -72,24 +73,17 @@ class FlatTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """A text; those of a slice."""
-        if not isinstance(row, slice):
-            return self._bytes.read(*span(self.ends, range(len(self))[row])).tobytes().decode()
-        places = range(len(self))[row]
-        if not places or places.step != 1:
-            return [self[place] for place in places]
-        start, stop = span(self.ends, places[0])[0], int(self.ends[places[-1]])
-        whole, cuts = self._bytes.read(start, stop).tobytes(), self.ends[places[0] : places[-1] + 1] - start
-        return [whole[a:b].decode() for a, b in zip([0, *cuts[:-1].tolist()], cuts.tolist(), strict=True)]
+    def one(self, row: int) -> str:
+        """The text of a number."""
+        return self._bytes.read(*span(self.ends, row)).tobytes().decode()
 
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 1024):
-            yield from self[start : start + 1024]
+    def some(self, rows: range) -> list[str]:
+        """Those of some numbers; in one go where they follow each other."""
+        if not rows or rows.step != 1:
+            return super().some(rows)
+        start, stop = span(self.ends, rows[0])[0], int(self.ends[rows[-1]])
+        whole, cuts = self._bytes.read(start, stop).tobytes(), self.ends[rows[0] : rows[-1] + 1] - start
+        return [whole[a:b].decode() for a, b in zip([0, *cuts[:-1].tolist()], cuts.tolist(), strict=True)]
 
 
 class Writer:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from tdaexp.data.chunks import check_names
 from tdaexp.data.example_store import ExampleStore, Fingerprints, StoredExamples
 from tdaexp.data.examples import Examples
 from tdaexp.data.flat import Writer
-from tdaexp.data.record_store import AT_ONCE, RecordStore
+from tdaexp.data.lazy import AT_ONCE
+from tdaexp.data.record_store import RecordStore
 from tdaexp.data.records import Record
 from tdaexp.data.tokenise import tokenise
-from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import mended_folder, write_json
 from tdaexp.runtime.progress import track
 from tdaexp.runtime.quiet import quiet
@@ -86,15 +87,10 @@ class _Writing(contextlib.ExitStack):
         for one in examples:
             self.fingerprints.add(one)
         if self.chunk is not None:
+            check_names(examples, self.records.names, self.chunk)
             self._add_pieces(start, records, examples)
 
     def _add_pieces(self, start: int, records: Sequence[Record], examples: Examples) -> None:
-        for piece in examples:
-            if piece.id != piece.document and piece.id in self.records.names:
-                raise UserError(
-                    f"dataset.chunk={self.chunk}: a piece of '{piece.document}' would be called '{piece.id}', which is "
-                    "another record's id; rename that one"
-                )
         self.ids.texts([one.id for one in examples])
         self.texts.texts(["" if one.id == one.document else one.text for one in examples])
         numbers = {one.id: number for number, one in enumerate(records, start)}

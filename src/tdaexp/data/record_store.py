@@ -19,12 +19,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from tdaexp.data.files import kind_of
 from tdaexp.data.flat import FlatTexts, Writer
+from tdaexp.data.lazy import AT_ONCE, Lazy
 from tdaexp.data.pieces import SOURCE
 from tdaexp.data.records import Corpus, Place, Record, Skipped
 from tdaexp.data.tables import tell_bad
@@ -37,11 +38,9 @@ from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import mended_folder, write_json
 
 log = logging.getLogger(__name__)
-AT_ONCE = 1024
-"""Records that are in memory while others are made or looked through."""
 
 
-class RecordStore(Sequence[Record]):
+class RecordStore(Lazy[Record]):
     """Records [N] in a folder, and the names of the files (`sources`) that they were read from."""
 
     def __init__(self, path: Path, sources: Sequence[str]) -> None:
@@ -52,19 +51,13 @@ class RecordStore(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, row: int) -> Record: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Record]: ...
-    def __getitem__(self, row: int | slice) -> Record | list[Record]:
-        """A record; those of a slice."""
-        if isinstance(row, slice):
-            return [self._record(*one) for one in zip(self.ids[row], self._rest[row], strict=True)]
-        return self._record(self.ids[row], self._rest[row])
+    def one(self, row: int) -> Record:
+        """The record of a number."""
+        return self._record(self.ids.one(row), self._rest.one(row))
 
-    def __iter__(self) -> Iterator[Record]:
-        for start in range(0, len(self), AT_ONCE):
-            yield from self[start : start + AT_ONCE]
+    def some(self, rows: range) -> list[Record]:
+        """Those of some numbers."""
+        return [self._record(*one) for one in zip(self.ids.some(rows), self._rest.some(rows), strict=True)]
 
     def _record(self, name: str, rest: str) -> Record:
         prompt, completion, said, meta, *place = json.loads(rest)

@@ -18,17 +18,13 @@ from tdaexp.data.question_file import Asking, questions
 from tdaexp.data.record_store import RecordStore, StoredCorpus, kept_records
 from tdaexp.data.records import Corpus, Record, Skipped
 from tdaexp.data.tables import Row, hub_rows, rows_in, scan, second_stage
-from tdaexp.data.token_file import ENDING, check_keys, documents_of
+from tdaexp.data.text_keys import check_columns, check_token_keys
+from tdaexp.data.token_file import ENDING, documents_of
 from tdaexp.data.token_records import TokenRecords
 from tdaexp.data.training_file import Pair, ids_of, records_in, training_pairs, without_held_out
 from tdaexp.runtime.errors import UserError, unknown
 
 UNITS = ("line", "paragraph")
-NEED_TEXTS = (
-    *("held_out", "source_column", "group_column", "paraphrase"),
-    *("paraphrase_column", "paraphrase_prompt_column", "paraphrase_completion_column"),
-)
-"""Keys that a file of tokens has no rows for."""
 
 
 @dataclass
@@ -116,7 +112,7 @@ class Text(Dataset):
             )
         if (self.path is None) == (self.hub is None):
             raise UserError("dataset=text: give either dataset.path=FILE or dataset.hub=NAME")
-        self._check_columns()
+        check_columns(self)
         if self.unit not in UNITS:
             raise unknown("unit", self.unit, UNITS, "dataset.unit")
         if not 0 <= self.prompt_fraction < 1:
@@ -124,26 +120,7 @@ class Text(Dataset):
         if self.held_out < 0:
             raise UserError(f"dataset.held_out={self.held_out}: must be at least 0")
         check_limits(self, "limit", "finetune_limit")
-        check_keys(self, NEED_TEXTS)
-
-    def _check_columns(self) -> None:
-        kinds = [
-            key for key in ("messages_column", "text_column", "completion_column") if getattr(self, key) is not None
-        ]
-        if len(kinds) > 1:
-            raise UserError(f"dataset=text: name either dataset.{kinds[0]} or dataset.{kinds[1]}; a record is one kind")
-        if self.prompt_column is not None and kinds not in ([], ["completion_column"]):
-            raise UserError(f"dataset.prompt_column: goes with dataset.completion_column, not with dataset.{kinds[0]}")
-        if self.paraphrase_prompt_column is not None and self.paraphrase_completion_column is None:
-            raise UserError("dataset.paraphrase_prompt_column: needs dataset.paraphrase_completion_column beside it")
-        sources = (self.paraphrase_column, self.paraphrase_completion_column, self.query_path)
-        if sum(source is not None for source in sources) > 1:
-            raise UserError(
-                "dataset=text: give only one of paraphrase_column, paraphrase_completion_column, query_path"
-            )
-        for key in ("truth_column", "label_column", "rejected_column"):
-            if getattr(self, key) is not None and self.query_path is None:
-                raise UserError(f"dataset.{key}: is a column of dataset.query_path=FILE; name the file too")
+        check_token_keys(self)
 
     @property
     def at_hand(self) -> bool:

@@ -10,16 +10,16 @@ KEY is a fingerprint of the documents, the most tokens of an example, and the co
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from tdaexp.data.chunks import LEAST_CHUNK
+from tdaexp.data.chunks import check_chunk
 from tdaexp.data.encoding import begins_with
 from tdaexp.data.example_store import Fingerprints, StoredExamples, fingerprint_of, note_in
+from tdaexp.data.lazy import Lazy
 from tdaexp.data.token_records import DecodedExample, TokenRecords
 from tdaexp.runtime.cache import entry
 from tdaexp.runtime.digests import digest
@@ -71,7 +71,7 @@ class Cuts:
         return int(self._kept[document])
 
 
-class Names(Sequence[str]):
+class Names(Lazy[str]):
     """The ids of pieces: their document's, with the piece's number where there are several."""
 
     def __init__(self, cuts: Cuts) -> None:
@@ -80,19 +80,10 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._cuts)
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """An id; those of a slice."""
-        if isinstance(row, slice):
-            return [self[one] for one in range(len(self))[row]]
-        document, number, *_ = self._cuts.piece(range(len(self))[row])
+    def one(self, row: int) -> str:
+        """The id of a number."""
+        document, number, *_ = self._cuts.piece(row)
         return str(document) if number is None else f"{document}#{number}"
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
 
 
 class TokenStore:
@@ -132,11 +123,7 @@ def token_examples(
 
     Errors (UserError): a token that the model does not embed, a `chunk` that does not fit.
     """
-    if chunk is not None and not LEAST_CHUNK <= chunk <= max_length:
-        raise UserError(
-            f"dataset.chunk={chunk}: must be at least {LEAST_CHUNK} and at most {max_length} tokens, the most that the "
-            "model reads (its context, or dataset.max_length)"
-        )
+    check_chunk(chunk, max_length)
     documents, bos = records.documents, begins_with(records.tokenizer)
     lengths = documents.lengths
 

@@ -10,7 +10,6 @@ may be one more document. The file stays where it is: tokens are read from it a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from tdaexp.data.flat import Flat, ends_of, span
 from tdaexp.runtime.cache import entry
 from tdaexp.runtime.digests import digest
-from tdaexp.runtime.errors import UserError, unknown
+from tdaexp.runtime.errors import UserError
 from tdaexp.runtime.files import mended_folder
 from tdaexp.runtime.reading import reason
 
@@ -82,12 +81,14 @@ def documents_of(
 ) -> Documents:
     """The documents of a file of tokens, by `offsets`, a file beside it, or the end-of-text token `eos`.
 
-    `token_type` None: uint16 where the model knows (`known`) no more tokens than that has numbers. Ends that are looked
-    for are kept in `cache`. Errors (UserError): the files cannot be read or do not belong together, a document has
-    nothing to predict.
+    `token_type` None: uint16 where the model knows (`known`) no more tokens than that has numbers; a file of uint32 is
+    refused then. Ends that are looked for are kept in `cache`. Errors (UserError): the files cannot be read or do not
+    belong together, a document has nothing to predict.
     """
     dtype = np.dtype(TYPES[token_type or ("uint16" if known <= 1 << 16 else "uint32")])
     count = _count(path, dtype)
+    if token_type is None:
+        _check_halves(path, dtype, count)
     file = offsets or sidecar_of(path)
     if file is not None:
         ends, decides = _checked(file, _loaded(file), path, count), digest(file)
@@ -129,6 +130,17 @@ def _count(path: Path, dtype: np.dtype) -> int:
             f"of another type (dataset.token_type={' or '.join(TYPES)})"
         )
     return size // dtype.itemsize
+
+
+def _check_halves(path: Path, dtype: np.dtype, count: int) -> None:
+    """Refuse (UserError) a file of uint32 that was taken for one of uint16: its every other number is 0."""
+    pairs = min(count, AT_ONCE) // 2
+    some = Flat(path, dtype).read(0, 2 * pairs)
+    if dtype.itemsize == 2 and count % 2 == 0 and not some[1::2].any() and some.any():
+        raise UserError(
+            f"{path}: every other number is 0 where it is read as uint16, as in a file of uint32; say which it is "
+            "(dataset.token_type=uint32 or uint16)"
+        )
 
 
 def _loaded(file: Path) -> np.ndarray:
@@ -191,20 +203,3 @@ def _predictable(ends: np.ndarray, where: str) -> np.ndarray:
             f"{where}: document {row} has a single token, which leaves nothing to predict; write the file without it"
         )
     return ends
-
-
-def check_keys(dataset: Any, refused: Sequence[str]) -> None:
-    """Refuse keys (UserError) that only files of tokens read, without one; and, with one, keys that need its texts."""
-    given = [name for name in ("offsets", "token_type") if getattr(dataset, name) is not None]
-    if not dataset.in_tokens:
-        if given:
-            raise UserError(f"dataset.{given[0]}: is of a file of tokens; name it too (dataset.path=FILE{ENDING})")
-        return
-    if dataset.token_type not in (None, *TYPES):
-        raise unknown("type", str(dataset.token_type), TYPES, "dataset.token_type")
-    for name in refused:
-        if getattr(dataset, name):
-            raise UserError(
-                f"dataset.{name}: needs rows of text, and {dataset.path} is a file of tokens; leave it out, or "
-                "give texts"
-            )

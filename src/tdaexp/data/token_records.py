@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from tdaexp.data.examples import Example
+from tdaexp.data.lazy import Lazy
 from tdaexp.data.records import Place, Record, Skipped
 from tdaexp.data.token_file import Documents
 
@@ -43,7 +44,7 @@ class DecodedExample(Example):
         return str(self.__dict__["_decode"]()).strip()
 
 
-class Numbers(Sequence[str]):
+class Numbers(Lazy[str]):
     """The ids of N documents: their numbers, from 0."""
 
     def __init__(self, count: int) -> None:
@@ -55,13 +56,9 @@ class Numbers(Sequence[str]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.place(name) is not None
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """An id; those of a slice."""
-        return [str(one) for one in self._rows[row]] if isinstance(row, slice) else str(self._rows[row])
+    def one(self, row: int) -> str:
+        """The id of a number."""
+        return str(row)
 
     def place(self, name: str) -> int | None:
         """The number of the document of this id; None where there is none."""
@@ -69,7 +66,7 @@ class Numbers(Sequence[str]):
         return row if row in self._rows and str(row) == name else None
 
 
-class TokenRecords(Sequence[Record]):
+class TokenRecords(Lazy[Record]):
     """Documents [N] as records; `tokenizer` is the model's, by which they are decoded."""
 
     sourced = False
@@ -83,22 +80,10 @@ class TokenRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.documents)
 
-    @overload
-    def __getitem__(self, row: int) -> Record: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Record]: ...
-    def __getitem__(self, row: int | slice) -> Record | list[Record]:
-        """A record; those of a slice."""
-        if isinstance(row, slice):
-            return [self._record(one) for one in range(len(self))[row]]
-        return self._record(range(len(self))[row])
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(self._record, range(len(self)))
+    def one(self, row: int) -> Record:
+        """The record of a number."""
+        return Decoded(str(row), Place(str(self.documents.path), row + 1), lambda: self.text(row))
 
     def text(self, row: int, start: int = 0, stop: int | None = None) -> str:
         """A document as a person would read it, from token `start` to `stop`."""
         return str(self.tokenizer.decode(self.documents.read(row, start, stop), skip_special_tokens=True))
-
-    def _record(self, row: int) -> Record:
-        return Decoded(str(row), Place(str(self.documents.path), row + 1), lambda: self.text(row))

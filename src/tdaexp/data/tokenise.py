@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tdaexp.data.chunks import LEAST_CHUNK, cut_into_chunks
+from tdaexp.data.chunks import check_chunk, cut_into_chunks
 from tdaexp.data.encoding import Parts, begins_with, encode, framed, token_parts
 from tdaexp.data.examples import Example, Examples
 from tdaexp.data.records import Record
@@ -57,11 +57,7 @@ def tokenise(
     if turns not in TURNS:
         raise unknown("value", turns, TURNS, "dataset.turns")
     check_length(max_length)
-    if chunk is not None and not LEAST_CHUNK <= chunk <= max_length:
-        raise UserError(
-            f"dataset.chunk={chunk}: must be at least {LEAST_CHUNK} and at most {max_length} tokens, the most that the "
-            "model reads (its context, or dataset.max_length)"
-        )
+    check_chunk(chunk, max_length)
     doing(f"tokenising {len(records)} texts")
     rejected = [record.rejected for record in records if record.rejected is not None]
     texts = [*records, *rejected]

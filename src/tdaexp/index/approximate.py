@@ -28,12 +28,11 @@ from torch import Tensor
 from tdaexp.data.best import CODES, PER_CENTROID, Best
 from tdaexp.index.index import Index
 from tdaexp.index.meeting import Meeting
-from tdaexp.runtime import seal
 from tdaexp.runtime.block_files import SECONDS
 from tdaexp.runtime.blockstore import BlockStore
 from tdaexp.runtime.cache import entry
 from tdaexp.runtime.errors import UserError
-from tdaexp.runtime.files import cached_folder, remove, write_json
+from tdaexp.runtime.files import mended_folder, write_json
 from tdaexp.runtime.progress import doing, track
 from tdaexp.runtime.quiet import quiet
 
@@ -115,12 +114,7 @@ class Approximate:
             import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        path = self.path
-        broken = seal.damage(path) if path.exists() else None
-        if broken is not None:
-            log.warning("%s: damaged (%s), made again", path, broken)
-            remove(path)
-        found: Any = faiss.read_index(str(cached_folder(path, self._make) / FILE), faiss.IO_FLAG_MMAP)
+        found: Any = faiss.read_index(str(mended_folder(self.path, self._make) / FILE), faiss.IO_FLAG_MMAP)
         if self.best.search == "ivf":
             found.nprobe = self.probes
         return found

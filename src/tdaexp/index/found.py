@@ -101,23 +101,32 @@ def words(approximate: Approximate) -> str:
 def _recall(approximate: Approximate, queries: Rows, numbers: np.ndarray) -> Recall | None:
     """What the search finds of the exact answer: measured by these questions, or as it was measured before."""
     best, note = approximate.best, _note(approximate)
+    known = _known(note)
     count = best.measured
     if count is None:
-        known = _known(note)
-        if known is not None:
+        count = max(0, MEASURED - int(known["questions"])) if known else MEASURED
+        if known and not count:
             log.info("search by faiss: %s, as measured before", _told(known, best))
-            return known
-        count = MEASURED
-    chosen = np.unique(np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int))
     if not count:
-        return _known(note)
+        return known
+    chosen = np.unique(np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int))
     begun = time.monotonic()
     exact = extremes(approximate.index, queries.at(chosen), best.k, approximate.meeting, cache_gb=approximate.cache_gb)
     found = recall_of(numbers[chosen], exact)
     log.info("search by faiss: %s; these took %.3g s", _told(found, best), time.monotonic() - begun)
     if best.measured is None:
+        found = _together(found, known)
         seal.write_note(note, found)
     return found
+
+
+def _together(recall: Recall, known: Recall | None) -> Recall:
+    """The recall of these questions and of those that were measured before, each question alike."""
+    if known is None:
+        return recall
+    mine, other = recall["questions"], known["questions"]
+    shares = {name: (mine * recall[name] + other * known[name]) / (mine + other) for name in recall}
+    return shares | {"questions": mine + other}
 
 
 def recall_of(numbers: np.ndarray, exact: np.ndarray) -> Recall:

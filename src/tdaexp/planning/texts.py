@@ -42,10 +42,7 @@ def text_work(config: Any, corpus: Corpus | None, rehearsal: Rehearsal) -> tuple
     path = isinstance(config.method, Explaind)
     simulated = path and not config.trainer.fit.record
     if corpus is None and dataset.at_hand:
-        if in_tokens(dataset) and not simulated:
-            corpus = token_corpus(config)
-        else:
-            corpus = _read_held_out(dataset) if simulated else read(dataset)
+        corpus = _corpus(config, simulated)
     read_by_model = corpus is not None and config.model.needs_training  # whose tokenizer is made of them
     shape, tokenizer = config.model.planned([one.text for one in corpus.train] if corpus and read_by_model else [])
     longest = config.model.max_length if hasattr(config.model, "max_length") else config.model.context
@@ -114,6 +111,13 @@ def _checkpoints(config: Any) -> tuple[int, list[str]]:
         return max(1, found), [] if found else ["model.checkpoints names none; these are the costs of one"]
     fit = config.trainer.fit
     return max(1, fit.steps // fit.checkpoint_every), []
+
+
+def _corpus(config: Any, simulated: bool) -> Corpus:
+    """The data of a plan; of a `simulated` training its questions are the records that are held out."""
+    if simulated:
+        return _read_held_out(config.dataset)
+    return token_corpus(config) if in_tokens(config.dataset) else read(config.dataset)
 
 
 def read(dataset: Any) -> Corpus:

@@ -11,8 +11,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from tdaexp import influence
 from tdaexp.app.config import AttributeConfig, EvaluateConfig, TrainConfig
 from tdaexp.app.stages.answering import Answer, answered, check_sources, keep
@@ -35,6 +33,7 @@ from tdaexp.runtime.clock import Clock
 from tdaexp.runtime.files import CHECKPOINTS, write_json
 from tdaexp.runtime.fingerprint import file_fingerprint
 from tdaexp.runtime.progress import doing
+from tdaexp.runtime.reading import read_settings
 from tdaexp.selection.products_file import read_products
 from tdaexp.trust.measure import checks_of_store
 
@@ -71,7 +70,7 @@ def attribute(config: AttributeConfig, folder: Path, logger: RunLogger) -> dict[
     if not ranks.current().first:
         return {}
     row = read_row(folder)
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    values = read_settings(folder / "config.yaml")
     answer.describe(config.method, values, None if row is None else row.choices)
     return keep(config.metric, folder, logger, answer)
 

@@ -116,16 +116,26 @@ def _check_same(run: Path, records: list[Record]) -> None:
     """
     texts = texts_beside(run / STORE)
     known = {**texts.get("train", {}), **texts.get("document", {})}
-    some = read_settings(run / CONFIG).get("candidates", {}).get("_target_") == f"{Best.__module__}.{Best.__qualname__}"
-    looked_at = [one for one in records if one.id in known or not (some and not (run / SELF_INFLUENCE).exists())]
-    changed = [one.id for one in looked_at if known.get(one.id, Passage("", "")).whole.strip() != one.text]
-    if not looked_at:
-        changed = [next(iter(known))]
+    there = {one.id: one.text for one in records}
+    wanted = set(_scored(run)["row"]) if _found_pairs(run) else there.keys()
+    nothing = Passage("", "")
+    changed = sorted(name for name in wanted if known.get(name, nothing).whole.strip() != there.get(name))
     if changed:
         raise UserError(
             f"{run}: its training data changed since (e.g. row '{changed[0]}'), so its scores are not about the rows "
             "that are there now; run attribute.py again"
         )
+
+
+def _found_pairs(run: Path) -> bool:
+    candidates = read_settings(run / CONFIG).get("candidates", {})
+    named = isinstance(candidates, dict) and candidates.get("_target_") == f"{Best.__module__}.{Best.__qualname__}"
+    return named and not (run / SELF_INFLUENCE).exists()
+
+
+def _scored(run: Path) -> pd.DataFrame:
+    """What each training row that the run scored did to its questions; pieces of a text are summed."""
+    return row_table(by_document(influence.load(run / STORE)), None)
 
 
 def _itself(run: Path, rows: list[str]) -> pd.Series:
@@ -151,7 +161,7 @@ def _next_to_questions(run: Path, by: str) -> pd.Series:
     store = influence.load(run / STORE)
     if "candidate" not in store.dims:
         raise UserError(f"drop_by={by}: {run} decomposes a training and scores no rows by question; name another run")
-    table = row_table(by_document(store), None)
+    table = _scored(run)
     return pd.Series(table["mean"].to_numpy(), table["row"])
 
 
