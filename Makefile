@@ -1,12 +1,13 @@
-# make demo: the main job on the embedded default, to a report that opens in a browser. make demo-real: a real pretrained model,
-# fine-tuned on tampered rows, and who finds them (docs/tampered.md). make test: the test suite.
-# make peers: other programs' scores and costs beside ours, to docs/peers.md. make site: the pages, to build/site, every link
-# checked. make wheel: what a user installs, to build/dist, with every configuration inside.
+# make demo: the main job on the embedded default, to a report that opens in a browser. make demo-real: a real pretrained
+# model, fine-tuned on tampered rows, and who finds them (docs/tampered.md). make test: the test suite, but for what is marked
+# long, which make test-long runs; CI runs both. make peers: other programs' scores and costs beside ours, to docs/peers.md.
+# make site: the pages, to build/site, every link checked. make wheel: what a user installs, to build/dist, with every
+# configuration inside.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-real test lint peers leaderboard site wheel
+.PHONY: demo demo-real test test-long lint peers leaderboard site wheel
 
 demo: $(VENV)/installed
 	$(BIN)/python attribute.py -m method=full,dot,repsim,bm25,random
@@ -18,7 +19,10 @@ demo-real: $(VENV)/installed
 	$(BIN)/python evaluate.py experiment=tampered_short
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-long: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 # Files that lie outside: make leaderboard PATHS="analysis.paths.mnist=FOLDER analysis.paths.verses=FILE"
 leaderboard: $(VENV)/installed
