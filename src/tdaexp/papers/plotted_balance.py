@@ -36,7 +36,8 @@ def plotted_balance(task: TrainedTask, queries: TensorExamples, steps: Sequence[
 
     def summed(parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         logits = functional_call(module, dict(parameters), (inputs[None],))
-        return logits.log_softmax(-1).sum()
+        total: Tensor = logits.log_softmax(-1).sum()
+        return total
 
     slopes = vmap(grad(summed), in_dims=(None, 0))
     for number in track(steps, "kernel and regularisation by parameter", len(steps)):
