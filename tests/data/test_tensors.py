@@ -40,6 +40,22 @@ def test_modular_addition_s_pool(equal, pool):
         ModularAddition(train=pool, test=1, equal=equal).load()
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_the_authors_draw_is_their_program_s(equal):
+    """Their steps by hand, in numpy's older functions: no third part, then the test pairs, then the training pairs."""
+    older = np.random.RandomState(3)
+    pairs = [(b, a) for a in range(113) for b in range(a + (not equal), 113)]
+    every = set(range(len(pairs)))
+    none = older.choice(len(pairs), 0, replace=False)
+    test = older.choice(sorted(every - set(none)), 2000, replace=False)
+    train = older.choice(sorted(every - set(test)), 4000, replace=False)
+    corpus = ModularAddition(seed=3, draw="explaind", equal=equal).load()
+    for examples, rows in ((corpus.train, train), (corpus.test, test)):
+        assert examples.ids == [f"{pairs[row][0]}+{pairs[row][1]}" for row in rows]
+    with pytest.raises(UserError, match=r"dataset\.draw: unknown value 'explainde'; did you mean 'explaind'"):
+        ModularAddition(draw="explainde")
+
+
 def test_the_draw_follows_the_seed_alone():
     one, two, other = (ModularAddition(seed=seed).load() for seed in (0, 0, 1))
     assert one.train.fingerprint() == two.train.fingerprint() != other.train.fingerprint()

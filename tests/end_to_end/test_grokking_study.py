@@ -27,13 +27,19 @@ def test_the_study_ends_in_a_page(commands, tmp_path, monkeypatch):
     folder = only("outputs/evaluate/*")
     found = metrics(folder)
     assert found["agreement"] == 1 and found["windows"] == 2 and found["lasso_modulus"] == 11
-    assert {"retrained_end/attention/6", "swap_best/embedding + linear 2 + decoder", "kernel_peak"} <= set(found)
+    assert {
+        "retrained_end/attention/6",
+        "swap_best/outer",
+        "retrained_end/outer + linear 1/12",
+        "plotted/lm_head",
+        "kernel_peak",
+    } <= set(found)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('class="finding ') == 19 and "memorises first and generalises late" in page
     assert "never reached 0.99" in page  # twelve steps teach nothing
     assert {file.stem for file in (folder / "plots").glob("*.png")} == {
         "training", "influence_decoder", "influence_layers", "similarity", "similarity_layers", "lasso", "waves",
-        "swaps", "retrained",
+        "swaps", "retrained", "balance",
     }  # fmt: skip
     trained = pd.read_csv(folder / "retrained.csv")
     assert set(trained["donor"]) == {12, 6} and set(trained["graft"].unique()) == set(

@@ -94,17 +94,49 @@ def test_grokking_with_norms_is_torch_s_encoder_layer():
 
 
 def test_the_authors_variant_by_hand(repository):
-    config = Grokking(tied_heads=True, residual_attention=False, scale_embedding=True, activation_after=True)
+    config = Grokking(
+        bias="mlp", tied_heads=True, heads_apart=True, residual_attention=False, scale_embedding=True,
+        activation_after=True,
+    )  # fmt: skip
     module = config.build(ADDITION)
     layer, tokens = module.layers[0], ADDITION.train.inputs
     with torch.no_grad():
         mixed = layer.attn(module.embed(tokens) * 8.0)
         inner = layer.mlp["down"](layer.mlp["up"](mixed).relu()).relu()
         torch.testing.assert_close(module(tokens), module.lm_head(mixed + inner))
+    biases = [name for name, _ in module.named_parameters() if name.endswith("bias")]
+    assert biases == ["layers.0.mlp.up.bias", "layers.0.mlp.down.bias"]
     changed = {key: value for key, value in vars(config).items() if vars(Grokking())[key] != value}
     with open(repository / "conf" / "model" / "grokking_code.yaml", encoding="utf-8") as stream:
         shipped = yaml.safe_load(stream)
     assert shipped == {"defaults": ["grokking"], "name": "grokking_code", **changed}
+
+
+@pytest.mark.parametrize(("apart", "bound"), [(False, 1 / 8), (True, 1 / 4)])
+def test_the_attention_s_output_starts_as_four_matrices_or_as_one(apart, bound):
+    modules = [Grokking(heads_apart=apart, seed=seed).build(ADDITION) for seed in (0, 1)]
+    drawn = torch.stack([module.layers[0].attn.o.weight.detach() for module in modules])
+    assert 0.99 * bound < float(drawn.abs().max()) <= bound
+    assert float(drawn.std()) == pytest.approx(bound / 3**0.5, rel=0.02)  # uniform
+    theirs = nn.Linear(16 if apart else 64, 64).weight.detach()  # torch's own start
+    assert float(theirs.abs().max()) == pytest.approx(bound, rel=0.02)
+
+
+def test_the_sum_of_the_heads_own_outputs_is_one_matrix():
+    own, stream = Grokking(heads_apart=True, bias="none").build(ADDITION).layers[0].attn, torch.randn(5, 4, 64)
+    parts = own.o.weight.split(16, dim=1)  # [64, 16] of each head
+    seen = []
+    own.o.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    with torch.no_grad():
+        whole = own(stream)
+        heads = [mixed @ part.T for mixed, part in zip(seen[0].split(16, dim=1), parts, strict=True)]
+    torch.testing.assert_close(whole, sum(heads))
+
+
+@pytest.mark.parametrize(("bias", "count"), [("all", 7), ("mlp", 2), ("none", 0)])
+def test_which_layers_have_biases(bias, count):
+    names = [name for name, _ in Grokking(bias=bias).build(ADDITION).named_parameters() if name.endswith("bias")]
+    assert len(names) == count and (bias != "mlp" or all(".mlp." in name for name in names))
 
 
 def test_frozen_batch_norms_standardise_the_training_images():
@@ -167,6 +199,7 @@ def test_a_file_of_another_model_is_refused(tmp_path, tensors, message):
     ("build", "message"),
     [
         (lambda: Grokking(hidden=30), r"model\.hidden=30: must be a multiple"),
+        (lambda: Grokking(bias="mpl"), r"model\.bias: unknown value 'mpl'; did you mean 'mlp'"),
         (lambda: Grokking(activation="relo"), r"model\.activation: unknown activation 'relo'; did you mean 'relu'"),
         (lambda: Grokking().build(images()), r"model=grokking: needs sequences of tokens"),
         (lambda: MnistCnn().build(ADDITION), r"model=mnist_cnn: needs images"),

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tdaexp.papers import graft_claims, grokking_claims
+from tdaexp.papers import geometry_claims, graft_claims, grokking_claims
 from tdaexp.papers.grokking_numbers import MIDDLE
+from tdaexp.papers.verdicts import stated
 
+REST = {"pipeline": "outer", "attention": "outer + linear 1", "outer": "pipeline", "outer + linear 1": "attention"}
+CLAIMS = [
+    *grokking_claims.CLAIMS,
+    *geometry_claims.CLAIMS,
+    *graft_claims.claims_of("outer", ["pipeline", "attention"], [2000, 1500], REST),
+]
 LAYERS = ("embed", "layers.0.attn.qkv", *MIDDLE, "lm_head")
 
 
@@ -23,23 +30,27 @@ def paper() -> dict[str, float]:
         outer, upper = name in ("embed", "lm_head"), name in (*MIDDLE, "lm_head")
         n |= {f"peak/{name}": 1500.0, f"share_memorising/{name}": 0.5 if name == "lm_head" else 0.1,
               f"share_grokked/{name}": 0.3, f"growth_grokked/{name}": 1.1 if name == "embed" else 0.9,
-              f"share_regularisation/{name}": 0.3 if outer else 0.1, f"difference_memorising/{name}": 1.0}  # fmt: skip
+              f"share_regularisation/{name}": 0.3 if outer else 0.1, f"difference_memorising/{name}": 1.0,
+              f"plotted/{name}": 1.0, f"plotted_whole/{name}": 1.0, f"plotted_memorising/{name}": 1.0}  # fmt: skip
         for place, factor in (("first", 0.1), ("emerged", 0.2), ("last", 1.0)):
             n |= {f"{place}/influence_cyclic/{name}": 0.6 * factor, f"{place}/bands/{name}": 0.1,
                   f"{place}/influence_cycles/{name}": 30 - 20 * factor,
                   f"{place}/similarity_cycles/{name}": 30 - 20 * factor,
                   f"{place}/similarity_cyclic/{name}": factor * (0.8 if upper else 0.05)}  # fmt: skip
-    for graft, end in (("pipeline", 1.0), ("attention", 1.0), ("outer", 0.1)):
+    n |= {"plotted/layers.0.mlp.up": -2.0, "plotted_whole/layers.0.mlp.up": -2.0,
+          "plotted_memorising/layers.0.mlp.up": -2.0}  # fmt: skip
+    for graft, end in (("pipeline", 1.0), ("attention", 1.0), ("outer", 0.1), ("outer + linear 1", 0.1)):
         n |= {f"swap_best/{graft}": 0.2 if graft == "outer" else 0.0, f"swap_step/{graft}": 1500.0,
               f"swap_mean/{graft}": 0.05 if graft == "outer" else -0.1}  # fmt: skip
         for donor, less in ((2000, 0.0), (1500, 0.05)):
-            n |= {f"retrained_end/{graft}/{donor}": end - less, f"retrained_step/{graft}/{donor}": 150.0,
+            n |= {f"retrained_end/{graft}/{donor}": end - less,
+                  f"retrained_step/{graft}/{donor}": 150.0 if end == 1 else float("nan"),
                   f"retrained_lag/{graft}/{donor}": 0.1}  # fmt: skip
     return n
 
 
 def tones(n: dict[str, float]) -> dict[str, str]:
-    found = [*grokking_claims.claims(n), *graft_claims.claims(n, "outer", ["pipeline", "attention"], [2000, 1500])]
+    found = stated(CLAIMS, n)
     assert all(one.claim and one.text and "nan" not in one.text.replace("dominant", "") for one in found)
     return {one.claim: one.tone for one in found}
 
@@ -85,12 +96,47 @@ def test_a_number_turned_turns_its_statement(changed, claim):
 
 
 def test_cycles_that_never_emerged_are_said_to_have_not():
-    (found,) = [one for one in grokking_claims.claims(paper() | {"emerged/influence_cycles/lm_head": float("nan")})
+    (found,) = [one for one in stated(CLAIMS, paper() | {"emerged/influence_cycles/lm_head": float("nan")})
                 if "high to low" in one.claim]  # fmt: skip
     assert found.tone == "bad" and "cyclic in no window" in found.text
 
 
 def test_a_model_that_never_generalised_is_said_to_have_not():
     n = paper() | {"grokked": float("nan"), "test_at_the_end": 0.3}
-    (found,) = [one for one in grokking_claims.claims(n) if "generalises late" in one.claim]
+    (found,) = [one for one in stated(CLAIMS, n) if "generalises late" in one.claim]
     assert found.tone == "bad" and "never reached 0.99; it ended at 0.300" in found.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "claim", "cause"),
+    [
+        # the pipeline brings nothing, what its training drew anew does
+        ({"retrained_step/pipeline/2000": float("nan"), "retrained_step/outer/2000": 100.0},
+         "around the final pipeline", "of outer: with the labels exchanged"),
+        ({"retrained_step/attention/2000": float("nan"), "retrained_step/outer + linear 1/2000": 100.0},
+         "around the final attention", "of outer + linear 1"),
+        ({"retrained_end/outer/2000": 1.0, "retrained_end/pipeline/2000": 0.1, "retrained_end/pipeline/1500": 0.05},
+         "outer layers alone", "of pipeline: with the labels exchanged"),
+        # over whole layers linear 1 has most of the regularisation, in the plot's last tensors the outer ones do
+        ({"share_regularisation/layers.0.mlp.up": 0.4, "plotted/layers.0.mlp.up": 2.0, "plotted/embed": -1.0,
+          "plotted/lm_head": -1.0}, "mainly on the embedding", "over the last tensor of each layer alone"),
+        ({"share_regularisation/layers.0.mlp.up": 0.4, "plotted_whole/layers.0.mlp.up": 2.0,
+          "plotted_whole/embed": -1.0, "plotted_whole/lm_head": -1.0}, "mainly on the embedding",
+         "over single parameters"),
+        ({"share_memorising/layers.0.mlp.up": 0.6, "plotted_memorising/lm_head": -3.0}, "most influential layer",
+         "over the last tensor of each layer"),
+        ({"lasso_period": 19.0, "lasso_r2": 0.5}, "modulus as its period", "of waves with whole numbers of cycles"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_finding_that_holds_in_another_reading_is_contradicted_with_its_cause(changed, claim, cause):
+    (found,) = [one for one in stated(CLAIMS, paper() | changed) if claim in one.claim and one.tone != "good"]
+    assert found.tone == "cause" and cause in found.text and " It holds of " in found.text
+
+
+def test_a_run_without_a_claim_s_numbers_says_nothing_of_it():
+    without = {name: value for name, value in paper().items() if not name.startswith(("lasso", "retrained", "plotted"))}
+    found = stated(CLAIMS, without)
+    assert len(found) == 19 - 5 and all(one.tone in ("good", "open") for one in found)
+    turned = stated(CLAIMS, without | {"share_regularisation/layers.0.mlp.up": 0.4})
+    assert [one.tone for one in turned if "mainly" in one.claim] == ["bad"]  # no plot to find the cause in

@@ -130,3 +130,8 @@ def test_windows_are_told_apart_by_their_cycles():
     never = window_numbers(table.assign(influence_cyclic=0.05))
     assert np.isnan(never["emerged/influence_cycles/lm_head"])
     assert numbers["last/similarity_cyclic/lm_head"] > 0.9 and numbers["last/main_cycles/lm_head"] == 1
+
+
+def test_a_series_of_some_steps_is_smoothed_over_as_many_steps():
+    assert grokking.width_of(np.arange(100)) == 25 and grokking.width_of(np.arange(0, 1000, 10)) == 2
+    assert grokking.width_of(np.arange(0, 1000, 50)) == 1 == grokking.width_of(np.array([3])) // 25

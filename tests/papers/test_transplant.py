@@ -13,7 +13,7 @@ from tdaexp.data.modular_addition import ModularAddition
 from tdaexp.models.grokking import Grokking
 from tdaexp.papers import transplant
 from tdaexp.papers.base import Evidence
-from tdaexp.papers.transplant import confusion, grafted, parameters_of, retrainings, swap_accuracies
+from tdaexp.papers.transplant import confusion, grafted, parameters_of, rests, retrainings, swap_accuracies
 from tdaexp.runtime.errors import UserError
 from tdaexp.training import recorded
 from tdaexp.training.settings import FitSettings
@@ -147,3 +147,14 @@ def test_a_graft_leaves_the_host_alone():
     host, donor = {"a": torch.zeros(2), "b": torch.zeros(2)}, {"a": torch.ones(2), "b": torch.ones(2)}
     found = grafted(host, donor, ["b"])
     assert torch.equal(found["a"], host["a"]) and torch.equal(found["b"], donor["b"]) and not host["b"].any()
+
+
+def test_the_rest_of_a_graft():
+    groups = {
+        "inner": ["attn", "up"],
+        "attention": ["attn"],
+        "outer": ["embed", "down"],
+        "all but": ["embed", "up", "down"],
+    }
+    assert rests(groups) == {"inner": "outer", "outer": "inner", "attention": "all but", "all but": "attention"}
+    assert rests({"inner": ["attn"], "outer": ["embed"], "more": ["up"]}) == {}

@@ -14,29 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from tdaexp.models.task import TaskModel, activation
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from tdaexp.data.tensors import TensorCorpus
+
+BIASES = ("all", "mlp", "none")
 
 
 @dataclass
 class Grokking(TaskModel):
     """An encoder layer over four tokens without positions; the answer is read at the last token.
 
-    hidden, heads, inner: widths of the residual stream and of the MLP, and the number of heads. bias: linear layers
-    have one. The authors' program differs from their text, each difference a key: tied_heads: one matrix is query,
-    key and value of its head; residual_attention: false adds nothing to what attention gives; scale_embedding: times
-    √hidden; activation_after: the activation follows the second linear layer too. norm: layer norms after both
-    residual sums, as in Vaswani et al. 2017 (neither the paper's text nor its figures name any).
+    hidden, heads, inner: widths of the residual stream and of the MLP, and the number of heads. bias: which linear
+    layers have one, `all`, those of the `mlp`, or `none`. The authors' program differs from their text, each difference
+    a key: tied_heads: one matrix is query, key and value of its head; heads_apart: the attention's output starts as a
+    matrix for each head does, uniform within 1 / √(hidden / heads) and not 1 / √hidden (their sum is one matrix, and
+    AdamW trains entries one by one, so that the start is all the difference); residual_attention: false adds nothing
+    to what attention gives; scale_embedding: times √hidden; activation_after: the activation follows the second linear
+    layer too. norm: layer norms after both residual sums, as in Vaswani et al. 2017 (neither the paper's text nor its
+    figures name any).
     """
 
     name: str = "grokking"
     hidden: int = 64
     heads: int = 4
     inner: int = 512
-    bias: bool = True
+    bias: str = "all"
     tied_heads: bool = False
+    heads_apart: bool = False
     residual_attention: bool = True
     scale_embedding: bool = False
     activation_after: bool = False
@@ -48,6 +54,8 @@ class Grokking(TaskModel):
         for key in ("hidden", "heads", "inner"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        if self.bias not in BIASES:
+            raise unknown("value", self.bias, BIASES, "model.bias")
         if self.hidden % self.heads:
             raise UserError(f"model.hidden={self.hidden}: must be a multiple of model.heads={self.heads}")
 
@@ -66,7 +74,7 @@ class GrokkingTransformer(nn.Module):
         self.scale = config.hidden**0.5 if config.scale_embedding else 1.0
         self.embed = nn.Embedding(vocabulary, config.hidden)
         self.layers = nn.ModuleList([EncoderLayer(config)])
-        self.lm_head = nn.Linear(config.hidden, vocabulary, bias=config.bias)
+        self.lm_head = nn.Linear(config.hidden, vocabulary, bias=config.bias == "all")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Only the last token is read, so only its query and its row of the MLP are computed."""
@@ -85,8 +93,8 @@ class EncoderLayer(nn.Module):
         self.attn = Attention(config)
         self.mlp = nn.ModuleDict(
             {
-                "up": nn.Linear(config.hidden, config.inner, bias=config.bias),
-                "down": nn.Linear(config.inner, config.hidden, bias=config.bias),
+                "up": nn.Linear(config.hidden, config.inner, bias=config.bias != "none"),
+                "down": nn.Linear(config.inner, config.hidden, bias=config.bias != "none"),
             }
         )
         self.activation = activation(config.activation)
@@ -110,12 +118,15 @@ class Attention(nn.Module):
     def __init__(self, config: Grokking) -> None:
         super().__init__()
         self.heads, self.tied = config.heads, config.tied_heads
-        linear = functools.partial(nn.Linear, config.hidden, config.hidden, bias=config.bias)
+        linear = functools.partial(nn.Linear, config.hidden, config.hidden, bias=config.bias == "all")
         if self.tied:
             self.qkv = linear()
         else:
             self.q, self.k, self.v = linear(), linear(), linear()
         self.o = linear()
+        if config.heads_apart:
+            bound = (config.hidden // config.heads) ** -0.5  # of torch's Linear(hidden / heads, hidden)
+            nn.init.uniform_(self.o.weight, -bound, bound)
 
     def forward(self, stream: Tensor) -> Tensor:
         """Scores over √(D / heads); no mask, the last token may look at every one."""

@@ -12,50 +12,68 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from tdaexp.metrics.explaind import reconstruction
-from tdaexp.papers import cyclic, graft_claims, grokking_claims, grokking_swaps, grokking_windows
+from tdaexp.papers import cyclic, geometry_claims, graft_claims, grafting, grokking_claims, grokking_windows
 from tdaexp.papers import grokking_numbers as grokking
 from tdaexp.papers import grokking_plots as plots
+from tdaexp.papers.balance_plots import balance
 from tdaexp.papers.base import Analysis, Evidence
 from tdaexp.papers.grokking_windows_plots import influence_drawings, similarity_drawings
-from tdaexp.papers.transplant import confusion, parameters_of, retrainings, swap_accuracies
+from tdaexp.papers.plotted_balance import plotted_balance, plotted_numbers
+from tdaexp.papers.transplant import parameters_of, rests
+from tdaexp.papers.verdicts import stated
 from tdaexp.report.findings import Drawing, Findings
-from tdaexp.runtime.errors import UserError
+from tdaexp.runtime.errors import UserError, unknown
 
 MADE = "python attribute.py experiment=explaind_grokking, and experiment=explaind_grokking_windows"
+
+PARTS = ("course", "windows", "swaps", "grafts")
 
 
 @dataclass
 class Grokking(Analysis):
-    """Keys: `grafts` name to components; `outer` the graft of the outer layers, the others being pipelines, the main
-    one first; `donors` steps whose weights new trainings take, the final one first; `seeds` and `steps` of the new
-    trainings, and `fresh`, the standard deviation of their other weights (null = as the model begins); `swap_every`
-    steps a checkpoint gets the final layers; `lasso` the component whose similarity the Lasso fits, and `strength` its
-    penalty as a share of the least that leaves nothing.
+    """Keys: `parts` of the study; `grafts` name to components that are kept of the trained model; `pipelines` those
+    that bring generalisation by the paper, the main one first, and `outer` that of the outer layers; `donors` steps
+    whose weights new trainings take, the final one first; `seeds` and `steps` of the new trainings, and `fresh`, the
+    standard deviation of their other weights (null = as the model begins); `swap_every` steps a checkpoint gets the
+    final layers; `balance_every` steps kernel and regularisation are taken as the paper's plot draws them, of
+    `balance_queries` test examples; `lasso` the component whose similarity the Lasso fits, and `strength` its penalty
+    as a share of the least that leaves nothing.
     """
 
     needs_task: ClassVar[bool] = True
 
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"distinct": True})
     grafts: dict[str, list[str]] = field(default_factory=dict)
+    pipelines: list[str] = field(default_factory=list, metadata={"distinct": True})
     outer: str = ""
     donors: list[int] = field(default_factory=list, metadata={"distinct": True})
     seeds: int = 2
     steps: int = 200
     fresh: float | None = None
     swap_every: int = 50
+    balance_every: int = 50
+    balance_queries: int = 50
     lasso: str = "layers.0.mlp.down"
     strength: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse an outer graft that is none, and nothing to compare it with."""
+        """Refuse grafts that are none, and nothing to compare the outer one with."""
+        for part in self.parts:
+            if part not in PARTS:
+                raise unknown("part", part, PARTS, "analysis.parts")
         if self.outer not in self.grafts or len(self.grafts) < 2:
             raise UserError(f"analysis.outer='{self.outer}': must be one of at least two analysis.grafts")
-        for key, least in (("seeds", 1), ("steps", 1), ("swap_every", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"analysis.{key}={getattr(self, key)}: must be at least {least}")
+        if not self.pipelines:
+            raise UserError("analysis.pipelines=[]: must name at least one of analysis.grafts")
+        for name in self.pipelines:
+            if name not in self.grafts:
+                raise unknown("graft", name, list(self.grafts), "analysis.pipelines")
+        for key in ("seeds", "steps", "swap_every", "balance_every", "balance_queries"):
+            if getattr(self, key) < 1:
+                raise UserError(f"analysis.{key}={getattr(self, key)}: must be at least 1")
         if self.fresh is not None and not self.fresh > 0:
             raise UserError(f"analysis.fresh={self.fresh}: must be above 0, or null for the model's own start")
         if not self.donors or not 0 < self.strength < 1:
@@ -65,20 +83,37 @@ class Grokking(Analysis):
         """Numbers, tables, figures and statements."""
         if not hasattr(evidence.config.dataset, "modulus"):
             raise UserError("analysis=grokking: reads sums modulo a number; give dataset=modular_addition")
-        layers = evidence.find(keep=["component", "step"], need=f"step and component kept; {MADE}")
-        whole = evidence.find(keep=["step"], need=f"step alone kept; {MADE}")
-        windows = grokking_windows.windows(evidence.stores)
-        if not windows:
-            raise UserError(f"runs: no store has train, query and component kept; {MADE}")
-        self._check(evidence, [layers, whole, *windows.values()])
         findings = Findings("Grokking: which layers, when, and around what geometry")
-        self._course(evidence, layers, whole, findings)
-        self._geometry(evidence, windows, findings)
-        findings.statements += grokking_claims.claims(findings.metrics)
-        self._grafting(evidence, findings)
-        pipelines = [name for name in self.grafts if name != self.outer]
-        findings.statements += graft_claims.claims(findings.metrics, self.outer, pipelines, self.donors)
+        claims = []
+        layers, whole, windows = self._stores(evidence)
+        self._check(evidence, [store for store in (layers, whole, *windows.values()) if store is not None])
+        if layers is not None and whole is not None:
+            self._course(evidence, layers, whole, findings)
+            claims += grokking_claims.CLAIMS
+        if windows:
+            self._geometry(evidence, windows, findings)
+            claims += geometry_claims.CLAIMS
+        if "swaps" in self.parts:
+            grafting.swaps(self, evidence, findings)
+        if "grafts" in self.parts:
+            grafting.grafts(self, evidence, findings)
+        rest = rests(self.grafts)
+        claims += graft_claims.claims_of(self.outer, self.pipelines, self.donors, rest)
+        findings.statements += stated(claims, findings.metrics)
         return findings
+
+    def _stores(self, evidence: Evidence) -> tuple[xr.Dataset | None, xr.Dataset | None, dict[str, xr.Dataset]]:
+        """Of layers and steps, of steps alone, and the windows, as far as `parts` needs them. Errors (UserError)."""
+        layers = whole = None
+        windows: dict[str, xr.Dataset] = {}
+        if "course" in self.parts:
+            layers = evidence.find(keep=["component", "step"], need=f"step and component kept; {MADE}")
+            whole = evidence.find(keep=["step"], need=f"step alone kept; {MADE}")
+        if "windows" in self.parts:
+            windows = grokking_windows.windows(evidence.stores)
+            if not windows:
+                raise UserError(f"runs: no store has train, query and component kept; {MADE}")
+        return layers, whole, windows
 
     def _check(self, evidence: Evidence, stores: list[xr.Dataset]) -> None:
         """Refuse stores of another training, and donors that it does not have. Errors (UserError)."""
@@ -100,6 +135,8 @@ class Grokking(Analysis):
         phases = grokking.phase_numbers(curves)
         findings.metrics |= reconstruction(layers) | phases | {"last_step": float(whole["step"].max())}
         findings.metrics |= grokking.balance_numbers(whole, phases) | grokking.layer_numbers(layers, phases)
+        findings.tables |= {"accuracy": curves, "importance": grokking.importance_table(whole)}
+        self._balance(evidence, phases["memorised"], findings)
         marks = {"memorised": phases["memorised"], "grokked": phases["grokked"]}
         caption = (
             "Figure 3a: accuracy; importance (absolute contributions to the logits, summed over queries and outputs) "
@@ -107,6 +144,19 @@ class Grokking(Analysis):
             f"{grokking.WINDOW} steps; {layers.sizes['query']} queries."
         )
         findings.drawings.append(Drawing("training", caption, plots.training(curves, layers, whole, marks), wide=True))
+
+    def _balance(self, evidence: Evidence, memorised: float, findings: Findings) -> None:
+        task = evidence.task
+        queries = task.corpus.test.select(range(min(self.balance_queries, len(task.corpus.test))))
+        steps = range(0, task.trajectory.settings.total, self.balance_every)
+        table = plotted_balance(task, queries, steps, evidence.config.model.heads)
+        findings.tables["balance"] = table
+        findings.metrics |= plotted_numbers(table, memorised)
+        caption = (
+            f"Kernel against regularisation as the paper's plot draws it, every {self.balance_every} steps, and the "
+            "same over all of a layer's parameters. Below zero regularisation acts more."
+        )
+        findings.drawings.append(Drawing("balance", caption, balance(table), wide=True))
 
     def _geometry(self, evidence: Evidence, windows: dict[str, xr.Dataset], findings: Findings) -> None:
         corpus, modulus = evidence.task.corpus, int(evidence.config.dataset.modulus)
@@ -157,38 +207,3 @@ class Grokking(Analysis):
             "waves_count": float((fits["waves"][0]["cos"] != 0).sum()),
             "waves_cycles": float(modulus / fits["waves"][0]["period"].iloc[0]),
         }
-
-    def _grafting(self, evidence: Evidence, findings: Findings) -> None:
-        task, modulus = evidence.task, int(evidence.config.dataset.modulus)
-        hosts = list(range(0, task.trajectory.settings.total, self.swap_every))
-        swaps = swap_accuracies(task, self.grafts, hosts)
-        findings.tables["swaps"] = swaps
-        findings.metrics |= grokking_swaps.swap_numbers(swaps)
-        names = parameters_of(task, self.outer, self.grafts[self.outer])
-        shown: dict[str, np.ndarray] = {}
-        for step in grokking_swaps.best_hosts(swaps, self.outer, 2, apart=2 * self.swap_every):
-            shown |= {f"step {step}": confusion(task, step, [], modulus)}
-            shown |= {f"step {step}, outer swapped": confusion(task, step, names, modulus)}
-        best = f"step {findings.metrics[f'swap_step/{self.outer}']:.0f}"
-        findings.metrics["systematic"] = grokking_swaps.systematic_error(shown[best])
-        findings.metrics["systematic_swapped"] = grokking_swaps.systematic_error(shown[f"{best}, outer swapped"])
-        caption = (
-            f"Figure 10: layers of the final model in checkpoints; confusion matrices (log counts) of two of them, as "
-            f"they are and with the final {self.outer}."
-        )
-        findings.drawings.append(Drawing("swaps", caption, plots.swaps(swaps, shown), wide=True))
-        trained = retrainings(evidence, self.grafts, self.donors, self.seeds, self.steps, self.fresh)
-        control = retrainings(evidence, {"none": []}, self.donors[:1], self.seeds, self.steps, self.fresh)
-        findings.tables |= {"retrained": trained, "ungrafted": control}
-        usual = control.groupby("step", as_index=False)[["train", "test"]].mean()
-        findings.metrics |= grokking_swaps.retraining_numbers(trained)
-        findings.metrics |= {"retrain_steps": float(self.steps), "usual_test": float(usual["test"].iloc[-1])}
-        caption = (
-            f"Figures 3b and 11: new models, all but the named layers drawn anew ({self.seeds} seeds); bands are one "
-            "standard deviation. Dotted: their training accuracy without a graft."
-        )
-        findings.drawings.append(Drawing("retrained", caption, plots.retrainings(trained, usual), wide=True))
-        by_end = trained[trained["step"] == trained["step"].max()]
-        findings.tables["retrained_ends"] = (
-            pd.DataFrame(by_end).groupby(["donor", "graft"], sort=False)[["train", "test"]].mean().reset_index()
-        )

@@ -73,9 +73,21 @@ def smooth(values: np.ndarray, width: int = WINDOW) -> np.ndarray:
     return found / counts
 
 
-def peaks(values: np.ndarray) -> np.ndarray:
+def width_of(steps: np.ndarray) -> int:
+    """How many entries of a series make `WINDOW` steps, where only a share of the steps was counted."""
+    apart = float(np.diff(steps).mean()) if len(steps) > 1 else 1.0
+    return max(1, round(WINDOW / apart))
+
+
+def importance_table(whole: xr.Dataset) -> pd.DataFrame:
+    """Ψ̄_s(Θ) of the `kernel` and of the `regularisation` by step."""
+    columns = {"kernel": whole["importance"].values, "regularisation": whole["importance_regularisation"].values}
+    return pd.DataFrame({"step": whole["step"].values, **columns})
+
+
+def peaks(values: np.ndarray, width: int = WINDOW) -> np.ndarray:
     """Places of the peaks of a smoothed series, an edge included, with a prominence of `PROMINENCE` of its maximum."""
-    smoothed = smooth(values)
+    smoothed = smooth(values, width)
     padded = np.concatenate([[0.0], smoothed, [0.0]])
     found: np.ndarray = find_peaks(padded, prominence=PROMINENCE * float(smoothed.max()))[0] - 1
     return found
@@ -84,7 +96,9 @@ def peaks(values: np.ndarray) -> np.ndarray:
 def balance_numbers(whole: xr.Dataset, phases: dict[str, float]) -> dict[str, float]:
     """Kernel against regularisation, of a store with the axis step alone (Ψ̄_s(Θ) and Ψ̄^reg_s(Θ))."""
     steps = whole["step"].values
-    kernel, decay = (smooth(whole[name].values) for name in ("importance", "importance_regularisation"))
+    kernel, decay = (
+        smooth(whole[name].values, width_of(steps)) for name in ("importance", "importance_regularisation")
+    )
     top, bottom = int(kernel.argmax()), int(decay.argmax())
     rise = slice(0, max(top, bottom) + 1)
     return {
@@ -101,7 +115,8 @@ def balance_numbers(whole: xr.Dataset, phases: dict[str, float]) -> dict[str, fl
 def layer_numbers(layers: xr.Dataset, phases: dict[str, float]) -> dict[str, float]:
     """Importance of layers by phase, of a store with the axes step and component."""
     steps, names = layers["step"].values, [str(name) for name in layers["component"].values]
-    values = smooth(layers["importance"].transpose("component", "step").values)
+    width = width_of(steps)
+    values = smooth(layers["importance"].transpose("component", "step").values, width)
     early, late = steps <= phases["memorised"], steps >= phases["grokked"]
     found: dict[str, float] = {}
     for name, row in zip(names, values, strict=True):
@@ -114,11 +129,11 @@ def layer_numbers(layers: xr.Dataset, phases: dict[str, float]) -> dict[str, flo
         found[f"share_regularisation/{name}"] = float(row.sum() / decay.sum())
     summed: list[str] = [axis for axis in ("query", "output") if axis in layers["influence"].dims]
     difference = relative_regularisation(layers, summed).transpose("component", "step").values
-    for name, row in zip(names, np.abs(smooth(difference)), strict=True):
+    for name, row in zip(names, np.abs(smooth(difference, width)), strict=True):
         found[f"difference_peak/{name}"] = float(steps[row.argmax()])
         found[f"difference_memorising/{name}"] = float(row[early].mean()) if early.any() else float("nan")
     if "lm_head" in names:
-        own = steps[peaks(layers["importance"].sel(component="lm_head").values)]
+        own = steps[peaks(layers["importance"].sel(component="lm_head").values, width)]
         found |= {"decoder_peaks": float(len(own)), "decoder_last_peak": float(own[-1]) if len(own) else float("nan")}
     return found
 

@@ -13,7 +13,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from tdaexp.metrics.explaind import relative_regularisation
-from tdaexp.papers.grokking_numbers import LAYERS, smooth
+from tdaexp.papers.grokking_numbers import LAYERS, smooth, width_of
 from tdaexp.report.figures import GREY, HELD_OUT, INK, PALETTE, SELECT, grid, legend_below
 from tdaexp.report.path_plots import colours, series
 
@@ -25,9 +25,10 @@ Matrix = tuple[np.ndarray, np.ndarray, np.ndarray]
 def training(curves: pd.DataFrame, layers: xr.Dataset, whole: xr.Dataset, marks: Mapping[str, float]) -> Figure:
     """Accuracy, importance of kernel and regularisation, and both by layer (Figure 3a); `marks` are steps by name."""
     names = [str(name) for name in layers["component"].values]
-    importance = smooth(layers["importance"].transpose("component", "step").values)
+    width = width_of(layers["step"].values)
+    importance = smooth(layers["importance"].transpose("component", "step").values, width)
     summed: list[str] = [axis for axis in ("query", "output") if axis in layers["influence"].dims]
-    difference = smooth(relative_regularisation(layers, summed).transpose("component", "step").values)
+    difference = smooth(relative_regularisation(layers, summed).transpose("component", "step").values, width)
     colour = colours(names, importance.sum(1))
     with grid(2, 2, 5.4, 3.3) as (figure, axes):
         for part, own in (("train", INK), ("test", HELD_OUT)):
@@ -37,7 +38,7 @@ def training(curves: pd.DataFrame, layers: xr.Dataset, whole: xr.Dataset, marks:
             ("importance", r"kernel $\bar{\Psi}(\Theta)$", SELECT),
             ("importance_regularisation", r"regularisation $\bar{\Psi}^{reg}(\Theta)$", HELD_OUT),
         ):
-            axes[1, 0].plot(whole["step"], smooth(whole[name].values), color=own, linewidth=1.4, label=label)
+            axes[1, 0].plot(whole["step"], smooth(whole[name].values, width), color=own, linewidth=1.4, label=label)
         axes[1, 0].set(title="Importance of kernel and regularisation", xlabel="step", ylim=(0, None))
         for place, values, title in (
             (0, importance, r"Importance $\bar{\Psi}$ of the layers"),

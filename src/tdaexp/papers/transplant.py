@@ -47,6 +47,12 @@ def parameters_of(task: TrainedTask, group: str, components: Sequence[str]) -> l
     return names
 
 
+def rests(groups: Groups) -> dict[str, str]:
+    """To each graft the one of all other components that any of them names, where there is such a one."""
+    every = {component for components in groups.values() for component in components}
+    return {one: other for one in groups for other in groups if set(groups[one]) == every - set(groups[other])}
+
+
 def grafted(host: Parameters, donor: Parameters, names: Sequence[str]) -> dict[str, Tensor]:
     """The host's parameters, those in `names` from the donor."""
     return {**host, **{name: donor[name] for name in names}}

@@ -22,7 +22,9 @@ from tdaexp.trust.check import Check
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence or two about a claim; `tone` is good (it was reproduced), bad (it was not) or open."""
+    """One sentence or two about a claim; `tone` is good (it was reproduced), bad (it was not), cause (it was
+    contradicted, and `text` says by what) or open.
+    """
 
     claim: str
     text: str
