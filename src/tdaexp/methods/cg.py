@@ -14,9 +14,9 @@ GGN, after the fit of the preconditioner.
 Scale: as `ekfac`. Limits: exact for this G over `examples` of the training set, at this λ; the influence function
 itself is first order, and a model that is not at a minimum is not what it is about. Small λ takes more iterations.
 
-`curvature_blocks=matrix` (or `joint`, `layer`: EK-FAC's own blocks) inverts each diagonal block of the same G exactly and
-leaves out what lies between blocks: the most that a block-diagonal approximation such as EK-FAC could reach. A query's
-residual is then that of its worst block. Cost: a solution for each block.
+`curvature_blocks=matrix` (or `joint`, `layer`: EK-FAC's own blocks) inverts each diagonal block of the same G exactly
+and leaves out what lies between blocks: the most that a block-diagonal approximation such as EK-FAC could reach. A
+query's residual is then that of its worst block. Cost: a solution for each block.
 """
 
 from __future__ import annotations
