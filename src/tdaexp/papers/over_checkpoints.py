@@ -45,18 +45,21 @@ class OverCheckpoints(Analysis):
             raise UserError(f"analysis.budget={self.budget}: must be above 0 and at most 1, or null for the peak")
 
     def run(self, evidence: Evidence) -> Findings:
-        """Judge the choice at each checkpoint, in each query set."""
+        """Judge the choice at each checkpoint, in each query set that two or more stores have."""
         steps = {step_of(store): store for store in evidence.stores}
         if len(steps) < 2:
             raise UserError(NEED)
-        ordered = dict(sorted(steps.items()))
         findings = Findings("Do the chosen components stay while the model is trained?")
-        sets = [by_query_set(store) for store in ordered.values()]
-        shared = [name for name in sets[0] if all(name in one for one in sets)]
+        sets: dict[str, dict[int, xr.Dataset]] = {}
+        for step in sorted(steps):
+            for name, part in by_query_set(steps[step]).items():
+                sets.setdefault(name, {})[step] = part
         tables = {}
-        for name in shared:
-            judged = over_checkpoints([one[name] for one in sets], self.budget, evidence.config.metric)
-            table = _table(list(ordered), judged, sets[0][name], evidence.config.metric)
+        for name, parts in sets.items():
+            if len(parts) < 2:
+                raise UserError(f"{NEED}; of the '{name}' queries there is one store")
+            judged = over_checkpoints(list(parts.values()), self.budget, evidence.config.metric)
+            table = _table(list(parts), judged, next(iter(parts.values())), evidence.config.metric)
             tables[name] = table
             findings.tables[f"over_checkpoints_{name}"] = table
             findings.metrics |= {
