@@ -25,6 +25,8 @@ NEEDED = {
     "candidates=found": ["candidates.run=FOLDER"],
     "experiment=verses": ["dataset.path=FILE"],
     "experiment=verses_smollm2": ["dataset.path=FILE"],
+    "experiment=msif_verses": ["dataset.path=FILE"],
+    "experiment=pruning_verses": ["dataset.path=FILE", "dataset.query_path=QUERIES"],
     "experiment=eurollm-paper": ["dataset.path=FILE"],
     "experiment=explaind_eurollm-paper": ["dataset.path=FILE"],
     **{f"experiment=msif_{name}-paper": PLAIN for name in PLAIN_TEXT},

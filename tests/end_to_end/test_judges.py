@@ -101,6 +101,7 @@ def test_scores_that_are_called_random_stand_for_themselves(commands):
         (["metric=leave_one_out", "metric.leave_one_out.examples=1"], "at least 3"),
         (["metric=removal", "metric.removal.random=1"], "metric.removal.random=1: must be at least 2"),
         (["metric=brittleness", "metric.brittleness.shares=[0.1,0.05]"], "must be shares that rise"),
+        (["metric=keeping", "metric.keeping.share=1.5"], "metric.keeping.share=1.5: must be a share between 0 and 1"),
         (["metric=tail_patch", "metric.tail_patch.rate=0"], "must be a positive number"),
         (["metric=mislabelled", "metric.mislabelled.looked_at=0"], "must be a share between 0 and 1"),
         (["metric=duplicates", "metric.duplicates.pairs=0"], "must be at least 1"),

@@ -58,6 +58,49 @@ def test_scores_are_those_of_the_dense_inverse(exact, compose, own):
     assert list(found["component"].values) == NAMES
 
 
+PARTS = ["layers.0.attn.q", "layers.0.attn.k", "layers.0.mlp.up", "layers.1.attn.v"]
+BLOCKS = {
+    "matrix": [["layers.0.attn.q"], ["layers.0.attn.k"], ["layers.0.mlp.up"], ["layers.1.attn.v"]],
+    "joint": [["layers.0.attn.q", "layers.0.attn.k"], ["layers.0.mlp.up"], ["layers.1.attn.v"]],
+    "layer": [["layers.0.attn.q", "layers.0.attn.k", "layers.0.mlp.up"], ["layers.1.attn.v"]],
+}
+
+
+@pytest.fixture(scope="module")
+def of_parts(exact):
+    """The dense GGN over `PARTS`, and gradients of queries and training examples, by component."""
+    problem = exact[0]
+    dense = dense_ggn(problem.loaded.model, problem.components(PARTS), problem.train)
+    sides = [explicit_gradients(problem.loaded, side) for side in (problem.queries, problem.train)]
+    return dense, *([torch.stack([one[name].flatten() for one in side]) for name in PARTS] for side in sides)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_blocks_are_those_of_the_dense_matrix(exact, of_parts, compose, blocks):
+    """Each diagonal block is inverted alone, and what lies between them left out."""
+    problem, (dense, queries, train) = exact[0], of_parts
+    keys = [f"method.components=[{','.join(PARTS)}]", "method.queries=null", f"method.curvature_blocks={blocks}"]
+    found = compose("method=cg", *keys, *TIGHT, "method.damping=0.1", "method.preconditioner=none").attribute(problem)
+    ends = np.cumsum([0, *(one.shape[1] for one in queries)])
+    kept = torch.zeros_like(dense)
+    for block in BLOCKS[blocks]:
+        places = torch.cat([torch.arange(ends[k], ends[k + 1]) for k in map(PARTS.index, block)])
+        kept[places[:, None], places] = dense[places[:, None], places]
+    inverse = torch.linalg.inv(kept + 0.1 * torch.eye(len(kept), dtype=torch.float64))
+    solved = (torch.cat(queries, 1) @ inverse).split([one.shape[1] for one in queries], 1)
+    parts = np.stack([(own @ one.T).numpy() for own, one in zip(solved, train, strict=True)], axis=2)
+    assert_near(found["influence"].values, np.take_along_axis(parts, problem.pairs[:, :, None], axis=1))
+    assert found["component"].values.tolist() == PARTS and found["residual"].dims == ("query",)
+    assert found.attrs["converged"] is True
+
+
+def test_relative_damping_is_that_of_all_blocks_together(exact, compose):
+    keys = [*FEW, "method.relative_damping=2.0", "method.iterations=1", "method.preconditioner=none"]
+    whole = compose("method=cg", *keys).attribute(exact[0])
+    blocks = compose("method=cg", *keys, "method.curvature_blocks=matrix").attribute(exact[0])
+    assert blocks.attrs["damping"] == whole.attrs["damping"]
+
+
 def test_relative_damping_is_a_share_of_the_mean_eigenvalue(exact, compose):
     problem, dense, _, _ = exact
     found = compose("method=cg", *FEW, "method.relative_damping=2.0", "method.iterations=1").attribute(problem)

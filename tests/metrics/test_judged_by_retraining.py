@@ -1,4 +1,4 @@
-"""LDS, leave-one-out, removal and brittleness against trainings by hand, and against scores with a known answer."""
+"""LDS, leave-one-out, removal, brittleness, keeping: against trainings by hand, and scores with a known answer."""
 
 import dataclasses
 
@@ -10,7 +10,8 @@ from small_bank import EXAMPLES, QUERIES, SETTINGS, by_hand, evidence, log_likel
 from tdaexp.metrics import retrained
 from tdaexp.metrics.brittleness import judge_brittleness
 from tdaexp.metrics.intervals import Interval
-from tdaexp.metrics.judging_settings import Brittleness, Lds, LeaveOneOut, Removal, Retraining
+from tdaexp.metrics.judging_settings import Brittleness, Keeping, Lds, LeaveOneOut, Removal, Retraining
+from tdaexp.metrics.keeping import ALL, gain, halved, judge_keeping
 from tdaexp.metrics.lds import ceiling, judge_lds, subset
 from tdaexp.metrics.leave_one_out import judge_leave_one_out, left_out
 from tdaexp.metrics.removal import chance_interval, judge_removal, loss_interval, without
@@ -31,6 +32,7 @@ def settings() -> MetricSettings:
         leave_one_out=LeaveOneOut(examples=25),
         removal=Removal(share=0.05, queries=QUERIES, random=4),
         brittleness=Brittleness(shares=[0.05, 0.1, 0.2, 0.3], queries=QUERIES, random=2),
+        keeping=Keeping(share=0.75, repeats=2, random=4),
     )
 
 
@@ -191,6 +193,64 @@ def test_brittleness_of_trainings_by_hand(found, settings, effects):
         assert [one.queries for one in judged if one.label == label] == [len(right)] * 2
     assert values(judged, "flipped_same")["exact"].value > values(judged, "flipped_same")["wrong"].value
     assert values(judged, "brittleness_same")["exact"].value < values(judged, "brittleness_same")["random"].value
+
+
+def test_keeping_of_trainings_by_hand(found, effects):
+    """One half of the queries decides by its mean score, the other is asked."""
+    judged = values(judge_keeping(found, {"exact": effects, "wrong": -effects}), "keeping_same")
+    deciding, judging = halved(np.arange(QUERIES), "test", 0)
+    assert sorted([*deciding, *judging]) == list(range(QUERIES)) and len(deciding) == len(judging)
+    generator = np.random.default_rng([0, 45])  # 75 % of 60
+    drawn = [only(generator.choice(EXAMPLES, 45, replace=False)) for _ in range(4)]
+    by_chance = np.mean([log_likelihoods(member)[judging] for member in drawn])
+    for label, scores in (("exact", effects), ("wrong", -effects)):
+        kept = only(np.argsort(-scores[deciding].mean(0), kind="stable")[:45])
+        assert judged[label].value == pytest.approx(log_likelihoods(kept)[judging].mean() - by_chance, abs=2e-6)
+        assert judged[label].low <= judged[label].value <= judged[label].high
+    assert judged[ALL].value == pytest.approx(log_likelihoods(EVERYONE)[judging].mean() - by_chance, abs=2e-6)
+    assert judged["exact"].value > judged["wrong"].value
+
+
+def test_what_judges_decides_nothing(found, effects):
+    """Other scores of the queries that judge keep the same rows."""
+    _, judging = halved(np.arange(QUERIES), "test", 0)
+    other = effects.copy()
+    other[judging] = -other[judging]
+    one = values(judge_keeping(found, {"a": effects, "b": other}), "keeping_same")
+    assert one["a"] == one["b"]
+
+
+def test_keeping_with_own_starts_repeats_its_trainings(found, settings, effects, caplog):
+    own = dataclasses.replace(
+        settings, keeping=Keeping(share=0.5, repeats=3, random=2), retraining=Retraining(starts=["own"])
+    )
+    with caplog.at_level("INFO"):
+        judged = values(judge_keeping(dataclasses.replace(found, settings=own), {"a": effects}), "keeping_own")
+    assert "8 models are trained again" in caplog.text and set(judged) == {"a", ALL}
+
+
+def test_keeping_asks_for_two_queries(found, effects):
+    alone = np.full_like(effects, np.nan)
+    alone[2] = effects[2]
+    with pytest.raises(UserError, match=r"metric.keeping: test: fewer than two queries that every run answers"):
+        judge_keeping(found, {"one": alone})
+
+
+def test_intervals_of_keeping():
+    """Of queries, trainings and random rows: σ/√n of what varies."""
+    generator, settings = np.random.default_rng(0), MetricSettings(bootstrap=2000)
+    queries = generator.standard_normal(100)
+    one = gain(np.tile(queries, (3, 1)), np.zeros((2, 100)), settings)
+    assert one.value == pytest.approx(queries.mean())
+    assert one.high - one.low == pytest.approx(2 * 1.96 * queries.std() / 10, rel=0.1)
+    rows = np.tile(generator.standard_normal(100)[:, None], (1, 4))
+    two = gain(np.ones((3, 4)), rows, settings)
+    assert two.value == pytest.approx(1 - rows.mean())
+    assert two.high - two.low == pytest.approx(2 * 1.96 * rows[:, 0].std() / 10, rel=0.1)
+
+
+def only(rows: np.ndarray) -> np.ndarray:
+    return ~without(EXAMPLES, rows)
 
 
 def test_best_rows():

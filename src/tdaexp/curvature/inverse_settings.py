@@ -23,6 +23,7 @@ TOLD = (
     "scale",
     "rate",
     "batch_size",
+    "curvature_blocks",
     "measurement",
     "reduction",
 )

@@ -8,7 +8,7 @@ from tdaexp.runtime.errors import UserError, unknown
 
 STARTS = ("same", "own")
 WEIGHTS = ("kept", "renormalised")
-BY_RETRAINING = ("lds", "leave_one_out", "removal", "brittleness")
+BY_RETRAINING = ("lds", "leave_one_out", "removal", "brittleness", "keeping")
 """Metrics that train models again."""
 
 
@@ -111,6 +111,24 @@ class Brittleness:
         if not self.shares or sorted(set(self.shares)) != list(self.shares):
             raise UserError(f"metric.brittleness.shares={self.shares}: must be shares that rise, e.g. [0.01,0.05]")
         _check_least(self, "brittleness", queries=1, random=1)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a method's best rows teach alone: keys of `metric.keeping`.
+
+    `share` of the training rows that is kept, by the mean score over one half of the queries; `repeats` trainings on
+    them, which differ where starts are their own; `random` sets of as many rows to compare with, one training each.
+    """
+
+    share: float = 0.5
+    repeats: int = 3
+    random: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none, no training, and too few random sets to compare with."""
+        _check_share("keeping.share", self.share)
+        _check_least(self, "keeping", repeats=1, random=2)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from tdaexp.metrics.judging_settings import (
     BY_RETRAINING,
     Brittleness,
     Duplicates,
+    Keeping,
     Lds,
     LeaveOneOut,
     Mislabelled,
@@ -29,9 +30,9 @@ class MetricSettings:
     method, by its name or its label in the table, that rank correlations compare with; null = the full gradient),
     `plots` (draw the figures), `seed` (of resamples, trials and folds).
 
-    What is judged beside retrieval, where it is chosen (`metric=[retrieval,lds]`): `lds`, `leave_one_out`, `removal`
-    and `brittleness`, by models that are trained again as `retraining` says; `tail_patch`, by one more step of the
-    model; `mislabelled` and `duplicates`, by what is known of the training rows.
+    What is judged beside retrieval, where it is chosen (`metric=[retrieval,lds]`): `lds`, `leave_one_out`, `removal`,
+    `brittleness` and `keeping`, by models that are trained again as `retraining` says; `tail_patch`, by one more step
+    of the model; `mislabelled` and `duplicates`, by what is known of the training rows.
     """
 
     bootstrap: int = 2000
@@ -48,6 +49,7 @@ class MetricSettings:
     leave_one_out: LeaveOneOut | None = None
     removal: Removal | None = None
     brittleness: Brittleness | None = None
+    keeping: Keeping | None = None
     tail_patch: TailPatch | None = None
     mislabelled: Mislabelled | None = None
     duplicates: Duplicates | None = None

@@ -13,6 +13,8 @@ TITLES = {
     "brittleness_own": "smallest share that flips an answer, own start",
     "flipped_same": "answers that flip, same start",
     "flipped_own": "answers that flip, own start",
+    "keeping_same": "kept rows against random ones in nats, same start",
+    "keeping_own": "kept rows against random ones in nats, own start",
     "tail_patch": "tail-patch in nats",
     "mislabelled_auc": "faulty rows by self-influence, AUC",
     "mislabelled_found": "faulty rows among the first looked at",
@@ -49,6 +51,12 @@ EXPLAINED = {
     "brittleness_own": OWN_START,
     "flipped_same": "The share of the answers that flip without any of these shares of the rows.",
     "flipped_own": OWN_START,
+    "keeping_same": (
+        "How much likelier answers are of a model that was trained on the rows alone that the method holds for the "
+        "best, against models on as many random rows. Half of the queries decided which rows are kept, the other half "
+        "is asked."
+    ),
+    "keeping_own": OWN_START,
     "tail_patch": (
         "How much likelier an answer is after one more step of plain gradient descent on one of the method's best "
         "rows. Above 0: the step helps."

@@ -24,6 +24,7 @@ from tdaexp.data.records import Corpus
 from tdaexp.metrics.as_it_is import AsItIs
 from tdaexp.metrics.brittleness import judge_brittleness
 from tdaexp.metrics.duplicates import judge_duplicates
+from tdaexp.metrics.keeping import judge_keeping
 from tdaexp.metrics.lds import judge_lds, known_scores, scores_of_all
 from tdaexp.metrics.leave_one_out import judge_leave_one_out
 from tdaexp.metrics.mislabelled import judge_mislabelled
@@ -46,6 +47,7 @@ JUDGES = {
     "leave_one_out": judge_leave_one_out,
     "removal": judge_removal,
     "brittleness": judge_brittleness,
+    "keeping": judge_keeping,
 }
 """What judges by models that are trained again, by the key of `metric` that chooses it."""
 AS_IT_IS = {"tail_patch": judge_tail_patch, "mislabelled": judge_mislabelled, "duplicates": judge_duplicates}
