@@ -78,7 +78,8 @@ def test_the_nearest_subjects_are_named_where_nothing_matches(program):
     assert code == 2 and "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert line.endswith(
-        "or name one of those that are finished: model=toy_gpt dataset=biographies (with other keys): select; "
+        "or name finished runs, by runs=[FOLDER,…] or the options that they had: "
+        "model=toy_gpt dataset=biographies (with other keys): select; "
         "model=wide dataset=biographies: full, select"
     )
 

@@ -154,4 +154,4 @@ def _nearest(every: Iterable[Row], choices: dict[str, str]) -> str:
         about = f"model={one[0]} dataset={one[1]}{keys}" if any(one) else "products=FILE"
         told.append(f"{about}: {', '.join(sorted(subjects[one]))}")
     more = f" and {len(subjects) - NAMED} more" if len(subjects) > NAMED else ""
-    return f", or name one of those that are finished: {'; '.join(told)}{more}"
+    return f", or name finished runs, by runs=[FOLDER,…] or the options that they had: {'; '.join(told)}{more}"
