@@ -13,6 +13,15 @@ from tdaexp.curvature.layers import layers_of
 from tdaexp.models.components import component_map
 
 
+@pytest.fixture(autouse=True)
+def exact_routers(exact_softmax, monkeypatch):
+    """Routers stay in float64, too, which some make float32 before their softmax (`exact_softmax`)."""
+    own = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda one: one if one.dtype == torch.float64 else own(one, torch.float32)
+    )
+
+
 def routed(model, examples):
     """By (layer, expert): what its tokens are [n, d], seen by a hook, each example alone."""
     found = {}
