@@ -12,6 +12,7 @@ import tdaexp
 from tdaexp.__main__ import main
 
 
+@pytest.mark.long
 def test_a_stage_runs_on_the_configurations_in_the_package(tmp_path, monkeypatch, cache, capfd):
     monkeypatch.chdir(tmp_path)
     code = main(["/bin/tdaexp", "attribute", "method=bm25", "logger=none", f"cache_dir={cache}", *TINY])

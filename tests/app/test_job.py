@@ -42,6 +42,7 @@ def test_another_content_of_a_file_makes_another_job(tmp_path, group, key, folde
     assert found[0] != found[1] == fingerprint({group: {key: str(named)}})
 
 
+@pytest.mark.long
 def test_the_ends_beside_a_file_of_tokens_count(tmp_path):
     (tmp_path / "a.bin").write_text("tokens")
     found = [fingerprint({"dataset": {"path": str(tmp_path / "a.bin")}})]

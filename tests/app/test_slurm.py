@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ("dataset.people=6", "model.config.hidden_size=16", "model.config.intermediate_size=24", "model.vocab_size=300")
 
 
+@pytest.mark.long
 def test_a_dry_run_prints_the_script_of_a_job_array(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

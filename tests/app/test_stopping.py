@@ -37,6 +37,7 @@ def begun(folder):
     return {job.name[0]: len(list(job.glob("block*"))) for job in folder.glob("multirun/*/*=*")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", WORDS)
 def test_a_sweep_ends_with_the_job_at_hand(program, number):
     arguments = ("-m", "seed=1,2,3", "method=full", "method.do=blocks", "logger=none")

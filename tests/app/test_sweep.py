@@ -50,6 +50,7 @@ def test_chosen_folders_win(program):
     assert (program.folder / "mine" / "sweep" / "sweep.csv").exists()
 
 
+@pytest.mark.long
 def test_every_job_ends_in_a_row_with_the_command_that_runs_it_again(program):
     code, err = program("method=select,project", "-m", "budget=0.01,0.05", "trainer.threads=1")
     assert code == 0, err

@@ -65,6 +65,7 @@ def gradients(
     return torch.stack(rows).numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_scores_from_the_files_are_those_of_a_direct_run(
     kind: str, peers: SimpleNamespace, works: dict[str, Path], commands: Commands, tmp_path: Path

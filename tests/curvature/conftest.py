@@ -8,8 +8,8 @@ import torch
 
 @pytest.fixture(autouse=True)
 def exact_softmax(monkeypatch):
-    """Attention of BLOOM and routers of experts ask for a softmax in float32, which rounds a row by its place in the batch
-    (the vector unit's body or its tail, other ones on other processors): here it stays in float64.
+    """Attention of BLOOM and routers of experts ask for a softmax in float32, which rounds a row by its place in the
+    batch (the vector unit's body or its tail, other ones on other processors): here it stays in float64.
     """
     softmax = torch.nn.functional.softmax
 

@@ -31,6 +31,7 @@ def test_products_are_those_of_the_dense_matrix(variant):
     torch.testing.assert_close(ggn.multiply(vectors), wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["gpt2-tied", "gpt_neox-untied"])
 def test_embeddings_heads_and_norms_are_covered_too(variant):
     model = build_model(variant).requires_grad_(False)

@@ -92,6 +92,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+@pytest.mark.long
 def test_the_same_factors_and_scores(tmp_path):
     train, queries = sequences(TRAIN, 0, "t"), sequences(QUERIES, 1, "q")
     model = small_neox()

@@ -211,6 +211,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["ekfac", "kfac", "diagonal"])
 def test_a_killed_fit_goes_on_with_the_same_bits(mode, models, tmp_path, monkeypatch):
     model = models("gpt_neox-untied", torch.float32)

@@ -38,6 +38,7 @@ def installed(page, tmp_path, monkeypatch) -> Path:
         sys.modules.pop(f"tdaexp.methods.{name}", None)
 
 
+@pytest.mark.long
 def test_the_pages_example_runs_beside_the_others(commands, page, installed):
     (block,) = re.findall(r"Run it beside the others:\n\n```bash\n(.*?)```", page, flags=re.DOTALL)
     attribute, evaluate = (shlex.split(line)[1:] for line in block.splitlines())

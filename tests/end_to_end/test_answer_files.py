@@ -30,6 +30,7 @@ def asked(commands) -> list[str]:
     return [*CONTROLS, *data, "metric.plots=false", "method=dot"]
 
 
+@pytest.mark.long
 def test_files_console_and_a_training_file_without_harm(commands, asked, capfd):
     commands.done("attribute", *asked)
     folder = only("outputs/attribute/*dot*")
@@ -87,6 +88,7 @@ def test_what_moves_in_the_shorter_file_is_said(commands, asked):
     assert "dataset.truth_column=of: rows that go by their number have another one" in told
 
 
+@pytest.mark.long
 def test_four_questions_as_one(commands, asked):
     commands.done("attribute", *asked)
     commands.done("attribute", *asked, "dataset.combine=mean")

@@ -72,6 +72,7 @@ def test_answers_of_the_hub(commands, monkeypatch, status, kind, message):
     assert message in commands.refused("attribute", *REMOTE, "model.revision=step-7")
 
 
+@pytest.mark.long
 def test_a_device_that_is_too_small_is_told_before_loading(commands, capfd):
     """By `plan=true`, and by a run: here the model is not even there."""
     small = ("model=olmo1b", "model.shape.num_hidden_layers=4", "dataset=biographies", "trainer.accelerator=cpu",

@@ -13,6 +13,7 @@ TASK = ("model=mnist_cnn", "dataset=digits", "model.padding=1", "model.channels=
         "metric.bootstrap=50", "metric.plots=false")  # fmt: skip
 
 
+@pytest.mark.long
 def test_scores_of_a_classifier_are_ranked_in_one_table(commands):
     names = ("ekfac", "dot", "full", "select", "random")
     commands.done("attribute", *TASK, "-m", f"method={','.join(names)}", "hydra.sweep.dir=sweep")
@@ -33,6 +34,7 @@ def test_scores_of_a_classifier_are_ranked_in_one_table(commands):
     assert found["dot/test/rank_correlation_low"] > 0.1 > abs(found["random/test/rank_correlation"])
 
 
+@pytest.mark.long
 def test_a_decomposition_is_no_ranking(commands):
     commands.done("attribute", *TASK, "method=explaind", "trainer.fit.steps=3", "hydra.run.dir=explained")
     assert "decomposes a training and scores no pairs" in commands.refused("evaluate", "runs=[explained]")

@@ -16,6 +16,7 @@ SUBJECT = [text for text in TINY if text.startswith(("model.", "dataset."))]
 NO_PLOTS = "metric.plots=false"
 
 
+@pytest.mark.long
 def test_train_attribute_evaluate(commands):
     """What one command made the next one finds; each leaves the files that the next ones read."""
     trained = commands.done("train", *(text for text in TINY if not text.startswith(("decoding", "metric"))))
@@ -51,6 +52,7 @@ def test_train_attribute_evaluate(commands):
         assert compared[f"select (accuracy, 5 %)/{key}"] == own[key]
 
 
+@pytest.mark.long
 def test_a_program_of_its_own(commands, executed):
     """`python attribute.py` works outside of the checkout, and says on stdout what it found."""
     code, err = commands.process("attribute", *TINY, "method=bm25", NO_PLOTS)
@@ -58,6 +60,7 @@ def test_a_program_of_its_own(commands, executed):
     assert 0 < metrics(only("outputs/attribute/toy_gpt-biographies-bm25-*"))["paraphrased/accuracy"] <= 1
 
 
+@pytest.mark.long
 def test_a_sweep_runs_the_model_once_and_leaves_a_row_for_each_job(commands, tmp_path):
     sweep = ("-m", "method=select,project", "budget=0.05,0.2")
     err = commands.done("attribute", *TINY, NO_PLOTS, *sweep, f"cache_dir={tmp_path}/cache")
@@ -80,6 +83,7 @@ def test_a_sweep_runs_the_model_once_and_leaves_a_row_for_each_job(commands, tmp
     assert len({key.split("/")[0] for key in metrics(only("outputs/evaluate/*"))}) == 4
 
 
+@pytest.mark.long
 def test_another_programs_scores_are_judged_alike(commands):
     """A store's own scores, written as JSON and as a matrix, get the store's own accuracies."""
     commands.done("attribute", *TINY, "method=full", NO_PLOTS)
@@ -107,6 +111,7 @@ def test_another_programs_scores_are_judged_alike(commands):
             assert found[f"{Path(name).stem}/{group}/fidelity"] == pytest.approx(1)
 
 
+@pytest.mark.long
 def test_a_finished_job_is_skipped_only_when_resuming(commands):
     one = [*TINY, "method=random", NO_PLOTS]
     commands.done("attribute", *one)

@@ -40,6 +40,7 @@ def swept(seeds, commands):
     return commands
 
 
+@pytest.mark.long
 def test_over_seeds_a_method_is_one_row(swept):
     swept.done("evaluate", *SUBJECT, *FEW, "over=seed", "hydra.run.dir=mean")
     found, table = metrics(Path("mean")), pd.read_csv("mean/table.csv")

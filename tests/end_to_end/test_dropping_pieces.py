@@ -33,6 +33,7 @@ def asked(commands) -> Path:
     return only("outputs/attribute/*dot*")
 
 
+@pytest.mark.long
 def test_pieces_have_no_self_influence_of_their_row(commands, asked):
     refused = commands.refused("evaluate", f"runs=[{asked}]", "drop=2", "drop_by=self")
     assert "has the self-influence of pieces (e.g. 'd1#1'), whose sum is not that of the whole row" in refused

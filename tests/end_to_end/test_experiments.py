@@ -90,6 +90,7 @@ def test_the_laptops_size_is_said_to_be_taken(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_toy_table_1(commands):
     """Every component alone, on both query sets."""
     commands.done("attribute", "experiment=select_table1", *TINY)
@@ -100,6 +101,7 @@ def test_toy_table_1(commands):
     assert (folder / "report.html").stat().st_size > 10_000 and list((folder / "plots").glob("*.svg"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "jobs"),
     [
@@ -139,6 +141,7 @@ def told(row):
     return f"{said['method']} {said['budget']}"
 
 
+@pytest.mark.long
 def test_the_command_line_replaces_what_an_experiment_sweeps_over(commands):
     overrides = ("metric.plots=false", "budget=0.05,0.2", "method=random,bm25,select")
     err = commands.refused("attribute", "experiment=select_fig4", *TINY, *overrides)

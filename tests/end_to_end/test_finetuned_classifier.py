@@ -50,6 +50,7 @@ def keys(tmp_path, monkeypatch):
             "metric.plots=false")  # fmt: skip
 
 
+@pytest.mark.long
 def test_multistage_and_its_controls_in_one_table(keys, commands):
     both = (*keys, "model.finetuned=after", "dataset.label_column=side")
     commands.done("attribute", *both, "-m", "method=multistage,multistage_dot,repsim,bm25", "hydra.sweep.dir=sweep")
@@ -67,6 +68,7 @@ def test_multistage_and_its_controls_in_one_table(keys, commands):
     assert 0 <= found["bm25/paraphrased/mrr"] <= 1
 
 
+@pytest.mark.long
 def test_what_does_not_go_together_is_one_line(keys, commands):
     both = (*keys, "model.finetuned=after")
     line = commands.refused("attribute", *both, "dataset.label_column=side", "method=ekfac")

@@ -55,6 +55,7 @@ def test_the_study_ends_in_a_page(commands, tmp_path, monkeypatch):
     assert "step 13 was not recorded" in commands.refused("evaluate", *STUDY, "analysis.donors=[13]")
 
 
+@pytest.mark.long
 def test_every_decomposition_has_a_page(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = ["model=grokking_code", "dataset=modular_addition", *TINY, "method=explaind", "dataset.query_limit=5"]

@@ -34,6 +34,7 @@ def hub_folder(tmp_path):
     return make
 
 
+@pytest.mark.long
 def test_olmo_layout_through_all_three_commands(commands, hub_folder):
     folder = hub_folder("olmo", {**SIZES, "tie_word_embeddings": True})
     model = ("model=olmo1b", f"model.pretrained={folder}")

@@ -32,6 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("index/[!.]*/*.npy")}
 
 
+@pytest.mark.long
 def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_of_5, tmp_path):
     own = f"cache_dir={tmp_path}/own"
     said = commands.done("attribute", *BEST, *PARAPHRASED, own)
@@ -73,6 +74,7 @@ def test_the_best_of_all_and_a_second_question_without_a_pass(commands, blocks_o
     assert "blocks are there" in said and "no pass over them" in said and "to be built" not in said
 
 
+@pytest.mark.long
 def test_shares_of_a_sweep_and_a_damaged_block(commands, blocks_of_5, tmp_path):
     own = f"cache_dir={tmp_path}/own"
     commands.done("attribute", *BEST, "dataset.query_sets=[]", "-m", "shard=3/3,1/3,2/3", own, "hydra.sweep.dir=shares")
@@ -95,6 +97,7 @@ def test_shares_of_a_sweep_and_a_damaged_block(commands, blocks_of_5, tmp_path):
     assert files(tmp_path / "own") == expected
 
 
+@pytest.mark.long
 def test_a_classifier(commands):
     task = (
         *("model=logistic", "dataset=digits", "dataset.train=60", "dataset.test=40", "dataset.query_limit=10"),

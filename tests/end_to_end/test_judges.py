@@ -20,6 +20,7 @@ FEW = ("metric.bootstrap=50", "metric.lds.subsets=20", "metric.leave_one_out.exa
 LDS = ("metric=lds", "metric.bootstrap=50", "metric.lds.subsets=20")
 
 
+@pytest.mark.long
 def test_every_metric_of_two_methods(commands):
     for method in ("dot", "ekfac"):
         commands.done("attribute", *TASK, f"method={method}", "self_influence=true", f"hydra.run.dir=runs/{method}")
@@ -65,6 +66,7 @@ def test_two_processes_share_the_trainings(commands, tmp_path):
     pd.testing.assert_frame_equal(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_what_cannot_be_judged_is_one_line(commands):
     commands.done("attribute", *TASK, "method=dot", "candidates=sample", "candidates.b=20", "hydra.run.dir=some")
     line = commands.refused("evaluate", *LDS, "runs=[some]")
@@ -84,6 +86,7 @@ def test_what_cannot_be_judged_is_one_line(commands):
     assert "metric.lds.subsets=3: fewer than 20 tell little" in err
 
 
+@pytest.mark.long
 def test_scores_that_are_called_random_stand_for_themselves(commands):
     commands.done("attribute", *TASK, "method=dot", "hydra.run.dir=run")
     np.save("random.npy", influence.dense(influence.load(only("run/influence.zarr"))).values)
@@ -113,6 +116,7 @@ def test_mistakes_are_one_line(commands, arguments, message):
     assert message in commands.refused("evaluate", *arguments)
 
 
+@pytest.mark.long
 def test_a_language_model(commands):
     """Tampered rows, removal and tail-patch of texts; brittleness of a model that answers nothing is one line."""
     small = [*TINY[:5], "dataset=instructions", "dataset.rows=40", "dataset.tampered=0.2", "dataset.queries=3",

@@ -55,6 +55,7 @@ def scores(folder: str) -> np.ndarray:
     return influence.load(Path(folder) / "influence.zarr")["influence"].values
 
 
+@pytest.mark.long
 def test_the_pages_method_from_a_folder_of_ones_own(commands, signs):
     commands.done("attribute", *QUICK, signs, "method=signs", "method.above=0", "hydra.run.dir=first")
     found = scores("first")

@@ -28,6 +28,7 @@ def interrupted(monkeypatch, place, after: int) -> list[int]:
     return calls
 
 
+@pytest.mark.long
 def test_pruning_goes_on_where_it_was_interrupted(commands, tmp_path, monkeypatch):
     commands.done("evaluate", *PRUNING, f"cache_dir={tmp_path}/straight", "hydra.run.dir=straight")
     of_a_seed = 2 * 3 * 2  # units, rankings, levels

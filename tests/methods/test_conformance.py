@@ -131,6 +131,7 @@ def test_every_pair_and_only_pairs_have_a_finite_score(name, problem, usual):
         assert np.abs(scores.values[exists]).max() <= 1 + TOLERANCE
 
 
+@pytest.mark.long
 @every_method
 def test_neither_batch_size_nor_cache_nor_order_matters(name, configured, make_problem, usual, tmp_path):
     """One example at a time, all examples and columns in another order."""

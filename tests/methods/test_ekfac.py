@@ -67,6 +67,7 @@ def test_a_training_example_that_is_there_twice_helps_its_query_most(make_proble
     np.testing.assert_allclose(*scores[truth], rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ekfac", "logra"])
 def test_random_signs_whatever_the_batches(make_problem, compose, tmp_path, method):
     """Each example's are its own, whatever stands beside it; and not what drawn labels give."""
@@ -87,6 +88,7 @@ def test_the_mlp_alone(wide, compose):
     np.testing.assert_allclose(found["influence"], whole["influence"], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.long
 def test_kept_gradients_and_exact_scores_agree(make_problem, compose, tmp_path):
     problem = make_problem(tmp_path / "cache")
     exact = influence.scores(compose("method=ekfac").attribute(problem)).values
@@ -192,6 +194,7 @@ def test_the_answer_says_how_many_parameters_the_model_has(problem, compose):
     assert found.attrs["parameters"] == problem.components().sizes.sum() > found["size"].sum()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, 5])
 def test_blocks_of_layers_give_the_same_scores_and_hold_less(count, wide, compose, tmp_path, monkeypatch):
     from tdaexp.curvature.score import Scoring

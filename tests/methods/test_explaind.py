@@ -75,6 +75,7 @@ def whole_change(study: Problem) -> np.ndarray:
 PARTS = ("influence", "regularisation", "first_moment")
 
 
+@pytest.mark.long
 def test_all_slices_sum_to_the_change_of_the_model(fresh):
     wanted = whole_change(fresh)
     for keep in ([], ["step"], ["component"], ["query", "output"], ["query", "component", "step", "output"],
@@ -420,6 +421,7 @@ def smallest(study: Problem) -> bool:
     return settings.every == 1 and settings.optimizer == "adamw"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", [KINKED, None], ids=["relu", "gelu"])
 def test_the_entries_are_off_by_what_the_store_says(fresh, module):
     if not smallest(fresh):
@@ -445,6 +447,7 @@ def test_the_entries_are_off_by_what_the_store_says(fresh, module):
         assert rule == "gauss" or float(abs(found["residual"]).max()) < 1e-12  # the sums say nothing of it
 
 
+@pytest.mark.long
 def test_entries_that_are_off_are_told_with_what_to_set(fresh, caplog):
     if not smallest(fresh):
         return

@@ -46,6 +46,7 @@ def assert_near(found, wanted, tolerance=1e-5):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", ["none", "ekfac", "arnoldi method.arnoldi_steps=20"])
 def test_scores_are_those_of_the_dense_inverse(exact, compose, own):
     problem, dense, queries, train = exact
@@ -75,6 +76,7 @@ def of_parts(exact):
     return dense, *([torch.stack([one[name].flatten() for one in side]) for name in PARTS] for side in sides)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_blocks_are_those_of_the_dense_matrix(exact, of_parts, compose, blocks):
     """Each diagonal block is inverted alone, and what lies between them left out."""
@@ -101,12 +103,14 @@ def test_relative_damping_is_that_of_all_blocks_together(exact, compose):
     assert blocks.attrs["damping"] == whole.attrs["damping"]
 
 
+@pytest.mark.long
 def test_relative_damping_is_a_share_of_the_mean_eigenvalue(exact, compose):
     problem, dense, _, _ = exact
     found = compose("method=cg", *FEW, "method.relative_damping=2.0", "method.iterations=1").attribute(problem)
     assert found.attrs["damping"] == pytest.approx(2 * float(dense.trace()) / 512, rel=0.3)  # of eight random vectors
 
 
+@pytest.mark.long
 def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
     problem, dense, queries, train = exact
     keys = ["method.damping=20", "method.batch_size=4", "method.depth=100"]
@@ -137,6 +141,7 @@ def test_over_all_examples_the_factors_are_those_of_ekfac(make_problem, compose,
         assert (found == fitted) is shared
 
 
+@pytest.mark.long
 def test_astra_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compose):
     problem, dense, queries, train = exact
     keys = ["method.damping=50", "method.batch_size=4", "method.steps=100", "method.tolerance=1e-5"]
@@ -199,6 +204,7 @@ def test_the_log_tells_which_part_of_the_model_is_looked_at(name, problem, compo
     assert f"{name}: attributed {size:,} of" in caplog.text
 
 
+@pytest.mark.long
 def test_a_duplicated_training_example_is_positive_and_on_top(make_problem, compose, tmp_path):
     twin = dataclasses.replace(TRAIN[4], id="twin")
     copy = Record("copy", TRAIN[4].prompt, TRAIN[4].completion, ("t4",))

@@ -81,6 +81,7 @@ def dense(settings, problem, name, names):
     return np.linalg.inv(basis @ spectrum @ basis.T + settings.damping * np.eye(len(spectrum)))
 
 
+@pytest.mark.long
 def test_the_second_stage_counts(exact):
     """Other fine-tuning examples give another curvature; another fine-tuned model other gradients."""
     method = MultiStage(damping=1e-3)

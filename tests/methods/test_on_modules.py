@@ -229,6 +229,7 @@ def test_a_whole_network_as_one_block_of_ekfac(solved):
         EKFAC(curvature_blocks="joint").attribute(problem)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SOLVED)
 def test_astra(name, solved):
     problem, dense, q, z, slices = solved(name)

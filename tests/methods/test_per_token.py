@@ -44,6 +44,7 @@ def test_tokens_are_those_of_the_pairs(problem, compose, tmp_path):
             assert np.isfinite(found[f"{side}_share"].values[row, rank]).sum() == example.length
 
 
+@pytest.mark.long
 def test_what_is_computed_again(problem, compose, monkeypatch):
     written = []
     real = BlockStore.write

@@ -143,6 +143,7 @@ def job_of(study: Problem, keep: list[str], rule: str, mode: str = "auto") -> Pa
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep", STEP_AXES[:2], ids=str)
 @pytest.mark.parametrize(("rule", "mode"), [("gauss", "forward"), ("gauss", "reverse"), ("secant", "auto")])
 def test_updates_stay_on_their_device_and_are_not_waited_for(rule, mode, keep, fake):

@@ -22,6 +22,7 @@ def full(problem, compose):
     return compose("method=full").attribute(problem)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_estimate_those_of_the_full_gradient(problem, compose, full, kind):
     """The mean over seeds is right, and products are as close as Johnson and Lindenstrauss have it.

@@ -34,6 +34,7 @@ def scarce(problem, most: int):
     return problem
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_out_of_memory_halves_the_batches_and_goes_on(name, compose, make_problem, tmp_path, caplog):
     method, *more = METHODS[name]
