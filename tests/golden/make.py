@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> bool:
         made[name] = net.found(name)
         seconds = time.process_time() - begun
         lines = differences(case, made[name], before[name]) if name in before else ["is new"]
-        largest = max(sizes(made[name], before.get(name, {})).values(), default=0.0)
+        largest = max(sizes(made[name], before.get(name, {}), CASES[name].tolerance).values(), default=0.0)
         changed |= bool(lines)
         print(f"case {name}: {seconds:.2f} s, {largest:.1e}", *lines, sep="\n  ", flush=True)
     for name in set(before) - set(CASES):

@@ -98,6 +98,15 @@ def test_the_analysis_needs_checkpoints_and_says_how_they_are_made(stores):
         analysed(*stores)
 
 
+def test_checkpoints_are_those_of_one_training_and_each_is_there_once():
+    with pytest.raises(UserError, match=r"runs: two runs are of step 50; name one for each checkpoint"):
+        analysed(store("early", 50), store("late", 50), store("late", 100))
+    other = store("late", 100)
+    other.attrs["config"] = {"model": {"pretrained": "elsewhere/step-100"}}
+    with pytest.raises(UserError, match=r"runs: checkpoints of several trainings \(.*elsewhere, .*kept\); name runs"):
+        analysed(store("early", 50), other)
+
+
 def test_a_budget_that_is_no_share_is_refused():
     with pytest.raises(UserError, match=r"analysis.budget=2: must be above 0 and at most 1"):
         OverCheckpoints(2)

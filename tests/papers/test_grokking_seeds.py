@@ -23,9 +23,12 @@ BALANCE = {"rise_correlation": 1.0, "kernel_peak": 900.0, "regularisation_peak":
 EVIDENCE = Evidence(SimpleNamespace())
 
 
-def write(folder, model: str, betas: list[float], seed: int, numbers: dict[str, float]) -> None:
+def write(
+    folder, model: str, betas: list[float], seed: int, numbers: dict[str, float], draw: str = "generator"
+) -> None:
     folder.mkdir(parents=True)
-    config = {"model": {"name": model, "seed": seed}, "trainer": {"fit": {"betas": betas}}, "analysis": ANALYSIS}
+    config = {"model": {"name": model, "seed": seed}, "trainer": {"fit": {"betas": betas}}, "analysis": ANALYSIS,
+              "dataset": {"draw": draw, "seed": seed}}  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "metrics.json").write_text(json.dumps(numbers))
     pd.DataFrame({"step": [0, 10], "train": [0, 1.0], "test": [0, 0.5]}).to_csv(folder / "accuracy.csv", index=False)
@@ -87,6 +90,12 @@ def test_intervals_are_student_s_over_seeds(studies):
     assert row["mean"] == pytest.approx(0.97) and row["high"] - row["mean"] == pytest.approx(half)
     alone = GrokkingSeeds([str(studies / "text")], reference="grokking 0.98 0.99").run(EVIDENCE).tables["claims"]
     assert math.isnan(alone["low"][0]) and "nan" not in "".join(map(str, alone["cause"]))
+
+
+def test_runs_of_a_setting_that_were_trained_in_another_way_are_not_counted_with_it(studies):
+    write(studies / "other", "grokking", [0.98, 0.99], 1, AT_ONCE, draw="explaind")
+    with pytest.raises(UserError, match=r"'grokking 0.98 0.99' differ in more than seeds, dataset\.draw; give those"):
+        GrokkingSeeds([str(studies / "*")]).run(EVIDENCE)
 
 
 def test_what_is_no_study_is_told_in_one_line(studies, tmp_path):

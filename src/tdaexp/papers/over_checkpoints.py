@@ -7,7 +7,9 @@ end, and what it is worth there (`metrics.over_checkpoints`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -46,9 +48,7 @@ class OverCheckpoints(Analysis):
 
     def run(self, evidence: Evidence) -> Findings:
         """Judge the choice at each checkpoint, in each query set that two or more stores have."""
-        steps = {step_of(store): store for store in evidence.stores}
-        if len(steps) < 2:
-            raise UserError(NEED)
+        steps = _by_step(evidence.stores)
         findings = Findings("Do the chosen components stay while the model is trained?")
         sets: dict[str, dict[int, xr.Dataset]] = {}
         for step in sorted(steps):
@@ -73,13 +73,28 @@ class OverCheckpoints(Analysis):
 KEYS = ("overlap", "halves", "rank", "full", "here", "at_last")
 
 
-def step_of(store: xr.Dataset) -> int:
-    """The step of the checkpoint that a store is of: the last number in its folder's name. Errors (UserError): none."""
-    folder = ((store.attrs.get("config") or {}).get("model") or {}).get("pretrained")
-    step = step_in(str(folder)) if folder else None
-    if step is None:
-        raise UserError(f"{NEED}; a folder's name ends in its step (step-100), and one is {folder}")
-    return step
+def _by_step(stores: Sequence[xr.Dataset]) -> dict[int, xr.Dataset]:
+    """The stores by the step of their checkpoint, the last number in its folder's name.
+
+    Errors (UserError): fewer than two; no number; a step twice; folders that do not lie beside each other.
+    """
+    found: dict[int, xr.Dataset] = {}
+    trainings: set[Path] = set()
+    for store in stores:
+        folder = ((store.attrs.get("config") or {}).get("model") or {}).get("pretrained")
+        step = step_in(str(folder)) if folder else None
+        if folder is None or step is None:
+            raise UserError(f"{NEED}; a folder's name ends in its step (step-100), and one is {folder}")
+        if step in found:
+            raise UserError(f"runs: two runs are of step {step}; name one for each checkpoint")
+        found[step] = store
+        trainings.add(Path(folder).absolute().parent)
+    if len(found) < 2:
+        raise UserError(NEED)
+    if len(trainings) > 1:
+        named = ", ".join(sorted(map(str, trainings)))
+        raise UserError(f"runs: checkpoints of several trainings ({named}); name runs of those of one")
+    return found
 
 
 def _table(steps: list[int], judged: list[AtCheckpoint], store: xr.Dataset, settings: MetricSettings) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tdaexp.metrics.labels import differing, flat_config
 from tdaexp.runtime.errors import UserError
 
 MADE = "python evaluate.py analysis=grokking"
@@ -20,13 +21,15 @@ MADE = "python evaluate.py analysis=grokking"
 
 @dataclass(frozen=True)
 class Study:
-    """One run: its `setting` (`MODEL BETA1 BETA2`) and seed, the keys of its analysis, its metrics, and its curves.
+    """One run: its `setting` (`MODEL BETA1 BETA2`) and seed, what it was `trained` with beside seeds (keys of model,
+    data and fit, flat), the keys of its analysis, its metrics, and its curves.
 
     `accuracy` has the columns step, train, test; `importance` step, kernel, regularisation; None where it made none.
     """
 
     setting: str
     seed: int
+    trained: dict[str, Any]
     analysis: dict[str, Any]
     numbers: dict[str, float]
     accuracy: pd.DataFrame | None
@@ -34,7 +37,9 @@ class Study:
 
 
 def studies_in(places: Sequence[str]) -> list[Study]:
-    """The runs in folders or globs, by setting and seed. Errors (UserError): none there; one seed twice."""
+    """The runs in folders or globs, by setting and seed. Errors (UserError): none there; one seed twice;
+    runs of one setting that were trained in other ways.
+    """
     folders = sorted(
         {Path(one) for place in places for one in glob.glob(place) if (Path(one) / "metrics.json").exists()}
     )
@@ -43,9 +48,16 @@ def studies_in(places: Sequence[str]) -> list[Study]:
         raise UserError(f"analysis.studies: {named} has no finished run; make some with {MADE}, one for each seed")
     found = sorted((_study(folder) for folder in folders), key=lambda one: (one.setting, one.seed))
     for one, other in itertools.pairwise(found):
-        if (one.setting, one.seed) == (other.setting, other.seed):
+        if one.setting != other.setting:
+            continue
+        if one.seed == other.seed:
             raise UserError(
                 f"analysis.studies: model.seed={one.seed} of '{one.setting}' is there twice; name one of them"
+            )
+        if keys := differing([one.trained, other.trained]):
+            raise UserError(
+                f"analysis.studies: runs of '{one.setting}' differ in more than seeds, {', '.join(keys)}; give those "
+                "that belong together, or a setting of its own another model.name"
             )
     return found
 
@@ -58,10 +70,12 @@ def _study(folder: Path) -> Study:
         analysis = config["analysis"]
         setting = " ".join([model["name"], *(f"{beta:g}" for beta in betas)])
         seed, _ = int(model["seed"]), analysis["grafts"]
+        asked = flat_config({"model": model, "dataset": config.get("dataset", {}), "fit": config["trainer"]["fit"]})
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"analysis.studies: {folder} is no run of analysis=grokking ({error!r})") from error
     known = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
-    return Study(setting, seed, analysis, known, _table(folder, "accuracy"), _table(folder, "importance"))
+    trained = {key: value for key, value in asked.items() if key.rpartition(".")[2] != "seed"}
+    return Study(setting, seed, trained, analysis, known, _table(folder, "accuracy"), _table(folder, "importance"))
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame | None:
