@@ -19,6 +19,7 @@ from commands import Commands
 from nursery import intercept
 from parsing import parsed_once
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from tdaexp.runtime import digests
 
@@ -96,6 +97,19 @@ def models() -> Callable[..., PreTrainedModel]:
     from gradient_oracle import shared_model
 
     return shared_model
+
+
+@pytest.fixture
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 nothing is rounded to float32. Attention of BLOOM and routers of experts ask for a softmax in float32,
+    which rounds a row by its place in the batch (the vector unit's body or its tail, other ones on other processors).
+    """
+    softmax = torch.nn.functional.softmax
+
+    def exact(values: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+        return softmax(values, dim, _stacklevel, values.dtype if values.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", exact)
 
 
 @pytest.fixture(scope="session")

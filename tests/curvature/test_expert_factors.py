@@ -14,7 +14,7 @@ from tdaexp.models.components import component_map
 
 
 @pytest.fixture(autouse=True)
-def exact_routers(exact_softmax, monkeypatch):
+def exact_routers(monkeypatch):
     """Routers stay in float64, too, which some make float32 before their softmax (`exact_softmax`)."""
     own = torch.Tensor.to
     monkeypatch.setattr(
