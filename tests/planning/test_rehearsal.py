@@ -16,7 +16,7 @@ from tdaexp.building.tasks import build_problem as build_task
 from tdaexp.building.tasks import load_task
 from tdaexp.building.texts import load_model
 from tdaexp.planning.plan import NotRehearsed, plan_of, planned, tell_plan
-from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP
+from tdaexp.runtime.fake_device import DEVICE, EIGH_FLOP, FakeDevice
 from tdaexp.runtime.rehearsal import Rehearsal, alike, arithmetic, repeated, sampled
 from tdaexp.runtime.rehearsed_store import STORE, rehearsing
 
@@ -197,3 +197,16 @@ def test_small_work_is_planned_only_where_it_is_asked_for(data, tmp_path, caplog
         tell_plan(config)
     assert "plan: none, a pass over all examples takes" in caplog.text
     assert plan_of(config).stages
+
+
+def test_attention_with_fewer_keys_than_queries_is_counted() -> None:
+    query, key = torch.randn(2, 8, 5, 16, requires_grad=True), torch.randn(2, 2, 7, 16, requires_grad=True)
+
+    def attend(device: torch.device) -> None:
+        at = [one.detach().to(device).requires_grad_() for one in (query, key, key)]
+        torch.nn.functional.scaled_dot_product_attention(*at, enable_gqa=True).sum().backward()
+
+    with FakeDevice() as fake:
+        attend(DEVICE)
+    there = sdpa_flop_count(query.shape, key.shape, key.shape)
+    assert fake.flop == there + sdpa_backward_flop_count(query.shape, query.shape, key.shape, key.shape)
