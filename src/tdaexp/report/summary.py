@@ -9,12 +9,13 @@ import pandas as pd
 from tdaexp.report.tables import complete, number, part_of, parts_of, sources, with_interval
 
 TONES = {"+": "good", "−": "bad", "≈": "open", "": "open"}
+UNJUDGED = "Training without the rows judges them all the same: drop=…, or evaluate.py metric=lds."
 
 
 @dataclass(frozen=True)
 class Finding:
     """One part's result: `query_set` its name, `queries` its number of queries in words, `headline`, `details`
-    (sentences), `tone` (good, bad or open: against BM25).
+    (sentences), `tone` (good, bad or open: against BM25; plain: nothing to compare).
     """
 
     query_set: str
@@ -38,8 +39,9 @@ def _finding(name: str, table: pd.DataFrame) -> Finding:
     whole = judged[complete(table)[judged.index]]
     methods = judged if whole.empty else whole
     if methods.empty:
-        reason = "no method was run" if sourced else "no query's source is known"
-        return Finding(name, told, f"No accuracy: {reason}.", apart, "open")
+        if not sourced:
+            return Finding(name, told, "No accuracy: no query's source is known.", [UNJUDGED, *apart], "plain")
+        return Finding(name, told, "No accuracy: no method was run.", apart, "open")
     best = methods.loc[methods["heldout"].idxmax()]
     accuracy = with_interval(best["heldout"], best["heldout_low"], best["heldout_high"])
     equals = methods[methods["heldout"] == best["heldout"]]["method"].tolist()
