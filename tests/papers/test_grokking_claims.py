@@ -80,6 +80,7 @@ def test_the_paper_s_numbers_reproduce_every_claim():
         ({"last/similarity_cyclic/embed": 0.9}, "from the attention decoder on"),
         ({"last/influence_cycles/lm_head": 30.0}, "high to low frequency"),
         ({"lasso_period": 76.0}, "modulus as its period"),
+        ({"lasso_r2": 0.04, "waves_r2": 0.05}, "modulus as its period"),
         ({"swap_best/outer": 0.1}, "outer layers improve"),
         ({"swap_mean/attention": 0.1}, "outer layers improve"),
         ({"systematic_swapped": 0.06}, "systematic"),

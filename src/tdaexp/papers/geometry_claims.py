@@ -11,6 +11,7 @@ from tdaexp.papers.grokking_windows import CYCLIC
 from tdaexp.papers.verdicts import Claim, Numbers, Reading, key
 from tdaexp.report.findings import Statement
 
+FITS = 0.25  # R² from which on a Lasso says what a similarity is about: below it the largest of its waves is noise
 FITS_BETTER = 0.05  # in R², from which on one Lasso explains more than another
 
 
@@ -59,7 +60,7 @@ def _cosine(n: Numbers) -> Statement:
         f"{n['lasso_coefficient']:.3f}, to the period {n['lasso_period']:.0f} (R² {n['lasso_r2']:.2f}); the modulus "
         f"itself has {n['lasso_modulus_coefficient'] + 0.0:.3f}."
     )
-    return said(claim, n["lasso_period"] == n["lasso_modulus"], text)
+    return said(claim, n["lasso_period"] == n["lasso_modulus"] and n["lasso_r2"] >= FITS, text)
 
 
 def _harmonics(n: Numbers) -> Statement:
