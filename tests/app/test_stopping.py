@@ -75,6 +75,7 @@ def test_jobs_side_by_side_end_together(program, whom):
 
 
 @pytest.mark.parametrize("number", WORDS)
+@pytest.mark.long
 def test_where_no_block_is_at_hand_a_run_ends_at_once(program, number):
     process = program.start("method=full", "method.do=load", "logger=none")
     wait_for(program, "outputs/*/*/loading", process)

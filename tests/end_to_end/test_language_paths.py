@@ -22,6 +22,7 @@ def stand_in(commands, cache):
     return only("models/toy_eurollm-*-every2-state", cache)
 
 
+@pytest.mark.long
 def test_the_stand_in_is_decomposed_and_analysed(commands, stand_in):
     commands.done("attribute", "experiment=explaind_eurollm", *STAND_IN)
     folder = only("outputs/attribute/*")
@@ -38,6 +39,7 @@ def test_the_stand_in_is_decomposed_and_analysed(commands, stand_in):
     assert "In toy_eurollm" in text and "The sum of the parts is the simulated change" in text
 
 
+@pytest.mark.long
 def test_the_papers_configuration_on_the_stand_ins_folders(commands, stand_in, tmp_path):
     file = tmp_path / "text.jsonl"
     rows = [{"text": f"Sentence {k} of a text.", "language": "en" if k % 3 else "de"} for k in range(90)]
@@ -61,6 +63,7 @@ def test_the_papers_configuration_on_the_stand_ins_folders(commands, stand_in, t
     assert "only explaind reads a list" in line
 
 
+@pytest.mark.long
 def test_a_recorded_language_model_is_decomposed(commands):
     recorded = [*TINY, "trainer.fit.record=1", "trainer.fit.clip=0", "dataset.query_sets=[paraphrased]",
                 "dataset.query_limit=3"]  # fmt: skip

@@ -100,6 +100,7 @@ def test_the_influence_function_foretells_what_training_again_gives(repository, 
     assert judged["influence function"] > 0.95 > judged["trak"] > 0.4 and abs(judged["random"]) < 0.3
 
 
+@pytest.mark.long
 def test_an_answer_goes_with_the_rows_that_are_named(repository, tmp_path):
     names = run(repository / "docs" / "notebooks" / "quickstart.ipynb", FOLDER=tmp_path, STEPS=250, TRIED=1)
     everything, best, chance = names["result"].iloc[0]

@@ -16,6 +16,7 @@ OWN = ("def chosen(logits, targets, weights):\n"
 
 
 @pytest.mark.parametrize("task", ["text", "classifier"])
+@pytest.mark.long
 def test_a_function_in_the_working_directory(task, commands):
     keys = (*TINY, "method=ekfac", "dataset.query_limit=4", "dataset.query_sets=[paraphrased]", "metric.plots=false")
     if task == "classifier":

@@ -15,6 +15,7 @@ SUBJECT = [text for text in TINY if text.startswith(("model.", "dataset."))]
 QUICK = ("metric.plots=false", "metric.bootstrap=20")
 
 
+@pytest.mark.long
 def test_evaluate_takes_one_model_unless_told_otherwise(commands):
     commands.done("attribute", *TINY, *QUICK, "method=full,bm25", "-m", "seed=0,1")
     err = commands.done("evaluate", *SUBJECT, *QUICK)

@@ -24,6 +24,7 @@ TINY = (
 STAGES = (*TINY, "dataset.people=8", "dataset.relations=2", "dataset.phrasings=2")
 
 
+@pytest.mark.long
 def test_figure_3_over_damping_and_its_baselines(commands):
     commands.done("attribute", "experiment=msif_fig3", *STAGES, "method.damping=1e-2,1e-3")
     commands.done("attribute", "experiment=msif_fig3_baselines", *STAGES)
@@ -89,6 +90,7 @@ def test_table_1_compares_with_converged_conjugate_gradients(commands):
     assert (folder / "plots" / "accuracy_time.svg").exists()
 
 
+@pytest.mark.long
 def test_segments_of_both_stages(commands):
     """Checkpoints and AdamW's state are kept unasked; too long between them, the line says which training is meant."""
     keys = (*STAGES, "experiment=toy_msif", "method=source", "dataset.query_limit=2", "method.segments=2")
@@ -99,6 +101,7 @@ def test_segments_of_both_stages(commands):
     assert influence.load(Path("run/influence.zarr")).attrs["steps"] == [2, 4]
 
 
+@pytest.mark.long
 def test_without_a_second_stage_the_method_says_what_to_do(commands):
     line = commands.refused("attribute", *TINY, "dataset=biographies", "method=multistage")
     assert "one training stage" in line
@@ -106,6 +109,7 @@ def test_without_a_second_stage_the_method_says_what_to_do(commands):
     commands.done("attribute", *told.split(), *STAGES, "dataset.query_limit=2")
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_behind_a_job_that_fails(commands):
     keys = (*TINY[:5], "metric.bootstrap=50", "metric.plots=false", "dataset.people=8", "dataset.query_limit=2")
     code, err = commands("attribute", "-m", "method=random,multistage,bm25", *keys)
@@ -114,6 +118,7 @@ def test_a_sweep_goes_on_behind_a_job_that_fails(commands):
 
 
 @pytest.mark.parametrize("method", ["ekfac", "multistage"])
+@pytest.mark.long
 def test_tokens_of_the_best_pairs_in_file_and_page(method, commands):
     keys = ("experiment=toy_msif", "candidates=all", f"method={method}", "method.damping=0.01", "method.per_token=2")
     commands.done("attribute", *STAGES, *keys, "dataset.query_limit=3", "trainer.precision=float64")

@@ -46,6 +46,7 @@ def test_pruning_goes_on_where_it_was_interrupted(commands, tmp_path, monkeypatc
     assert (abs(single["sparsity"] - single["level"]) * prunable < 0.5 + 1e-9).all()
 
 
+@pytest.mark.long
 def test_subsampling(commands, tmp_path):
     commands.done("attribute", *TASK, "method=explaind", "method.keep=[step,query,output]")
     arguments = [*TASK, "analysis=explaind_subsampling", "analysis.held_out=20", "runs=[outputs/attribute]"]

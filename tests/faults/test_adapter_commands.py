@@ -43,6 +43,7 @@ def test_scores_are_those_of_the_adapted_model(commands, place):
     np.testing.assert_allclose(influence.scores(found).values, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_trained_found_again_and_explained(commands, place):
     model, _, data = place
     arguments = [*small.arguments(model, data, *NEW), "model.name=mine"]

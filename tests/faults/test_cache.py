@@ -57,6 +57,7 @@ def read_only(folder: Path):
         yield
 
 
+@pytest.mark.long
 def test_a_complete_cache_that_cannot_be_written_serves(commands):
     commands.done("attribute", *OWN, "method=ekfac", "hydra.run.dir=first")
     with read_only(Path("own")):

@@ -242,6 +242,7 @@ def test_the_order_of_candidates_is_no_difference():
     assert section.labels == {"one", "two"}
 
 
+@pytest.mark.long
 def test_runs_of_other_draws_stand_apart(commands):
     """Seeds draw other queries and train other models."""
     commands.done(

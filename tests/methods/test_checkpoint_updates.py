@@ -108,6 +108,7 @@ def in_float64(study, cache):
     return explained(study, cache, "component", nodes=8, compute=compute)
 
 
+@pytest.mark.long
 def test_parts_of_llama(study, tmp_path):
     exact = in_float64(study, tmp_path)
     assert dict(exact["influence"].sizes) == {"component": 17, "step": 4}
@@ -134,6 +135,7 @@ def test_the_change_is_that_of_the_mean_loss(study, tmp_path):
     assert float(found["start"].sel(query="all", step=3)) == pytest.approx(-total / count, rel=1e-5)
 
 
+@pytest.mark.long
 def test_groups_sum_to_the_whole(study, tmp_path):
     whole = explained(study, tmp_path, "component")
     parts = explained(study, tmp_path, "component", "query", "train")

@@ -206,6 +206,7 @@ class Writes:
 
 
 @every_method
+@pytest.mark.long
 def test_the_same_bits_again_also_after_kills_and_the_model_is_left_as_it_was(
     name, configured, make_problem, usual, monkeypatch, tmp_path
 ):

@@ -119,6 +119,7 @@ def test_lissa_is_the_dense_inverse_where_every_batch_is_the_whole(exact, compos
     assert_near(found["influence"].values, wanted_scores(problem, inverse, queries, train), 1e-4)
 
 
+@pytest.mark.long
 def test_cg_with_and_without_a_preconditioner_agree(exact, compose):
     """At the same residual, whatever the way there."""
     none, ekfac = (
@@ -177,6 +178,7 @@ def test_arnoldi_is_the_inverse_in_the_span_of_the_dominant_eigenvectors(exact, 
     )
 
 
+@pytest.mark.long
 def test_with_much_damping_all_rank_as_the_dot_product(exact, compose):
     problem = exact[0]
     dot = compose("method=dot", FEW[0]).attribute(problem)["influence"].values

@@ -198,6 +198,7 @@ def layer_matrices(problem, history, names, form, steps, rates):
 
 
 @pytest.mark.parametrize(("form", "stages"), [("sgd", 1), ("adam", 2)])
+@pytest.mark.long
 def test_against_a_dense_transcription(exact, form, stages):
     problem = exact if stages == 2 else exact.after("pretrained")
     method = Source(segments=2, components=NAMES, form=form, checkpoints=2)

@@ -293,6 +293,7 @@ def member(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes(tmp_path: Path) -> None:
     context = mp.spawn(member, (tmp_path,), nprocs=WORLD, join=False)
     try:

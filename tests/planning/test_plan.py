@@ -78,6 +78,7 @@ def test_live_bytes_count_what_is_alive() -> None:
     assert live.now == 0
 
 
+@pytest.mark.long
 def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
     """OLMo-1B over LIMA-shaped text: 2 FLOP per parameter and token forward, and 2 backward, where capture forms no
     gradients of weights; and the products.
@@ -129,6 +130,7 @@ def test_one_rule_for_flop(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
+@pytest.mark.long
 def test_plans_need_no_download(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path,
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -184,6 +186,7 @@ def test_a_run_goes_on_where_its_plan_lacks_what_it_will_fetch(
     assert "of a recorded training the tokenizer is needed" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_checkpoints_and_batches_are_those_of_the_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -209,6 +212,7 @@ def test_checkpoints_and_batches_are_those_of_the_configuration(
     assert stages(one)["simulated updates"][0] == 16 and stages(many)["simulated updates"][0] == 48
 
 
+@pytest.mark.long
 def test_a_model_that_is_shared_out_takes_less_of_each_device(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, of OLMo-1B with 4 layers: an eighth, the tied embedding whole, and three blocks while gathered."""
     asked = (
@@ -230,6 +234,7 @@ def test_a_model_that_is_shared_out_takes_less_of_each_device(capsys: pytest.Cap
     assert shared["loading"][5] > 2 * total / 1e9 and "loading" not in whole
 
 
+@pytest.mark.long
 def test_factors_of_bloomz_take_the_stated_disk(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, per layer with biases: inputs 1025, 1025, 1025, 4097; outputs 3072, 1024, 4096, 1024; 4 partial sums."""
     out = stages(planned(capsys, "model=bloomz560m", "model.shape.n_layer=4", "method=ekfac",

@@ -91,6 +91,7 @@ def configured(folder: Path, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("case", [*METHODS, *(f"{name} of a classifier" for name in ON_TASKS)])
+@pytest.mark.long
 def test_flop_and_disk_are_those_of_the_run(case: str, tmp_path: Path) -> None:
     """Stores as small as these may take less, where many of their numbers are 0; larger ones are in `test_plan`."""
     name, _, task = case.partition(" of a ")

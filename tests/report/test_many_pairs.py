@@ -83,6 +83,7 @@ def small(monkeypatch):
     monkeypatch.setattr("tdaexp.metrics.selection.STUDIED", BLOCK // 8)
 
 
+@pytest.mark.long
 def test_ten_times_the_pairs_take_no_more_than_three_blocks_results(small, tmp_path):
     reported(tmp_path / "first", 20)  # libraries are loaded on first use
     (_, few), (_, many) = (reported(tmp_path / str(count), count) for count in (30, 300))
@@ -92,6 +93,7 @@ def test_ten_times_the_pairs_take_no_more_than_three_blocks_results(small, tmp_p
     assert many < answer, many
 
 
+@pytest.mark.long
 def test_numbers_are_those_of_one_block(tmp_path, monkeypatch):
     whole, _ = reported(tmp_path / "whole", 30)
     monkeypatch.setattr(rows, "BLOCK_BYTES", BLOCK // 5)

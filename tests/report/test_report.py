@@ -169,6 +169,7 @@ def test_everything_is_mirrored(written, stores):
     assert "compared_methods" in logger.tables
 
 
+@pytest.mark.long
 def test_a_report_is_the_same_twice(tmp_path, stores, texts, quick, written):
     write_report(tmp_path, stores, texts, quick)
     for path in sorted(tmp_path.rglob("*.*")):

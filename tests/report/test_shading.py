@@ -63,6 +63,7 @@ def test_the_page_shades_the_pairs_that_have_tokens(tmp_path, store, texts, quic
     assert {row.id for row in rows if not row.shaded} and sum(bool(row.shaded) for row in rows) == 10
 
 
+@pytest.mark.long
 def test_of_several_stores_each_shows_its_own(tmp_path, store, full_store, texts, quick):
     write_report(tmp_path, {"ekfac": store, "full": full_store, "other": store}, texts, quick)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -70,6 +71,7 @@ def test_of_several_stores_each_shows_its_own(tmp_path, store, full_store, texts
     assert text.count('<div class="tokens-of">ekfac</div>') == text.count('<div class="tokens-of">other</div>') >= 20
 
 
+@pytest.mark.long
 def test_without_tokens_there_is_no_legend(tmp_path, full_store, texts, quick):
     write_report(tmp_path, {"full": full_store}, texts, quick)
     assert "Shaded tokens" not in (tmp_path / "report.html").read_text(encoding="utf-8")
