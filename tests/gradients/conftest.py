@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def in_float64(exact_softmax):
-    """See there."""
+    """`exact_softmax` (the tests' own conftest.py), for every test of this folder."""

@@ -200,7 +200,7 @@ def test_small_work_is_planned_only_where_it_is_asked_for(data, tmp_path, caplog
     assert plan_of(config).stages
 
 
-def test_attention_with_fewer_keys_than_queries_is_counted() -> None:
+def test_attention_with_fewer_heads_of_keys_than_of_queries_is_counted() -> None:
     query, key = torch.randn(2, 8, 5, 16, requires_grad=True), torch.randn(2, 2, 7, 16, requires_grad=True)
 
     def attend(device: torch.device) -> None:

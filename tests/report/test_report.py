@@ -194,6 +194,7 @@ def test_without_truth_the_page_says_so(tmp_path, full_store, quick):
     metrics = write_report(tmp_path, {"full": blind}, None, quick)
     assert not [name for name in metrics if "accuracy" in name]
     assert "no query's source is known" in Page((tmp_path / "report.html").read_text()).text
+    assert '<div class="finding plain">' in (tmp_path / "report.html").read_text()  # nothing that is open
 
 
 def test_texts_stay_at_home_where_a_mirror_takes_none(tmp_path, stores, texts, quick):

@@ -119,7 +119,7 @@ def _is_blank(tensor: Tensor) -> bool:
     return tensor.numel() > SMALL and 0 in tensor.stride()
 
 
-# Not torch's own counts of attention, which before 2.12 refuse keys that have fewer heads than queries.
+# Not torch's own counts of attention: those of torch 2.11 refuse keys that have fewer heads than queries.
 def _attention_flop(query: Tensor, key: Tensor, value: Tensor, *_: Any, out_val: Any, **__: Any) -> int:
     """Scores and their product with the values."""
     return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
